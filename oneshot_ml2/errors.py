@@ -1,0 +1,27 @@
+"""Errors that a user can mend; the command line prints them as one line and exits with 2."""
+
+from __future__ import annotations
+
+
+class OneShotError(Exception):
+    """Base of all errors whose message says what to do."""
+
+
+class AcceleratorError(OneShotError, ValueError):
+    """An accelerator that is unknown, broken or outside what VTA can be."""
+
+
+class WorkloadError(OneShotError, ValueError):
+    """A workload with impossible shapes, or tensors that do not fit it."""
+
+
+class CorpusError(OneShotError, ValueError):
+    """A corpus file that is damaged, foreign, or of another schema version."""
+
+
+class WeightsError(OneShotError, ValueError):
+    """Weights that are damaged, foreign, or of another feature version."""
+
+
+class DeviceError(OneShotError, RuntimeError):
+    """A device that does not exist or cannot do what was asked."""
