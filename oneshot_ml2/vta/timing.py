@@ -1,0 +1,621 @@
+"""Cycle-exact, event-driven timing of VTA programs (VTA reference, section 6).
+
+Nothing steps through cycles. The read channel is first-come first-served, so the cycle in which a
+burst is served follows from the bursts before it the moment it is sent; what remains are three kinds
+of events: a burst is sent, a module starts an instruction, a module completes one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from oneshot_ml2.vta.program import (
+    ACC,
+    ALU,
+    C_ALU_OP,
+    C_BOTTOM,
+    C_DRAM,
+    C_FLAGS,
+    C_ITER_IN,
+    C_ITER_OUT,
+    C_LEFT,
+    C_MEM,
+    C_OP,
+    C_RIGHT,
+    C_STRIDE,
+    C_TOP,
+    C_UOP_BGN,
+    C_UOP_END,
+    C_USE_IMM,
+    C_X,
+    C_Y,
+    FINISH,
+    GEMM,
+    INP,
+    LOAD,
+    OUT,
+    POP_NEXT,
+    POP_PREV,
+    PUSH_NEXT,
+    PUSH_PREV,
+    STORE,
+    UOP,
+    WGT,
+    element_bytes,
+)
+
+if TYPE_CHECKING:
+    from oneshot_ml2.accelerator import Accelerator
+    from oneshot_ml2.vta.program import Program
+
+# Entries of `params`.
+P_LOG_BUS, P_BURST, P_LATENCY, P_QUEUE, P_UOP_MASK, P_STORE_ROW, P_STORE_NARROW = range(7)
+P_BYTES = 8  # element bytes by memory id UOP, WGT, INP, ACC, OUT
+P_CAPACITY = 16  # SRAM beats by memory id for narrow tensors, 0 for wide ones
+PARAMS = 24
+# Entries of the counters that `simulate` returns.
+(
+    B_LOAD,
+    B_COMPUTE,
+    B_STORE,
+    B_GEMM,
+    B_ALU,
+    B_READ_BEATS,
+    B_WRITE_BEATS,
+    B_READ_BURSTS,
+    B_WRITE_BURSTS,
+) = range(9)
+COUNTERS = 9
+
+TAGS = 16
+TOKEN_LIMIT = 255
+ITERATIONS = 1 << 14
+_INF = 1 << 60
+_RING = 32
+# The three modules, and the read clients in order of priority.
+_LD, _CP, _ST = 0, 1, 2
+_CLIENTS = 5
+_FETCH = 0
+_CLIENT_OF_MEMORY = (1, 3, 2, 4)
+
+
+def params(accelerator: Accelerator) -> NDArray[np.int64]:
+    """What the timing of an accelerator depends on, as int64 (PARAMS,) for :func:`simulate`."""
+    a = accelerator
+    p = np.zeros(PARAMS, np.int64)
+    p[P_LOG_BUS] = a.bus_bytes.bit_length() - 1
+    p[P_BURST] = a.burst_beats
+    p[P_LATENCY] = a.memory_latency
+    p[P_QUEUE] = a.instruction_queue
+    p[P_UOP_MASK] = (2 << a.isa_uop_bits) - 1
+    p[P_STORE_ROW] = max(1, a.block // a.bus_bytes)
+    sizes = element_bytes(a)
+    p[P_STORE_NARROW] = sizes[OUT] > a.bus_bytes
+    depths = {UOP: a.uop_depth, WGT: a.wgt_depth, INP: a.inp_depth, ACC: a.acc_depth}
+    for memory in (UOP, WGT, INP, ACC, OUT):
+        p[P_BYTES + memory] = sizes[memory]
+    for memory, depth in depths.items():
+        if sizes[memory] > a.bus_bytes:
+            p[P_CAPACITY + memory] = depth * sizes[memory] // a.bus_bytes
+    return p
+
+
+@njit(cache=True, nogil=True)
+def _store_cycles(insn, p, busy):
+    """Execution cycles of a STORE (6.4): its bursts follow one another, undisturbed by reads."""
+    log_bus = p[P_LOG_BUS]
+    burst = p[P_BURST]
+    size = p[P_BYTES + OUT]
+    row = p[P_STORE_ROW]
+    narrow = p[P_STORE_NARROW] != 0
+    x_bytes = insn[C_X] * size
+    address = insn[C_DRAM] * size
+    stride = insn[C_STRIDE] * size
+    bus = 1 << log_bus
+    cycles = 0
+    for _ in range(insn[C_Y]):
+        word = address >> log_bus
+        end = (address + x_bytes + bus - 1) >> log_bus
+        while word < end:
+            n = min(end - word, burst - (word & (burst - 1)))
+            busy[B_WRITE_BEATS] += n
+            busy[B_WRITE_BURSTS] += 1
+            cycles += n + ((n + row - 1) // row + 3 if narrow else 4)
+            word += n
+        address += stride
+    return cycles
+
+
+@njit(cache=True, nogil=True)
+def _operations(insn, p):
+    """Tensor operations of a GEMM or ALU instruction; an extent of 0 runs the counter once around (3.5)."""
+    outer = insn[C_ITER_OUT]
+    if outer == 0:
+        outer = ITERATIONS
+    inner = insn[C_ITER_IN]
+    if inner == 0:
+        inner = ITERATIONS
+    uops = (insn[C_UOP_END] - insn[C_UOP_BGN]) & p[P_UOP_MASK]
+    if uops == 0:
+        uops = p[P_UOP_MASK] + 1
+    return outer * inner * uops
+
+
+@njit(cache=True, nogil=True)
+def _pad(pads, first, last):
+    """Let the pad writer work until cycle ``last``, where data is written in ``first``..``last`` (6.3).
+
+    ``pads`` is (next cycle, zero rows above, zeros beside, data rows to skip, zero rows below), in
+    cycles of work left, updated in place. Zeros need a cycle without data, skipping does not.
+    """
+    for stage in range(1, 5):
+        work = pads[stage]
+        if work == 0:
+            continue
+        now = pads[0]
+        limit = last + 1 if stage == 3 else first
+        done = min(work, max(limit - now, 0))
+        pads[stage] = work - done
+        pads[0] = now + done
+        if done < work:
+            break
+    if pads[0] >= first and pads[1] + pads[2] + pads[3] + pads[4] > 0:
+        pads[0] = max(pads[0], last + 1)
+
+
+@njit(cache=True, nogil=True)
+def _early_end(total, sent, fill, capacity, pad_end, starts, ends, cumulative, bursts):
+    """First cycle at which a narrow loader's outstanding-beat counter reads 0 too early, or _INF (6.3, defect).
+
+    ``total`` beats asked for, the first ``sent`` of them in bursts of known cycles, the last command
+    filled in cycle ``fill``. Beat on the channel in cycle c is counted from c + 3 on.
+    """
+    multiple = total // capacity * capacity
+    while multiple > 0:
+        received = total - multiple
+        if received > sent:
+            return _INF
+        low = max(fill + 1, pad_end + 1)
+        high = _INF
+        for b in range(max(0, bursts - _RING), bursts):
+            j = b % _RING
+            before = cumulative[j] - (ends[j] - starts[j])
+            if before < received <= cumulative[j]:
+                low = max(low, starts[j] + received - before + 3)
+            if before < received + 1 <= cumulative[j]:
+                high = starts[j] + received + 1 - before + 2
+        if low <= high:
+            return low
+        multiple -= capacity
+    return _INF
+
+
+@njit(cache=True, nogil=True)
+def simulate(insns, insn_address, p, trace):
+    """Cycles of a program on an idle accelerator.
+
+    Args:
+        insns: int64 (n, COLUMNS), decoded instructions.
+        insn_address: byte address of the stream in DRAM.
+        p: `params` of the accelerator.
+        trace: int64 (n, 2) to receive every instruction's execution cycles [start, done), -1 where
+            it did not start or end before FINISH, or int64 (0, 2) for none.
+
+    Returns:
+        (cycles, hang, counters): the cycle counter at FINISH, or, if the program hangs, the cycle of the last
+        event; 1 if it hangs; int64 (COUNTERS,), the entries named B_*.
+    """
+    n_insns = insns.shape[0]
+    tracing = trace.shape[0] > 0
+    if tracing:
+        trace[:] = -1
+    log_bus = p[P_LOG_BUS]
+    bus = 1 << log_bus
+    burst = p[P_BURST]
+    burst_mask = burst - 1
+    latency = p[P_LATENCY]
+    queue = p[P_QUEUE]
+    wide_fetch = log_bus > 3
+    chunk = burst if wide_fetch else burst // 2
+
+    busy = np.zeros(COUNTERS, np.int64)
+    # Module queues: instruction index and the cycle of entering, by ring position.
+    ring_insn = np.empty((3, queue), np.int64)
+    ring_time = np.empty((3, queue), np.int64)
+    head = np.zeros(3, np.int64)
+    tail = np.zeros(3, np.int64)
+    held = np.zeros(3, np.int64)
+    # Next event by module: 2 * cycle for "done before this cycle", 2 * cycle + 1 for "starts in this cycle".
+    event = np.full(3, _INF, np.int64)
+    started = np.full(3, -1, np.int64)
+    token = np.zeros(4, np.int64)  # load>compute, compute>load, compute>store, store>compute
+
+    # Read clients: first cycle in which the filled command may be sent, and the rows still to ask for.
+    eligible = np.full(_CLIENTS, _INF, np.int64)
+    c_word = np.zeros(_CLIENTS, np.int64)
+    c_end = np.zeros(_CLIENTS, np.int64)
+    c_rows = np.zeros(_CLIENTS, np.int64)
+    c_address = np.zeros(_CLIENTS, np.int64)
+    c_stride = np.zeros(_CLIENTS, np.int64)
+    c_bytes = np.zeros(_CLIENTS, np.int64)
+    c_module = np.full(_CLIENTS, -1, np.int64)
+    c_delay = np.zeros(_CLIENTS, np.int64)  # last beat on the channel to last execution cycle
+    c_padded = np.zeros(_CLIENTS, np.int64)
+    pads = np.zeros((_CLIENTS, 5), np.int64)
+    # Commands left in the slot by a load that ended early: beats, and whether there is one.
+    orphan = np.zeros(_CLIENTS, np.int64)
+    waiting = np.full(_CLIENTS, _INF, np.int64)
+    # Bursts of a load that could trip over the counter defect.
+    risk_capacity = np.zeros(_CLIENTS, np.int64)
+    risk_total = np.zeros(_CLIENTS, np.int64)
+    risk_sent = np.zeros(_CLIENTS, np.int64)
+    risk_bursts = np.zeros(_CLIENTS, np.int64)
+    risk_starts = np.zeros((_CLIENTS, _RING), np.int64)
+    risk_ends = np.zeros((_CLIENTS, _RING), np.int64)
+    risk_cumulative = np.zeros((_CLIENTS, _RING), np.int64)
+
+    # Read channel: cycles of the last beats of the latest bursts, and the first of them not yet passed.
+    last_beat = np.full(_RING, -1, np.int64)
+    sent = 0
+    passed = 0
+    last_send = -1
+    taken = -_INF
+    server_free = 0
+
+    # Fetch.
+    fetched = 0
+    dispatched = 0
+    base = 0
+    entered = -1  # cycle in which the latest instruction entered its queue
+    entered_before = -1
+    piped = 0
+    pipe_even = -1
+    pipe_odd = -1
+    blocked = -1
+    command = 1
+    want_chunk = n_insns > 0
+    want_dispatch = False
+
+    wake = 0
+    now = 0
+    finish = _INF
+    while True:
+        if want_dispatch:
+            want_dispatch = False
+            blocked = -1
+            wake = 7
+            while dispatched < fetched:
+                if wide_fetch:
+                    while piped < fetched and piped < dispatched + 2:
+                        # Entry into the two-entry pipe: when the last but one has left it.
+                        left = entered_before if piped == dispatched else entered
+                        at = max(base, left + 1)
+                        if piped & 1:
+                            pipe_odd = max(at, pipe_even + 1)
+                            at = pipe_odd
+                        else:
+                            pipe_even = max(at, pipe_odd + 1)
+                            at = pipe_even
+                        piped += 1
+                        if piped == fetched and fetched < n_insns:
+                            want_chunk = True
+                            command = at + 3
+                op = insns[dispatched, C_OP]
+                if op == LOAD:
+                    memory = insns[dispatched, C_MEM]
+                    if memory > ACC:
+                        blocked = 3
+                        break
+                    m = _LD if memory == INP or memory == WGT else _CP
+                elif op == STORE:
+                    m = _ST
+                elif op == GEMM or op == FINISH or (op == ALU and insns[dispatched, C_ALU_OP] <= 3):
+                    m = _CP
+                else:
+                    blocked = 3
+                    break
+                if held[m] >= queue:
+                    blocked = m
+                    break
+                if wide_fetch:
+                    at = max((pipe_odd if dispatched & 1 else pipe_even) + 1, entered + 1, now)
+                else:
+                    at = max(base, entered + 1, now)
+                entered_before = entered
+                entered = at
+                position = tail[m]
+                ring_insn[m, position] = dispatched
+                ring_time[m, position] = at
+                tail[m] = position + 1 if position + 1 < queue else 0
+                held[m] += 1
+                dispatched += 1
+            if not wide_fetch and blocked < 0 and dispatched == fetched and fetched < n_insns:
+                want_chunk = True
+                command = entered + 2
+
+        if want_chunk:
+            want_chunk = False
+            count = min(chunk, n_insns - fetched)
+            if wide_fetch:
+                address = insn_address + 16 * fetched
+                c_word[_FETCH] = address >> log_bus
+                c_end[_FETCH] = (address + 16 * count + bus - 1) >> log_bus
+            else:
+                # One burst, however the stream is aligned.
+                c_word[_FETCH] = 0
+                c_end[_FETCH] = 2 * count
+            c_rows[_FETCH] = 1
+            eligible[_FETCH] = command + 1
+
+        if wake:
+            for m in range(3):
+                if not (wake >> m) & 1 or event[m] != _INF or started[m] >= 0 or held[m] == 0:
+                    continue
+                flags = insns[ring_insn[m, head[m]], C_FLAGS]
+                if m == _LD:
+                    ready = not flags & POP_NEXT or token[1] > 0
+                elif m == _CP:
+                    ready = (not flags & POP_PREV or token[0] > 0) and (not flags & POP_NEXT or token[3] > 0)
+                else:
+                    ready = not flags & POP_PREV or token[2] > 0
+                if ready:
+                    event[m] = 2 * max(now, ring_time[m, head[m]] + 1) + 1
+            wake = 0
+
+        m = _LD
+        if event[_CP] < event[m]:
+            m = _CP
+        if event[_ST] < event[m]:
+            m = _ST
+        next_event = event[m]
+
+        first = min(min(eligible[0], eligible[1]), min(eligible[2], min(eligible[3], eligible[4])))
+        if first < _INF:
+            k = max(first, last_send + 1)
+            if sent >= TAGS:
+                k = max(k, last_beat[(sent - TAGS) % _RING] + 1)
+            while passed < sent and last_beat[passed % _RING] <= k:
+                if last_beat[passed % _RING] == k:
+                    k += 1
+                passed += 1
+            if 2 * k <= next_event and k <= finish + 1:
+                # Send one burst.
+                c = 0
+                while eligible[c] > k:
+                    c += 1
+                now = k
+                last_send = k
+                lost = orphan[c]
+                if lost > 0:
+                    n = lost
+                else:
+                    n = min(c_end[c] - c_word[c], burst - (c_word[c] & burst_mask))
+                # The delay is paid whenever the request queue was empty (6.2, rule 4).
+                if k <= taken:
+                    t = max(k + 1, server_free)
+                else:
+                    t = max(k + 1 + latency, server_free)
+                taken = t
+                server_free = t + n
+                last = t + n
+                last_beat[sent % _RING] = last
+                sent += 1
+                busy[B_READ_BEATS] += n
+                if lost > 0:
+                    orphan[c] = 0
+                    eligible[c] = max(waiting[c], k + 2) if waiting[c] < _INF else _INF
+                    waiting[c] = _INF
+                    continue
+                c_word[c] += n
+                more = True
+                if c_word[c] == c_end[c]:
+                    c_rows[c] -= 1
+                    if c_rows[c] > 0:
+                        c_address[c] += c_stride[c]
+                        c_word[c] = c_address[c] >> log_bus
+                        c_end[c] = (c_address[c] + c_bytes[c] + bus - 1) >> log_bus
+                    else:
+                        more = False
+                eligible[c] = k + 2 if more else _INF
+                if c == _FETCH:
+                    if not more:
+                        fetched = min(fetched + chunk, n_insns)
+                        base = last + (4 if wide_fetch else 2)
+                        want_dispatch = blocked < 0
+                    continue
+                delay = c_delay[c]
+                if c_padded[c]:
+                    _pad(pads[c], t + delay, last + delay - 1)
+                capacity = risk_capacity[c]
+                if capacity > 0:
+                    j = risk_bursts[c] % _RING
+                    risk_sent[c] += n
+                    risk_starts[c, j] = t
+                    risk_ends[c, j] = last
+                    risk_cumulative[c, j] = risk_sent[c]
+                    risk_bursts[c] += 1
+                    remaining = risk_total[c] - risk_sent[c]
+                    if more and c_rows[c] == 1 and remaining <= burst - (c_word[c] & burst_mask):
+                        # The last command is filled in cycle k + 1.
+                        left_pads = pads[c, 1] + pads[c, 2] + pads[c, 3] + pads[c, 4]
+                        if left_pads == 0:
+                            z = _early_end(
+                                risk_total[c],
+                                risk_sent[c],
+                                k + 1,
+                                capacity,
+                                pads[c, 0] - 1,
+                                risk_starts[c],
+                                risk_ends[c],
+                                risk_cumulative[c],
+                                risk_bursts[c],
+                            )
+                            if z < _INF:
+                                orphan[c] = remaining
+                                event[c_module[c]] = 2 * (z + 1)
+                if not more:
+                    final = last + delay
+                    if c_padded[c]:
+                        left_pads = pads[c, 1] + pads[c, 2] + pads[c, 3] + pads[c, 4]
+                        final = max(final, pads[c, 0] + left_pads)
+                    event[c_module[c]] = 2 * (final + 1)
+                continue
+
+        if next_event == _INF:
+            break
+        at = next_event >> 1
+        if at > finish + 1:
+            break
+        now = at
+        i = ring_insn[m, head[m]]
+        flags = insns[i, C_FLAGS]
+        if next_event & 1 == 0:
+            # Done: the last execution cycle was at - 1.
+            wake = 1 << m
+            if m == _LD:
+                if flags & PUSH_NEXT:
+                    token[0] = min(token[0] + 1, TOKEN_LIMIT)
+                    wake |= 1 << _CP
+            elif m == _CP:
+                if flags & PUSH_PREV:
+                    token[1] = min(token[1] + 1, TOKEN_LIMIT)
+                    wake |= 1 << _LD
+                if flags & PUSH_NEXT:
+                    token[2] = min(token[2] + 1, TOKEN_LIMIT)
+                    wake |= 1 << _ST
+            elif flags & PUSH_PREV:
+                token[3] = min(token[3] + 1, TOKEN_LIMIT)
+                wake |= 1 << _CP
+            busy[m] += at - started[m]
+            if tracing:
+                trace[i, 1] = at
+            started[m] = -1
+            event[m] = _INF
+            head[m] = head[m] + 1 if head[m] + 1 < queue else 0
+            held[m] -= 1
+            if blocked == m:
+                want_dispatch = True
+            continue
+
+        if m == _LD:
+            if flags & POP_NEXT:
+                token[1] -= 1
+        elif m == _CP:
+            if flags & POP_PREV:
+                token[0] -= 1
+            if flags & POP_NEXT:
+                token[3] -= 1
+        elif flags & POP_PREV:
+            token[2] -= 1
+        started[m] = at + 1
+        if tracing:
+            trace[i, 0] = at + 1
+        op = insns[i, C_OP]
+        if op == GEMM:
+            cycles = _operations(insns[i], p) + 6
+            busy[B_GEMM] += cycles
+            event[m] = 2 * (at + cycles + 1)
+        elif op == ALU:
+            cycles = _operations(insns[i], p) * (1 if insns[i, C_USE_IMM] else 2) + 6
+            busy[B_ALU] += cycles
+            event[m] = 2 * (at + cycles + 1)
+        elif op == FINISH:
+            finish = at + 1
+            event[m] = 2 * (at + 2)
+        elif insns[i, C_X] == 0:
+            event[m] = 2 * (at + 2)
+        elif op == STORE:
+            event[m] = 2 * (at + _store_cycles(insns[i], p, busy) + 1) if insns[i, C_Y] > 0 else _INF
+        else:
+            event[m] = _INF
+            rows = insns[i, C_Y]
+            if rows == 0:
+                # The RTL never ends this one; the module stays occupied.
+                continue
+            memory = insns[i, C_MEM]
+            if memory == UOP:
+                c = 1
+            elif memory == INP:
+                c = 2
+            elif memory == WGT:
+                c = 3
+            else:
+                c = 4
+            size = p[P_BYTES + memory]
+            address = insns[i, C_DRAM] * size
+            row_bytes = insns[i, C_X] * size
+            c_address[c] = address
+            c_bytes[c] = row_bytes
+            c_stride[c] = insns[i, C_STRIDE] * size
+            c_rows[c] = rows
+            c_word[c] = address >> log_bus
+            c_end[c] = (address + row_bytes + bus - 1) >> log_bus
+            c_module[c] = m
+            capacity = p[P_CAPACITY + memory]
+            narrow = capacity > 0
+            c_delay[c] = 3 if narrow else 2
+            top = insns[i, C_TOP]
+            bottom = insns[i, C_BOTTOM]
+            sides = insns[i, C_LEFT] + insns[i, C_RIGHT]
+            if top + bottom + sides > 0:
+                width = insns[i, C_X] + sides
+                c_padded[c] = 1
+                pads[c, 0] = at + 2 if narrow else at + 1
+                pads[c, 1] = top * width
+                pads[c, 2] = rows * sides
+                pads[c, 3] = rows if sides == 0 and bottom > 0 else 0
+                pads[c, 4] = bottom * width
+            else:
+                c_padded[c] = 0
+            first_eligible = at + 2 + top
+            if orphan[c] > 0:
+                waiting[c] = first_eligible
+            else:
+                eligible[c] = first_eligible
+            risk_capacity[c] = 0
+            if narrow and rows * row_bytes >= capacity << log_bus:
+                risk_capacity[c] = capacity
+                risk_total[c] = rows * (row_bytes >> log_bus)
+                risk_sent[c] = 0
+                risk_bursts[c] = 0
+                if top + bottom + sides == 0:
+                    pads[c, :] = 0
+
+    busy[B_READ_BURSTS] = sent
+    if finish == _INF:
+        return now, 1, busy
+    return finish, 0, busy
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Cycles of one run; ``trace`` is int64 (n, 2), the execution cycles [start, done) of every instruction.
+
+    ``hang``: the program never reaches FINISH (``cycles`` is then the cycle of the last event).
+    """
+
+    cycles: int
+    hang: bool
+    load_busy: int
+    compute_busy: int
+    store_busy: int
+    gemm: int
+    alu: int
+    read_beats: int
+    write_beats: int
+    read_bursts: int
+    write_bursts: int
+    trace: NDArray[np.int64] | None = None
+
+
+def measure(program: Program, trace: bool = False) -> Timing:
+    """Time a program from launch to FINISH on its own accelerator."""
+    table = np.empty((len(program.insns) if trace else 0, 2), np.int64)
+    insns = np.ascontiguousarray(program.insns, np.int64)
+    cycles, hang, busy = simulate(insns, program.insn_address, params(program.accelerator), table)
+    return Timing(int(cycles), bool(hang), *(int(value) for value in busy), trace=table if trace else None)
