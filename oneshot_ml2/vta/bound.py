@@ -1,0 +1,96 @@
+"""The engine bound: cycles below which no schedule of a task can go, without any search (design, section 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.vta.packing import blocks
+from oneshot_ml2.workload import Dense, Workload
+
+
+@dataclass(frozen=True)
+class EngineBound:
+    """Cycles that each engine needs at least, counted in blocks padded to the accelerator's.
+
+    Attributes:
+        gemm_ops_real: GEMM operations that touch at least one real input element.
+        gemm_ops_all: those that only read zero padding included.
+        compute: cycles of the compute engine: real GEMMs, initialising the output elements, the epilogue's stages.
+        read_beats: cycles of the read port: each weight, second operand and used input element once.
+        store_cycles: cycles of the store engine.
+        bound: the largest of the three.
+        limiting: ``compute``, ``read`` or ``store``: which one that is.
+        real_macs: multiplications of unpadded channels and images with a real input element.
+        macs_per_cycle: what the GEMM array does at its best, BATCH * BLOCK * BLOCK.
+    """
+
+    gemm_ops_real: int
+    gemm_ops_all: int
+    compute: int
+    read_beats: int
+    store_cycles: int
+    bound: int
+    limiting: str
+    real_macs: int
+    macs_per_cycle: int
+
+    def utilization(self, cycles: float | None = None) -> float:
+        """True multiplications per cycle as a share of the array's peak, at ``cycles`` (default: at the bound)."""
+        return self.real_macs / (self.macs_per_cycle * (self.bound if cycles is None else cycles))
+
+
+def engine_bound(workload: Workload, accelerator: Accelerator) -> EngineBound:
+    """The engine bound of a task (design, section 5; rates from VTA reference 6.1, 6.2 and 6.4).
+
+    A bias takes the cheapest of: a tensor ADD (2 cycles an element), a GEMM with a constant input tile (1 for as many
+    as ``bias_bits`` needs), or a LOAD ACC at its beats in place of the reset. A residual takes one GEMM with an
+    identity weight tile an element.
+    """
+    conv = workload.as_conv2d() if isinstance(workload, Dense) else workload
+    epilogue, bus = workload.epilogue, accelerator.bus_bytes
+    nb = blocks(conv.n, accelerator.batch)
+    ib, ob = blocks(conv.c, accelerator.block), blocks(conv.k, accelerator.block)
+    elements = nb * ob * conv.out_h * conv.out_w
+    gemm_real = nb * ob * ib * conv.real_tap_pairs
+    gemm_all = elements * ib * conv.r * conv.s
+
+    compute = gemm_real + elements * epilogue.immediate_stages
+    read_bytes = ob * ib * conv.used_taps * accelerator.wgt_bytes + nb * ib * conv.used_pixels * accelerator.inp_bytes
+    if epilogue.residual:
+        compute += elements
+        read_bytes += elements * accelerator.inp_bytes + accelerator.wgt_bytes
+
+    # How an output element starts and gets its bias: (compute cycles, bytes read) of each form.
+    forms = [(elements, 0)]
+    if epilogue.bias:
+        constant_gemms = -(-(1 << epilogue.bias_bits) // (accelerator.block << 14))
+        acc_bytes = elements * accelerator.acc_bytes
+        forms = [
+            (3 * elements, ob * accelerator.acc_bytes),
+            (
+                elements * (1 + constant_gemms),
+                constant_gemms * (ob * accelerator.wgt_bytes + accelerator.inp_bytes),
+            ),
+            (-(-acc_bytes // bus), acc_bytes),
+        ]
+    out_beats = -(-elements * accelerator.inp_bytes // bus)
+    # A narrow OUT element costs one more SRAM read for each batch row (VTA reference, 6.4).
+    narrow = accelerator.inp_bytes > bus
+    store = out_beats + (out_beats // max(1, accelerator.block // bus) if narrow else 0)
+
+    costs = [(compute + cycles, -(-(read_bytes + extra) // bus)) for cycles, extra in forms]
+    total_compute, read_beats = min(costs, key=lambda cost: (max(*cost, store), cost))
+    bound = max(total_compute, read_beats, store)
+    limiting = {store: "store", read_beats: "read", total_compute: "compute"}[bound]
+    return EngineBound(
+        gemm_ops_real=gemm_real,
+        gemm_ops_all=gemm_all,
+        compute=total_compute,
+        read_beats=read_beats,
+        store_cycles=store,
+        bound=bound,
+        limiting=limiting,
+        real_macs=workload.real_macs,
+        macs_per_cycle=accelerator.batch * accelerator.block**2,
+    )

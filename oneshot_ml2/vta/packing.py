@@ -1,0 +1,81 @@
+"""VTA's packed tensor layouts (VTA reference, 8.1): whole GEMM tiles, zero where channels or batch do not fill them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.errors import WorkloadError
+
+
+def blocks(size: int, block: int) -> int:
+    """How many blocks hold ``size`` channels (or images)."""
+    return -(-size // block)
+
+
+def pack_activation(tensor: NDArray[np.int8], accelerator: Accelerator) -> NDArray[np.int8]:
+    """(N,C,H,W) -> (NB,CB,H,W,BATCH,BLOCK), or (N,C) -> (NB,CB,BATCH,BLOCK); C-contiguous, a new array.
+
+    Raises:
+        WorkloadError: neither two nor four dimensions.
+    """
+    if tensor.ndim not in (2, 4):
+        raise WorkloadError(f"an activation has shape {tensor.shape}; expected (n, c, h, w) or (n, c)")
+    n, c = tensor.shape[:2]
+    batch, block = accelerator.batch, accelerator.block
+    nb, cb, space = blocks(n, batch), blocks(c, block), tensor.shape[2:]
+    full = np.zeros((nb * batch, cb * block, *space), dtype=tensor.dtype)
+    full[:n, :c] = tensor
+    split = full.reshape(nb, batch, cb, block, *space)
+    return np.ascontiguousarray(split.transpose(0, 2, *range(4, split.ndim), 1, 3))
+
+
+def unpack_activation(packed: NDArray[np.int8], shape: tuple[int, ...]) -> NDArray[np.int8]:
+    """The inverse of :func:`pack_activation` for the unpadded ``shape`` (N,C,H,W) or (N,C); C-contiguous.
+
+    Raises:
+        WorkloadError: ``packed`` cannot hold a tensor of that shape.
+    """
+    if packed.ndim != len(shape) + 2 or len(shape) not in (2, 4):
+        raise WorkloadError(f"a packed activation has shape {packed.shape}; it cannot hold {shape}")
+    nb, cb, batch, block = *packed.shape[:2], *packed.shape[-2:]
+    fits = (nb, cb) == (blocks(shape[0], batch), blocks(shape[1], block)) and packed.shape[2:-2] == tuple(shape[2:])
+    if not fits:
+        raise WorkloadError(f"a packed activation has shape {packed.shape}; it cannot hold {shape}")
+    split = packed.transpose(0, packed.ndim - 2, 1, packed.ndim - 1, *range(2, packed.ndim - 2))
+    full = split.reshape(nb * batch, cb * block, *shape[2:])
+    return np.ascontiguousarray(full[: shape[0], : shape[1]])
+
+
+def pack_weight(tensor: NDArray[np.int8], accelerator: Accelerator) -> NDArray[np.int8]:
+    """(O,I,KH,KW) -> (OB,IB,KH,KW,BLOCK_out,BLOCK_in), or (O,I) -> (OB,IB,BLOCK,BLOCK); C-contiguous, a new array.
+
+    Raises:
+        WorkloadError: neither two nor four dimensions.
+    """
+    if tensor.ndim not in (2, 4):
+        raise WorkloadError(f"a weight has shape {tensor.shape}; expected (o, i, kh, kw) or (o, i)")
+    o, i = tensor.shape[:2]
+    block = accelerator.block
+    ob, ib, space = blocks(o, block), blocks(i, block), tensor.shape[2:]
+    full = np.zeros((ob * block, ib * block, *space), dtype=tensor.dtype)
+    full[:o, :i] = tensor
+    split = full.reshape(ob, block, ib, block, *space)
+    return np.ascontiguousarray(split.transpose(0, 2, *range(4, split.ndim), 1, 3))
+
+
+def pack_bias(bias: NDArray[np.int32], accelerator: Accelerator) -> NDArray[np.int32]:
+    """(O,) -> (OB,BATCH,BLOCK), repeated for each row of the batch; C-contiguous, a new array.
+
+    Raises:
+        WorkloadError: not one dimension.
+    """
+    if bias.ndim != 1:
+        raise WorkloadError(f"a bias has shape {bias.shape}; expected (o,)")
+    block = accelerator.block
+    full = np.zeros(blocks(len(bias), block) * block, dtype=np.int32)
+    full[: len(bias)] = bias
+    return np.ascontiguousarray(
+        np.broadcast_to(full.reshape(-1, 1, block), (len(full) // block, accelerator.batch, block))
+    )

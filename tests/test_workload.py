@@ -1,0 +1,260 @@
+"""Workloads: shapes, costs, text forms, and the reference against naive loops."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from oneshot_ml2.errors import WorkloadError
+from oneshot_ml2.workload import Conv2d, Dense, Epilogue, Workload, read_layers, read_workloads, workload_from_dict
+
+PLAIN = Epilogue(shift=0, clip=None)
+FULL = Epilogue(bias=True, bias_bits=12, residual_shift=3, shift=5, clip=(-100, 90))
+
+
+def _wrap(value: int, bits: int) -> int:
+    half = 1 << (bits - 1)
+    return (value + half) % (2 * half) - half
+
+
+def _finish(epilogue: Epilogue, total: int, bias: int, residual: int) -> int:
+    """The epilogue on one Python integer."""
+    total = _wrap(total, 32)
+    if epilogue.bias:
+        total = _wrap(total + bias, 32)
+    if epilogue.residual_shift is not None:
+        total = _wrap(total + residual * 2**epilogue.residual_shift, 32)
+    total //= 2**epilogue.shift
+    if epilogue.clip is not None:
+        total = max(min(total, epilogue.clip[1]), epilogue.clip[0])
+    return _wrap(total, 8)
+
+
+def _naive_conv(conv: Conv2d, tensors: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    out = np.zeros(conv.output_shape, np.int8)
+    data, weight = tensors["data"].tolist(), tensors["weight"].tolist()
+    for index in np.ndindex(*out.shape):
+        n, k, oh, ow = index
+        total = 0
+        for c in range(conv.c):
+            for r in range(conv.r):
+                for s in range(conv.s):
+                    y = oh * conv.strides[0] + r * conv.dilations[0] - conv.pads[0]
+                    x = ow * conv.strides[1] + s * conv.dilations[1] - conv.pads[2]
+                    if 0 <= y < conv.h and 0 <= x < conv.w:
+                        total += data[n][c][y][x] * weight[k][c][r][s]
+        bias = int(tensors["bias"][k]) if "bias" in tensors else 0
+        residual = int(tensors["residual"][index]) if "residual" in tensors else 0
+        out[index] = _finish(conv.epilogue, total, bias, residual)
+    return out
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        Conv2d(1, 3, 5, 4, 5, 3, 3, padding=1),
+        Conv2d(2, 5, 6, 7, 3, 3, 2, stride=(2, 1), padding=(1, 0, 0, 1), epilogue=FULL),
+        Conv2d(1, 2, 9, 9, 3, 3, 3, padding=2, dilation=2, epilogue=PLAIN),
+        Conv2d(1, 2, 1, 1, 3, 3, 3, padding=(4, 4), dilation=(3, 2), epilogue=FULL),
+        Conv2d(1, 2, 7, 3, 2, 7, 1, padding=(3, 0), epilogue=dataclasses.replace(FULL, clip=None)),
+        Conv2d(3, 4, 5, 5, 2, 1, 1, stride=2, epilogue=Epilogue(shift=15, clip=(-32768, 32767))),
+    ],
+    ids=str,
+)
+def test_conv_reference_equals_naive_loops(conv: Conv2d) -> None:
+    tensors = conv.random_inputs(np.random.default_rng(3))
+    result = conv.reference(tensors)
+    assert result.dtype == np.int8
+    np.testing.assert_array_equal(result, _naive_conv(conv, tensors))
+
+
+@pytest.mark.parametrize("epilogue", [Epilogue(), PLAIN, FULL])
+def test_dense_reference_equals_naive_loops(epilogue: Epilogue) -> None:
+    dense = Dense(3, 21, 5, epilogue)
+    tensors = dense.random_inputs(np.random.default_rng(4))
+    result = dense.reference(tensors)
+    for n, k in np.ndindex(3, 5):
+        total = sum(int(a) * int(b) for a, b in zip(tensors["data"][n], tensors["weight"][k]))
+        bias = int(tensors["bias"][k]) if "bias" in tensors else 0
+        residual = int(tensors["residual"][n, k]) if "residual" in tensors else 0
+        assert result[n, k] == _finish(epilogue, total, bias, residual)
+    as_conv = {key: value[..., None, None] if value.ndim == 2 else value for key, value in tensors.items()}
+    np.testing.assert_array_equal(dense.as_conv2d().reference(as_conv)[:, :, 0, 0], result)
+
+
+def test_accumulators_wrap_at_32_bits() -> None:
+    dense = Dense(1, 1, 2, Epilogue(bias=True, bias_bits=30, residual_shift=6, shift=15, clip=None))
+    sums = np.array([[2**31 - 1, -(2**31)]], dtype=np.int64)
+    tensors: dict[str, Any] = {"bias": np.array([1, -1], np.int32), "residual": np.zeros((1, 2), np.int8)}
+    np.testing.assert_array_equal(dense.epilogue.apply(sums, tensors), [[_wrap(-(2**16), 8), _wrap(2**16 - 1, 8)]])
+
+
+def test_random_inputs_cover_their_ranges() -> None:
+    conv = Conv2d(1, 64, 20, 20, 64, 3, 3, padding=1, epilogue=dataclasses.replace(FULL, bias_bits=2))
+    tensors = conv.random_inputs(np.random.default_rng(0))
+    for name, (shape, dtype) in conv.tensor_specs.items():
+        assert tensors[name].shape == shape
+        assert tensors[name].dtype == dtype
+    assert (tensors["data"].min(), tensors["data"].max()) == (-128, 127)
+    assert (tensors["bias"].min(), tensors["bias"].max()) == (-4, 4)
+    again = conv.random_inputs(np.random.default_rng(0))
+    assert all(np.array_equal(tensors[name], again[name]) for name in tensors)
+
+
+def test_shapes_and_costs() -> None:
+    conv = Conv2d(1, 64, 56, 56, 128, 3, 3, stride=2, padding=1)
+    assert conv.output_shape == (1, 128, 28, 28)
+    assert conv.strides == (2, 2)
+    assert conv.pads == (1, 1, 1, 1)
+    assert conv.dilations == (1, 1)
+    assert conv.shape_key == (64, 128, (3, 3), (28, 28), (2, 2))
+    assert conv.macs == 128 * 28 * 28 * 64 * 9
+    assert conv.real_macs == 128 * 64 * (3 * 28 - 1) ** 2
+    # Stride 2 with one pad: row -1 is padding, the last row is read.
+    assert conv.used_pixels == 56 * 56
+    assert conv.compulsory_bytes == 64 * 56 * 56 + 128 * 64 * 9 + 128 * 28 * 28
+    skip = Conv2d(1, 8, 7, 7, 8, 1, 1, stride=2, epilogue=Epilogue(bias=True, residual_shift=0))
+    assert skip.used_pixels == 16
+    assert skip.compulsory_bytes == 8 * 16 + 64 + 32 + 2 * 8 * 16
+    dense = Dense(4, 100, 10, Epilogue(bias=True))
+    assert dense.macs == dense.real_macs == 4000
+    assert dense.compulsory_bytes == 400 + 1000 + 40 + 40
+    assert dense.output_shape == (4, 10)
+    assert dense.shape_key == Dense(9, 100, 10).shape_key == Conv2d(1, 100, 1, 1, 10, 1, 1).shape_key
+
+
+def test_used_taps_of_a_padded_pixel() -> None:
+    conv = Conv2d(1, 1, 1, 1, 1, 3, 3, padding=1)
+    assert (conv.used_taps, conv.used_pixels, conv.real_tap_pairs, conv.macs) == (1, 1, 1, 9)
+
+
+def test_identity_is_by_value() -> None:
+    one = Conv2d(1, 8, 9, 9, 8, 3, 3, stride=1, padding=1)
+    two = Conv2d(1, 8, 9, 9, 8, 3, 3, stride=(1, 1), padding=(1, 1, 1, 1), dilation=[1, 1])
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one != dataclasses.replace(two, epilogue=FULL)
+    assert Conv2d(np.int64(1), 8, 9, 9, 8, 3, 3, padding=(1, 1)) == one  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [Conv2d(1, 3, 30, 31, 40, 7, 5, stride=(2, 1), padding=(3, 2, 1, 0)), Dense(2, 3, 4, FULL), Dense(2, 3, 4, PLAIN)],
+    ids=str,
+)
+def test_dict_round_trip(workload: Workload) -> None:
+    data = json.loads(json.dumps(workload.to_dict()))
+    assert workload_from_dict(data) == workload
+    assert type(workload).from_dict(data) == workload
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"c": 0}, "conv2d c is 0; allowed: 1 to"),
+        ({"h": 2.5}, "conv2d h is 2.5; allowed: an integer"),
+        ({"k": True}, "conv2d k is True"),
+        ({"stride": 0}, "conv2d stride is 0"),
+        ({"stride": (1, 2, 3)}, "conv2d stride is .* or 2 of them"),
+        ({"padding": (1, 2, 3)}, "conv2d padding is .*2 or 4"),
+        ({"padding": 3}, "allowed in height: 0 to 2"),
+        ({"padding": (0, 0, 0, 3)}, "allowed in width: 0 to 2"),
+        ({"padding": -1}, "conv2d padding is -1"),
+        ({"h": 2}, "conv2d height is 2; allowed: at least 3"),
+        ({"w": 4, "dilation": 2}, "conv2d width is 4; allowed: at least 5"),
+        ({"epilogue": {"shift": 1}}, "conv2d epilogue is"),
+    ],
+)
+def test_impossible_convolutions(change: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {"n": 1, "c": 8, "h": 9, "w": 9, "k": 8, "r": 3, "s": 3}
+    with pytest.raises(WorkloadError, match=message):
+        Conv2d(**(values | change))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias": 1},
+        {"bias_bits": 31},
+        {"residual_shift": 7},
+        {"shift": 16},
+        {"shift": -1},
+        {"clip": (1, 0)},
+        {"clip": (0, 1 << 15)},
+        {"clip": 127},
+        {"clip": (1, 2, 3)},
+    ],
+)
+def test_impossible_epilogues(options: dict[str, Any]) -> None:
+    with pytest.raises(WorkloadError, match=f"epilogue {next(iter(options))} is .*; allowed"):
+        Epilogue(**options)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"op": "pool"}, "op is 'pool'; allowed: conv2d, dense"),
+        ({"n": 1}, "op is None"),
+        ([], "op is None"),
+        ({"op": "dense", "n": 1, "c": 2}, "dense: missing k"),
+        ({"op": "dense", "n": 1, "c": 2, "k": 3, "groups": 2}, "dense: unknown key 'groups'"),
+        ({"op": "dense", "n": 1, "c": 2, "k": 3, "epilogue": {"relu": True}}, "epilogue: unknown key 'relu'"),
+        ({"op": "dense", "n": 1, "c": 2, "k": 3, "epilogue": 8}, "epilogue is 8; allowed: a table"),
+    ],
+)
+def test_foreign_dicts(data: Any, message: str) -> None:
+    with pytest.raises(WorkloadError, match=message):
+        workload_from_dict(data)
+
+
+def test_tensors_must_fit() -> None:
+    conv = Conv2d(1, 4, 5, 5, 4, 3, 3, epilogue=FULL)
+    tensors = conv.random_inputs(np.random.default_rng(0))
+    for name in tensors:
+        with pytest.raises(WorkloadError, match=f"missing '{name}'"):
+            conv.reference({key: value for key, value in tensors.items() if key != name})
+        with pytest.raises(WorkloadError, match=f"{name} is "):
+            conv.reference(tensors | {name: tensors[name].astype(np.int16)})
+        with pytest.raises(WorkloadError, match=f"{name} is "):
+            conv.reference(tensors | {name: tensors[name][:-1]})
+    with pytest.raises(WorkloadError, match="unexpected 'scale'"):
+        conv.reference(tensors | {"scale": tensors["bias"]})
+    with pytest.raises(WorkloadError, match="bias reaches 5000; allowed by bias_bits: at most 4096"):
+        conv.reference(tensors | {"bias": np.full(4, -5000, np.int32)})
+
+
+def test_read_workloads(tmp_path: Path) -> None:
+    path = tmp_path / "list.toml"
+    path.write_text(
+        '[[workload]]\nname = "fc"\ncount = 2\nop = "dense"\nn = 1\nc = 2\nk = 3\n'
+        '[[workload]]\nop = "conv2d"\nn = 1\nc = 2\nh = 3\nw = 3\nk = 4\nr = 1\ns = 1\nepilogue = { shift = 0 }\n',
+        encoding="utf-8",
+    )
+    first, second = read_layers(path)
+    assert (first.name, first.count, first.workload) == ("fc", 2, Dense(1, 2, 3))
+    assert (second.name, second.count) == ("1", 1)
+    assert second.workload == Conv2d(1, 2, 3, 3, 4, 1, 1, epilogue=PLAIN)
+    assert read_workloads(path) == [first.workload, second.workload]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[workload]\n", "not TOML"),
+        ("a = 1\n", r"expected \[\[workload\]\] tables"),
+        ('[[workload]]\nname = "x"\nop = "dense"\nn = 0\nc = 1\nk = 1\n', "workload x: dense n is 0"),
+        ('[[workload]]\nop = "dense"\ncount = 0\nn = 1\nc = 1\nk = 1\n', "workload 0: count is 0"),
+    ],
+)
+def test_broken_lists(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "list.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(WorkloadError, match=message):
+        read_workloads(path)
+    with pytest.raises(WorkloadError, match="cannot read"):
+        read_workloads(tmp_path / "absent.toml")
