@@ -379,10 +379,12 @@ def simulate(insns, insn_address, p, trace):
             k = max(first, last_send + 1)
             if sent >= TAGS:
                 k = max(k, last_beat[(sent - TAGS) % _RING] + 1)
-            while passed < sent and last_beat[passed % _RING] <= k:
-                if last_beat[passed % _RING] == k:
+            # No sending beside a last beat (6.2, rule 2).
+            q = passed
+            while q < sent and last_beat[q % _RING] <= k:
+                if last_beat[q % _RING] == k:
                     k += 1
-                passed += 1
+                q += 1
             if 2 * k <= next_event and k <= finish + 1:
                 # Send one burst.
                 c = 0
@@ -390,6 +392,7 @@ def simulate(insns, insn_address, p, trace):
                     c += 1
                 now = k
                 last_send = k
+                passed = q
                 lost = orphan[c]
                 if lost > 0:
                     n = lost
