@@ -1,0 +1,122 @@
+"""Traced networks: shapes, counts and the epilogues that the graph implies."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.models import build, model_names, trace, trace_module
+from oneshot_ml2.workload import Conv2d, Dense, Epilogue
+
+RELU = Epilogue(bias=True)
+RESIDUAL = Epilogue(bias=True, residual_shift=4)
+LINEAR = Epilogue(bias=True, clip=(-128, 127))
+
+
+def test_resnet18() -> None:
+    layers = trace("resnet18")
+    found = {layer.name: layer for layer in layers}
+    assert sum(layer.count for layer in layers) == 21
+    # The published 1.81 G multiplications of ResNet-18 at 224 x 224.
+    assert sum(layer.count * layer.workload.macs for layer in layers) == 1_814_073_344
+    assert layers[0].name == "conv1"
+    assert layers[0].workload == Conv2d(1, 3, 224, 224, 64, 7, 7, 2, 3, epilogue=RELU)
+    assert found["layer1.0.conv1"].workload == Conv2d(1, 64, 56, 56, 64, 3, 3, 1, 1, epilogue=RELU)
+    assert found["layer1.0.conv2"].workload == Conv2d(1, 64, 56, 56, 64, 3, 3, 1, 1, epilogue=RESIDUAL)
+    assert found["layer1.0.conv1"].count == found["layer1.0.conv2"].count == 2
+    assert found["layer2.0.conv1"].workload == Conv2d(1, 64, 56, 56, 128, 3, 3, 2, 1, epilogue=RELU)
+    assert found["layer2.0.shortcut.0"].workload == Conv2d(1, 64, 56, 56, 128, 1, 1, 2, 0, epilogue=LINEAR)
+    assert layers[-1].name == "fc"
+    assert layers[-1].workload == Dense(1, 512, 1000, LINEAR)
+
+
+def test_unmerged_layers_are_in_order() -> None:
+    layers = trace("resnet18", merge=False)
+    assert len(layers) == 21
+    assert all(layer.count == 1 for layer in layers)
+    assert [layer.name for layer in layers[:3]] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "macs"),
+    [("resnet34", 37, 3_663_761_408), ("resnet50", 54, 4_089_184_256), ("vgg16", 16, 15_470_264_320)],
+)
+def test_published_sizes(name: str, count: int, macs: int) -> None:
+    layers = trace(name)
+    assert sum(layer.count for layer in layers) == count
+    assert sum(layer.count * layer.workload.macs for layer in layers) == macs
+
+
+def test_vgg16_has_no_residual() -> None:
+    layers = trace("vgg16")
+    assert [layer.workload.epilogue for layer in layers] == [RELU] * (len(layers) - 1) + [LINEAR]
+    assert layers[-3].workload == Dense(1, 25088, 4096, RELU)
+
+
+def test_size_and_batch() -> None:
+    first = trace("resnet18", size=64, batch=3)[0].workload
+    assert first == Conv2d(3, 3, 64, 64, 64, 7, 7, 2, 3, epilogue=RELU)
+    assert trace("resnet18", size=64, batch=3)[-1].workload == Dense(3, 512, 1000, LINEAR)
+    with pytest.raises(OneShotError, match="at least 1"):
+        trace("resnet18", size=0)
+    with pytest.raises(OneShotError, match="cannot be traced"):
+        trace("vgg16", size=8)
+
+
+def test_unknown_model_names_the_closest() -> None:
+    with pytest.raises(OneShotError, match="no model 'resnet-18'; did you mean 'resnet18'") as caught:
+        trace("resnet-18")
+    assert all(name in str(caught.value) for name in model_names())
+
+
+def test_built_module_runs() -> None:
+    import torch
+
+    module = build("resnet18")
+    assert not module.training
+    with torch.inference_mode():
+        assert module(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
+
+
+def test_epilogues_of_a_module_of_ones_own() -> None:
+    import torch
+    from torch import Tensor, nn
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(4, 8, 3, padding=1, bias=False)
+            self.b = nn.Conv2d(8, 8, (1, 3), stride=(2, 1), padding=(0, 1))
+            self.c = nn.Conv2d(4, 8, 1, stride=(2, 1), bias=False)
+            self.d = nn.Linear(8, 5, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.a(x)
+            b = self.b(torch.relu(a))
+            # c is computed last, so it takes the sum; b has no further stage.
+            y = (b + self.c(x)).relu()
+            return self.d(y.mean((2, 3)))  # type: ignore[no-any-return]
+
+    layers = {layer.name: layer.workload for layer in trace_module(Net(), (2, 4, 6, 6))}
+    assert layers["a"] == Conv2d(2, 4, 6, 6, 8, 3, 3, padding=1, epilogue=Epilogue())
+    assert layers["b"].epilogue == LINEAR
+    assert layers["b"].output_shape == (2, 8, 3, 6)
+    assert layers["c"].epilogue == Epilogue(residual_shift=4)
+    assert layers["d"] == Dense(2, 8, 5, Epilogue(clip=(-128, 127)))
+
+
+def test_unsupported_modules_are_refused() -> None:
+    from torch import nn
+
+    with pytest.raises(OneShotError, match="grouped"):
+        trace_module(nn.Sequential(nn.Conv2d(8, 8, 3, groups=8)), (1, 8, 9, 9))
+    with pytest.raises(OneShotError, match="cannot be traced"):
+        trace_module(nn.Sequential(nn.Conv2d(8, 8, 3)), (1, 4, 9, 9))
+
+
+def test_import_is_light() -> None:
+    code = "import sys, oneshot_ml2.models; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
