@@ -1,0 +1,65 @@
+"""Who runs a program, and what it says afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.errors import DeviceError
+from oneshot_ml2.schedule import BatchResult, Reason, ScheduleSpace
+
+if TYPE_CHECKING:
+    from oneshot_ml2.vta.program import Program
+
+_LATER = {"driver": "a VTA driver library", "rpc": "a board behind a TVM RPC tracker"}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Outcome of one program.
+
+    ``cycles``: clock cycles, -1 where invalid; ``seconds``: cycles at the accelerator's clock, NaN where
+    invalid; ``busy``: busy cycles of load, compute and store.
+    """
+
+    valid: bool
+    reason: Reason
+    cycles: int
+    seconds: float
+    busy: tuple[int, int, int]
+
+
+class Device(Protocol):
+    """Something that runs programs and times them."""
+
+    @property
+    def name(self) -> str:
+        """What corpora record as the device, e.g. ``sim``."""
+
+    def measure_schedules(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> BatchResult:
+        """Lower and time the schedules at ``indices`` (n,) of a space; invalid ones carry their reason."""
+
+    def measure(self, programs: Sequence[Program]) -> list[Measurement]:
+        """Time lowered programs, one `Measurement` each, in order."""
+
+
+def open_device(spec: str) -> Device:
+    """The device that a specification names; ``sim`` is the embedded simulator.
+
+    Raises:
+        DeviceError: a device that this version does not have.
+    """
+    if spec == "sim":
+        from oneshot_ml2.device.simulated import SimulatorDevice
+
+        return SimulatorDevice()
+    scheme = spec.partition(":")[0]
+    if scheme in _LATER:
+        raise DeviceError(
+            f"device {spec!r}: {scheme}: devices ({_LATER[scheme]}) come in a later version; use 'sim' until then"
+        )
+    raise DeviceError(f"no device {spec!r}; there are: sim")

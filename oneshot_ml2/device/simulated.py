@@ -1,0 +1,44 @@
+"""The embedded cycle-exact simulator as a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.device import Measurement
+from oneshot_ml2.schedule import BatchResult, Reason, ScheduleSpace
+
+if TYPE_CHECKING:
+    from oneshot_ml2.vta.program import Program
+
+
+class SimulatorDevice:
+    """Times programs with `vta.timing`; deterministic, so one repetition is enough."""
+
+    name = "sim"
+
+    def measure_schedules(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> BatchResult:
+        """See `Device.measure_schedules`; one batched call, which lowers and times in compiled code."""
+        return space.measure(indices)
+
+    def measure(self, programs: Sequence[Program]) -> list[Measurement]:
+        """See `Device.measure`."""
+        from oneshot_ml2.vta import timing
+
+        measurements = []
+        for program in programs:
+            timed = timing.measure(program)
+            seconds = timed.cycles / (program.accelerator.clock_mhz * 1e6)
+            measurements.append(
+                Measurement(
+                    valid=not timed.hang,
+                    reason=Reason.DEADLOCK if timed.hang else Reason.VALID,
+                    cycles=-1 if timed.hang else timed.cycles,
+                    seconds=float("nan") if timed.hang else seconds,
+                    busy=(timed.load_busy, timed.compute_busy, timed.store_busy),
+                )
+            )
+        return measurements

@@ -1,0 +1,59 @@
+"""A schedule space with closed-form cycles, so that corpora and collecting are tested without a backend.
+
+Run as a program, it collects like the command line does, in a process (and workers) that know the space.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+import numpy as np
+
+from oneshot_ml2 import schedule
+from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.schedule import BatchResult, Knob, Reason
+
+SPACE_VERSION = 3
+schedule._BACKENDS["fake"] = "fake_space"
+
+
+def knobs(workload, accelerator):
+    if workload.k == 13:
+        raise OneShotError("13 channels do not fit")
+    count = 8 if workload.c >= 64 else 3
+    return tuple(Knob(f"k{j}", tuple(1 << i for i in range(count))) for j in range(6))
+
+
+def canonical(workload, accelerator, values):
+    values = values.copy()
+    values[values[:, 0] == 1, 5] = 1
+    return values
+
+
+def validity(workload, accelerator, values):
+    limit = 64 if workload.c >= 64 else 8
+    return np.where(values[:, 1] * values[:, 2] > limit, Reason.SRAM_OVERFLOW, Reason.VALID).astype(np.uint8)
+
+
+def lower(workload, accelerator, values):
+    raise NotImplementedError
+
+
+def measure_batch(workload, accelerator, values):
+    time.sleep(float(os.environ.get("FAKE_DELAY", "0")))
+    reason = validity(workload, accelerator, values)
+    away = np.log2(values).astype(np.int64) - np.array([2, 1, 2, 0, 1, 2])
+    cycles = workload.macs // 64 + accelerator.memory_latency + 10 * (away**2).sum(axis=1)
+    valid = reason == Reason.VALID
+    return BatchResult(reason, np.where(valid, cycles, -1), np.where(valid[:, None], np.stack([cycles] * 3, 1), 0))
+
+
+if __name__ == "__main__":
+    from oneshot_ml2 import collect
+
+    arguments = argparse.ArgumentParser()
+    collect.add_arguments(arguments)
+    sys.exit(collect.run(arguments.parse_args()))
