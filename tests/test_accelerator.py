@@ -143,3 +143,22 @@ def test_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(capsys.readouterr().out)
     assert sorted(data) == preset_names()
     assert data["pynq"]["LOG_BLOCK"] == 4
+
+
+def test_held_out_accelerators_are_unseen() -> None:
+    sets = Path(__file__).parent.parent / "datasets" / "accelerators"
+    training, held_out = (
+        [Accelerator.load(path) for path in sorted((sets / name).glob("*.json"))] for name in ("train", "heldout")
+    )
+    assert len(set(training)) == len(training) >= 24
+    assert len(set(held_out)) == len(held_out) >= 8
+    assert {Accelerator.load(name) for name in ("pynq", "ultra96", "zcu104", "de10nano")} <= set(training)
+    fields = ("log_block", "log_batch", "bus_bits", "burst_len_bits", "memory_latency")
+    srams = ("log_uop_buff_size", "log_inp_buff_size", "log_wgt_buff_size", "log_acc_buff_size")
+    for chip in held_out:
+        for other in training:
+            differing = sum(getattr(chip, field) != getattr(other, field) for field in fields)
+            differing += any(getattr(chip, field) != getattr(other, field) for field in srams)
+            assert differing >= 2
+    trained = {(chip.block, chip.batch, chip.bus_bits) for chip in training}
+    assert 3 * sum((chip.block, chip.batch, chip.bus_bits) not in trained for chip in held_out) >= len(held_out)

@@ -13,6 +13,7 @@ import pytest
 from oneshot_ml2.errors import WorkloadError
 from oneshot_ml2.workload import Conv2d, Dense, Epilogue, Workload, read_layers, read_workloads, workload_from_dict
 
+LISTS = Path(__file__).parent.parent / "datasets" / "workloads"
 PLAIN = Epilogue(shift=0, clip=None)
 FULL = Epilogue(bias=True, bias_bits=12, residual_shift=3, shift=5, clip=(-100, 90))
 
@@ -258,3 +259,19 @@ def test_broken_lists(tmp_path: Path, text: str, message: str) -> None:
         read_workloads(path)
     with pytest.raises(WorkloadError, match="cannot read"):
         read_workloads(tmp_path / "absent.toml")
+
+
+def test_training_shares_no_shape_with_what_it_is_tested_on() -> None:
+    training = {workload.shape_key for workload in read_workloads(LISTS / "train.toml")}
+    for name in ("excluded.toml", "heldout.toml", "resnet18.toml"):
+        assert not training & {workload.shape_key for workload in read_workloads(LISTS / name)}
+
+
+def test_sizes_of_the_lists() -> None:
+    training, held_out = read_layers(LISTS / "train.toml"), read_layers(LISTS / "heldout.toml")
+    assert sum(layer.name.startswith("filling") for layer in training) >= 150
+    assert len(held_out) >= 60
+    for layers in (training, held_out):
+        assert len({layer.workload for layer in layers}) == len(layers)
+        assert len({layer.name for layer in layers}) == len(layers)
+        assert all(layer.workload.macs <= 250_000_000 for layer in layers)

@@ -1,0 +1,162 @@
+"""Write the training and the held-out accelerators: ``python datasets/make_accelerators.py``.
+
+Seeded: the same files every time. Each set fills the space of what the ISA and the memory system allow; the rules that
+make an accelerator "unseen" are asserted before anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.errors import AcceleratorError
+
+FOLDER = Path(__file__).parent / "accelerators"
+SEED = 20240
+# Presets that belong to the training set; zcu104 is the same VTA as ultra96.
+PRESETS = ("pynq", "ultra96", "de10nano", "b8", "b32", "b2x16", "b4x8", "half", "tsim")
+TRAINING, HELD_OUT = 32, 12
+# (block, batch, bus bits) that no training accelerator has.
+RESERVED = ((16, 2, 128), (32, 2, 64), (8, 2, 128), (32, 1, 128), (16, 1, 256))
+CANDIDATES = 64
+
+
+def triple(chip: Accelerator) -> tuple[int, int, int]:
+    """(block, batch, bus bits)."""
+    return chip.block, chip.batch, chip.bus_bits
+
+
+def differences(one: Accelerator, two: Accelerator) -> int:
+    """In how many of block, batch, SRAM sizes, bus, burst and latency two accelerators differ.
+
+    Strict on purpose: the SRAMs count once, and only where one differs both in bytes and in elements; latencies count
+    from a ratio of 1.25 on.
+    """
+    sizes = [
+        (
+            (chip.log_uop_buff_size, chip.uop_depth),
+            (chip.log_inp_buff_size, chip.inp_depth),
+            (chip.log_wgt_buff_size, chip.wgt_depth),
+            (chip.log_acc_buff_size, chip.acc_depth),
+        )
+        for chip in (one, two)
+    ]
+    latencies = sorted((one.memory_latency, two.memory_latency))
+    return (
+        (one.block != two.block)
+        + (one.batch != two.batch)
+        + any(a[0] != b[0] and a[1] != b[1] for a, b in zip(*sizes))
+        + (one.bus_bits != two.bus_bits)
+        + (one.burst_len_bits != two.burst_len_bits)
+        + (latencies[1] >= 1.25 * latencies[0])
+    )
+
+
+def draw(rng: np.random.Generator, triples: list[tuple[int, int, int]]) -> Accelerator:
+    """A random accelerator that has one of ``triples`` and obeys the ISA (VTA reference, 1.3)."""
+    while True:
+        block, batch, bus = triples[rng.integers(len(triples))]
+        log_block, log_batch = block.bit_length() - 1, batch.bit_length() - 1
+        uop, inp = int(rng.integers(11, 14)), int(rng.integers(9, 13))
+        wgt, acc = int(rng.integers(7, 12)), int(rng.integers(9, 12))
+        burst, latency = int(rng.integers(4, 9)), round(float(np.exp(rng.uniform(0, np.log(200)))))
+        name = (
+            f"{batch}x{block}_{uop + 2}_{inp + log_batch + log_block}_{wgt + 2 * log_block}_"
+            f"{acc + log_batch + log_block + 2}_bus{bus}_burst{1 << burst}_lat{latency}"
+        )
+        try:
+            return Accelerator(
+                log_batch=log_batch,
+                log_block=log_block,
+                log_uop_buff_size=uop + 2,
+                log_inp_buff_size=inp + log_batch + log_block,
+                log_wgt_buff_size=wgt + 2 * log_block,
+                log_acc_buff_size=acc + log_batch + log_block + 2,
+                bus_bits=bus,
+                burst_len_bits=burst,
+                memory_latency=latency,
+                name=name,
+                extra=(("TARGET", '"sim"'), ("HW_VER", '"0.0.2"')),
+            )
+        except AcceleratorError:
+            continue
+
+
+def legal_triples() -> list[tuple[int, int, int]]:
+    """Every (block, batch, bus) whose batch rows are whole bus words, or whose elements fit in one."""
+    every = [(block, batch, bus) for block in (8, 16, 32) for batch in (1, 2, 4) for bus in (64, 128, 256)]
+    return [(block, batch, bus) for block, batch, bus in every if block * 8 >= bus or batch * block * 8 <= bus]
+
+
+def place(chip: Accelerator) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Position in the unit cube of all parameters, in which the sets are spread out."""
+    return np.array(
+        [
+            (chip.log_block - 3) / 2,
+            chip.log_batch / 2,
+            (np.log2(chip.bus_bits) - 6) / 2,
+            (chip.burst_len_bits - 4) / 4,
+            np.log(chip.memory_latency) / np.log(200),
+            (np.log2(chip.uop_depth) - 11) / 2,
+            (chip.log_inp_depth - 9) / 3,
+            (chip.log_wgt_depth - 7) / 4,
+            (chip.log_acc_depth - 9) / 2,
+        ]
+    )
+
+
+def spread(
+    rng: np.random.Generator,
+    chosen: list[Accelerator],
+    count: int,
+    triples: list[tuple[int, int, int]],
+    away: list[Accelerator],
+) -> list[Accelerator]:
+    """``chosen`` filled up to ``count``: each time the candidate that lies farthest from those there are.
+
+    Candidates differ from each of ``away`` in at least two parameters.
+    """
+    chosen = list(chosen)
+    while len(chosen) < count:
+        candidates = [draw(rng, triples) for _ in range(CANDIDATES)]
+        candidates = [chip for chip in candidates if all(differences(chip, other) >= 2 for other in away)]
+        if not candidates:
+            continue
+        there = np.array([place(chip) for chip in chosen]) if chosen else np.full((1, 9), 0.5)
+        gaps = [np.abs(there - place(chip)).sum(axis=1).min() for chip in candidates]
+        chosen.append(candidates[int(np.argmax(gaps))])
+    return chosen
+
+
+def check(training: list[Accelerator], held_out: list[Accelerator]) -> None:
+    """The rules of an unseen accelerator (design, section 5)."""
+    assert len(set(training)) == len(training) >= 24
+    assert len(set(held_out)) == len(held_out) >= 8
+    assert all(differences(chip, other) >= 2 for chip in held_out for other in training)
+    trained = {triple(chip) for chip in training}
+    assert 3 * sum(triple(chip) not in trained for chip in held_out) >= len(held_out)
+
+
+def main() -> None:
+    """Make both sets, check them, and replace the files."""
+    rng = np.random.default_rng(SEED)
+    ordinary = [item for item in legal_triples() if item not in RESERVED]
+    training = spread(rng, [Accelerator.load(name) for name in PRESETS], TRAINING, ordinary, [])
+    new = spread(rng, [], len(RESERVED), list(RESERVED), training)
+    held_out = spread(rng, new, HELD_OUT, sorted({triple(chip) for chip in training}), training)
+    check(training, held_out)
+    for folder, chips in (("train", training), ("heldout", held_out)):
+        path = FOLDER / folder
+        path.mkdir(parents=True, exist_ok=True)
+        for old in path.glob("*.json"):
+            old.unlink()
+        for chip in chips:
+            data = json.loads(chip.to_json())
+            (path / f"{chip.name}.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
