@@ -312,12 +312,14 @@ class _Sampler:
             _, first = np.unique(batch, return_index=True)
             batch = batch[np.sort(first)]
             batch = batch[~np.isin(batch, self.indices) & ~np.isin(batch, picked)]
-            if not len(batch):
-                continue
-            invalid = self.space.validity(batch) != Reason.VALID
-            keep = np.flatnonzero(~invalid | (np.cumsum(invalid) <= invalid_left))[: n - len(picked)]
-            invalid_left -= int(invalid[keep].sum())
-            picked = np.concatenate([picked, batch[keep]])
+            while len(batch) and len(picked) < n:
+                # Telling validity costs about as much as measuring: look at few more than are needed.
+                few = max(2 * (n - len(picked)), 64)
+                part, batch = batch[:few], batch[few:]
+                invalid = self.space.validity(part) != Reason.VALID
+                keep = np.flatnonzero(~invalid | (np.cumsum(invalid) <= invalid_left))[: n - len(picked)]
+                invalid_left -= int(invalid[keep].sum())
+                picked = np.concatenate([picked, part[keep]])
         return picked
 
     def _uniform(self) -> Iterator[NDArray[np.int64]]:
