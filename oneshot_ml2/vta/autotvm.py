@@ -253,9 +253,7 @@ def _instruction_bound(task: NDArray[np.int64], value: NDArray[np.int64]) -> int
     reset, gemm, _ = _uop_counts(task, value)
     threads = value[OC_NTHREAD] * value[H_NTHREAD]
     steps, stages = task[G_CI] // value[TILE_CI], task[G_ALU]
-    tiles = (
-        task[G_NB] * (task[G_OH] // value[TILE_H]) * (task[G_OW] // value[TILE_W]) * (task[G_CO] // value[TILE_CO])
-    )
+    tiles = task[G_NB] * (task[G_OH] // value[TILE_H]) * (task[G_OW] // value[TILE_W]) * (task[G_CO] // value[TILE_CO])
     loads = threads * (2 + stages)
     if threads * (reset + gemm + stages) > task[G_UOP]:
         loads = tiles * (1 + steps + stages)
@@ -315,11 +313,6 @@ def _reason(task: NDArray[np.int64], value: NDArray[np.int64]) -> int:
         return _FIELD_OVERFLOW
     if max(tw, tci, tco, th, kw, kh) > _MAX_ITER or acc > _MAX_ITER or tci * kh * kw * tco > _MAX_SIZE:
         return _FIELD_OVERFLOW
-    # A tile of nothing but padding would be a LOAD without rows or columns, which hangs or does nothing (3.3).
-    if padded:
-        last_y, last_x = (task[G_OH] - th) * task[G_SH] - ph, (task[G_OW] - tw) * task[G_SW] - pw
-        if ih <= ph or iw <= pw or last_y >= height or last_x >= width:
-            return _FIELD_OVERFLOW
     if _instruction_bound(task, value) > _MAX_INSTRUCTIONS:
         return _INSTRUCTION_OVERFLOW
     return _VALID
@@ -554,9 +547,7 @@ def _emit_loads(
         y, x, stride = _pattern(tci, ih, iw, height, width)
     rows[i, C_MEM] = INP
     rows[i, C_SRAM] = t * tci * ih * iw
-    rows[i, C_DRAM] = (
-        task[G_INP_BASE] + ((b * task[G_CI] + ci0 * tci) * height + top_y + top) * width + left_x + left
-    )
+    rows[i, C_DRAM] = task[G_INP_BASE] + ((b * task[G_CI] + ci0 * tci) * height + top_y + top) * width + left_x + left
     rows[i, C_Y] = y
     rows[i, C_X] = x
     rows[i, C_STRIDE] = stride
@@ -742,9 +733,7 @@ def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64
     return Program(accelerator, rows[:count].copy(), uops, insn_address, uop_address, buffers)
 
 
-def programs(
-    workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]
-) -> Iterator[NDArray[np.int64]]:
+def programs(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """The instructions (m, COLUMNS) of valid schedules (n, 7), each a view that the next one overwrites."""
     task, _, _ = _task(workload, accelerator)
     values = np.ascontiguousarray(values, dtype=np.int64)
