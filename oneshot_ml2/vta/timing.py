@@ -599,6 +599,7 @@ def simulate(insns, insn_address, p, trace):
 class Timing:
     """Cycles of one run; ``trace`` is int64 (n, 2), the execution cycles [start, done) of every instruction.
 
+    ``*_busy``: execution cycles of the three modules; ``gemm``, ``alu``: of compute's, those of such instructions.
     ``hang``: the program never reaches FINISH (``cycles`` is then the cycle of the last event).
     """
 
@@ -621,4 +622,17 @@ def measure(program: Program, trace: bool = False) -> Timing:
     table = np.empty((len(program.insns) if trace else 0, 2), np.int64)
     insns = np.ascontiguousarray(program.insns, np.int64)
     cycles, hang, busy = simulate(insns, program.insn_address, params(program.accelerator), table)
-    return Timing(int(cycles), bool(hang), *(int(value) for value in busy), trace=table if trace else None)
+    return Timing(
+        cycles=int(cycles),
+        hang=bool(hang),
+        load_busy=int(busy[B_LOAD]),
+        compute_busy=int(busy[B_COMPUTE]),
+        store_busy=int(busy[B_STORE]),
+        gemm=int(busy[B_GEMM]),
+        alu=int(busy[B_ALU]),
+        read_beats=int(busy[B_READ_BEATS]),
+        write_beats=int(busy[B_WRITE_BEATS]),
+        read_bursts=int(busy[B_READ_BURSTS]),
+        write_bursts=int(busy[B_WRITE_BURSTS]),
+        trace=table if trace else None,
+    )

@@ -1,0 +1,259 @@
+"""Replay of programs measured on the VTA RTL: do our cycles, traces and memories equal them?"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.errors import CorpusError
+
+SCHEMA = "vta-rtl-runs/1"
+# Files are small; they are timed again and again for this long.
+_TIMED_SECONDS = 0.2
+_COLUMNS = (
+    "insns",
+    "insn_offset",
+    "uops",
+    "uop_offset",
+    "insn_address",
+    "uop_address",
+    "dram_size",
+    "dram_seed",
+    "cycles",
+    "trace",
+    "hang",
+    "assertion",
+)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """One file of measured runs, the columns as in the file; ``insns`` are decoded, int64 (all, COLUMNS).
+
+    ``pipelined``: whether the RTL had its pipelined units; others are not modelled.
+    """
+
+    path: Path
+    accelerator: Accelerator
+    pipelined: bool
+    insns: NDArray[np.int64]
+    insn_bytes: NDArray[np.uint8]
+    insn_offset: NDArray[np.int64]
+    uops: NDArray[np.uint32]
+    uop_offset: NDArray[np.int64]
+    insn_address: NDArray[np.int64]
+    uop_address: NDArray[np.int64]
+    dram_size: NDArray[np.int64]
+    dram_seed: NDArray[np.int64]
+    cycles: NDArray[np.int64]
+    trace: NDArray[np.int64]
+    hang: NDArray[np.bool_]
+    assertion: NDArray[np.bool_]
+    dram_sha256: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.cycles)
+
+    def program(self, run: int) -> NDArray[np.int64]:
+        """Decoded instructions of one run, int64 (n, COLUMNS)."""
+        return self.insns[self.insn_offset[run] : self.insn_offset[run + 1]]
+
+    def micro_ops(self, run: int) -> NDArray[np.uint32]:
+        """Micro-op image of one run, uint32 (m,)."""
+        return self.uops[self.uop_offset[run] : self.uop_offset[run + 1]]
+
+    def expected_trace(self, run: int) -> NDArray[np.int64]:
+        """Measured execution cycles [start, done) of one run, int64 (n, 2), -1 if not seen."""
+        return self.trace[self.insn_offset[run] : self.insn_offset[run + 1]]
+
+    def dram(self, run: int) -> NDArray[np.uint8]:
+        """DRAM image before one run, uint8 (dram_size,): random bytes, the micro-ops, the instructions."""
+        image = np.random.default_rng(int(self.dram_seed[run])).integers(0, 256, int(self.dram_size[run]), np.uint8)
+        stream = self.insn_bytes[self.insn_offset[run] : self.insn_offset[run + 1]].ravel()
+        for address, part in (
+            (int(self.uop_address[run]), self.micro_ops(run).astype("<u4").view(np.uint8)),
+            (int(self.insn_address[run]), stream),
+        ):
+            if address < 0 or address + len(part) > len(image):
+                raise CorpusError(f"{self.path}: run {run} does not fit its DRAM image of {len(image)} bytes")
+            image[address : address + len(part)] = part
+        return image
+
+
+def read_runs(path: str | Path) -> Runs:
+    """Read a file of measured runs.
+
+    Raises:
+        CorpusError: no such file, not HDF5, truncated, another schema, or columns that do not fit together.
+        AcceleratorError: an accelerator that is not valid.
+    """
+    import h5py
+
+    from oneshot_ml2.vta import isa
+
+    path = Path(path)
+    if not path.is_file():
+        raise CorpusError(f"{path}: no such file")
+    try:
+        with h5py.File(path, "r") as file:
+            schema = _attribute(file.attrs, "schema", path)
+            if schema != SCHEMA:
+                raise CorpusError(f"{path}: schema is {schema!r}; expected {SCHEMA!r}")
+            accelerator_json = json.loads(_attribute(file.attrs, "accelerator", path))
+            missing = [name for name in _COLUMNS if name not in file]
+            if missing:
+                raise CorpusError(f"{path}: missing columns {', '.join(missing)}; is the file complete?")
+            columns = {name: file[name][:] for name in _COLUMNS}
+            sums = file["dram_sha256"][:] if "dram_sha256" in file else [b""] * len(columns["cycles"])
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        if isinstance(error, CorpusError):
+            raise
+        raise CorpusError(f"{path}: not a readable HDF5 file of measured runs ({error})") from error
+    pipelined = accelerator_json.pop("PIPELINED_GEMM", True)
+    accelerator = Accelerator.from_json(accelerator_json, name=path.stem)
+    offsets = {}
+    for offset, size in (("insn_offset", len(columns["insns"])), ("uop_offset", len(columns["uops"]))):
+        values = offsets[offset] = columns[offset].astype(np.int64)
+        ordered = len(values) == len(columns["cycles"]) + 1 and values[0] == 0 and (np.diff(values) >= 0).all()
+        if not ordered or values[-1] != size:
+            raise CorpusError(f"{path}: {offset} does not fit the file's columns; is the file complete?")
+    runs = len(columns["cycles"])
+    sizes_fit = all(len(columns[name]) == runs for name in _COLUMNS[4:9] + ("hang", "assertion")) and len(sums) == runs
+    if not sizes_fit or columns["insns"].shape[1:] != (16,) or columns["trace"].shape != (len(columns["insns"]), 2):
+        raise CorpusError(f"{path}: columns of different lengths; is the file complete?")
+    insn_bytes = np.ascontiguousarray(columns["insns"], np.uint8)
+    return Runs(
+        path=path,
+        accelerator=accelerator,
+        pipelined=bool(pipelined),
+        insns=isa.decode(isa.from_bytes(insn_bytes), accelerator),
+        insn_bytes=insn_bytes,
+        uops=columns["uops"].astype(np.uint32),
+        insn_address=columns["insn_address"].astype(np.int64),
+        uop_address=columns["uop_address"].astype(np.int64),
+        dram_size=columns["dram_size"].astype(np.int64),
+        dram_seed=columns["dram_seed"].astype(np.int64),
+        cycles=columns["cycles"].astype(np.int64),
+        trace=columns["trace"].astype(np.int64),
+        hang=columns["hang"].astype(bool),
+        assertion=columns["assertion"].astype(bool),
+        dram_sha256=tuple(s.decode() if isinstance(s, bytes) else str(s) for s in sums),
+        **offsets,
+    )
+
+
+def _attribute(attributes: object, name: str, path: Path) -> str:
+    value = attributes.get(name)  # type: ignore[attr-defined]
+    if value is None:
+        raise CorpusError(f"{path}: no attribute {name!r}; not a file of measured runs")
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+@dataclass(frozen=True)
+class Report:
+    """How one file compares; the fields of the JSON output.
+
+    A run's cycles are equal if its hang flag is too; of a run that hangs only the flag is compared.
+    ``max_relative_error``: largest |ours - measured| / measured over the runs that end.
+    ``cycles_per_second``: simulated cycles of the timing model alone, one core, per second.
+    ``status``: "compared", or "not modelled" (nothing was timed).
+    """
+
+    file: str
+    runs: int
+    cycles_equal: int
+    traces_checked: int
+    traces_equal: int
+    memories_checked: int
+    memories_equal: int
+    max_relative_error: float
+    cycles_per_second: float
+    status: str = "compared"
+
+
+def replay(runs: Runs) -> Report:
+    """Time every run, execute those whose memory is known, and count what is equal."""
+    from oneshot_ml2.vta import simulator, timing
+
+    if not runs.pipelined:
+        return Report(str(runs.path), len(runs), 0, 0, 0, 0, 0, 0.0, 0.0, "not modelled")
+    p = timing.params(runs.accelerator)
+    no_trace = np.empty((0, 2), np.int64)
+    timing.simulate(runs.insns[:0], 0, p, no_trace)  # compiles, outside the measured time
+    programs = [np.ascontiguousarray(runs.program(run)) for run in range(len(runs))]
+    simulated = 0
+    seconds = 0.0
+    start = time.perf_counter()
+    while seconds < _TIMED_SECONDS and programs:
+        for program, address in zip(programs, runs.insn_address.tolist(), strict=True):
+            simulated += timing.simulate(program, address, p, no_trace)[0]
+        seconds = time.perf_counter() - start
+
+    cycles_equal = traces_checked = traces_equal = memories_checked = memories_equal = 0
+    worst = 0.0
+    for run, program in enumerate(programs):
+        expected = runs.expected_trace(run)
+        trace = np.empty((len(program), 2), np.int64)
+        cycles, hang, _ = timing.simulate(program, int(runs.insn_address[run]), p, trace)
+        if hang or runs.hang[run]:
+            cycles_equal += bool(hang) == bool(runs.hang[run])
+            if not (hang and runs.hang[run]):
+                worst = max(worst, 1.0)
+        else:
+            cycles_equal += int(cycles == runs.cycles[run])
+            worst = max(worst, abs(cycles - int(runs.cycles[run])) / max(int(runs.cycles[run]), 1))
+        if (expected >= 0).any():
+            traces_checked += 1
+            traces_equal += bool(np.array_equal(trace, expected))
+        if runs.dram_sha256[run]:
+            memories_checked += 1
+            dram = runs.dram(run)
+            status, _ = simulator.execute(program, simulator.params(runs.accelerator), dram)
+            same = hashlib.sha256(dram.data).hexdigest() == runs.dram_sha256[run]
+            memories_equal += status == simulator.OK and same
+    return Report(
+        file=str(runs.path),
+        runs=len(runs),
+        cycles_equal=cycles_equal,
+        traces_checked=traces_checked,
+        traces_equal=traces_equal,
+        memories_checked=memories_checked,
+        memories_equal=memories_equal,
+        max_relative_error=worst,
+        cycles_per_second=simulated / seconds if seconds > 0 else 0.0,
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``oneshot-ml2 replay``."""
+    parser.add_argument("files", nargs="+", metavar="RUNS.h5", help="files of programs measured on the RTL")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay files and print one line for each; 0 whatever the comparison finds."""
+    reports = [replay(read_runs(path)) for path in args.files]
+    if args.json:
+        print(json.dumps({"files": [asdict(report) for report in reports]}, indent=2))
+        return 0
+    width = max([4] + [len(report.file) for report in reports])
+    print(f"{'file':{width}}  {'runs':>6}  {'cycles =':>8}  {'traces =':>13}  {'memories =':>13}  max error  Mcycles/s")
+    for report in reports:
+        if report.status != "compared":
+            print(f"{report.file:{width}}  {report.runs:6d}  {report.status}")
+            continue
+        traces = f"{report.traces_equal}/{report.traces_checked}"
+        memories = f"{report.memories_equal}/{report.memories_checked}"
+        print(
+            f"{report.file:{width}}  {report.runs:6d}  {report.cycles_equal:8d}  {traces:>13}  {memories:>13}"
+            f"  {report.max_relative_error:8.2%}  {report.cycles_per_second / 1e6:9.0f}"
+        )
+    return 0
