@@ -1,0 +1,147 @@
+"""The `full` schedule space: what VTA's instruction set allows beyond AutoTVM's template (design: nest, plan, emit)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Knob, Reason
+from oneshot_ml2.vta import emit, nest, plan, timing
+from oneshot_ml2.vta.program import COLUMNS, Program
+from oneshot_ml2.workload import Workload
+
+if TYPE_CHECKING:
+    from oneshot_ml2.accelerator import Accelerator
+
+SPACE_VERSION = 1
+
+# Largest number of canonical schedules that candidate lists are thinned to (before aliases are removed).
+_LIMIT = 400_000
+_BUFFERS = (1, 2)
+
+
+def _ceilings(extent: int) -> list[int]:
+    """Distinct tile sizes ceil(extent / m), descending: all that an even cut of a loop can give."""
+    return sorted({-(-extent // m) for m in range(1, extent + 1)}, reverse=True)
+
+
+def _thin(sizes: list[int], count: int) -> tuple[int, ...]:
+    """About ``count`` of the sizes, spread evenly in the logarithm, both ends included; ascending."""
+    if len(sizes) <= count:
+        return tuple(sorted(sizes))
+    wanted = np.linspace(np.log(sizes[-1]), np.log(sizes[0]), count)
+    logs = np.log(np.array(sizes, dtype=float))
+    return tuple(sorted({sizes[int(np.abs(logs - w).argmin())] for w in wanted}))
+
+
+def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
+    """Knobs and candidates (``plan.KNOBS`` in order) of a workload on an accelerator."""
+    p = nest.nest(workload, accelerator)
+    co, ci, oh, ow = (int(p[i]) for i in (nest.CO, nest.CI, nest.OH, nest.OW))
+    # Tiles whose accumulators or inputs cannot fit are left out of the lists; smaller ones are thinned.
+    fits = [s for s in _ceilings(co) if s <= p[nest.ACC_DEPTH]]
+    padded = any(workload.padding) if hasattr(workload, "padding") else False
+    strided = int(p[nest.KH]) == 1 and int(p[nest.SH]) > 1
+    fixed = {
+        "dataflow": tuple(range(6)),
+        "inp_buffers": _BUFFERS,
+        "wgt_buffers": _BUFFERS,
+        "acc_buffers": _BUFFERS,
+        "fold": (plan.FOLD_SPACE, plan.FOLD_CI_ROWS, plan.FOLD_CI_CO),
+        "pad": (plan.PAD_SKIP, plan.PAD_LOAD) if padded or strided else (plan.PAD_SKIP,),
+        "head": (plan.HEAD_WHOLE, plan.HEAD_SINGLE, plan.HEAD_DOUBLING) if ci > 1 else (plan.HEAD_WHOLE,),
+        "drain": plan.DRAIN,
+        "bias": (plan.BIAS_ADD, plan.BIAS_LOAD, plan.BIAS_GEMM) if workload.epilogue.bias else (0,),
+    }
+    rest = int(np.prod([len(v) for v in fixed.values()]))
+    counts = {"tile_co": 8, "tile_h": 10, "tile_w": 4 if oh > 1 else 14, "tile_ci": 4}
+    sizes = {"tile_co": fits, "tile_h": _ceilings(oh), "tile_w": _ceilings(ow), "tile_ci": _ceilings(ci)}
+    while True:
+        tiles = {name: _thin(sizes[name], counts[name]) for name in counts}
+        if np.prod([len(v) for v in tiles.values()]) * rest <= _LIMIT:
+            break
+        longest = max(counts, key=lambda name: (len(tiles[name]), name))
+        counts[longest] = len(tiles[longest]) - 1
+    candidates = tiles | fixed
+    return tuple(Knob(name, candidates[name]) for name in plan.KNOBS)
+
+
+def canonical(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Knob values (n, knobs) of the aliases that stand for each schedule."""
+    return plan.canonical(nest.nest(workload, accelerator), values)
+
+
+@njit(cache=True, nogil=True)
+def _reasons(p, values, insns, uops, out):  # type: ignore[no-untyped-def]
+    for i in range(len(values)):
+        out[i] = emit.lower_into(p, values[i], insns, uops)[0]
+
+
+@njit(cache=True, nogil=True)
+def _measure(p, values, insns, uops, insn_address, params, reason, cycles, busy):  # type: ignore[no-untyped-def]
+    trace = np.empty((0, 2), dtype=np.int64)
+    for i in range(len(values)):
+        why, n, _ = emit.lower_into(p, values[i], insns, uops)
+        reason[i] = why
+        cycles[i] = -1
+        if why == 0:
+            total, hang, times = timing.simulate(insns[:n], insn_address, params, trace)
+            cycles[i] = total
+            if hang:
+                reason[i] = 11
+                cycles[i] = -1
+            busy[i, 0] = times[0]
+            busy[i, 1] = times[1]
+            busy[i, 2] = times[2]
+
+
+def _work_arrays() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return np.zeros((emit.MAX_INSNS, COLUMNS), dtype=np.int64), np.zeros((nest.PORTABLE_UOPS, 3), dtype=np.int64)
+
+
+def validity(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """`Reason` of each row of knob values, uint8 (n,), from the same plan that lowering follows."""
+    out = np.zeros(len(values), dtype=np.uint8)
+    insns, uops = _work_arrays()
+    _reasons(nest.nest(workload, accelerator), np.ascontiguousarray(values), insns, uops, out)
+    return out
+
+
+def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Program:
+    """The program of one row of knob values.
+
+    Raises:
+        InvalidSchedule: with the reason.
+    """
+    insns, uops = _work_arrays()
+    p = nest.nest(workload, accelerator)
+    reason, n, m = emit.lower_into(p, np.ascontiguousarray(values), insns, uops)
+    if reason:
+        raise InvalidSchedule(Reason(reason))
+    placed, end = nest.buffers(workload, accelerator)
+    uop_address = next(b.address for b in placed if b.name == "uops")
+    return Program(accelerator, insns[:n].copy(), uops[:m].copy(), end, uop_address, placed)
+
+
+def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> BatchResult:
+    """Lower and time every row of knob values."""
+    n = len(values)
+    reason, cycles = np.zeros(n, dtype=np.uint8), np.full(n, -1, dtype=np.int64)
+    busy = np.zeros((n, 3), dtype=np.int64)
+    insns, uops = _work_arrays()
+    _, end = nest.buffers(workload, accelerator)
+    _measure(
+        nest.nest(workload, accelerator),
+        np.ascontiguousarray(values),
+        insns,
+        uops,
+        end,
+        timing.params(accelerator),
+        reason,
+        cycles,
+        busy,
+    )
+    return BatchResult(reason, cycles, busy)

@@ -1,0 +1,87 @@
+"""The DRAM image of a layer: packed tensors where a program expects them, and its output."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.errors import WorkloadError
+from oneshot_ml2.vta import nest, packing, simulator
+from oneshot_ml2.vta.program import Program, element_bytes
+from oneshot_ml2.workload import Tensors, Workload
+
+_BIAS_SCALE = 127
+
+
+def bias_tiles(bias: NDArray[np.int32], accelerator: Accelerator) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """A bias as int8 weight tiles (OB,BLOCK,BLOCK) times one constant input tile (BATCH,BLOCK).
+
+    The input holds 127 in every lane but the last, which holds 1: bias = 127 * quotient + rest, and the
+    quotient is spread over the lanes.
+
+    Raises:
+        WorkloadError: a bias larger than the tile can represent.
+    """
+    block = accelerator.block
+    packed = packing.pack_bias(bias, accelerator)[:, 0, :].astype(np.int64)
+    quotient = np.rint(packed / _BIAS_SCALE).astype(np.int64)
+    rest = packed - quotient * _BIAS_SCALE
+    lanes = block - 1
+    if (np.abs(quotient) > _BIAS_SCALE * lanes).any():
+        raise WorkloadError("a bias is too large for its declared bias_bits; declare more bits")
+    weights = np.zeros((*packed.shape, block), dtype=np.int8)
+    steps = np.arange(lanes) * _BIAS_SCALE
+    weights[..., :lanes] = np.sign(quotient)[..., None] * np.clip(np.abs(quotient)[..., None] - steps, 0, _BIAS_SCALE)
+    weights[..., lanes] = rest
+    constant = np.full((accelerator.batch, block), _BIAS_SCALE, dtype=np.int8)
+    constant[:, lanes] = 1
+    return weights, constant
+
+
+def packed_tensors(workload: Workload, tensors: Tensors, accelerator: Accelerator) -> dict[str, NDArray[np.generic]]:
+    """Every DRAM buffer's content by name, packed for the accelerator."""
+    epilogue = workload.epilogue
+    packed: dict[str, NDArray[np.generic]] = {
+        "data": packing.pack_activation(tensors["data"], accelerator),
+        "weight": packing.pack_weight(tensors["weight"], accelerator),
+    }
+    if epilogue.bias:
+        if (np.abs(tensors["bias"].astype(np.int64)) > 1 << epilogue.bias_bits).any():
+            raise WorkloadError(f"a bias exceeds 2**{epilogue.bias_bits}; declare more bias_bits")
+        packed["bias"] = packing.pack_bias(tensors["bias"], accelerator)
+        if nest.bias_gemm_fits(epilogue.bias_bits, accelerator.block):
+            packed["bias_weight"], packed["constant"] = bias_tiles(tensors["bias"], accelerator)
+    if epilogue.residual_shift is not None:
+        packed["residual"] = packing.pack_activation(tensors["residual"], accelerator)
+        packed["identity"] = np.eye(accelerator.block, dtype=np.int8) * np.int8(1 << epilogue.residual_shift)
+    return packed
+
+
+def dram_image(program: Program, workload: Workload, tensors: Tensors) -> NDArray[np.uint8]:
+    """A DRAM image, uint8 (bytes,), with the packed tensors in place; the simulator adds the program.
+
+    Raises:
+        WorkloadError: tensors that do not fit the workload.
+    """
+    workload.check_inputs(tensors)
+    dram = np.zeros(program.dram_bytes, dtype=np.uint8)
+    for name, content in packed_tensors(workload, tensors, program.accelerator).items():
+        raw = np.ascontiguousarray(content).view(np.uint8).reshape(-1)
+        address = program.buffer(name).address
+        dram[address : address + raw.size] = raw
+    return dram
+
+
+def execute(program: Program, workload: Workload, tensors: Tensors) -> NDArray[np.int8]:
+    """Run a layer's program on the functional simulator and return its unpacked output."""
+    dram = dram_image(program, workload, tensors)
+    simulator.run(program, dram)
+    buffer = program.buffer("output")
+    size = element_bytes(program.accelerator)[buffer.memory] * buffer.elements
+    shape = workload.output_shape
+    accelerator = program.accelerator
+    blocks = (packing.blocks(shape[0], accelerator.batch), packing.blocks(shape[1], accelerator.block))
+    packed = dram[buffer.address : buffer.address + size].view(np.int8)
+    packed = packed.reshape(*blocks, *shape[2:], accelerator.batch, accelerator.block)
+    return packing.unpack_activation(packed, shape)

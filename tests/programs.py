@@ -1,0 +1,96 @@
+"""Random (accelerator, workload) pairs and token-legal reorderings, shared by the property tests."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.vta import program as G
+from oneshot_ml2.workload import Conv2d, Dense, Epilogue, Workload
+
+
+def _accelerator(batch: int, block: int, sizes: tuple[int, int, int, int], **timing: int) -> Accelerator:
+    uop, inp, wgt, acc = sizes
+    return Accelerator(batch, block, uop, inp, wgt, acc, **timing)
+
+
+ACCELERATORS = (
+    Accelerator.load("pynq"),
+    _accelerator(0, 4, (14, 14, 17, 16)),
+    _accelerator(0, 3, (15, 14, 16, 16), bus_bits=64),
+    _accelerator(0, 5, (15, 16, 20, 18), bus_bits=128, burst_len_bits=4),
+    _accelerator(1, 4, (15, 16, 18, 18), memory_latency=64),
+    _accelerator(2, 3, (15, 16, 16, 18), bus_bits=256, memory_latency=1),
+    _accelerator(0, 4, (12, 13, 16, 15)),
+)
+
+
+def random_epilogue(rng: np.random.Generator) -> Epilogue:
+    clip = ((0, 127), (-128, 127), None)[rng.integers(3)]
+    return Epilogue(
+        bias=bool(rng.integers(2)),
+        bias_bits=int(rng.integers(4, 18)),
+        residual_shift=int(rng.integers(0, 7)) if rng.integers(3) == 0 else None,
+        shift=int(rng.integers(0, 12)),
+        clip=clip,
+    )
+
+
+def random_workload(rng: np.random.Generator) -> Workload:
+    """A small convolution or dense layer with odd shapes, strides, pads and epilogues."""
+    if rng.integers(4) == 0:
+        return Dense(
+            n=int(rng.integers(1, 20)), c=int(rng.integers(1, 120)), k=int(rng.integers(1, 150)),
+            epilogue=random_epilogue(rng),
+        )  # fmt: skip
+    r, s = (int(x) for x in rng.choice([1, 1, 2, 3, 3, 5], 2)) if rng.integers(2) else (int(rng.choice([1, 3, 3, 5])),) * 2
+    stride = (int(rng.integers(1, 4)), int(rng.integers(1, 4)))
+    dilation = (int(rng.integers(1, 3)), int(rng.integers(1, 3)))
+    reach = ((r - 1) * dilation[0], (s - 1) * dilation[1])
+    padding = tuple(int(rng.integers(0, reach[axis // 2] + 1)) for axis in range(4))
+    h = max(int(rng.integers(1, 18)), reach[0] + 1 - padding[0] - padding[1], 1)
+    w = max(int(rng.integers(1, 18)), reach[1] + 1 - padding[2] - padding[3], 1)
+    return Conv2d(
+        n=int(rng.integers(1, 4)), c=int(rng.integers(1, 80)), h=h, w=w, k=int(rng.integers(1, 100)), r=r, s=s,
+        stride=stride, padding=padding, dilation=dilation, epilogue=random_epilogue(rng),
+    )  # fmt: skip
+
+
+def module(insn: NDArray[np.int64]) -> int:
+    """0 load, 1 compute, 2 store: where fetch sends an instruction (VTA reference, section 4)."""
+    if insn[G.C_OP] == G.STORE:
+        return 2
+    return 0 if insn[G.C_OP] == G.LOAD and insn[G.C_MEM] in (G.INP, G.WGT) else 1
+
+
+def legal_order(insns: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Some order that the tokens allow, modules chosen at random; AssertionError on a deadlock or lost token."""
+    queues = [[i for i in range(len(insns)) if module(insns[i]) == m] for m in range(3)]
+    heads = [0, 0, 0]
+    tokens = {(0, 1): 0, (1, 0): 0, (1, 2): 0, (2, 1): 0}
+    order = []
+    # A module is drawn with its own weight, so that some orders run far ahead in one module.
+    weights = rng.random(3) ** 3 + 1e-3
+    while len(order) < len(insns):
+        ready = []
+        for m in range(3):
+            if heads[m] == len(queues[m]):
+                continue
+            flags = insns[queues[m][heads[m]], G.C_FLAGS]
+            wants = [(m - 1, m)] * bool(flags & G.POP_PREV) + [(m + 1, m)] * bool(flags & G.POP_NEXT)
+            if all(tokens[edge] > 0 for edge in wants):
+                ready.append((m, wants, flags))
+        assert ready, "deadlock"
+        chance = np.array([weights[m] for m, _, _ in ready])
+        m, wants, flags = ready[rng.choice(len(ready), p=chance / chance.sum())]
+        for edge in wants:
+            tokens[edge] -= 1
+        pushes = [(m, m - 1)] * bool(flags & G.PUSH_PREV) + [(m, m + 1)] * bool(flags & G.PUSH_NEXT)
+        for edge in pushes:
+            tokens[edge] += 1
+            assert tokens[edge] <= 255
+        order.append(queues[m][heads[m]])
+        heads[m] += 1
+    assert not any(tokens.values())
+    return np.array(order)
