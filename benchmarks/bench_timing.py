@@ -1,0 +1,99 @@
+"""Simulated cycles per second of the timing model, one core.
+
+    python benchmarks/bench_timing.py [RUNS.h5 ...]
+
+Times tiled, double-buffered GEMM programs of about 1e5 instructions, each with other row lengths and tile
+sizes, and the programs of files of measured runs, if given.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.replay import read_runs, replay
+from oneshot_ml2.vta import timing
+from oneshot_ml2.vta.program import (
+    ALU,
+    COLUMNS,
+    FINISH,
+    GEMM,
+    INP,
+    LOAD,
+    OUT,
+    POP_NEXT,
+    POP_PREV,
+    PUSH_NEXT,
+    PUSH_PREV,
+    STORE,
+    UOP,
+    WGT,
+)
+
+
+def tiled_gemm(steps: int, rows: int, x: int, weights: int, operations: int) -> NDArray[np.int64]:
+    """A layer of ``steps`` load-load-GEMM steps, eight to an output tile, int64 (n, COLUMNS).
+
+    INP tiles of ``rows`` rows of ``x`` elements, padded above and on the left; ``weights`` WGT elements and
+    ``operations`` tensor operations a step.
+    """
+
+    def row(*values: int) -> list[int]:
+        return [*values, *[0] * (COLUMNS - len(values))]
+
+    insns = [row(LOAD, 0, UOP, 0, 0x2000, 1, 16, 16)]
+    loops = (0, 16, operations // 16, 1, 16, 0)
+    for tile in range(steps // 8):
+        insns.append(row(GEMM, POP_NEXT if tile else 0, 1, *loops))
+        for step in range(8):
+            half = step & 1
+            free = POP_NEXT if tile or step > 1 else 0
+            insns.append(
+                row(LOAD, free, INP, half * 512, 0x1000 + 64 * step + 8 * tile, rows, x, x + 42, 1, 0, 1, 0)
+            )
+            insns.append(row(LOAD, PUSH_NEXT, WGT, half * 64, 0x400 + 8 * step, 1, weights, weights))
+            insns.append(row(GEMM, POP_PREV | PUSH_PREV, 0, *loops, 16))
+        insns.append(row(ALU, PUSH_NEXT, 0, 0, 1, 1, operations, 0, 1, 0, 1, 3, 1, 8))
+        insns.append(row(STORE, POP_PREV | PUSH_PREV, OUT, 0, 0x8000 + 64 * tile, rows, x, x + 42))
+    insns += [row(LOAD, PUSH_NEXT, INP), row(LOAD, POP_PREV | POP_NEXT, UOP), row(FINISH)]
+    return np.array(insns, np.int64)
+
+
+def main(files: list[str]) -> None:
+    accelerator = Accelerator.load("pynq")
+    p = timing.params(accelerator)
+    trace = np.empty((0, 2), np.int64)
+    print("rows  x  wgt  operations  instructions      cycles  Mcycles/s  ns/instruction  ns/burst")
+    for rows, x, weights, operations in (
+        (1, 1, 1, 16),
+        (5, 3, 9, 32),
+        (7, 7, 9, 144),
+        (4, 14, 9, 144),
+        (14, 14, 36, 1764),
+        (3, 56, 9, 1008),
+    ):
+        insns = tiled_gemm(30_000, rows, x, weights, operations)
+        timing.simulate(insns[:8], 0x1000, p, trace)
+        seconds = np.inf
+        for _ in range(3):
+            start = time.perf_counter()
+            cycles, hang, counters = timing.simulate(insns, 0x1000, p, trace)
+            seconds = min(seconds, time.perf_counter() - start)
+        if hang:
+            raise RuntimeError("the benchmark program hangs")
+        bursts = counters[timing.B_READ_BURSTS] + counters[timing.B_WRITE_BURSTS]
+        print(
+            f"{rows:4d} {x:2d} {weights:4d} {operations:11d} {len(insns):13d} {cycles:11d} {cycles / seconds / 1e6:10.0f}"
+            f" {seconds / len(insns) * 1e9:15.0f} {seconds / bursts * 1e9:9.1f}"
+        )
+    for path in files:
+        report = replay(read_runs(path))
+        print(f"{path}: {report.runs} runs, {report.cycles_per_second / 1e6:.0f} Mcycles/s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

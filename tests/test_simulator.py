@@ -1,0 +1,263 @@
+"""Functional simulator: semantics of the RTL (VTA reference, section 3) and memories measured on it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.replay import read_runs
+from oneshot_ml2.vta import simulator
+from oneshot_ml2.vta.program import (
+    ACC,
+    ACC_8BIT,
+    ALU,
+    ALU_ADD,
+    ALU_MAX,
+    ALU_MIN,
+    ALU_MUL,
+    ALU_SHR,
+    COLUMNS,
+    FINISH,
+    GEMM,
+    INP,
+    LOAD,
+    OUT,
+    STORE,
+    UOP,
+    WGT,
+    Program,
+    element_bytes,
+)
+
+DATA = Path(__file__).parent / "data"
+GEOMETRIES = [
+    Accelerator(0, 4, 15, 15, 18, 17),
+    Accelerator(0, 3, 13, 14, 16, 16),
+    Accelerator(1, 4, 15, 15, 18, 18, isa_inp_bits=11, isa_acc_bits=11),
+    Accelerator(2, 3, 15, 16, 16, 18),
+    Accelerator(0, 5, 15, 16, 20, 18),
+]
+PYNQ = GEOMETRIES[0]
+UOPS, INSNS, SPACE = 0x1000, 0x2000, 0x10000
+
+
+def row(*values: int) -> list[int]:
+    return [*values, *[0] * (COLUMNS - len(values))]
+
+
+def run(
+    accelerator: Accelerator, insns: list[list[int]], uops: list[tuple[int, int, int]], dram: np.ndarray
+) -> np.ndarray:
+    """DRAM after the program; its micro-ops are loaded to SRAM first."""
+    load = row(LOAD, 0, UOP, 0, UOPS // 4, 1, len(uops), len(uops))
+    program = Program(
+        accelerator, np.array([load, *insns, row(FINISH)]), np.array(uops, np.int64), INSNS, UOPS, buffers=()
+    )
+    simulator.run(program, dram)
+    return dram
+
+
+def image(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, 4 * SPACE, np.uint8)
+
+
+def place(accelerator: Accelerator, memory: int, address: int) -> int:
+    return address // element_bytes(accelerator)[memory]
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("rtl_*.h5")), ids=lambda path: path.stem)
+def test_measured_memories(path: Path) -> None:
+    runs = read_runs(path)
+    for run_index, expected in enumerate(runs.dram_sha256):
+        if not expected:
+            continue
+        dram = runs.dram(run_index)
+        simulator.execute_checked(runs.program(run_index), runs.accelerator, dram)
+        assert hashlib.sha256(dram.data).hexdigest() == expected
+
+
+@pytest.mark.parametrize("accelerator", GEOMETRIES, ids=lambda a: a.bitstream)
+def test_gemm_against_numpy(accelerator: Accelerator) -> None:
+    """Eight results of four products each, started from zeros by a reset, shifted into range."""
+    a = accelerator
+    dram = image()
+    inp = dram[SPACE : SPACE + 4 * 8 * a.inp_bytes].view(np.int8).reshape(8, 4, a.batch, a.block).copy()
+    wgt = dram[2 * SPACE : 2 * SPACE + 4 * a.wgt_bytes].view(np.int8).reshape(4, a.block, a.block).copy()
+    after = run(
+        a,
+        [
+            row(LOAD, 0, INP, 0, place(a, INP, SPACE), 1, 32, 32),
+            row(LOAD, 0, WGT, 0, place(a, WGT, 2 * SPACE), 2, 2, 2),
+            row(GEMM, 0, 1, 0, 1, 8, 1, 1, 0),
+            row(GEMM, 0, 0, 0, 4, 8, 1, 1, 0, 4, 0, 0, 0),
+            row(ALU, 0, 0, 0, 1, 8, 1, 1, 0, 1, 0, ALU_SHR, 1, 9),
+            row(STORE, 0, OUT, 0, place(a, OUT, 3 * SPACE), 2, 4, 6),
+        ],
+        [(0, k, k) for k in range(4)],
+        dram,
+    )
+    expected = np.einsum("rkbm,knm->rbn", inp.astype(np.int64), wgt.astype(np.int64)) >> 9
+    stored = after[3 * SPACE : 3 * SPACE + 10 * a.inp_bytes].view(np.int8).reshape(10, a.batch, a.block)
+    np.testing.assert_array_equal(stored[[0, 1, 2, 3, 6, 7, 8, 9]], expected.astype(np.int8))
+
+
+def alu(op: int, use_imm: int, imm: int, x: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
+    """ACC[0] after one ALU instruction: its four bytes through four shifts and stores; x, y int32 (16,)."""
+    dram = np.zeros(4 * SPACE, np.uint8)
+    dram[SPACE : SPACE + 64] = x.astype(np.int32).view(np.uint8)
+    dram[SPACE + 64 : SPACE + 128] = (x if y is None else y).astype(np.int32).view(np.uint8)
+    insns = [
+        row(LOAD, 0, ACC, 0, SPACE // 64, 1, 2, 2),
+        row(ALU, 0, 0, 0 if use_imm else 1, 1 if use_imm else 2, 1, 1, 0, 0, 0, 0, op, use_imm, imm),
+    ]
+    for byte in range(4):
+        insns.append(row(ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, ALU_SHR, 1, 8 if byte else 0))
+        insns.append(row(STORE, 0, OUT, 0, (2 * SPACE) // 16 + byte, 1, 1, 1))
+    after = run(PYNQ, insns, [(0, 0, 0), (0, 1, 0)], dram)
+    planes = after[2 * SPACE : 2 * SPACE + 64].reshape(4, 16).astype(np.uint32)
+    return sum(planes[byte] << np.uint32(8 * byte) for byte in range(4)).view(np.int32)  # type: ignore[union-attr]
+
+
+X = np.random.default_rng(3).integers(-(2**31), 2**31, 16).astype(np.int32)
+Y = np.random.default_rng(4).integers(-(2**31), 2**31, 16).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ("op", "imm", "expected"),
+    [
+        (ALU_MIN, -5, np.minimum(X, -5)),
+        (ALU_MAX, 7, np.maximum(X, 7)),
+        (ALU_ADD, -32768, X - np.int32(32768)),
+        (ALU_SHR, 3, X >> 3),
+        (ALU_SHR, 35, X >> 3),
+        (ALU_SHR, -4, X << 4),
+        (ALU_SHR, -36, X << 4),
+    ],
+)
+def test_alu_immediate(op: int, imm: int, expected: np.ndarray) -> None:
+    np.testing.assert_array_equal(alu(op, 1, imm, X), expected)
+
+
+@pytest.mark.parametrize(
+    ("op", "imm", "expected"),
+    [
+        (ALU_MIN, 0, np.minimum(X, Y)),
+        (ALU_MAX, 0, np.maximum(X, Y)),
+        (ALU_ADD, 0, X + Y),
+        (ALU_SHR, 0, X >> (Y & 31)),
+        (ALU_SHR, -1, X << (-Y & 31)),
+    ],
+)
+def test_alu_tensor(op: int, imm: int, expected: np.ndarray) -> None:
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(alu(op, 0, imm, X, Y), expected)
+
+
+def test_immediate_reads_the_source_element() -> None:
+    dram = image()
+    x = dram[SPACE : SPACE + 64].copy().view(np.int32)
+    insns = [
+        row(LOAD, 0, ACC, 5, SPACE // 64, 1, 1, 1),
+        row(ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, ALU_ADD, 1, 1),
+        row(STORE, 0, OUT, 0, 2 * SPACE // 16, 1, 1, 1),
+    ]
+    after = run(PYNQ, insns, [(0, 5, 0)], dram)
+    np.testing.assert_array_equal(after[2 * SPACE : 2 * SPACE + 16].view(np.int8), (x + 1).astype(np.int8))
+
+
+def test_neither_loads_nor_resets_reach_the_output_sram() -> None:
+    insns = [
+        row(LOAD, 0, ACC, 0, SPACE // 64, 1, 1, 1),
+        row(ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, ALU_MAX, 1, 0),
+        row(LOAD, 0, ACC, 0, (SPACE + 64) // 64, 1, 1, 1),
+        row(GEMM, 0, 1, 0, 1, 1, 1),
+        row(STORE, 0, OUT, 0, 2 * SPACE // 16, 1, 1, 1),
+    ]
+    dram = image()
+    first = np.maximum(dram[SPACE : SPACE + 64].copy().view(np.int32), 0)
+    after = run(PYNQ, insns, [(0, 0, 0)], dram)
+    np.testing.assert_array_equal(after[2 * SPACE : 2 * SPACE + 16].view(np.int8), first.astype(np.int8))
+
+
+def test_pads_strides_and_wraps() -> None:
+    """A padded ACC load that wraps at the SRAM's end, copied out by adding 0."""
+    dram = image()
+    source = dram[SPACE : SPACE + 64 * 40].copy().view(np.int32).reshape(40, 16)
+    insns = [
+        row(LOAD, 0, ACC, 2040, SPACE // 64, 3, 4, 9, 1, 2, 3, 1),
+        row(ALU, 0, 0, 0, 1, 48, 1, 1, 0, 1, 0, ALU_ADD, 1, 0),
+        row(STORE, 0, OUT, 2040, 2 * SPACE // 16, 1, 48, 48),
+    ]
+    after = run(PYNQ, insns, [(2040, 2040, 0)], dram)
+    expected = np.zeros((6, 8, 16), np.int32)
+    for r in range(3):
+        expected[1 + r, 3:7] = source[9 * r : 9 * r + 4]
+    stored = after[2 * SPACE : 2 * SPACE + 16 * 48].view(np.int8).reshape(6, 8, 16)
+    np.testing.assert_array_equal(stored, expected.astype(np.int8))
+
+
+def test_micro_ops_alias_at_the_depth() -> None:
+    small = Accelerator(0, 4, 15, 15, 18, 17, uop_depth=2048)
+    for accelerator, taken in ((small, 1), (PYNQ, 0)):
+        insns = [
+            row(LOAD, 0, UOP, 2048, UOPS // 4 + 1, 1, 1, 1),
+            row(LOAD, 0, ACC, 0, SPACE // 64, 1, 2, 2),
+            row(ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, ALU_ADD, 1, 0),
+            row(STORE, 0, OUT, taken, 2 * SPACE // 16, 1, 1, 1),
+        ]
+        dram = image()
+        x = dram[SPACE : SPACE + 128].copy().view(np.int32).reshape(2, 16)
+        after = run(accelerator, insns, [(0, 0, 0), (1, 1, 0)], dram)
+        np.testing.assert_array_equal(after[2 * SPACE : 2 * SPACE + 16].view(np.int8), x[taken].astype(np.int8))
+
+
+@pytest.mark.parametrize(
+    ("insn", "message"),
+    [
+        (row(LOAD, 0, INP, 0, 1 << 20, 1, 1, 1), "leaves the DRAM image"),
+        (row(STORE, 0, OUT, 0, 1 << 20, 1, 1, 1), "leaves the DRAM image"),
+        (row(LOAD, 0, ACC_8BIT, 0, 0, 1, 1, 1), "unknown to the RTL"),
+        (row(ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, ALU_MUL, 1, 2), "unknown to the RTL"),
+    ],
+)
+def test_bad_programs(insn: list[int], message: str) -> None:
+    with pytest.raises(OneShotError, match=message):
+        run(PYNQ, [insn], [(0, 0, 0)], image())
+
+
+def test_bad_images() -> None:
+    with pytest.raises(OneShotError, match="the program needs"):
+        run(PYNQ, [], [(0, 0, 0)], np.zeros(100, np.uint8))
+    with pytest.raises(OneShotError, match="contiguous uint8"):
+        run(PYNQ, [], [(0, 0, 0)], np.zeros(SPACE, np.int8))
+
+
+def test_traffic() -> None:
+    insns = np.array(
+        [
+            row(LOAD, 0, UOP, 0, 0, 1, 7, 7),
+            row(LOAD, 0, INP, 0, 0, 3, 5, 9, 1, 1, 1, 1),
+            row(LOAD, 0, WGT, 0, 0, 2, 4, 4),
+            row(LOAD, 0, ACC, 0, 0, 1, 3, 3),
+            row(LOAD, 0, ACC_8BIT, 0, 0, 1, 2, 2),
+            row(GEMM, 0, 1, 0, 9, 9, 9),
+            row(GEMM, 0, 0, 1, 4, 5, 6),
+            row(ALU, 0, 0, 0, 2, 3, 4),
+            row(STORE, 0, OUT, 0, 0, 2, 5, 5),
+            row(FINISH),
+        ]
+    )
+    assert simulator.traffic(insns, PYNQ) == {
+        "inp_load_nbytes": 15 * 16,
+        "wgt_load_nbytes": 8 * 256,
+        "acc_load_nbytes": 5 * 64,
+        "uop_load_nbytes": 28,
+        "out_store_nbytes": 160,
+        "gemm_counter": 90,
+        "alu_counter": 24,
+    }
