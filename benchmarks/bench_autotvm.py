@@ -1,6 +1,7 @@
 """Lowering plus timing rate over the valid points of C3, C4, C9 and C10 of the `autotvm` space.
 
-Run: ``python benchmarks/bench_autotvm.py [--accelerator pynq] [--repeat 3] [--json]``. One core; compile time of numba is left out.
+Run: ``python benchmarks/bench_autotvm.py [--accelerator pynq] [--repeat 3] [--json]``.
+One core; numba's compile time is left out.
 """
 
 from __future__ import annotations

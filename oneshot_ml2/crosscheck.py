@@ -289,12 +289,13 @@ def _print_table(result: Mapping[str, Any]) -> None:
     )
     for layer in result["layers"]:
         for name, row in layer["accelerators"].items():
-            gain = row["best"] / row["pick"] if row["best"] and row["pick"] and row["pick"] > 0 else None
+            best, pick = row["best"], row["pick"]
+            gain = best / pick if best and pick and pick > 0 else None
             print(
                 f"{layer['layer']:8} {name:12} {layer['configurations']:8} {layer['validity_equal']:10} "
                 f"{layer['instructions_differ']:8} {layer['bytes_differ']:8} {_cell(row['median_error'], '10.3%')} "
-                f"{_cell(row['max_error'], '8.3%')} {_cell(row['kendall_tau'], '7.4f')} {_cell(row['best'], '10,'):>10} "
-                f"{_cell(row['pick'], '10,'):>10} {_cell(gain, '9.3f'):>9}"
+                f"{_cell(row['max_error'], '8.3%')} {_cell(row['kendall_tau'], '7.4f')} {_cell(best, '10,'):>10} "
+                f"{_cell(pick, '10,'):>10} {_cell(gain, '9.3f'):>9}"
             )
         if layer["differences"]:
             print(f"{layer['layer']:8} validity differs: {layer['differences']}")

@@ -531,6 +531,8 @@ def _emit_loads(
     co0: int,
     w0: int,
     ci0: int,
+    inp_pattern: tuple[int, int, int],
+    wgt_pattern: tuple[int, int, int],
 ) -> None:
     """Input and weights of one step of thread ``t``; pads of the input become the LOAD's."""
     th, tw, tci, tco = value[TILE_H], value[TILE_W], value[TILE_CI], value[TILE_CO]
@@ -541,22 +543,19 @@ def _emit_loads(
     bottom, right = max(0, top_y + ih - height), max(0, left_x + iw - width)
     _pop(rows, state, _COMPUTE, _LOAD)
     i = _append(rows, state, LOAD, _LOAD, _LOAD, 0)
-    if task[G_PH] > 0 or task[G_PW] > 0:
-        y, x, stride = ih - top - bottom, iw - left - right, width
-    else:
-        y, x, stride = _pattern(tci, ih, iw, height, width)
+    y, x, stride = inp_pattern
     rows[i, C_MEM] = INP
     rows[i, C_SRAM] = t * tci * ih * iw
     rows[i, C_DRAM] = task[G_INP_BASE] + ((b * task[G_CI] + ci0 * tci) * height + top_y + top) * width + left_x + left
-    rows[i, C_Y] = y
-    rows[i, C_X] = x
+    rows[i, C_Y] = y - top - bottom
+    rows[i, C_X] = x - left - right
     rows[i, C_STRIDE] = stride
     rows[i, C_TOP] = top
     rows[i, C_BOTTOM] = bottom
     rows[i, C_LEFT] = left
     rows[i, C_RIGHT] = right
     i = _append(rows, state, LOAD, _LOAD, _LOAD, 0)
-    y, x, stride = _pattern(1, tco, tci * kh * kw, task[G_CO], task[G_CI] * kh * kw)
+    y, x, stride = wgt_pattern
     rows[i, C_MEM] = WGT
     rows[i, C_SRAM] = t * tco * tci * kh * kw
     rows[i, C_DRAM] = task[G_WGT_BASE] + (co0 * tco * task[G_CI] + ci0 * tci) * kh * kw
@@ -577,10 +576,11 @@ def _emit_store(
     h0: int,
     co0: int,
     w0: int,
+    out_pattern: tuple[int, int, int],
 ) -> None:
     th, tw, tco = value[TILE_H], value[TILE_W], value[TILE_CO]
     out_h, out_w = task[G_OH], task[G_OW]
-    y, x, stride = _pattern(tco, th, tw, out_h, out_w)
+    y, x, stride = out_pattern
     _pop(rows, state, _COMPUTE, _STORE)
     i = _append(rows, state, STORE, _STORE, _STORE, 0)
     rows[i, C_MEM] = OUT
@@ -603,6 +603,14 @@ def _emit(
     th, tw, tci, tco = value[TILE_H], value[TILE_W], value[TILE_CI], value[TILE_CO]
     acc = tco * th * tw
     steps = task[G_CI] // tci
+    kh, kw, width = task[G_KH], task[G_KW], task[G_W]
+    ih, iw = (th - 1) * task[G_SH] + kh, (tw - 1) * task[G_SW] + kw
+    # A padded copy is never merged (5.2, rule 4); what a tile's pads cover comes off its rows and columns.
+    inp_pattern = (ih, iw, width)
+    if task[G_PH] == 0 and task[G_PW] == 0:
+        inp_pattern = _pattern(tci, ih, iw, task[G_H], width)
+    wgt_pattern = _pattern(1, tco, tci * kh * kw, task[G_CO], task[G_CI] * kh * kw)
+    out_pattern = _pattern(tco, th, tw, task[G_OH], task[G_OW])
     nest = _nest(task, value)
     reset_loops, _ = _fold(nest, True)
     gemm_loops, _ = _fold(nest, False)
@@ -650,7 +658,7 @@ def _emit(
             for t in range(threads):
                 h0 = h_tile * h_step + (t if h_step > 1 else 0)
                 co0 = co_tile * co_step + (t if co_step > 1 else 0)
-                _emit_loads(rows, state, task, value, t, b, h0, co0, w0, step)
+                _emit_loads(rows, state, task, value, t, b, h0, co0, w0, step, inp_pattern, wgt_pattern)
             for t in range(threads):
                 _pop(rows, state, _LOAD, _COMPUTE)
                 begin = _kernel(rows, state, kernels, cache, task, t * _KERNELS + 1)
@@ -668,7 +676,7 @@ def _emit(
         for t in range(threads):
             h0 = h_tile * h_step + (t if h_step > 1 else 0)
             co0 = co_tile * co_step + (t if co_step > 1 else 0)
-            _emit_store(rows, state, task, value, t, b, h0, co0, w0)
+            _emit_store(rows, state, task, value, t, b, h0, co0, w0, out_pattern)
             if carried:
                 _push(rows, state, _STORE, _COMPUTE)
     if carried and threads > 1:
@@ -757,45 +765,29 @@ def _largest(task: NDArray[np.int64], values: NDArray[np.int64]) -> int:
     return most
 
 
-@njit(cache=True, nogil=True)
-def _measure(
-    task: NDArray[np.int64],
-    values: NDArray[np.int64],
-    params: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    reasons: NDArray[np.uint8],
-    cycles: NDArray[np.int64],
-    busy: NDArray[np.int64],
-) -> None:
-    kernels = np.empty((2 * _KERNELS, 4), dtype=np.int64)
-    trace = np.empty((0, 2), dtype=np.int64)
-    for i in range(len(values)):
-        reasons[i] = _reason(task, values[i])
-        if reasons[i] != _VALID:
-            continue
-        count, n_uops = _emit(task, values[i], rows, kernels)
-        insn_address = -(-4 * (task[G_UOP_BASE] + n_uops) // PAGE) * PAGE
-        total, hang, counters = timing.simulate(rows[:count], insn_address, params, trace)
-        if hang:
-            reasons[i] = _DEADLOCK
-            continue
-        cycles[i] = total
-        busy[i, 0] = counters[timing.B_LOAD]
-        busy[i, 1] = counters[timing.B_COMPUTE]
-        busy[i, 2] = counters[timing.B_STORE]
-
-
 def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> BatchResult:
     """Lower and time schedules (n, 7).
 
     Raises:
         WorkloadError: a workload that the template cannot express.
     """
-    task, _, _ = _task(workload, accelerator)
+    task, _, uop_address = _task(workload, accelerator)
     values = np.ascontiguousarray(values, dtype=np.int64)
     reasons = np.zeros(len(values), dtype=np.uint8)
+    _reasons(task, values, reasons)
     cycles = np.full(len(values), -1, dtype=np.int64)
     busy = np.zeros((len(values), 3), dtype=np.int64)
+    params = timing.params(accelerator)
     rows = np.empty((_largest(task, values), COLUMNS), dtype=np.int64)
-    _measure(task, values, timing.params(accelerator), rows, reasons, cycles, busy)
+    kernels = np.empty((2 * _KERNELS, 4), dtype=np.int64)
+    trace = np.empty((0, 2), dtype=np.int64)
+    # Not one compiled loop: numba's disk cache would not notice a change of the timing model that it contains.
+    for i in np.flatnonzero(reasons == _VALID):
+        count, n_uops = _emit(task, values[i], rows, kernels)
+        total, hang, counters = timing.simulate(rows[:count], _page(uop_address + 4 * n_uops), params, trace)
+        if hang:
+            reasons[i] = _DEADLOCK
+            continue
+        cycles[i] = total
+        busy[i] = counters[[timing.B_LOAD, timing.B_COMPUTE, timing.B_STORE]]
     return BatchResult(reasons, cycles, busy)
