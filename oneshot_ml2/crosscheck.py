@@ -162,9 +162,10 @@ def check_tophub(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     records = []
     for record in data["records"]:
-        layer, hardware, kernel = record["layer"], record["hardware"], record["layer"]["kernel"]
+        layer, hardware = record["layer"], record["hardware"]
         if layer["op"] != "conv2d":
             continue
+        kernel = layer["kernel"]
         accelerator = Accelerator.from_json(
             {
                 "TARGET": hardware["board"],

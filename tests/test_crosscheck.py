@@ -136,7 +136,7 @@ def test_tophub_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         "config_index": 1,
         "cost_s": [1.0],
     }
-    dense = _tophub_record(layer={"op": "dense", "kernel": None})
+    dense = _tophub_record(layer={"op": "dense"})
     path = tmp_path / "tophub.json"
     path.write_text(json.dumps({"records": [_tophub_record(), _tophub_record(**fast), dense]}), encoding="utf-8")
     result = crosscheck.crosscheck(path)
