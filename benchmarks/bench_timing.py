@@ -52,9 +52,7 @@ def tiled_gemm(steps: int, rows: int, x: int, weights: int, operations: int) -> 
         for step in range(8):
             half = step & 1
             free = POP_NEXT if tile or step > 1 else 0
-            insns.append(
-                row(LOAD, free, INP, half * 512, 0x1000 + 64 * step + 8 * tile, rows, x, x + 42, 1, 0, 1, 0)
-            )
+            insns.append(row(LOAD, free, INP, half * 512, 0x1000 + 64 * step + 8 * tile, rows, x, x + 42, 1, 0, 1, 0))
             insns.append(row(LOAD, PUSH_NEXT, WGT, half * 64, 0x400 + 8 * step, 1, weights, weights))
             insns.append(row(GEMM, POP_PREV | PUSH_PREV, 0, *loops, 16))
         insns.append(row(ALU, PUSH_NEXT, 0, 0, 1, 1, operations, 0, 1, 0, 1, 3, 1, 8))
@@ -87,8 +85,8 @@ def main(files: list[str]) -> None:
             raise RuntimeError("the benchmark program hangs")
         bursts = counters[timing.B_READ_BURSTS] + counters[timing.B_WRITE_BURSTS]
         print(
-            f"{rows:4d} {x:2d} {weights:4d} {operations:11d} {len(insns):13d} {cycles:11d} {cycles / seconds / 1e6:10.0f}"
-            f" {seconds / len(insns) * 1e9:15.0f} {seconds / bursts * 1e9:9.1f}"
+            f"{rows:4d} {x:2d} {weights:4d} {operations:11d} {len(insns):13d} {cycles:11d}"
+            f" {cycles / seconds / 1e6:10.0f} {seconds / len(insns) * 1e9:15.0f} {seconds / bursts * 1e9:9.1f}"
         )
     for path in files:
         report = replay(read_runs(path))

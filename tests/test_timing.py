@@ -442,7 +442,7 @@ class Stepper:
 
     def start(self, insn: list[int], k: int, m: int, loaders: dict[int, tuple[Loader, int]]) -> int:
         op = insn[0]
-        if op == GEMM or op == ALU:
+        if op in (GEMM, ALU):
             operations = insn[5] * insn[6] * (insn[4] - insn[3])
             return k + operations * (2 if op == ALU and not insn[12] else 1) + 6
         if op == FINISH or insn[6] == 0:

@@ -214,7 +214,7 @@ def execute(insns, p, dram):
         status = OK
         if op == FINISH:
             return OK, index
-        if op == GEMM or op == ALU:
+        if op in (GEMM, ALU):
             outer = insn[C_ITER_OUT] if insn[C_ITER_OUT] > 0 else _ITERATIONS
             inner = insn[C_ITER_IN] if insn[C_ITER_IN] > 0 else _ITERATIONS
             count = (insn[C_UOP_END] - insn[C_UOP_BGN]) & p[P_UOP_MASK]

@@ -77,6 +77,8 @@ TOKEN_LIMIT = 255
 ITERATIONS = 1 << 14
 _INF = 1 << 60
 _RING = 32
+# What is kept of a narrow client whose beat counter may go wrong; W_CAPACITY 0: it cannot.
+W_CAPACITY, W_TOTAL, W_BASE, W_SENT, W_BURSTS, W_FILL, W_LIVE = range(7)
 # The three modules, and the read clients in order of priority.
 _LD, _CP, _ST = 0, 1, 2
 _CLIENTS = 5
@@ -169,29 +171,28 @@ def _pad(pads, first, last):
 
 
 @njit(cache=True, nogil=True)
-def _early_end(total, sent, fill, capacity, pad_end, starts, ends, cumulative, bursts):
-    """First cycle at which a narrow loader's outstanding-beat counter reads 0 too early, or _INF (6.3, defect).
+def _counter_end(watch, starts, ends, cumulative, pad_end):
+    """First cycle at which a narrow loader's outstanding-beat counter reads 0, or _INF if that is not known yet (6.3).
 
-    ``total`` beats asked for, the first ``sent`` of them in bursts of known cycles, the last command
-    filled in cycle ``fill``. Beat on the channel in cycle c is counted from c + 3 on.
+    ``watch`` holds the W_* entries of one client, the others its latest bursts: their cycle on the channel
+    [start + 1, end] and the beats up to their end. A beat on the channel in cycle c is counted from c + 3 on. The
+    counter runs modulo the SRAM's capacity, and counts whatever arrives, so it may read 0 early.
     """
-    multiple = total // capacity * capacity
-    while multiple > 0:
-        received = total - multiple
-        if received > sent:
-            return _INF
-        low = max(fill + 1, pad_end + 1)
+    received = watch[W_TOTAL] % watch[W_CAPACITY]
+    while watch[W_BASE] + received <= watch[W_SENT]:
+        low = max(watch[W_FILL], pad_end) + 1
         high = _INF
-        for b in range(max(0, bursts - _RING), bursts):
+        target = watch[W_BASE] + received
+        for b in range(max(0, watch[W_BURSTS] - _RING), watch[W_BURSTS]):
             j = b % _RING
             before = cumulative[j] - (ends[j] - starts[j])
-            if before < received <= cumulative[j]:
-                low = max(low, starts[j] + received - before + 3)
-            if before < received + 1 <= cumulative[j]:
-                high = starts[j] + received + 1 - before + 2
+            if received > 0 and before < target <= cumulative[j]:
+                low = max(low, starts[j] + target - before + 3)
+            if before < target + 1 <= cumulative[j]:
+                high = starts[j] + target + 1 - before + 2
         if low <= high:
             return low
-        multiple -= capacity
+        received += watch[W_CAPACITY]
     return _INF
 
 
@@ -250,14 +251,10 @@ def simulate(insns, insn_address, p, trace):
     # Commands left in the slot by a load that ended early: beats, and whether there is one.
     orphan = np.zeros(_CLIENTS, np.int64)
     waiting = np.full(_CLIENTS, _INF, np.int64)
-    # Bursts of a load that could trip over the counter defect.
-    risk_capacity = np.zeros(_CLIENTS, np.int64)
-    risk_total = np.zeros(_CLIENTS, np.int64)
-    risk_sent = np.zeros(_CLIENTS, np.int64)
-    risk_bursts = np.zeros(_CLIENTS, np.int64)
-    risk_starts = np.zeros((_CLIENTS, _RING), np.int64)
-    risk_ends = np.zeros((_CLIENTS, _RING), np.int64)
-    risk_cumulative = np.zeros((_CLIENTS, _RING), np.int64)
+    watch = np.zeros((_CLIENTS, 7), np.int64)
+    watch_starts = np.zeros((_CLIENTS, _RING), np.int64)
+    watch_ends = np.zeros((_CLIENTS, _RING), np.int64)
+    watch_sums = np.zeros((_CLIENTS, _RING), np.int64)
 
     # Read channel: cycles of the last beats of the latest bursts, and the first of them not yet passed.
     last_beat = np.full(_RING, -1, np.int64)
@@ -311,10 +308,10 @@ def simulate(insns, insn_address, p, trace):
                     if memory > ACC:
                         blocked = 3
                         break
-                    m = _LD if memory == INP or memory == WGT else _CP
+                    m = _LD if memory in (INP, WGT) else _CP
                 elif op == STORE:
                     m = _ST
-                elif op == GEMM or op == FINISH or (op == ALU and insns[dispatched, C_ALU_OP] <= 3):
+                elif op in (GEMM, FINISH) or (op == ALU and insns[dispatched, C_ALU_OP] <= 3):
                     m = _CP
                 else:
                     blocked = 3
@@ -394,37 +391,31 @@ def simulate(insns, insn_address, p, trace):
                 last_send = k
                 passed = q
                 lost = orphan[c]
-                if lost > 0:
-                    n = lost
-                else:
-                    n = min(c_end[c] - c_word[c], burst - (c_word[c] & burst_mask))
+                n = lost if lost > 0 else min(c_end[c] - c_word[c], burst - (c_word[c] & burst_mask))
                 # The delay is paid whenever the request queue was empty (6.2, rule 4).
-                if k <= taken:
-                    t = max(k + 1, server_free)
-                else:
-                    t = max(k + 1 + latency, server_free)
+                t = max(k + 1 if k <= taken else k + 1 + latency, server_free)
                 taken = t
                 server_free = t + n
                 last = t + n
                 last_beat[sent % _RING] = last
                 sent += 1
                 busy[B_READ_BEATS] += n
+                more = True
                 if lost > 0:
                     orphan[c] = 0
                     eligible[c] = max(waiting[c], k + 2) if waiting[c] < _INF else _INF
                     waiting[c] = _INF
-                    continue
-                c_word[c] += n
-                more = True
-                if c_word[c] == c_end[c]:
-                    c_rows[c] -= 1
-                    if c_rows[c] > 0:
-                        c_address[c] += c_stride[c]
-                        c_word[c] = c_address[c] >> log_bus
-                        c_end[c] = (c_address[c] + c_bytes[c] + bus - 1) >> log_bus
-                    else:
-                        more = False
-                eligible[c] = k + 2 if more else _INF
+                else:
+                    c_word[c] += n
+                    if c_word[c] == c_end[c]:
+                        c_rows[c] -= 1
+                        if c_rows[c] > 0:
+                            c_address[c] += c_stride[c]
+                            c_word[c] = c_address[c] >> log_bus
+                            c_end[c] = (c_address[c] + c_bytes[c] + bus - 1) >> log_bus
+                        else:
+                            more = False
+                    eligible[c] = k + 2 if more else _INF
                 if c == _FETCH:
                     if not more:
                         fetched = min(fetched + chunk, n_insns)
@@ -434,38 +425,31 @@ def simulate(insns, insn_address, p, trace):
                 delay = c_delay[c]
                 if c_padded[c]:
                     _pad(pads[c], t + delay, last + delay - 1)
-                capacity = risk_capacity[c]
-                if capacity > 0:
-                    j = risk_bursts[c] % _RING
-                    risk_sent[c] += n
-                    risk_starts[c, j] = t
-                    risk_ends[c, j] = last
-                    risk_cumulative[c, j] = risk_sent[c]
-                    risk_bursts[c] += 1
-                    remaining = risk_total[c] - risk_sent[c]
-                    if more and c_rows[c] == 1 and remaining <= burst - (c_word[c] & burst_mask):
-                        # The last command is filled in cycle k + 1.
-                        left_pads = pads[c, 1] + pads[c, 2] + pads[c, 3] + pads[c, 4]
-                        if left_pads == 0:
-                            z = _early_end(
-                                risk_total[c],
-                                risk_sent[c],
-                                k + 1,
-                                capacity,
-                                pads[c, 0] - 1,
-                                risk_starts[c],
-                                risk_ends[c],
-                                risk_cumulative[c],
-                                risk_bursts[c],
-                            )
-                            if z < _INF:
-                                orphan[c] = remaining
-                                event[c_module[c]] = 2 * (z + 1)
-                if not more:
+                if watch[c, W_CAPACITY] > 0:
+                    j = watch[c, W_BURSTS] % _RING
+                    watch[c, W_BURSTS] += 1
+                    watch[c, W_SENT] += n
+                    watch_starts[c, j] = t
+                    watch_ends[c, j] = last
+                    watch_sums[c, j] = watch[c, W_SENT]
+                    if not watch[c, W_LIVE]:
+                        continue
+                    rest = c_end[c] - c_word[c]
+                    if more and c_rows[c] == 1 and rest <= burst - (c_word[c] & burst_mask):
+                        watch[c, W_FILL] = eligible[c] - 1
+                    left = pads[c, 1] + pads[c, 2] + pads[c, 3] + pads[c, 4] if c_padded[c] else 0
+                    if watch[c, W_FILL] < _INF and (left == 0 or not more):
+                        pad_end = pads[c, 0] + left - 1 if c_padded[c] else -1
+                        z = _counter_end(watch[c], watch_starts[c], watch_ends[c], watch_sums[c], pad_end)
+                        if z < _INF:
+                            watch[c, W_LIVE] = 0
+                            event[c_module[c]] = 2 * (z + 1)
+                            if more:
+                                orphan[c] = rest
+                elif not more:
                     final = last + delay
                     if c_padded[c]:
-                        left_pads = pads[c, 1] + pads[c, 2] + pads[c, 3] + pads[c, 4]
-                        final = max(final, pads[c, 0] + left_pads)
+                        final = max(final, pads[c, 0] + pads[c, 1] + pads[c, 2] + pads[c, 3] + pads[c, 4])
                     event[c_module[c]] = 2 * (final + 1)
                 continue
 
@@ -580,14 +564,32 @@ def simulate(insns, insn_address, p, trace):
                 waiting[c] = first_eligible
             else:
                 eligible[c] = first_eligible
-            risk_capacity[c] = 0
-            if narrow and rows * row_bytes >= capacity << log_bus:
-                risk_capacity[c] = capacity
-                risk_total[c] = rows * (row_bytes >> log_bus)
-                risk_sent[c] = 0
-                risk_bursts[c] = 0
-                if top + bottom + sides == 0:
-                    pads[c, :] = 0
+            if narrow and (watch[c, W_CAPACITY] > 0 or rows * row_bytes >= capacity << log_bus):
+                # The counter of this load may read 0 early, or beats of an earlier one still arrive.
+                watch[c, W_CAPACITY] = capacity
+                watch[c, W_TOTAL] = rows * (row_bytes >> log_bus)
+                counted = watch[c, W_SENT]
+                for b in range(max(0, watch[c, W_BURSTS] - _RING), watch[c, W_BURSTS]):
+                    j = b % _RING
+                    if watch_ends[c, j] > at - 2:
+                        counted -= watch_ends[c, j] - max(watch_starts[c, j], at - 2)
+                        if c_padded[c]:
+                            _pad(pads[c], watch_starts[c, j] + 3, watch_ends[c, j] + 2)
+                watch[c, W_BASE] = counted
+                if counted == watch[c, W_SENT] and orphan[c] == 0 and rows * row_bytes < capacity << log_bus:
+                    watch[c, W_CAPACITY] = 0
+                    continue
+                watch[c, W_LIVE] = 1
+                watch[c, W_FILL] = _INF
+                rest = c_end[c] - c_word[c]
+                if rows == 1 and orphan[c] == 0 and rest <= burst - (c_word[c] & burst_mask):
+                    watch[c, W_FILL] = first_eligible - 1
+                    if not c_padded[c]:
+                        z = _counter_end(watch[c], watch_starts[c], watch_ends[c], watch_sums[c], -1)
+                        if z < _INF:
+                            watch[c, W_LIVE] = 0
+                            event[m] = 2 * (z + 1)
+                            orphan[c] = rest
 
     busy[B_READ_BURSTS] = sent
     if finish == _INF:
