@@ -511,6 +511,10 @@ ACCELERATORS = [
     Accelerator(2, 4, 15, 17, 18, 19, bus_bits=256),
     Accelerator(2, 3, 15, 16, 16, 18),
     Accelerator(0, 3, 13, 14, 16, 16, burst_len_bits=4),
+    # INP SRAMs of 16, 32 and 64 elements: loads that end early, and others that meet their data.
+    dataclasses.replace(DE10, log_inp_buff_size=8, isa_inp_bits=11),
+    dataclasses.replace(DE10, log_inp_buff_size=9, isa_inp_bits=11, memory_latency=64),
+    dataclasses.replace(PYNQ, log_inp_buff_size=10, isa_inp_bits=11),
 ]
 
 

@@ -179,6 +179,12 @@ def _counter_end(watch, starts, ends, cumulative, pad_end):
     counter runs modulo the SRAM's capacity, and counts whatever arrives, so it may read 0 early.
     """
     received = watch[W_TOTAL] % watch[W_CAPACITY]
+    if watch[W_BURSTS] > _RING:
+        # Bursts no longer kept were counted long ago: at most TAGS + 1 are outstanding.
+        oldest = watch[W_BURSTS] % _RING
+        gone = cumulative[oldest] - (ends[oldest] - starts[oldest]) - watch[W_BASE]
+        if gone > received:
+            received += -(-(gone - received) // watch[W_CAPACITY]) * watch[W_CAPACITY]
     while watch[W_BASE] + received <= watch[W_SENT]:
         low = max(watch[W_FILL], pad_end) + 1
         high = _INF
