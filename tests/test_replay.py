@@ -34,7 +34,7 @@ KEYS = {
 def command(module: object, *arguments: str) -> int:
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)  # type: ignore[attr-defined]
-    return module.run(parser.parse_args(arguments))  # type: ignore[attr-defined, no-any-return]
+    return module.run(parser.parse_args(arguments))  # type: ignore[attr-defined]
 
 
 @pytest.fixture

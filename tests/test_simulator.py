@@ -120,7 +120,7 @@ def alu(op: int, use_imm: int, imm: int, x: np.ndarray, y: np.ndarray | None = N
         insns.append(row(STORE, 0, OUT, 0, (2 * SPACE) // 16 + byte, 1, 1, 1))
     after = run(PYNQ, insns, [(0, 0, 0), (0, 1, 0)], dram)
     planes = after[2 * SPACE : 2 * SPACE + 64].reshape(4, 16).astype(np.uint32)
-    return sum(planes[byte] << np.uint32(8 * byte) for byte in range(4)).view(np.int32)  # type: ignore[union-attr]
+    return sum(planes[byte] << np.uint32(8 * byte) for byte in range(4)).view(np.int32)
 
 
 X = np.random.default_rng(3).integers(-(2**31), 2**31, 16).astype(np.int32)

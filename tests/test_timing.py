@@ -243,7 +243,7 @@ def test_measured_runs(name: str) -> None:
     p = timing.params(runs.accelerator)
     for run in range(len(runs)):
         trace = np.empty((len(runs.program(run)), 2), np.int64)
-        cycles, hang, busy = timing.simulate(runs.program(run), runs.insn_address[run], p, trace)
+        cycles, hang, _ = timing.simulate(runs.program(run), runs.insn_address[run], p, trace)
         assert (cycles, hang) == (runs.cycles[run], runs.hang[run])
         np.testing.assert_array_equal(trace, runs.expected_trace(run))
 
@@ -518,7 +518,7 @@ ACCELERATORS = [
 ]
 
 
-@pytest.mark.parametrize("accelerator", ACCELERATORS, ids=str)
+@pytest.mark.parametrize("accelerator", ACCELERATORS, ids=range(len(ACCELERATORS)))
 def test_random_programs_against_stepping(accelerator: Accelerator) -> None:
     rng = np.random.default_rng(7)
     for _ in range(6):
