@@ -74,7 +74,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         raise _unknown(argv[0])
     name, text = COMMANDS[argv[0]]
     module = importlib.import_module(f"oneshot_ml2.{name}")
-    parser = _Parser(prog=f"{PROG} {argv[0]}", description=f"{text[0].upper()}{text[1:]}.")
+    parser = _Parser(prog=f"{PROG} {argv[0]}", description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
     module.add_arguments(parser)
     return int(module.run(parser.parse_args(argv[1:])))
 
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OneShotError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        print(f"\n{PROG}: interrupted; finished work is kept, the same command goes on from there", file=sys.stderr)
+        print(f"\n{PROG}: interrupted; nothing is half-written, and finished work is kept", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader, such as `head`, has left; keep the interpreter from flushing to it once more.

@@ -1,0 +1,398 @@
+"""``oneshot-ml2 compile``: every layer of a model, from its graph to programs that have run on the simulator.
+
+The order is what zero measurements mean: all layers are picked and lowered before the first program is executed or timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import fnmatch
+import json
+import sys
+import time
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2 import report
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.errors import OneShotError
+
+if TYPE_CHECKING:
+    from oneshot_ml2.oneshot import Pick
+    from oneshot_ml2.vta.bound import EngineBound
+    from oneshot_ml2.vta.program import Program
+    from oneshot_ml2.workload import Layer
+
+# Where the cycles go, in the table's order; see `split_cycles`.
+PARTS = ("gemm", "alu", "load", "store", "rest")
+STAGES = ("trace", "pick", "lower", "simulate")
+
+
+@dataclass(frozen=True)
+class CompiledLayer:
+    """A layer with its pick, its program and what the simulator made of it.
+
+    Attributes:
+        cycles: simulated, from launch to FINISH; of one occurrence of the layer.
+        hang: the program never reached FINISH (``cycles`` is then when it stopped).
+        parts: ``PARTS`` -> cycles; they add up to ``cycles``.
+        dram_bytes: bytes that LOADs and STOREs moved, pads not counted.
+        outputs: elements of the result.
+        wrong: how many of them differ from the reference.
+    """
+
+    layer: Layer
+    pick: Pick
+    program: Program
+    bound: EngineBound
+    cycles: int
+    hang: bool
+    parts: dict[str, int]
+    dram_bytes: int
+    outputs: int
+    wrong: int
+
+    @property
+    def ok(self) -> bool:
+        """The program ended, and its result equals the reference bit for bit."""
+        return not self.hang and self.wrong == 0
+
+    @property
+    def bound_share(self) -> float:
+        """Engine bound / simulated cycles, 0..1."""
+        return self.bound.bound / self.cycles
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints for the layer."""
+        return {
+            "layer": self.layer.name,
+            "count": self.layer.count,
+            "workload": self.layer.workload.to_dict(),
+            "space": self.pick.space.kind,
+            "index": int(self.pick.index),
+            "schedule": dict(self.pick.schedule.knobs),
+            "source": self.pick.source,
+            "p_valid": report.finite(self.pick.p_valid),
+            "predicted_cycles": report.finite(self.pick.predicted_cycles),
+            "cycles": self.cycles,
+            "engine_bound": self.bound.bound,
+            "limiting_engine": self.bound.limiting,
+            "bound_share": self.bound_share,
+            "parts": self.parts,
+            "instructions": len(self.program.insns),
+            "uops": len(self.program.uops),
+            "dram_bytes": self.dram_bytes,
+            "outputs": self.outputs,
+            "wrong_outputs": self.wrong,
+            "hang": self.hang,
+            "ok": self.ok,
+        }
+
+
+@dataclass(frozen=True)
+class CompiledModel:
+    """The layers of a model on an accelerator; ``seconds`` is the wall time of each of ``STAGES``."""
+
+    name: str
+    accelerator: Accelerator
+    layers: tuple[CompiledLayer, ...]
+    seconds: dict[str, float]
+
+    @property
+    def ok(self) -> bool:
+        """Every layer's result is right."""
+        return all(layer.ok for layer in self.layers)
+
+    @property
+    def cycles(self) -> int:
+        """Simulated cycles of all layers, each as often as it occurs."""
+        return sum(layer.layer.count * layer.cycles for layer in self.layers)
+
+    @property
+    def bound(self) -> int:
+        """Engine bound of all layers, each as often as it occurs."""
+        return sum(layer.layer.count * layer.bound.bound for layer in self.layers)
+
+    @property
+    def milliseconds(self) -> float:
+        """``cycles`` at the accelerator's clock."""
+        return self.cycles / (self.accelerator.clock_mhz * 1e3)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        return {
+            "model": self.name,
+            "accelerator": json.loads(self.accelerator.to_json()) | {"name": self.accelerator.name},
+            "ok": self.ok,
+            "cycles": self.cycles,
+            "engine_bound": self.bound,
+            "milliseconds": self.milliseconds,
+            "seconds": self.seconds,
+            "layers": [layer.to_dict() for layer in self.layers],
+        }
+
+    def report(self) -> str:
+        """The table: a row a layer, then totals in which each layer counts as often as it occurs."""
+        header = (
+            "layer", "x", "shape", "schedule", "source", "predicted", "cycles", "of bound",
+            "GEMM", "reset+ALU", "load", "store", "rest", "KiB", "result",
+        )  # fmt: skip
+        rows = [
+            (
+                entry.layer.name,
+                str(entry.layer.count),
+                report.short_workload(entry.layer.workload),
+                report.short_schedule(entry.pick.schedule),
+                str(entry.pick.source),
+                f"{entry.pick.predicted_cycles:,.0f}",
+                f"{entry.cycles:,}",
+                report.percent(entry.bound_share),
+                *(f"{entry.parts[part] / entry.cycles:.0%}" for part in PARTS),
+                f"{entry.dram_bytes / 1024:,.0f}",
+                _result(entry),
+            )
+            for entry in self.layers
+        ]
+        shares = [
+            sum(entry.layer.count * entry.parts[part] for entry in self.layers) / self.cycles for part in PARTS
+        ]
+        rows.append(
+            (
+                "total",
+                str(sum(entry.layer.count for entry in self.layers)),
+                *("", "", ""),
+                f"{sum(entry.layer.count * entry.pick.predicted_cycles for entry in self.layers):,.0f}",
+                f"{self.cycles:,}",
+                report.percent(self.bound / self.cycles),
+                *(f"{share:.0%}" for share in shares),
+                f"{sum(entry.layer.count * entry.dram_bytes for entry in self.layers) / 1024:,.0f}",
+                "exact" if self.ok else "WRONG",
+            )
+        )
+        right = sum(entry.ok for entry in self.layers)
+        chip = self.accelerator
+        lines = [
+            report.table(header, rows, left=("layer", "shape", "schedule", "source", "result")),
+            "",
+            f"{self.name} on {chip.name}: {self.cycles:,} cycles, {self.milliseconds:.2f} ms at {chip.clock_mhz} MHz; "
+            f"{right} of {len(self.layers)} results equal the reference bit for bit.",
+            "Wall time: " + ", ".join(f"{stage} {self.seconds[stage]:.2f} s" for stage in STAGES) + ".",
+            "schedule: tile co x h x w x ci, outer loop / resident operand, buffers INP/WGT/ACC (all knobs: --json). "
+            "load, store: compute waits for them.",
+        ]
+        return "\n".join(lines)
+
+
+def _result(entry: CompiledLayer) -> str:
+    if entry.hang:
+        return "HANGS"
+    return "exact" if entry.ok else f"WRONG: {entry.wrong:,} of {entry.outputs:,}"
+
+
+def split_cycles(insns: NDArray[np.int64], trace: NDArray[np.int64], cycles: int) -> dict[str, int]:
+    """What the compute engine did in every cycle of a run: ``PARTS`` -> cycles, which add up to ``cycles``.
+
+    ``insns``: (n, COLUMNS); ``trace``: (n, 2), execution cycles [start, done). ``gemm`` and ``alu`` are the execution
+    of GEMMs and of resets and ALU instructions; ``load`` is the start up to the first of them, gaps that a token
+    from the load module ends, and LOADs that the compute module executes itself; ``store`` is the gaps that a
+    token from the store module ends, and all that follows the last of them; ``rest`` is what remains (turnover and
+    fetch).
+    """
+    from oneshot_ml2.vta import program as G
+
+    op, flags = insns[:, G.C_OP], insns[:, G.C_FLAGS]
+    loads = (op == G.LOAD) & np.isin(insns[:, G.C_MEM], (G.INP, G.WGT))
+    stores = op == G.STORE
+    compute = ~loads & ~stores
+    engine = (op == G.GEMM) | (op == G.ALU)
+    first, last = int(trace[engine, 0].min()), int(trace[engine, 1].max())
+
+    # When the token that each compute instruction pops was pushed; the k-th pop takes the k-th push.
+    arrival = np.zeros((2, len(insns)), dtype=np.int64)
+    for row, pop, module, push in ((0, G.POP_PREV, loads, G.PUSH_NEXT), (1, G.POP_NEXT, stores, G.PUSH_PREV)):
+        takers = np.flatnonzero(compute & (flags & pop != 0))
+        pushed = trace[module & (flags & push != 0), 1]
+        arrival[row, takers] = pushed[: len(takers)]
+
+    parts = dict.fromkeys(PARTS, 0)
+    parts["load"], parts["store"] = first, cycles - last
+    previous = first
+    for i in np.flatnonzero(compute):
+        start, done = int(trace[i, 0]), int(trace[i, 1])
+        if start < first or start >= last:
+            continue
+        by_load, by_store = arrival[:, i]
+        cause = "rest" if max(by_load, by_store) <= previous else "load" if by_load >= by_store else "store"
+        parts[cause] += start - previous
+        parts[
+            "load"
+            if op[i] == G.LOAD
+            else "gemm"
+            if op[i] == G.GEMM and not insns[i, G.C_RESET]
+            else "alu"
+            if engine[i]
+            else "rest"
+        ] += done - start
+        previous = done
+    return parts
+
+
+def _simulate(layer: Layer, pick: Pick, program: Program, seed: int) -> CompiledLayer:
+    """Execute a layer's program on random tensors, hold its result against the reference, and time it."""
+    from oneshot_ml2.vta import image, simulator, timing
+    from oneshot_ml2.vta.bound import engine_bound
+
+    workload, chip = layer.workload, program.accelerator
+    tensors = workload.random_inputs(np.random.default_rng([seed, zlib.crc32(layer.name.encode())]))
+    timed = timing.measure(program, trace=True)
+    expected = workload.reference(tensors)
+    wrong = expected.size
+    if not timed.hang:
+        result = image.execute(program, workload, tensors)
+        if result.shape == expected.shape and result.dtype == expected.dtype:
+            wrong = int(np.count_nonzero(result != expected))
+    assert timed.trace is not None
+    parts = dict.fromkeys(PARTS, 0) | {"rest": timed.cycles}
+    if not timed.hang:
+        parts = split_cycles(program.insns, timed.trace, timed.cycles)
+    moved = simulator.traffic(program.insns, chip)
+    return CompiledLayer(
+        layer=layer,
+        pick=pick,
+        program=program,
+        bound=engine_bound(workload, chip),
+        cycles=timed.cycles,
+        hang=timed.hang,
+        parts=parts,
+        dram_bytes=sum(value for name, value in moved.items() if name.endswith("_nbytes")),
+        outputs=expected.size,
+        wrong=wrong,
+    )
+
+
+def select_layers(layers: Sequence[Layer], patterns: Sequence[str]) -> list[Layer]:
+    """The layers whose names match one of ``patterns`` (as in a shell); all of them if there are none.
+
+    Raises:
+        OneShotError: a pattern matches nothing (names the layers there are, with the closest one).
+    """
+    names = [layer.name for layer in layers]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.4)
+            hint = f"; did you mean {close[0]!r}?" if close else ";"
+            raise OneShotError(f"no layer {pattern!r}{hint} There are: {', '.join(names)}")
+    return [layer for layer in layers if not patterns or any(fnmatch.fnmatch(layer.name, p) for p in patterns)]
+
+
+def compile_layers(
+    model: str | Sequence[Layer],
+    accelerator: Accelerator | str | Path = "pynq",
+    *,
+    size: int = 224,
+    layers: Sequence[str] = (),
+    seed: int = 0,
+    progress: bool = False,
+) -> CompiledModel:
+    """Pick, lower and then run every convolution and dense layer of a model.
+
+    Args:
+        model: a name that `models.trace` knows, or layers.
+        accelerator: one, or what `Accelerator.load` takes.
+        size: height and width of a named model's images.
+        layers: names or shell patterns of those to compile; none: all.
+        seed: of the tensors that the programs run on.
+        progress: show a bar on stderr.
+
+    Warns:
+        RuntimeWarning: a result differs from its reference (``ok`` is then False).
+
+    Raises:
+        OneShotError: unknown names, a layer that VTA or the weights cannot take.
+    """
+    from tqdm import tqdm
+
+    from oneshot_ml2 import models
+
+    chip = accelerator if isinstance(accelerator, Accelerator) else Accelerator.load(accelerator)
+    seconds = dict.fromkeys(STAGES, 0.0)
+
+    @contextlib.contextmanager
+    def stage(name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        seconds[name] += time.perf_counter() - begin
+
+    with stage("trace"):
+        traced = models.trace(model, size) if isinstance(model, str) else list(model)
+        chosen = select_layers(traced, layers)
+    with tqdm(total=3 * len(chosen), unit="step", file=sys.stderr, disable=None if progress else True) as bar:
+        picks, programs, compiled = [], [], []
+        with stage("pick"):
+            from oneshot_ml2 import oneshot
+
+            for layer in chosen:
+                bar.set_description(f"pick {layer.name}")
+                picks.append(oneshot.pick(layer.workload, chip))
+                bar.update()
+        with stage("lower"):
+            for layer, pick in zip(chosen, picks):
+                bar.set_description(f"lower {layer.name}")
+                programs.append(pick.space.lower(pick.index))
+                bar.update()
+        with stage("simulate"):
+            for layer, pick, program in zip(chosen, picks, programs):
+                bar.set_description(f"simulate {layer.name}")
+                compiled.append(_simulate(layer, pick, program, seed))
+                bar.update()
+    result = CompiledModel(model if isinstance(model, str) else "layers", chip, tuple(compiled), seconds)
+    if not result.ok:
+        wrong = ", ".join(entry.layer.name for entry in compiled if not entry.ok)
+        warnings.warn(f"results differ from the reference: {wrong}", RuntimeWarning, stacklevel=2)
+    return result
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``oneshot-ml2 compile``."""
+    parser.add_argument("model", help="resnet18, or another model (an unknown name lists them)")
+    parser.add_argument("--accelerator", metavar="NAME", default="pynq", help="preset or VTA JSON (default pynq)")
+    parser.add_argument("--size", type=int, default=224, metavar="N", help="height and width of the images (default 224)")
+    parser.add_argument("--layers", nargs="+", default=[], metavar="NAME", help="only these; shell patterns work")
+    parser.add_argument("--device", default="sim", metavar="SPEC", help="what runs the programs (default: sim)")
+    parser.add_argument("--seed", type=int, default=0, help="of the tensors that the programs run on (default 0)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="also write the result to a JSON file")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compile, print and save; 1 if a result differs from the reference."""
+    from oneshot_ml2.device import open_device
+
+    chip = Accelerator.load(args.accelerator)
+    open_device(args.device)
+    if args.seed < 0:
+        raise OneShotError(f"--seed is {args.seed}; allowed: 0 or more")
+    if args.output and not Path(args.output).parent.is_dir():
+        raise OneShotError(f"no folder {Path(args.output).parent}; make it, or choose another place for --output")
+    with warnings.catch_warnings():
+        # The table and the exit code say it.
+        warnings.filterwarnings("ignore", message="results differ", category=RuntimeWarning)
+        model = compile_layers(args.model, chip, size=args.size, layers=args.layers, seed=args.seed, progress=True)
+    text = json.dumps(model.to_dict(), indent=2)
+    if args.output:
+        report.write_text(args.output, text + "\n")
+    print(text if args.json else model.report())
+    if not model.ok:
+        wrong = [entry.layer.name for entry in model.layers if not entry.ok]
+        print(f"oneshot-ml2: WRONG RESULT in {', '.join(wrong)}: this is a bug, please report it", file=sys.stderr)
+        return 1
+    return 0
