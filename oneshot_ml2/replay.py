@@ -159,7 +159,7 @@ def _attribute(attributes: object, name: str, path: Path) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """How one file compares; the fields of the JSON output.
+    """How one file compares; the fields of the JSON output, which has ``status`` only where nothing was compared.
 
     A run's cycles are equal if its hang flag is too; of a run that hangs only the flag is compared.
     ``max_relative_error``: largest |ours - measured| / measured over the runs that end.
@@ -242,7 +242,11 @@ def run(args: argparse.Namespace) -> int:
     """Replay files and print one line for each; 0 whatever the comparison finds."""
     reports = [replay(read_runs(path)) for path in args.files]
     if args.json:
-        print(json.dumps({"files": [asdict(report) for report in reports]}, indent=2))
+        files = [asdict(report) for report in reports]
+        for entry in files:
+            if entry["status"] == "compared":
+                del entry["status"]
+        print(json.dumps({"files": files}, indent=2))
         return 0
     width = max([4] + [len(report.file) for report in reports])
     print(f"{'file':{width}}  {'runs':>6}  {'cycles =':>8}  {'traces =':>13}  {'memories =':>13}  max error  Mcycles/s")

@@ -47,7 +47,7 @@ def test_all_extracts_are_equal(capsys: pytest.CaptureFixture[str]) -> None:
     assert command(replay, *map(str, FILES), "--json") == 0
     files = json.loads(capsys.readouterr().out)["files"]
     for entry in files:
-        assert set(entry) >= KEYS
+        assert set(entry) == KEYS
         assert entry["cycles_equal"] == entry["runs"] > 0
         assert entry["traces_equal"] == entry["traces_checked"] == entry["runs"]
         assert entry["memories_equal"] == entry["memories_checked"]
@@ -91,6 +91,8 @@ def test_unpipelined_units_are_not_timed(copy: Path, capsys: pytest.CaptureFixtu
     assert (report.cycles_equal, report.traces_checked, report.cycles_per_second) == (0, 0, 0)
     assert command(replay, str(copy)) == 0
     assert "not modelled" in capsys.readouterr().out
+    assert command(replay, str(copy), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["files"][0]["status"] == "not modelled"
 
 
 def test_damaged_files_are_refused(copy: Path, tmp_path: Path) -> None:
