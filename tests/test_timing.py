@@ -298,7 +298,7 @@ class Stepper:
                 word += n
         return total
 
-    def run(self, limit: int = 50_000) -> tuple[int, list[list[int]]]:
+    def run(self, limit: int = 300_000) -> tuple[int, list[list[int]]]:
         a = self.accelerator
         n = len(self.insns)
         trace = [[-1, -1] for _ in range(n)]
