@@ -1,6 +1,6 @@
 """``oneshot-ml2 compile``: every layer of a model, from its graph to programs that have run on the simulator.
 
-The order is what zero measurements mean: all layers are picked and lowered before the first program is executed or timed.
+All layers are picked and lowered before the first program is executed or timed: that is what zero measurements mean.
 """
 
 from __future__ import annotations
@@ -162,9 +162,7 @@ class CompiledModel:
             )
             for entry in self.layers
         ]
-        shares = [
-            sum(entry.layer.count * entry.parts[part] for entry in self.layers) / self.cycles for part in PARTS
-        ]
+        shares = [sum(entry.layer.count * entry.parts[part] for entry in self.layers) / self.cycles for part in PARTS]
         rows.append(
             (
                 "total",
@@ -215,6 +213,9 @@ def split_cycles(insns: NDArray[np.int64], trace: NDArray[np.int64], cycles: int
     compute = ~loads & ~stores
     engine = (op == G.GEMM) | (op == G.ALU)
     first, last = int(trace[engine, 0].min()), int(trace[engine, 1].max())
+    kinds = np.select(
+        [op == G.LOAD, (op == G.GEMM) & (insns[:, G.C_RESET] == 0), engine], ["load", "gemm", "alu"], "rest"
+    ).tolist()
 
     # When the token that each compute instruction pops was pushed; the k-th pop takes the k-th push.
     arrival = np.zeros((2, len(insns)), dtype=np.int64)
@@ -233,15 +234,7 @@ def split_cycles(insns: NDArray[np.int64], trace: NDArray[np.int64], cycles: int
         by_load, by_store = arrival[:, i]
         cause = "rest" if max(by_load, by_store) <= previous else "load" if by_load >= by_store else "store"
         parts[cause] += start - previous
-        parts[
-            "load"
-            if op[i] == G.LOAD
-            else "gemm"
-            if op[i] == G.GEMM and not insns[i, G.C_RESET]
-            else "alu"
-            if engine[i]
-            else "rest"
-        ] += done - start
+        parts[kinds[i]] += done - start
         previous = done
     return parts
 
@@ -365,7 +358,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``oneshot-ml2 compile``."""
     parser.add_argument("model", help="resnet18, or another model (an unknown name lists them)")
     parser.add_argument("--accelerator", metavar="NAME", default="pynq", help="preset or VTA JSON (default pynq)")
-    parser.add_argument("--size", type=int, default=224, metavar="N", help="height and width of the images (default 224)")
+    parser.add_argument(
+        "--size", type=int, default=224, metavar="N", help="height and width of the images (default 224)"
+    )
     parser.add_argument("--layers", nargs="+", default=[], metavar="NAME", help="only these; shell patterns work")
     parser.add_argument("--device", default="sim", metavar="SPEC", help="what runs the programs (default: sim)")
     parser.add_argument("--seed", type=int, default=0, help="of the tensors that the programs run on (default 0)")

@@ -1,0 +1,234 @@
+"""compile: the order of its stages, where the cycles go, and that a wrong result cannot pass for a right one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import RunCommand
+
+import oneshot_ml2 as o2
+from oneshot_ml2 import compile as compiling
+from oneshot_ml2 import oneshot, report
+from oneshot_ml2.schedule import ScheduleSpace
+from oneshot_ml2.vta import image, timing
+from oneshot_ml2.workload import Conv2d, Dense, Epilogue, Layer, Workload
+
+FULL = Epilogue(bias=True, residual_shift=4)
+LAYERS = [
+    Layer("stem", Conv2d(1, 3, 20, 20, 24, 5, 5, 2, 2, epilogue=Epilogue(bias=True))),
+    Layer("block.conv", Conv2d(2, 40, 9, 7, 33, 3, 3, 1, 1, epilogue=FULL), 3),
+    Layer("block.shortcut", Conv2d(1, 64, 8, 8, 48, 1, 1, 2, 0)),
+    Layer("fc", Dense(3, 70, 45, Epilogue(bias=True, clip=(-128, 127)))),
+]
+
+
+def valid_index(space: ScheduleSpace, seed: int) -> int:
+    drawn = np.random.default_rng(seed).integers(0, len(space), 4000)
+    return int(drawn[space.validity(drawn) == 0][0])
+
+
+def some_pick(workload: Workload, accelerator: o2.Accelerator, seed: int = 0) -> Any:
+    """A valid schedule at random, in the form of a pick."""
+    space = ScheduleSpace(workload, accelerator)
+    index = valid_index(space, seed)
+    return SimpleNamespace(
+        space=space, index=index, schedule=space.schedule(index), predicted_cycles=1e4, p_valid=0.5, source="network"
+    )
+
+
+@pytest.fixture
+def picks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Picks that need no weights."""
+    monkeypatch.setattr(oneshot, "pick", some_pick)
+
+
+@pytest.fixture
+def four_layers(monkeypatch: pytest.MonkeyPatch, picks: None) -> None:
+    """``compile resnet18`` compiles the four small layers."""
+    monkeypatch.setattr("oneshot_ml2.models.trace", lambda name, size: list(LAYERS))
+
+
+@pytest.mark.parametrize("chip", ["pynq", "b8", "b32", "b2x16", "b4x8", "bus256"])
+def test_layers_are_exact(chip: str, picks: None) -> None:
+    model = o2.compile_layers(LAYERS, chip)
+    assert model.ok
+    assert [entry.layer for entry in model.layers] == LAYERS
+    for entry in model.layers:
+        assert entry.outputs == math.prod(entry.layer.workload.output_shape)
+        assert 0 < entry.bound.bound <= entry.cycles == sum(entry.parts.values())
+        assert min(entry.parts.values()) >= 0
+        assert entry.dram_bytes > 0
+    assert model.cycles == sum(entry.cycles * entry.layer.count for entry in model.layers)
+    assert model.milliseconds == pytest.approx(model.cycles / model.accelerator.clock_mhz / 1e3)
+
+
+def test_parts_are_what_the_engines_did(picks: None) -> None:
+    chip = o2.Accelerator.load("pynq")
+    for seed in range(25):
+        space = ScheduleSpace(LAYERS[seed % 4].workload, chip)
+        program = space.lower(valid_index(space, seed))
+        timed = timing.measure(program, trace=True)
+        assert timed.trace is not None
+        parts = compiling.split_cycles(program.insns, timed.trace, timed.cycles)
+        assert sum(parts.values()) == timed.cycles
+        assert parts["gemm"] + parts["alu"] == timed.gemm + timed.alu
+        assert parts["load"] > chip.memory_latency
+
+
+def test_nothing_is_measured_before_the_last_pick(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    def noted(name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            events.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(oneshot, "pick", noted("pick", some_pick))
+    monkeypatch.setattr(ScheduleSpace, "lower", noted("lower", ScheduleSpace.lower))
+    monkeypatch.setattr(timing, "measure", noted("measure", timing.measure))
+    monkeypatch.setattr(timing, "simulate", noted("measure", timing.simulate))
+    monkeypatch.setattr(image, "execute", noted("measure", image.execute))
+    assert o2.compile_layers(LAYERS).ok
+    assert events[:8] == ["pick"] * 4 + ["lower"] * 4
+    assert set(events[8:]) == {"measure"}
+
+
+def test_same_seed_same_result(picks: None) -> None:
+    first, second = (o2.compile_layers(LAYERS).to_dict() | {"seconds": None} for _ in range(2))
+    assert first == second
+
+
+def flip_one(program: Any, workload: Workload, tensors: Any) -> Any:
+    result = workload.reference(tensors)
+    result.flat[-1] ^= 1
+    return result
+
+
+def truncate(program: Any, workload: Workload, tensors: Any) -> Any:
+    return workload.reference(tensors)[:, :-1]
+
+
+def widen(program: Any, workload: Workload, tensors: Any) -> Any:
+    return workload.reference(tensors).astype(np.int32)
+
+
+@pytest.mark.parametrize("broken", [flip_one, truncate, widen])
+def test_a_wrong_result_shows_everywhere(
+    broken: Any, monkeypatch: pytest.MonkeyPatch, four_layers: None, tmp_path: Path, run_command: RunCommand
+) -> None:
+    monkeypatch.setattr(image, "execute", broken)
+    with pytest.warns(RuntimeWarning, match="differ from the reference: fc"):
+        model = o2.compile_layers(LAYERS[-1:])
+    assert not model.ok
+    assert not model.layers[0].ok
+    assert "WRONG" in model.report()
+    assert "0 of 1 results" in model.report()
+
+    code, out, err = run_command("compile", "resnet18", "--layers", "fc", "-o", tmp_path / "out.json")
+    assert code == 1
+    assert "WRONG RESULT in fc" in err
+    assert "WRONG" in out
+    saved = json.loads((tmp_path / "out.json").read_text())
+    assert saved["ok"] is False
+    assert saved["layers"][0]["wrong_outputs"] > 0
+
+    code, out, _ = run_command("compile", "resnet18", "--layers", "fc", "--json")
+    assert (code, json.loads(out)["ok"]) == (1, False)
+
+
+def test_a_hang_is_a_wrong_result(monkeypatch: pytest.MonkeyPatch, four_layers: None, run_command: RunCommand) -> None:
+    def hangs(program: Any, trace: bool = False) -> timing.Timing:
+        return dataclasses.replace(measure(program, trace), hang=True)
+
+    measure = timing.measure
+    monkeypatch.setattr(timing, "measure", hangs)
+    code, out, _ = run_command("compile", "resnet18")
+    assert code == 1
+    assert out.count("HANGS") == 4
+
+
+def test_table_and_json(four_layers: None, tmp_path: Path, run_command: RunCommand) -> None:
+    path = tmp_path / "out.json"
+    code, out, _ = run_command("compile", "resnet18", "--layers", "block.*", "fc", "-o", path)
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["layer", "block.conv", "block.shortcut", "fc", "total"]
+    assert all(line.endswith("exact") for line in lines[1:5])
+    assert "3 of 3 results equal the reference bit for bit" in out
+    assert all(stage in out for stage in compiling.STAGES)
+
+    saved = json.loads(path.read_text())
+    code, out, _ = run_command("compile", "resnet18", "--layers", "block.*", "fc", "--json")
+    assert code == 0
+    printed = json.loads(out)
+    assert printed["layers"] == saved["layers"]
+    assert [entry["count"] for entry in saved["layers"]] == [3, 1, 1]
+    assert o2.Accelerator.from_json(saved["accelerator"]) == o2.Accelerator.load("pynq")
+
+
+def test_unknown_layer(four_layers: None, run_command: RunCommand) -> None:
+    code, out, err = run_command("compile", "resnet18", "--layers", "block.conf")
+    assert (code, out) == (2, "")
+    assert "did you mean 'block.conv'?" in err
+    assert "stem" in err
+
+
+@pytest.mark.parametrize("options", [("-o", "nowhere/out.json"), ("--seed", "-1")])
+def test_bad_options_end_before_the_work(
+    options: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_command: RunCommand,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("oneshot_ml2.models.trace", None)
+    code, out, err = run_command("compile", "resnet18", *options)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "out.json"
+    report.write_text(path, "first")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        report.write_text(path, "second")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.json"]
+    assert path.read_text() == "first"
+
+
+def test_tables() -> None:
+    text = report.table(("name", "n"), [("a", "1"), ("long", "1,000")], left=("name",))
+    assert text.splitlines() == ["name      n", "a         1", "long  1,000"]
+    with pytest.raises(ValueError, match="cells"):
+        report.table(("name", "n"), [("a",)])
+    assert report.short_workload(LAYERS[1].workload) == "2 x 40x9x7 > 33x9x7 3x3"
+    assert report.short_workload(LAYERS[2].workload) == "64x8x8 > 48x4x4 1x1/2"
+    assert report.short_workload(Dense(1, 512, 1000)) == "512 > 1000 dense"
+    assert report.finite(float("nan")) is None
+
+
+def test_short_schedules_name_every_dataflow() -> None:
+    space = ScheduleSpace(LAYERS[0].workload, o2.Accelerator.load("pynq"))
+    (flows,) = (knob.values for knob in space.knobs if knob.name == "dataflow")
+    assert flows == tuple(range(len(report.DATAFLOWS)))
+    assert report.short_schedule(space.schedule(0)).count("/") >= 2
+
+
+def test_real_picks_of_small_layers() -> None:
+    """The shipped weights, from the workload to the checked program."""
+    model = o2.compile_layers(LAYERS)
+    assert model.ok
+    assert all(entry.pick.predicted_cycles > 0 for entry in model.layers)

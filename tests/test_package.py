@@ -1,0 +1,125 @@
+"""The package as a whole: light to import, its names, its shipped files, and the wheel away from the checkout."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+from pathlib import Path
+
+import pytest
+
+import oneshot_ml2
+from oneshot_ml2 import resources
+from oneshot_ml2.accelerator import preset_names
+from oneshot_ml2.errors import OneShotError
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "numba", "h5py", "tvm", "numpy", "tqdm", "safetensors", "matplotlib")
+
+
+def in_a_new_process(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+    )
+    return done.stdout
+
+
+def test_import_is_light() -> None:
+    code = "import oneshot_ml2, sys; print(sorted(set(sys.modules) & set(%r)))" % (HEAVY,)  # noqa: UP031
+    assert in_a_new_process(code) == "[]\n"
+
+
+def test_import_is_fast() -> None:
+    code = "import time; begin = time.perf_counter(); import oneshot_ml2; print(time.perf_counter() - begin)"
+    # The best of three, since other processes may hold the machine up.
+    assert min(float(in_a_new_process(code)) for _ in range(3)) < 0.3
+
+
+@pytest.mark.parametrize("module", ["accelerator", "schedule", "workload", "models", "resources", "cli", "report"])
+def test_the_light_modules_leave_the_heavy_packages_alone(module: str) -> None:
+    code = f"import oneshot_ml2.{module}, sys; print(sorted(set(sys.modules) & {{'torch', 'numba', 'h5py', 'tvm'}}))"
+    assert in_a_new_process(code) == "[]\n"
+
+
+def test_every_exported_name_is_there() -> None:
+    for name in oneshot_ml2.__all__:
+        assert getattr(oneshot_ml2, name) is not None
+        assert name in dir(oneshot_ml2)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        oneshot_ml2.nonsense  # noqa: B018
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse(Path(str(oneshot_ml2.__file__)).read_text(encoding="utf-8"))
+    typed = {alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert typed - {None} == set(oneshot_ml2.__all__) - {"__version__"}
+
+
+def test_resources() -> None:
+    assert "resnet18.toml" in resources.names("workloads")
+    assert resources.find("workloads", "resnet18.toml").is_file()
+    assert resources.find("accelerators", "heldout").is_dir()
+    assert resources.find("accelerators", "pynq.json").is_file()
+    assert resources.find("pretrained", "default.safetensors").is_file()
+    assert resources.find("pretrained", "default.json").is_file()
+    with pytest.raises(OneShotError, match=r"did you mean 'resnet18\.toml'\? There are: .*train\.toml"):
+        resources.find("workloads", "resnet.toml")
+    with pytest.raises(OneShotError, match="no resources of kind 'models'"):
+        resources.find("models", "x")
+
+
+def test_readme_names_what_exists() -> None:
+    """Local links, and the commands that the README and the documents quote."""
+    from oneshot_ml2 import cli
+
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+            assert (path.parent / link).exists(), f"{path.name} links to {link}"
+        for command in re.findall(r"^\s*oneshot-ml2 ([a-z]+)", text, re.MULTILINE):
+            assert command in cli.COMMANDS, f"{path.name}: oneshot-ml2 {command}"
+        for script in re.findall(r"python ((?:benchmarks|train|datasets)/\S+\.py)", text):
+            assert (ROOT / script).is_file(), f"{path.name}: {script}"
+
+
+@pytest.mark.slow
+def test_wheel_works_away_from_the_checkout(tmp_path: Path) -> None:
+    """Build the wheel, install it alone beside this environment's packages, and compile from another folder."""
+    begin = time.time()
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("oneshot_ml2-*.whl")
+    assert wheel.stat().st_size < 20e6
+    assert wheel.stat().st_mtime >= begin - 1
+
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    target = Path(sysconfig.get_path("purelib", "venv", {"base": str(tmp_path / "venv")}))
+    subprocess.run([*pip, "install", "-q", "--no-deps", "--no-compile", "--target", target, wheel], check=True)
+    # Dependencies come from here, appended, so that nothing else of this environment comes first.
+    dependencies = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (target / "dependencies.pth").write_text("\n".join(dependencies))
+
+    def run(code: str) -> str:
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run(
+            [python, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = run("import oneshot_ml2; print(oneshot_ml2.__file__)")
+    assert Path(where.strip()).is_relative_to(target)
+    for kind in resources.KINDS:
+        here = {name for name in resources.names(kind) if name[0] not in "._"}
+        assert set(eval(run(f"from oneshot_ml2 import resources; print(resources.names({kind!r}))"))) == here
+    listing = run("from oneshot_ml2.cli import main; main(['accelerators'])")
+    assert all(name in listing for name in preset_names())
+    table = run("from oneshot_ml2.cli import main; exit(main(['compile', 'resnet18', '--size', '64']))")
+    assert "results equal the reference bit for bit" in table
