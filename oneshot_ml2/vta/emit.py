@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from oneshot_ml2.schedule import Reason
 from oneshot_ml2.vta import nest as N
@@ -16,13 +17,14 @@ from oneshot_ml2.vta import plan as P
 from oneshot_ml2.vta import program as G
 
 MAX_INSNS = 16384
+# Rows that are never handed out, so that an index just past the program stays inside the work array.
+_SPARE = 2
 _MAX_KERNELS = 2048
 _TABLE = 8192
 _KEY = 9
 _MAX_TOKENS = 255
 _MAX_SIZE = 65535
 
-ACC_HAZARD = int(Reason.ACC_HAZARD)
 UOP_OVERFLOW = int(Reason.UOP_OVERFLOW)
 FIELD_OVERFLOW = int(Reason.FIELD_OVERFLOW)
 INSTRUCTION_OVERFLOW = int(Reason.INSTRUCTION_OVERFLOW)
@@ -35,11 +37,20 @@ _ONE, _GROUP = 0, 1
 _N_INSN, _N_UOP, _N_KERNEL, _FAIL = range(4)
 
 
+def kernel_table() -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int16]]:
+    """Work arrays of the micro-op kernels: keys, (begin, end) and hash table."""
+    return (
+        np.empty((_MAX_KERNELS, _KEY), dtype=np.int64),
+        np.empty((_MAX_KERNELS, 2), dtype=np.int64),
+        np.empty(_TABLE, dtype=np.int16),
+    )
+
+
 @njit(cache=True, nogil=True)
 def _row(insns, state):  # type: ignore[no-untyped-def]
-    """Index of a fresh zeroed instruction; past the end the last row is reused and the failure noted."""
+    """Index of a fresh zeroed instruction; near the end a spare row is reused and the failure noted."""
     i = state[_N_INSN]
-    if i >= len(insns):
+    if i >= len(insns) - _SPARE:
         state[_FAIL] = INSTRUCTION_OVERFLOW
         return len(insns) - 1
     state[_N_INSN] = i + 1
@@ -214,28 +225,20 @@ def _input_chunk(p, v, insns, state, sram, n, ci0, nci, row, col, step):  # type
     y, x = size_h - top - bottom, size_w - left - right
     for c in range(nci):
         at = sram + c * size_h * size_w
-        _memory(
-            insns, state, G.LOAD, G.INP, at, base + c * plane, y, x, p[N.IW] * step, top, bottom, left, right
-        )
+        _memory(insns, state, G.LOAD, G.INP, at, base + c * plane, y, x, p[N.IW] * step, top, bottom, left, right)
 
 
 @njit(cache=True, nogil=True)
-def _distinct_ok(distinct, reductions, shifted):  # type: ignore[no-untyped-def]
-    """Whether an accumulator never recurs within three executions (VTA reference, 5.3 and 9)."""
-    return reductions == 1 or distinct >= (4 if shifted else 3)
+def lower_into(p, v, insns, uops, kernels):  # type: ignore[no-untyped-def]
+    """Lower schedule ``v`` (int64 knob values) of nest ``p`` into work arrays, all overwritten.
 
-
-@njit(cache=True, nogil=True)
-def lower_into(p, v, insns, uops):  # type: ignore[no-untyped-def]
-    """Lower schedule ``v`` (int64 knob values) of nest ``p`` into work arrays.
-
-    ``insns``: int64 (at least 16, COLUMNS), ``uops``: int64 (at least UOP_LIMIT, 3), both overwritten.
+    ``insns``: int64 (at least 16, COLUMNS), ``uops``: int64 (at least UOP_LIMIT, 3), ``kernels``: `kernel_table`.
     Returns (`Reason`, instructions, micro-ops); the arrays hold the program where the reason is 0.
     """
     v = v.copy()
     P.canonical_row(p, v)
     rows, row_taps, cols, col_taps, step = P.axes(p, v)
-    reason = P.static_reason(p, v, rows, cols)
+    reason = P.static_reason(p, v, rows, row_taps, cols, col_taps)
     if reason != VALID:
         return reason, 0, 0
     n_h, n_w = len(rows), len(cols)
@@ -260,6 +263,8 @@ def lower_into(p, v, insns, uops):  # type: ignore[no-untyped-def]
 
     # First pass: which earlier step each step's loads must wait for.
     max_steps = tiles * (len(tapered) - 1) if v[P.K_HEAD] != P.HEAD_WHOLE else tiles * (len(whole) - 1)
+    part, parts = P.head_parts(min(v[P.K_CO], p[N.CO]), v[P.K_HEAD])
+    max_steps += parts - 1
     needs = np.empty(max_steps, dtype=np.int64)  # running maximum; -1 none
     loads = np.zeros(max_steps, dtype=np.uint8)
     pushes = np.zeros(max_steps, dtype=np.uint8)
@@ -297,6 +302,10 @@ def lower_into(p, v, insns, uops):  # type: ignore[no-untyped-def]
                 wgt_wait = wgt_read[slot].max()
                 wgt_extent[slot] = width
         for j in range(len(starts) - 1):
+            if t == 0 and j == 0:
+                loads[: parts - 1] = 1
+                needs[: parts - 1] = -1
+                k = parts - 1
             wait = np.int64(-1)
             if inp_mode == P.STREAM:
                 if not empty:
@@ -360,9 +369,8 @@ def lower_into(p, v, insns, uops):  # type: ignore[no-untyped-def]
     # Second pass: emit.
     state = np.zeros(4, dtype=np.int64)
     key = np.zeros(_KEY, dtype=np.int64)
-    keys = np.empty((_MAX_KERNELS, _KEY), dtype=np.int64)
-    begins = np.empty((_MAX_KERNELS, 2), dtype=np.int64)
-    table = np.full(_TABLE, -1, dtype=np.int16)
+    keys, begins, table = kernels
+    table[:] = -1
     uop_load = _memory(insns, state, G.LOAD, G.UOP, 0, p[N.D_UOP], 1, 1, 1, 0, 0, 0, 0)
     inp_ring = np.int64(0)
     wgt_ring = np.int64(0)
@@ -405,164 +413,162 @@ def lower_into(p, v, insns, uops):  # type: ignore[no-untyped-def]
 
         for j in range(len(starts) - 1):
             ci0, nci = starts[j], starts[j + 1] - starts[j]
-            last_chunk = j == len(starts) - 2
-            # Loads of the step.
-            begin = state[_N_INSN]
-            if inp_mode == P.STREAM:
-                inp_base = ((inp_ring % inp_buf) * inp_slot) if inp_ring >= 0 else 0
-                if plane > 0:
-                    _input_chunk(p, v, insns, state, inp_base, n, ci0, nci, row, col, step)
-                    inp_ring += 1
-            else:
-                inp_base = (s % inp_buf if inp_mode == P.SET else s) * inp_slot + ci0 * plane
-                if c == 0 and plane > 0:
-                    _input_chunk(p, v, insns, state, inp_base, n, ci0, nci, row, col, step)
-            fresh = True
-            if wgt_mode == P.STREAM:
-                wgt_base = (wgt_ring % wgt_buf) * wgt_slot
-                wgt_ring += 1
-            else:
-                wgt_base = (c % wgt_buf if wgt_mode == P.SET else c) * wgt_slot + ci0 * nco * taps_all
-                fresh = s == 0
-            if fresh:
-                dram = p[N.D_WGT] + (c0 * ci + ci0) * taps_all
-                if nci == ci and nco * ci * taps_all <= _MAX_SIZE:
-                    _memory(insns, state, G.LOAD, G.WGT, wgt_base, dram, 1, nco * ci * taps_all, 0, 0, 0, 0, 0)
+            opening = parts if t == 0 and j == 0 else 1
+            for part_index in range(opening):
+                last_chunk = j == len(starts) - 2 and part_index == opening - 1
+                q0 = part_index * part if opening > 1 else 0
+                mco = nco - q0 if part_index == opening - 1 else part
+                acc_q = acc + q0 * acc_co
+                # Loads of the step.
+                begin = state[_N_INSN]
+                if inp_mode == P.STREAM:
+                    inp_base = (inp_ring % inp_buf) * inp_slot
+                    if part_index == 0 and plane > 0:
+                        _input_chunk(p, v, insns, state, inp_base, n, ci0, nci, row, col, step)
+                    if part_index == opening - 1 and plane > 0:
+                        inp_ring += 1
                 else:
-                    _memory(
-                        insns, state, G.LOAD, G.WGT, wgt_base, dram, nco, nci * taps_all, ci * taps_all, 0, 0, 0, 0
-                    )
-            res_at = res_base + (t % inp_buf) * res_slot
-            if last_chunk:
-                if p[N.RES]:
-                    _output_block(
-                        p, insns, state, G.LOAD, G.INP, res_at, p[N.D_RES], n, c0, nco,
-                        row[P.A_FIRST], nh, col[P.A_FIRST], nw,
-                    )  # fmt: skip
-                    if t == 0:
-                        _memory(insns, state, G.LOAD, G.WGT, ident_base, p[N.D_IDENT], 1, 1, 0, 0, 0, 0, 0)
-                if t == 0 and p[N.BIAS] and v[P.K_BIAS] == P.BIAS_GEMM:
-                    _memory(insns, state, G.LOAD, G.WGT, bias_wgt_base, p[N.D_BIAS_WGT], 1, p[N.CO], 0, 0, 0, 0, 0)
-                    _memory(insns, state, G.LOAD, G.INP, const_base, p[N.D_CONST], 1, 1, 0, 0, 0, 0, 0)
-            if state[_FAIL] != VALID:
-                return state[_FAIL], 0, 0
-            if loads[k]:
-                if needs[k] > granted:
-                    granted = needs[k]
-                    insns[begin, G.C_FLAGS] |= G.POP_NEXT
-                insns[state[_N_INSN] - 1, G.C_FLAGS] |= G.PUSH_NEXT
+                    inp_base = (s % inp_buf if inp_mode == P.SET else s) * inp_slot + ci0 * plane
+                    if c == 0 and plane > 0 and part_index == 0:
+                        _input_chunk(p, v, insns, state, inp_base, n, ci0, nci, row, col, step)
+                fresh = True
+                if wgt_mode == P.STREAM:
+                    wgt_base = (wgt_ring % wgt_buf) * wgt_slot
+                    if part_index == opening - 1:
+                        wgt_ring += 1
+                else:
+                    wgt_base = (c % wgt_buf if wgt_mode == P.SET else c) * wgt_slot + ci0 * nco * taps_all
+                    fresh = s == 0
+                wgt_base += q0 * nci * taps_all
+                if fresh:
+                    dram = p[N.D_WGT] + ((c0 + q0) * ci + ci0) * taps_all
+                    width = nci * taps_all
+                    if nci == ci and mco * width <= _MAX_SIZE:
+                        _memory(insns, state, G.LOAD, G.WGT, wgt_base, dram, 1, mco * width, 0, 0, 0, 0, 0)
+                    else:
+                        _memory(insns, state, G.LOAD, G.WGT, wgt_base, dram, mco, width, ci * taps_all, 0, 0, 0, 0)
+                res_at = res_base + (t % inp_buf) * res_slot
+                if last_chunk:
+                    if p[N.RES]:
+                        _output_block(
+                            p, insns, state, G.LOAD, G.INP, res_at, p[N.D_RES], n, c0, nco,
+                            row[P.A_FIRST], nh, col[P.A_FIRST], nw,
+                        )  # fmt: skip
+                        if t == 0:
+                            _memory(insns, state, G.LOAD, G.WGT, ident_base, p[N.D_IDENT], 1, 1, 0, 0, 0, 0, 0)
+                    if t == 0 and p[N.BIAS] and v[P.K_BIAS] == P.BIAS_GEMM:
+                        _memory(insns, state, G.LOAD, G.WGT, bias_wgt_base, p[N.D_BIAS_WGT], 1, p[N.CO], 0, 0, 0, 0, 0)
+                        _memory(insns, state, G.LOAD, G.INP, const_base, p[N.D_CONST], 1, 1, 0, 0, 0, 0, 0)
+                if state[_FAIL] != VALID:
+                    return state[_FAIL], 0, 0
+                if loads[k]:
+                    if needs[k] > granted:
+                        granted = needs[k]
+                        insns[begin, G.C_FLAGS] |= G.POP_NEXT
+                    insns[state[_N_INSN] - 1, G.C_FLAGS] |= G.PUSH_NEXT
 
-            # GEMMs: one for every pair of (taps with as many valid rows, taps with as many valid columns).
-            begin = state[_N_INSN]
-            for gh in range(p[N.KH]):
-                count_h = row_taps[hi, gh, 1]
-                lead = count_h > 0
-                for other in range(gh):
-                    if row_taps[hi, other, 1] == count_h:
-                        lead = False
-                if not lead:
-                    continue
-                for gw in range(p[N.KW]):
-                    count_w = col_taps[wi, gw, 1]
-                    lead = count_w > 0
-                    for other in range(gw):
-                        if col_taps[wi, other, 1] == count_w:
+                # GEMMs: one for every pair of (taps with as many valid rows, taps with as many valid columns).
+                begin = state[_N_INSN]
+                for gh in range(p[N.KH]):
+                    count_h = row_taps[hi, gh, 1]
+                    lead = count_h > 0
+                    for other in range(gh):
+                        if row_taps[hi, other, 1] == count_h:
                             lead = False
                     if not lead:
                         continue
-                    # Loops: a and b spatial (a is the outer one), channels; strides of each.
-                    src_row = col[P.A_SIZE] * (p[N.SH] // step)
-                    src_col = p[N.SW] * (nci if p[N.MINOR] else 1)
-                    src_ci = 1 if p[N.MINOR] else plane
-                    if count_h == 1:
-                        na, nb_, da, sa, db, sb = count_w, 1, acc_col, src_col, 0, 0
-                    else:
-                        na, nb_, da, sa, db, sb = count_h, count_w, nw * acc_col, src_row, acc_col, src_col
-                    fold = v[P.K_FOLD]
-                    key[0] = _GROUP + gh * 64 + gw * 8192
-                    key[1], key[2], key[3] = acc, inp_base, wgt_base
-                    key[4], key[5], key[6], key[7] = nci, nco, row[P.A_CLASS], col[P.A_CLASS]
-                    key[8] = 0
-                    kernel, fresh_kernel = _find_kernel(key, keys, begins, table, state)
-                    if fresh_kernel:
-                        n_kh, n_kw = 0, 0
-                        for kh in range(p[N.KH]):
-                            n_kh += row_taps[hi, kh, 1] == count_h
-                        for kw in range(p[N.KW]):
-                            n_kw += col_taps[wi, kw, 1] == count_w
-                        n_taps = n_kh * n_kw
-                        shifted = n_taps > 1
-                        if fold == P.FOLD_SPACE:
-                            ok = _distinct_ok(nco, n_taps * nci, False)
-                            n_ci, n_co, n_a, n_b = nci, nco, 1, 1
-                        elif fold == P.FOLD_CI_ROWS:
-                            inner = nco * nb_
-                            ok = _distinct_ok(inner, n_taps, shifted and nb_ > 1)
-                            ok = ok and _distinct_ok(inner * na, nci, shifted)
-                            n_ci, n_co, n_a, n_b = 1, nco, 1, nb_
+                    for gw in range(p[N.KW]):
+                        count_w = col_taps[wi, gw, 1]
+                        lead = count_w > 0
+                        for other in range(gw):
+                            if col_taps[wi, other, 1] == count_w:
+                                lead = False
+                        if not lead:
+                            continue
+                        # Loops: a and b spatial (a is the outer one), channels; strides of each.
+                        src_row = col[P.A_SIZE] * (p[N.SH] // step)
+                        src_col = p[N.SW] * (nci if p[N.MINOR] else 1)
+                        src_ci = 1 if p[N.MINOR] else plane
+                        if count_h == 1:
+                            na, nb_, da, sa, db, sb = count_w, 1, acc_col, src_col, 0, 0
                         else:
-                            inner = na * nb_
-                            ok = _distinct_ok(inner, n_taps, shifted)
-                            ok = ok and _distinct_ok(inner * nco, nci, shifted)
-                            n_ci, n_co, n_a, n_b = 1, 1, na, nb_
-                        if not ok:
-                            return ACC_HAZARD, 0, 0
-                        if state[_N_UOP] + n_taps * n_ci * n_co * n_a * n_b > p[N.UOP_LIMIT]:
-                            return UOP_OVERFLOW, 0, 0
-                        for kh in range(p[N.KH]):
-                            if row_taps[hi, kh, 1] != count_h:
-                                continue
-                            out_h = row_taps[hi, kh, 0]
-                            in_h = P.tap_source(row, out_h, kh, p[N.SH], p[N.DH], p[N.PT], step)
+                            na, nb_, da, sa, db, sb = count_h, count_w, nw * acc_col, src_row, acc_col, src_col
+                        fold = v[P.K_FOLD]
+                        key[0] = _GROUP + gh * 64 + gw * 8192
+                        key[1], key[2], key[3] = acc_q, inp_base, wgt_base
+                        key[4], key[5], key[6], key[7] = nci, mco, row[P.A_CLASS], col[P.A_CLASS]
+                        key[8] = 0
+                        kernel, fresh_kernel = _find_kernel(key, keys, begins, table, state)
+                        if fresh_kernel:
+                            n_kh, n_kw = 0, 0
+                            for kh in range(p[N.KH]):
+                                n_kh += row_taps[hi, kh, 1] == count_h
                             for kw in range(p[N.KW]):
-                                if col_taps[wi, kw, 1] != count_w:
+                                n_kw += col_taps[wi, kw, 1] == count_w
+                            n_taps = n_kh * n_kw
+                            n_ci = n_co = n_a = n_b = np.int64(1)
+                            if fold == P.FOLD_SPACE:
+                                n_ci, n_co = nci, mco
+                            elif fold == P.FOLD_CI_ROWS:
+                                n_co, n_b = mco, nb_
+                            else:
+                                n_a, n_b = na, nb_
+                            if state[_N_UOP] + n_taps * n_ci * n_co * n_a * n_b > p[N.UOP_LIMIT]:
+                                return UOP_OVERFLOW, 0, 0
+                            for kh in range(p[N.KH]):
+                                if row_taps[hi, kh, 1] != count_h:
                                     continue
-                                out_w = col_taps[wi, kw, 0]
-                                in_w = P.tap_source(col, out_w, kw, p[N.SW], p[N.DW], p[N.PL], 1)
-                                d = acc + ((out_h - row[P.A_FIRST]) * nw + out_w - col[P.A_FIRST]) * acc_col
-                                i = inp_base + (in_h * col[P.A_SIZE] + in_w) * (nci if p[N.MINOR] else 1)
-                                w = wgt_base + kh * p[N.KW] + kw
-                                for x_ci in range(n_ci):
-                                    for x_co in range(n_co):
-                                        for x_a in range(n_a):
-                                            for x_b in range(n_b):
-                                                _uop(
-                                                    uops, state, p[N.UOP_LIMIT],
-                                                    d + x_co * acc_co + x_a * da + x_b * db,
-                                                    i + x_ci * src_ci + x_a * sa + x_b * sb,
-                                                    w + x_ci * taps_all + x_co * nci * taps_all,
-                                                )  # fmt: skip
-                        begins[kernel, 1] = state[_N_UOP]
-                    loop_a = (na, da, sa, np.int64(0))
-                    loop_b = (nb_, db, sb, np.int64(0))
-                    loop_ci = (nci, np.int64(0), src_ci, taps_all)
-                    loop_co = (nco, acc_co, np.int64(0), nci * taps_all)
-                    if fold == P.FOLD_SPACE:
-                        outer, inner_loop = loop_a, loop_b
-                    elif fold == P.FOLD_CI_ROWS:
-                        outer, inner_loop = loop_ci, loop_a
-                    else:
-                        outer, inner_loop = loop_ci, loop_co
-                    _gemm(insns, state, 0, begins[kernel, 0], begins[kernel, 1], outer, inner_loop)
-            if last_chunk:
-                if p[N.BIAS] and v[P.K_BIAS] == P.BIAS_GEMM:
-                    u = _single(acc, const_base, bias_wgt_base + c0, p, uops, key, keys, begins, table, state)
-                    if p[N.MINOR]:
-                        _gemm(insns, state, 0, u, u + 1, (area, nco, 0, 0), (nco, 1, 0, 1))
-                    else:
-                        _gemm(insns, state, 0, u, u + 1, (nco, area, 0, 1), (area, 1, 0, 0))
-                if p[N.RES]:
-                    u = _single(acc, res_at, ident_base, p, uops, key, keys, begins, table, state)
-                    _gemm(insns, state, 0, u, u + 1, (nco * area, 1, 1, 0), (1, 0, 0, 0))
-            if state[_N_INSN] == begin and (loads[k] or pushes[k]):
-                _memory(insns, state, G.LOAD, G.UOP, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-            if state[_FAIL] != VALID:
-                return state[_FAIL], 0, 0
-            if loads[k]:
-                insns[begin, G.C_FLAGS] |= G.POP_PREV
-            if pushes[k]:
-                insns[state[_N_INSN] - 1, G.C_FLAGS] |= G.PUSH_PREV
-            k += 1
+                                out_h = row_taps[hi, kh, 0]
+                                in_h = P.tap_source(row, out_h, kh, p[N.SH], p[N.DH], p[N.PT], step)
+                                for kw in range(p[N.KW]):
+                                    if col_taps[wi, kw, 1] != count_w:
+                                        continue
+                                    out_w = col_taps[wi, kw, 0]
+                                    in_w = P.tap_source(col, out_w, kw, p[N.SW], p[N.DW], p[N.PL], 1)
+                                    d = acc_q + ((out_h - row[P.A_FIRST]) * nw + out_w - col[P.A_FIRST]) * acc_col
+                                    i = inp_base + (in_h * col[P.A_SIZE] + in_w) * (nci if p[N.MINOR] else 1)
+                                    w = wgt_base + kh * p[N.KW] + kw
+                                    for x_ci in range(n_ci):
+                                        for x_co in range(n_co):
+                                            for x_a in range(n_a):
+                                                for x_b in range(n_b):
+                                                    _uop(
+                                                        uops, state, p[N.UOP_LIMIT],
+                                                        d + x_co * acc_co + x_a * da + x_b * db,
+                                                        i + x_ci * src_ci + x_a * sa + x_b * sb,
+                                                        w + x_ci * taps_all + x_co * nci * taps_all,
+                                                    )  # fmt: skip
+                            begins[kernel, 1] = state[_N_UOP]
+                        loop_a = (na, da, sa, np.int64(0))
+                        loop_b = (nb_, db, sb, np.int64(0))
+                        loop_ci = (nci, np.int64(0), src_ci, taps_all)
+                        loop_co = (mco, acc_co, np.int64(0), nci * taps_all)
+                        if fold == P.FOLD_SPACE:
+                            outer, inner_loop = loop_a, loop_b
+                        elif fold == P.FOLD_CI_ROWS:
+                            outer, inner_loop = loop_ci, loop_a
+                        else:
+                            outer, inner_loop = loop_ci, loop_co
+                        _gemm(insns, state, 0, begins[kernel, 0], begins[kernel, 1], outer, inner_loop)
+                if last_chunk:
+                    if p[N.BIAS] and v[P.K_BIAS] == P.BIAS_GEMM:
+                        u = _single(acc, const_base, bias_wgt_base + c0, p, uops, key, keys, begins, table, state)
+                        if p[N.MINOR]:
+                            _gemm(insns, state, 0, u, u + 1, (area, nco, 0, 0), (nco, 1, 0, 1))
+                        else:
+                            _gemm(insns, state, 0, u, u + 1, (nco, area, 0, 1), (area, 1, 0, 0))
+                    if p[N.RES]:
+                        u = _single(acc, res_at, ident_base, p, uops, key, keys, begins, table, state)
+                        _gemm(insns, state, 0, u, u + 1, (nco * area, 1, 1, 0), (1, 0, 0, 0))
+                if state[_N_INSN] == begin and (loads[k] or pushes[k]):
+                    _memory(insns, state, G.LOAD, G.UOP, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+                if state[_FAIL] != VALID:
+                    return state[_FAIL], 0, 0
+                if loads[k]:
+                    insns[begin, G.C_FLAGS] |= G.POP_PREV
+                if pushes[k]:
+                    insns[state[_N_INSN] - 1, G.C_FLAGS] |= G.PUSH_PREV
+                k += 1
 
         # Epilogue and stores.
         if p[N.BIAS] and v[P.K_BIAS] == P.BIAS_ADD:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import njit
@@ -52,7 +52,7 @@ def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
         "acc_buffers": _BUFFERS,
         "fold": (plan.FOLD_SPACE, plan.FOLD_CI_ROWS, plan.FOLD_CI_CO),
         "pad": (plan.PAD_SKIP, plan.PAD_LOAD) if padded or strided else (plan.PAD_SKIP,),
-        "head": (plan.HEAD_WHOLE, plan.HEAD_SINGLE, plan.HEAD_DOUBLING) if ci > 1 else (plan.HEAD_WHOLE,),
+        "head": (plan.HEAD_WHOLE, plan.HEAD_SINGLE, plan.HEAD_DOUBLING) if ci > 1 or co > 5 else (plan.HEAD_WHOLE,),
         "drain": plan.DRAIN,
         "bias": (plan.BIAS_ADD, plan.BIAS_LOAD, plan.BIAS_GEMM) if workload.epilogue.bias else (0,),
     }
@@ -75,16 +75,16 @@ def canonical(workload: Workload, accelerator: Accelerator, values: NDArray[np.i
 
 
 @njit(cache=True, nogil=True)
-def _reasons(p, values, insns, uops, out):  # type: ignore[no-untyped-def]
+def _reasons(p, values, insns, uops, kernels, out):  # type: ignore[no-untyped-def]
     for i in range(len(values)):
-        out[i] = emit.lower_into(p, values[i], insns, uops)[0]
+        out[i] = emit.lower_into(p, values[i], insns, uops, kernels)[0]
 
 
 @njit(cache=True, nogil=True)
-def _measure(p, values, insns, uops, insn_address, params, reason, cycles, busy):  # type: ignore[no-untyped-def]
+def _measure(p, values, insns, uops, kernels, insn_address, params, reason, cycles, busy):  # type: ignore[no-untyped-def]
     trace = np.empty((0, 2), dtype=np.int64)
     for i in range(len(values)):
-        why, n, _ = emit.lower_into(p, values[i], insns, uops)
+        why, n, _ = emit.lower_into(p, values[i], insns, uops, kernels)
         reason[i] = why
         cycles[i] = -1
         if why == 0:
@@ -98,15 +98,16 @@ def _measure(p, values, insns, uops, insn_address, params, reason, cycles, busy)
             busy[i, 2] = times[2]
 
 
-def _work_arrays() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    return np.zeros((emit.MAX_INSNS, COLUMNS), dtype=np.int64), np.zeros((nest.PORTABLE_UOPS, 3), dtype=np.int64)
+def _work_arrays() -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[NDArray[Any], ...]]:
+    insns = np.zeros((emit.MAX_INSNS, COLUMNS), dtype=np.int64)
+    return insns, np.zeros((nest.PORTABLE_UOPS, 3), dtype=np.int64), emit.kernel_table()
 
 
 def validity(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.uint8]:
     """`Reason` of each row of knob values, uint8 (n,), from the same plan that lowering follows."""
     out = np.zeros(len(values), dtype=np.uint8)
-    insns, uops = _work_arrays()
-    _reasons(nest.nest(workload, accelerator), np.ascontiguousarray(values), insns, uops, out)
+    insns, uops, kernels = _work_arrays()
+    _reasons(nest.nest(workload, accelerator), np.ascontiguousarray(values), insns, uops, kernels, out)
     return out
 
 
@@ -116,9 +117,9 @@ def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64
     Raises:
         InvalidSchedule: with the reason.
     """
-    insns, uops = _work_arrays()
+    insns, uops, kernels = _work_arrays()
     p = nest.nest(workload, accelerator)
-    reason, n, m = emit.lower_into(p, np.ascontiguousarray(values), insns, uops)
+    reason, n, m = emit.lower_into(p, np.ascontiguousarray(values), insns, uops, kernels)
     if reason:
         raise InvalidSchedule(Reason(reason))
     placed, end = nest.buffers(workload, accelerator)
@@ -131,13 +132,14 @@ def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[
     n = len(values)
     reason, cycles = np.zeros(n, dtype=np.uint8), np.full(n, -1, dtype=np.int64)
     busy = np.zeros((n, 3), dtype=np.int64)
-    insns, uops = _work_arrays()
+    insns, uops, kernels = _work_arrays()
     _, end = nest.buffers(workload, accelerator)
     _measure(
         nest.nest(workload, accelerator),
         np.ascontiguousarray(values),
         insns,
         uops,
+        kernels,
         end,
         timing.params(accelerator),
         reason,

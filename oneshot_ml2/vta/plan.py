@@ -39,6 +39,8 @@ _WGT_MODE = np.array([STREAM, SET, SET, STREAM, ALL, ALL], dtype=np.int64)
 
 FOLD_SPACE, FOLD_CI_ROWS, FOLD_CI_CO = 0, 1, 2
 PAD_SKIP, PAD_LOAD = 0, 1
+# How the program starts: with whole chunks; with chunks of one channel block; with chunks that double. The last two
+# also cut the very first step along the output channels.
 HEAD_WHOLE, HEAD_SINGLE, HEAD_DOUBLING = 0, 1, 2
 BIAS_ADD, BIAS_LOAD, BIAS_GEMM = 0, 1, 2
 # Candidates of the drain knob: into how many pieces the exposed stores are cut.
@@ -52,6 +54,7 @@ VALID = int(Reason.VALID)
 SRAM_OVERFLOW = int(Reason.SRAM_OVERFLOW)
 FIELD_OVERFLOW = int(Reason.FIELD_OVERFLOW)
 DMA_PATTERN = int(Reason.DMA_PATTERN)
+ACC_HAZARD = int(Reason.ACC_HAZARD)
 
 _MAX_SIZE = 65535
 _MAX_PAD = 15
@@ -168,6 +171,66 @@ def is_tapered(p, flow: int, head: int, co_tile: int, sp_tile: int) -> bool:  # 
 
 
 @njit(cache=True, nogil=True)
+def head_parts(co: int, head: int):  # type: ignore[no-untyped-def]
+    """(channel blocks of a part, parts) that the first step of a program is cut into; the last part takes the rest.
+
+    A part has at least three blocks, so that its accumulators do not recur too soon.
+    """
+    if head == HEAD_WHOLE:
+        return co, 1
+    size = max(3, ceil_div(co, 4))
+    return size, max(1, co // size)
+
+
+@njit(cache=True, nogil=True)
+def _recurs(distinct: int, reductions: int, shifted: bool) -> bool:
+    """Whether an accumulator can recur within three executions: a portable GEMM must not (VTA reference, 5.3, 9).
+
+    Taps whose first outputs differ shift the pattern by one.
+    """
+    return reductions > 1 and distinct < (4 if shifted else 3)
+
+
+@njit(cache=True, nogil=True)
+def has_hazard(p, v, rows, row_taps, cols, col_taps):  # type: ignore[no-untyped-def]
+    """Whether some GEMM of a schedule writes an accumulator again too soon."""
+    fold = v[K_FOLD]
+    chunk = v[K_CI]
+    co_tiles = ceil_div(p[N.CO], v[K_CO])
+    widths = np.empty(3, dtype=np.int64)
+    widths[0] = min(v[K_CO], p[N.CO])
+    widths[1] = p[N.CO] - (co_tiles - 1) * v[K_CO]
+    widths[2] = head_parts(widths[0], v[K_HEAD])[0]
+    for i in range(len(rows)):
+        if rows[i, A_CLASS] != i:
+            continue
+        for j in range(len(cols)):
+            if cols[j, A_CLASS] != j:
+                continue
+            for kh in range(p[N.KH]):
+                high = row_taps[i, kh, 1]
+                if high == 0:
+                    continue
+                n_kh = (row_taps[i, :, 1] == high).sum()
+                for kw in range(p[N.KW]):
+                    wide = col_taps[j, kw, 1]
+                    if wide == 0:
+                        continue
+                    taps = n_kh * (col_taps[j, :, 1] == wide).sum()
+                    a, b = (wide, 1) if high == 1 else (high, wide)
+                    for co in widths:
+                        if fold == FOLD_SPACE:
+                            bad = _recurs(co, taps * chunk, False)
+                        elif fold == FOLD_CI_ROWS:
+                            bad = _recurs(co * b, taps, taps > 1 and b > 1) or _recurs(co * b * a, chunk, taps > 1)
+                        else:
+                            bad = _recurs(a * b, taps, taps > 1) or _recurs(a * b * co, chunk, taps > 1)
+                        if bad:
+                            return True
+    return False
+
+
+@njit(cache=True, nogil=True)
 def pieces(p, co: int, rows: int, cols: int, drain: int):  # type: ignore[no-untyped-def]
     """(channel blocks, rows, columns) of a piece of an output tile whose last stages drain in about ``drain`` pieces."""
     if p[N.MINOR]:
@@ -238,10 +301,10 @@ def sram_layout(p, v, max_rows: int, max_cols: int, sp_tiles: int):  # type: ign
 
 
 @njit(cache=True, nogil=True)
-def static_reason(p, v, rows, cols) -> int:  # type: ignore[no-untyped-def]
-    """Why a schedule is invalid, as far as sizes alone decide: SRAM capacity, DMA patterns and instruction fields.
+def static_reason(p, v, rows, row_taps, cols, col_taps) -> int:  # type: ignore[no-untyped-def]
+    """Why a schedule is invalid, as far as sizes decide: SRAM capacity, DMA patterns, instruction fields, hazards.
 
-    ``rows``, ``cols``: `tile_axis` of its tiles.
+    ``rows``, ``row_taps``, ``cols``, ``col_taps``: `tile_axis` of both axes.
     """
     sp_tiles = p[N.NB] * len(rows) * len(cols)
     max_rows, max_cols = rows[:, A_SIZE].max(), cols[:, A_SIZE].max()
@@ -278,7 +341,7 @@ def static_reason(p, v, rows, cols) -> int:  # type: ignore[no-untyped-def]
             return FIELD_OVERFLOW
         if p[N.OH] * p[N.OW] > _MAX_SIZE and v[K_CO] > 1:
             return FIELD_OVERFLOW
-    return VALID
+    return ACC_HAZARD if has_hazard(p, v, rows, row_taps, cols, col_taps) else VALID
 
 
 @njit(cache=True, nogil=True)
@@ -304,9 +367,7 @@ def canonical_row(p, v):  # type: ignore[no-untyped-def]
     unpadded = p[N.PT] == 0 and p[N.PL] == 0 and high_r < p[N.IH] and high_c < p[N.IW]
     if unpadded and not (p[N.KH] == 1 and p[N.SH] > 1 and v[K_H] > 1):
         v[K_PAD] = PAD_SKIP
-    if v[K_CI] == 1:
-        v[K_HEAD] = HEAD_WHOLE
-    elif v[K_HEAD] == HEAD_DOUBLING and p[N.CI] == 2:
+    if v[K_HEAD] == HEAD_DOUBLING and (v[K_CI] == 1 or p[N.CI] == 2):
         v[K_HEAD] = HEAD_SINGLE
     flow = v[K_FLOW]
     if v[K_HEAD] == HEAD_SINGLE:
@@ -314,8 +375,9 @@ def canonical_row(p, v):  # type: ignore[no-untyped-def]
         if shared or (p[N.MINOR] and _INP_MODE[flow] != STREAM):
             # The taper is every tile's: the same as single channels throughout.
             v[K_CI] = 1
+        if v[K_CI] == 1 and head_parts(min(v[K_CO], p[N.CO]), HEAD_SINGLE)[1] == 1:
             v[K_HEAD] = HEAD_WHOLE
-    one_chunk = v[K_CI] == p[N.CI] and v[K_HEAD] == HEAD_WHOLE
+    one_chunk = v[K_CI] == p[N.CI] and (v[K_HEAD] == HEAD_WHOLE or v[K_CI] == 1)
     if sp_tiles == 1 and one_chunk:
         if flow == FLOW_CO_WGT:
             flow = FLOW_CO_STREAM
@@ -336,7 +398,7 @@ def canonical_row(p, v):  # type: ignore[no-untyped-def]
     v[K_FLOW] = flow
     v[K_ACC_BUF] = min(v[K_ACC_BUF], tiles)
     chunks = ceil_div(p[N.CI], v[K_CI])
-    if v[K_HEAD] != HEAD_WHOLE:
+    if v[K_HEAD] != HEAD_WHOLE and v[K_CI] > 1:
         chunks = max(chunks, 2)
     used = _used_buffers(_INP_MODE[flow], sp_tiles, tiles, chunks)
     v[K_INP_BUF] = min(v[K_INP_BUF], max(used, tiles if p[N.RES] else 1))
@@ -385,3 +447,378 @@ def canonical(p: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int
     result = np.array(values, dtype=np.int64)
     canonical_rows(p, result)
     return result
+
+
+# Closed-form totals of a schedule, columns of `summaries`; cycles unless said otherwise. `bound` is a proven
+# lower bound of the cycles, `estimate` a guess that proves nothing.
+SUMMARY = (
+    "bound",
+    "estimate",
+    "compute",
+    "load",
+    "store",
+    "read_beats",
+    "head",
+    "first_load",
+    "first_tile",
+    "last_step",
+    "tail",
+    "serial_load",
+    "exposed_store",
+    "inp_beats",
+    "wgt_beats",
+    "loads",
+    "gemms",
+    "steps",
+    "tiles",
+    "instructions",
+    "kernel_uops",
+    "uop_variants",
+    "inp_use",
+    "wgt_use",
+    "acc_use",
+    "distinct",
+)
+(
+    S_BOUND,
+    S_ESTIMATE,
+    S_COMPUTE,
+    S_LOAD,
+    S_STORE,
+    S_READ_BEATS,
+    S_HEAD,
+    S_FIRST_LOAD,
+    S_FIRST_TILE,
+    S_LAST_STEP,
+    S_TAIL,
+    S_SERIAL_LOAD,
+    S_EXPOSED_STORE,
+    S_INP_BEATS,
+    S_WGT_BEATS,
+    S_LOADS,
+    S_GEMMS,
+    S_STEPS,
+    S_TILES,
+    S_INSTRUCTIONS,
+    S_KERNEL_UOPS,
+    S_UOP_VARIANTS,
+    S_INP_USE,
+    S_WGT_USE,
+    S_ACC_USE,
+    S_DISTINCT,
+) = range(26)
+
+# Columns of a geometry record: what `summaries` needs of the spatial tiles of one (tile_h, tile_w, pad).
+(
+    _R_TILES,
+    _R_GROUPS,
+    _R_GROUPS_FIRST,
+    _R_GROUPS_LAST,
+    _R_WORK,
+    _R_WORK_FIRST,
+    _R_WORK_LAST,
+    _R_LOADED,
+    _R_LOADED_FIRST,
+    _R_COMPACT,
+    _R_SPREAD,
+    _R_COMPACT_FIRST,
+    _R_MAX_PLANE,
+    _R_LAST_H,
+    _R_LAST_W,
+    _R_CLASSES,
+    _R_MIN_ROWS,
+    _R_MIN_COLS,
+) = range(18)
+_RECORDS = 1024
+
+
+@njit(cache=True, nogil=True)
+def _geometry(p, v, record):  # type: ignore[no-untyped-def]
+    """Fill a geometry record (int64 (18,)) of the spatial tiles of schedule ``v``, for one batch block."""
+    rows, _, cols, _, step = axes(p, v)
+    n_h, n_w = len(rows), len(cols)
+    record[:] = 0
+    record[_R_TILES] = n_h * n_w
+    record[_R_GROUPS] = rows[:, A_GROUPS].sum() * cols[:, A_GROUPS].sum()
+    record[_R_GROUPS_FIRST] = rows[0, A_GROUPS] * cols[0, A_GROUPS]
+    record[_R_GROUPS_LAST] = rows[-1, A_GROUPS] * cols[-1, A_GROUPS]
+    record[_R_WORK] = rows[:, A_TAPS].sum() * cols[:, A_TAPS].sum()
+    record[_R_WORK_FIRST] = rows[0, A_TAPS] * cols[0, A_TAPS]
+    record[_R_WORK_LAST] = rows[-1, A_TAPS] * cols[-1, A_TAPS]
+    for i in range(n_h):
+        for j in range(n_w):
+            pads = 0
+            height, width = rows[i, A_SIZE], cols[j, A_SIZE]
+            if height == 0 or width == 0:
+                continue
+            if v[K_PAD] == PAD_LOAD:
+                pads = rows[i, A_BEFORE] + rows[i, A_AFTER] + cols[j, A_BEFORE] + cols[j, A_AFTER]
+                height -= rows[i, A_BEFORE] + rows[i, A_AFTER]
+                width -= cols[j, A_BEFORE] + cols[j, A_AFTER]
+            compact = p[N.MINOR] == 1
+            if pads == 0 and ((width == p[N.IW] and (step == 1 or height == 1)) or height == 1):
+                compact = True
+            elements = max(height, 0) * max(width, 0)
+            record[_R_LOADED] += elements
+            if compact:
+                record[_R_COMPACT] += 1
+            else:
+                record[_R_SPREAD] += 1
+            if i == 0 and j == 0:
+                record[_R_LOADED_FIRST] = elements
+                record[_R_COMPACT_FIRST] = compact
+    record[_R_MAX_PLANE] = rows[:, A_SIZE].max() * cols[:, A_SIZE].max()
+    record[_R_LAST_H] = rows[-1, A_COUNT]
+    record[_R_LAST_W] = cols[-1, A_COUNT]
+    classes_h = classes_w = 0
+    for i in range(n_h):
+        classes_h += rows[i, A_CLASS] == i
+    for j in range(n_w):
+        classes_w += cols[j, A_CLASS] == j
+    record[_R_CLASSES] = classes_h * classes_w
+    record[_R_MIN_ROWS] = rows[:, A_COUNT].min()
+    record[_R_MIN_COLS] = cols[:, A_COUNT].min()
+
+
+@njit(cache=True, nogil=True)
+def _beats(p, elements: int, size: int) -> int:  # type: ignore[no-untyped-def]
+    """Bus beats that carry ``elements`` of ``size`` bytes, at least."""
+    return ceil_div(elements * size, p[N.BUS])
+
+
+@njit(cache=True, nogil=True)
+def _store_cycles(p, elements: int, rows: int) -> int:  # type: ignore[no-untyped-def]
+    """Cycles of storing ``elements`` in ``rows`` rows, at least (VTA reference, 6.4)."""
+    beats = _beats(p, elements, p[N.INP_B])
+    if p[N.INP_B] > p[N.BUS]:
+        per_row = max(p[N.BLOCK] // p[N.BUS], 1)
+        beats += beats // per_row
+        return beats + 3 * rows
+    return beats + 4 * rows
+
+
+@njit(cache=True, nogil=True)
+def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
+    """`summaries` of canonical rows, into float64 (n, 26)."""
+    records = np.zeros((_RECORDS, 18), dtype=np.int64)
+    tags = np.full(_RECORDS, -1, dtype=np.int64)
+    taps = p[N.KH] * p[N.KW]
+    ci, co, nb = p[N.CI], p[N.CO], p[N.NB]
+    latency = p[N.LATENCY]
+    outputs = nb * p[N.OH] * p[N.OW] * co
+    stages = (p[N.SHIFT] >= 0) + 2 * p[N.CLIP]
+    inp_beat, wgt_beat = p[N.INP_B] / p[N.BUS], p[N.WGT_B] / p[N.BUS]
+    acc_beats = max(p[N.ACC_B] // p[N.BUS], 1)
+    wide_bus = p[N.BUS] > 8
+    chunk_insns = p[N.BURST] if wide_bus else p[N.BURST] // 2
+    for n in range(len(values)):
+        v = values[n]
+        tag = (v[K_H] * 65536 + v[K_W]) * 2 + v[K_PAD]
+        slot = (tag * 2654435761 >> 8) & (_RECORDS - 1)
+        while tags[slot] >= 0 and tags[slot] != tag:
+            slot = (slot + 1) & (_RECORDS - 1)
+        if tags[slot] < 0:
+            tags[slot] = tag
+            _geometry(p, v, records[slot])
+        g = records[slot]
+        flow, head_kind = v[K_FLOW], v[K_HEAD]
+        inp_mode, wgt_mode = _INP_MODE[flow], _WGT_MODE[flow]
+        tco, tci = v[K_CO], v[K_CI]
+        co_tiles = ceil_div(co, tco)
+        sp_tiles = nb * g[_R_TILES]
+        tiles = co_tiles * sp_tiles
+        groups = nb * g[_R_GROUPS]
+        whole = ceil_div(ci, tci)
+        tapered = whole
+        first_chunk = tci
+        if head_kind != HEAD_WHOLE:
+            first_chunk = 1
+            tapered = ci
+            if head_kind == HEAD_DOUBLING:
+                tapered, size, left = 0, 1, ci
+                while left > 0 and size < tci:
+                    left -= size
+                    size = min(2 * size, tci)
+                    tapered += 1
+                tapered += ceil_div(max(left, 0), tci)
+        if p[N.MINOR] and inp_mode != STREAM:
+            steps = tiles * tapered
+            gemms = co_tiles * groups * tapered
+            last_chunks = tapered
+        elif wgt_mode != STREAM:
+            steps = sp_tiles * (tapered + (co_tiles - 1) * whole)
+            gemms = groups * (tapered + (co_tiles - 1) * whole)
+            last_chunks = tapered if co_tiles == 1 else whole
+        else:
+            steps = tapered + (tiles - 1) * whole
+            gemms = g[_R_GROUPS_FIRST] * tapered + (co_tiles * groups - g[_R_GROUPS_FIRST]) * whole
+            last_chunks = tapered if tiles == 1 else whole
+
+        part, parts = head_parts(min(tco, co), head_kind)
+        steps += parts - 1
+        gemms += g[_R_GROUPS_FIRST] * (parts - 1)
+
+        # Loads: elements and instructions.
+        repeats = co_tiles if inp_mode == STREAM else 1
+        inp_elements = nb * g[_R_LOADED] * ci * repeats
+        inp_insns = nb * (g[_R_COMPACT] * whole + g[_R_SPREAD] * ci) * repeats
+        wgt_elements = co * ci * taps * (sp_tiles if wgt_mode == STREAM else 1)
+        wgt_insns = whole * co_tiles * (sp_tiles if wgt_mode == STREAM else 1)
+        extra_elements = extra_insns = 0
+        if p[N.RES]:
+            extra_elements, extra_insns = outputs, tiles + 1
+        inp_beats = int((inp_elements + extra_elements) * inp_beat)
+        wgt_beats = int(wgt_elements * wgt_beat)
+        loads = inp_insns + wgt_insns + extra_insns
+        # A load that finds the memory busy does not pay its latency (VTA reference, 6.2 rule 4): 7, not 7 + latency.
+        load = inp_beats + wgt_beats + 6 * loads
+        co_first, co_last = min(tco, co), co - (co_tiles - 1) * tco
+        first_elements = g[_R_LOADED_FIRST] * first_chunk
+        first_insns = (1 if g[_R_COMPACT_FIRST] else first_chunk) + 1
+        first_wgt = part * first_chunk * taps
+        first_load = int(first_elements * inp_beat) + int(first_wgt * wgt_beat) + 6 * first_insns
+
+        # Compute: GEMM work, initialisation, epilogue.
+        area_last = g[_R_LAST_H] * g[_R_LAST_W]
+        last_outputs = co_last * area_last
+        pc, ph, pw = pieces(p, co_last, g[_R_LAST_H], g[_R_LAST_W], v[K_DRAIN])
+        cuts = ceil_div(co_last, pc) * ceil_div(g[_R_LAST_H], ph) * ceil_div(g[_R_LAST_W], pw)
+        every = v[K_ACC_BUF] == 1
+        all_cuts = tiles * cuts if every else tiles - 1 + cuts
+        if every and tiles > 1:
+            # Full tiles may be cut into fewer or more pieces than the last one.
+            fc, fh, fw = pieces(p, tco, v[K_H], v[K_W], v[K_DRAIN])
+            full = ceil_div(tco, fc) * ceil_div(v[K_H], fh) * ceil_div(v[K_W], fw)
+            all_cuts = tiles - 1 + cuts if min(full, cuts) < 1 else (tiles - 1) * 1 + cuts
+        work = nb * g[_R_WORK] * ci * co
+        gemm = work + 7 * gemms
+        start = outputs + 7 * tiles
+        extra = 0
+        if p[N.BIAS]:
+            if v[K_BIAS] == BIAS_LOAD:
+                start = outputs * max(acc_beats, 2) + 6 * tiles
+            elif v[K_BIAS] == BIAS_ADD:
+                extra += 2 * outputs + 7 * tiles + co * acc_beats
+            else:
+                extra += outputs + 7 * tiles
+        if p[N.RES]:
+            extra += outputs + 7 * tiles
+        finish = stages * (outputs + 7 * all_cuts)
+        compute = gemm + start + extra + finish + 8
+        first_tile_start = start // tiles if p[N.BIAS] and v[K_BIAS] == BIAS_LOAD else co_first * v[K_H] * v[K_W] + 7
+
+        # Head and tail.
+        insns = gemms + tiles * 2 + all_cuts * stages + loads + all_cuts - tiles + 3
+        fetched = min(chunk_insns, insns)
+        if wide_bus:
+            head = latency + 8 + ceil_div(fetched * 16, p[N.BUS])
+        else:
+            head = latency + 6 + 2 * fetched
+        piece = min(pc, co_last) * min(ph, g[_R_LAST_H]) * min(pw, g[_R_LAST_W])
+        last_c = co_last - (ceil_div(co_last, pc) - 1) * pc
+        last_h = g[_R_LAST_H] - (ceil_div(g[_R_LAST_H], ph) - 1) * ph
+        last_w = g[_R_LAST_W] - (ceil_div(g[_R_LAST_W], pw) - 1) * pw
+        tail = _store_cycles(p, last_c * last_h * last_w, 1) + 3
+        last_extra = 0
+        if p[N.RES]:
+            last_extra += last_outputs + 7
+        if p[N.BIAS] and v[K_BIAS] != BIAS_LOAD:
+            last_extra += (2 if v[K_BIAS] == BIAS_ADD else 1) * last_outputs + 7
+        last_finish = stages * (last_outputs + 7 * cuts)
+        last_ci = ci - (whole - 1) * tci if last_chunks == whole else 1
+        last_co = part if steps == parts else co_last
+        last_step = g[_R_WORK_LAST] * last_co * min(last_ci, tci) + 7 * g[_R_GROUPS_LAST] + last_extra + last_finish
+        first_tile = g[_R_WORK_FIRST] * ci * co_first
+        store = _store_cycles(p, outputs, all_cuts)
+
+        bound = head + compute + tail
+        bound = max(bound, head + first_load + compute - first_tile_start - 8 + tail)
+        bound = max(bound, head + load + last_step + tail)
+        bound = max(bound, latency + 4 + inp_beats + wgt_beats + 2 + last_step + tail)
+        bound = max(bound, head + first_load + store + (first_tile if tiles > 1 or cuts == 1 else 0))
+
+        serial = 0
+        per_load = latency
+        if inp_mode == STREAM and v[K_INP_BUF] == 1:
+            serial += inp_beats + (7 + per_load) * inp_insns
+        if wgt_mode == STREAM and v[K_WGT_BUF] == 1:
+            serial += wgt_beats + (7 + per_load) * wgt_insns
+        if inp_mode == SET and v[K_INP_BUF] == 1 and sp_tiles > 1:
+            serial += (inp_beats + (7 + per_load) * inp_insns) // max(whole, 1)
+        if wgt_mode == SET and v[K_WGT_BUF] == 1 and co_tiles > 1:
+            serial += (wgt_beats + (7 + per_load) * wgt_insns) // max(whole, 1)
+        exposed = 0
+        if every and tiles > 1:
+            exposed = (tiles - 1) * (_store_cycles(p, piece, 1) + 4)
+        paid = load + per_load * loads
+        port = inp_beats + wgt_beats + 2 * insns
+        estimate = head + first_load + max(compute + serial + exposed, max(paid, port)) + tail
+
+        a, b = v[K_H], v[K_W]
+        if a == 1:
+            a, b = b, 1
+        few_a, few_b = g[_R_MIN_ROWS], g[_R_MIN_COLS]
+        if few_a == 1:
+            few_a, few_b = few_b, 1
+        few_co = min(co_last, tco)
+        if v[K_FOLD] == FOLD_SPACE:
+            kernel = taps * tci * tco
+            distinct = few_co if taps * tci > 1 else 64
+        elif v[K_FOLD] == FOLD_CI_ROWS:
+            kernel = taps * tco * b
+            distinct = few_co * few_b if taps > 1 else (few_co * few_b * few_a if tci > 1 else 64)
+        else:
+            kernel = taps * a * b
+            distinct = few_a * few_b if taps > 1 else (few_a * few_b * few_co if tci > 1 else 64)
+        inp_variants = v[K_INP_BUF] if inp_mode == STREAM else (v[K_INP_BUF] if inp_mode == SET else sp_tiles) * whole
+        wgt_variants = v[K_WGT_BUF] if wgt_mode == STREAM else (v[K_WGT_BUF] if wgt_mode == SET else co_tiles) * whole
+        variants = min(steps, v[K_ACC_BUF] * max(inp_variants, wgt_variants)) * g[_R_CLASSES]
+
+        plane = g[_R_MAX_PLANE]
+        use_inp = plane * (
+            tci * v[K_INP_BUF] if inp_mode == STREAM else ci * (v[K_INP_BUF] if inp_mode == SET else sp_tiles)
+        )
+        tile = tco * v[K_H] * v[K_W]
+        if p[N.RES]:
+            use_inp += tile * v[K_INP_BUF]
+        use_wgt = tco * taps
+        use_wgt *= tci * v[K_WGT_BUF] if wgt_mode == STREAM else ci * (v[K_WGT_BUF] if wgt_mode == SET else co_tiles)
+        row = out[n]
+        row[S_BOUND] = bound
+        row[S_ESTIMATE] = estimate
+        row[S_COMPUTE] = compute
+        row[S_LOAD] = paid
+        row[S_STORE] = store
+        row[S_READ_BEATS] = port
+        row[S_HEAD] = head
+        row[S_FIRST_LOAD] = first_load
+        row[S_FIRST_TILE] = first_tile
+        row[S_LAST_STEP] = last_step
+        row[S_TAIL] = tail
+        row[S_SERIAL_LOAD] = serial
+        row[S_EXPOSED_STORE] = exposed
+        row[S_INP_BEATS] = inp_beats
+        row[S_WGT_BEATS] = wgt_beats
+        row[S_LOADS] = loads
+        row[S_GEMMS] = gemms
+        row[S_STEPS] = steps
+        row[S_TILES] = tiles
+        row[S_INSTRUCTIONS] = insns
+        row[S_KERNEL_UOPS] = kernel
+        row[S_UOP_VARIANTS] = variants
+        row[S_INP_USE] = use_inp / p[N.INP_DEPTH]
+        row[S_WGT_USE] = use_wgt / p[N.WGT_DEPTH]
+        row[S_ACC_USE] = tile * v[K_ACC_BUF] / p[N.ACC_DEPTH]
+        row[S_DISTINCT] = distinct
+
+
+def summaries(p: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Closed-form totals (n, len(SUMMARY)) of knob values (n, knobs), which are made canonical first.
+
+    ``bound`` is proven for every schedule that lowers: no engine does its own operations faster, nor before the
+    first fetch and loads, nor ends before the last store (VTA reference, 6.7).
+    """
+    rows = canonical(p, values)
+    out = np.zeros((len(rows), len(SUMMARY)))
+    summaries_into(p, rows, out)
+    return out
