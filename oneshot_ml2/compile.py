@@ -83,6 +83,10 @@ class CompiledLayer:
             "source": self.pick.source,
             "p_valid": report.finite(self.pick.p_valid),
             "predicted_cycles": report.finite(self.pick.predicted_cycles),
+            "spread": report.finite(self.pick.spread),
+            "scored": self.pick.scored,
+            "lowered": self.pick.lowered,
+            "warnings": list(self.pick.warnings),
             "cycles": self.cycles,
             "engine_bound": self.bound.bound,
             "limiting_engine": self.bound.limiting,
@@ -121,6 +125,18 @@ class CompiledModel:
     def bound(self) -> int:
         """Engine bound of all layers, each as often as it occurs."""
         return sum(layer.layer.count * layer.bound.bound for layer in self.layers)
+
+    def warnings(self) -> list[str]:
+        """What lies outside the range that the network was trained on, one line each, with the layers it is about."""
+        about: dict[str, list[str]] = {}
+        for entry in self.layers:
+            for warning in entry.pick.warnings:
+                about.setdefault(warning, []).append(entry.layer.name)
+        every = len(self.layers)
+        return [
+            f"{'all layers' if len(names) == every else ', '.join(names)}: {warning}"
+            for warning, names in about.items()
+        ]
 
     @property
     def milliseconds(self) -> float:
@@ -328,7 +344,9 @@ def compile_layers(
     with stage("trace"):
         traced = models.trace(model, size) if isinstance(model, str) else list(model)
         chosen = select_layers(traced, layers)
-    with tqdm(total=3 * len(chosen), unit="step", file=sys.stderr, disable=None if progress else True) as bar:
+    with tqdm(
+        total=3 * len(chosen), unit="step", file=sys.stderr, leave=False, disable=None if progress else True
+    ) as bar:
         picks, programs, compiled = [], [], []
         with stage("pick"):
             from oneshot_ml2 import oneshot
@@ -337,6 +355,7 @@ def compile_layers(
                 bar.set_description(f"pick {layer.name}")
                 picks.append(oneshot.pick(layer.workload, chip))
                 bar.update()
+        # The picks lowered theirs already; once more, so that the stage shows what lowering takes.
         with stage("lower"):
             for layer, pick in zip(chosen, picks):
                 bar.set_description(f"lower {layer.name}")
@@ -382,6 +401,8 @@ def run(args: argparse.Namespace) -> int:
         # The table and the exit code say it.
         warnings.filterwarnings("ignore", message="results differ", category=RuntimeWarning)
         model = compile_layers(args.model, chip, size=args.size, layers=args.layers, seed=args.seed, progress=True)
+    for warning in model.warnings():
+        print(f"oneshot-ml2: warning: {warning}", file=sys.stderr)
     text = json.dumps(model.to_dict(), indent=2)
     if args.output:
         report.write_text(args.output, text + "\n")

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,12 +33,23 @@ def valid_index(space: ScheduleSpace, seed: int) -> int:
     return int(drawn[space.validity(drawn) == 0][0])
 
 
-def some_pick(workload: Workload, accelerator: o2.Accelerator, seed: int = 0) -> Any:
+def some_pick(workload: Workload, accelerator: o2.Accelerator) -> oneshot.Pick:
     """A valid schedule at random, in the form of a pick."""
     space = ScheduleSpace(workload, accelerator)
-    index = valid_index(space, seed)
-    return SimpleNamespace(
-        space=space, index=index, schedule=space.schedule(index), predicted_cycles=1e4, p_valid=0.5, source="network"
+    index = valid_index(space, 0)
+    return oneshot.Pick(
+        space=space,
+        index=index,
+        schedule=space.schedule(index),
+        predicted_cycles=1e4,
+        p_valid=0.5,
+        spread=0.1,
+        program=space.lower(index),
+        source="network",
+        lowered=1,
+        scored=1,
+        warnings=("channels outside 1..64",) if workload.c == 70 else (),
+        seconds=0.0,
     )
 
 
@@ -98,8 +108,9 @@ def test_nothing_is_measured_before_the_last_pick(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(timing, "simulate", noted("measure", timing.simulate))
     monkeypatch.setattr(image, "execute", noted("measure", image.execute))
     assert o2.compile_layers(LAYERS).ok
-    assert events[:8] == ["pick"] * 4 + ["lower"] * 4
-    assert set(events[8:]) == {"measure"}
+    first = events.index("measure")
+    assert events[:first].count("pick") == 4
+    assert set(events[first:]) == {"measure"}
 
 
 def test_same_seed_same_result(picks: None) -> None:
@@ -173,6 +184,14 @@ def test_table_and_json(four_layers: None, tmp_path: Path, run_command: RunComma
     assert printed["layers"] == saved["layers"]
     assert [entry["count"] for entry in saved["layers"]] == [3, 1, 1]
     assert o2.Accelerator.from_json(saved["accelerator"]) == o2.Accelerator.load("pynq")
+
+
+def test_warnings_of_picks_go_to_stderr(four_layers: None, run_command: RunCommand) -> None:
+    code, out, err = run_command("compile", "resnet18", "--json")
+    assert code == 0
+    assert err == "oneshot-ml2: warning: fc: channels outside 1..64\n"
+    assert json.loads(out)["layers"][3]["warnings"] == ["channels outside 1..64"]
+    assert "warning: all layers: channels" in run_command("compile", "resnet18", "--layers", "fc")[2]
 
 
 def test_unknown_layer(four_layers: None, run_command: RunCommand) -> None:
