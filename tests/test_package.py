@@ -78,11 +78,17 @@ def test_readme_names_what_exists() -> None:
     """Local links, and the commands that the README and the documents quote."""
     from oneshot_ml2 import cli
 
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "benchmarks").glob("*.md"),
+    ):
         text = path.read_text(encoding="utf-8")
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (path.parent / link).exists(), f"{path.name} links to {link}"
-        for command in re.findall(r"^\s*oneshot-ml2 ([a-z]+)", text, re.MULTILINE):
+        shell = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+        for command in re.findall(r"oneshot-ml2 ([a-z]+)", shell) + re.findall(r"`oneshot-ml2 ([a-z]+)", text):
             assert command in cli.COMMANDS, f"{path.name}: oneshot-ml2 {command}"
         for script in re.findall(r"python ((?:benchmarks|train|datasets)/\S+\.py)", text):
             assert (ROOT / script).is_file(), f"{path.name}: {script}"
