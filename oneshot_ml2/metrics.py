@@ -45,3 +45,87 @@ def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
     discordant = _inversions(second[np.lexsort((second, first))])
     concordant = pairs - ties_a - ties_b + ties_both - discordant
     return (concordant - discordant) / math.sqrt((pairs - ties_a) * (pairs - ties_b))
+
+
+def pairwise_accuracy(truth: ArrayLike, guess: ArrayLike) -> float:
+    """Share of pairs (i, j), i < j, of two rankings (n,) with (guess_i > guess_j) = (truth_i > truth_j).
+
+    Ties count as "not greater", as in TenSet's code; 0.5 where there is no pair.
+    """
+    a, b = np.asarray(truth).ravel(), np.asarray(guess).ravel()
+    n = len(a)
+    if n < 2:
+        return 0.5
+    agree = 0
+    for i in range(n - 1):
+        agree += int(((b[i] > b[i + 1 :]) == (a[i] > a[i + 1 :])).sum())
+    return agree / (n * (n - 1) // 2)
+
+
+def auroc(truth: ArrayLike, score: ArrayLike) -> float:
+    """Area under the ROC curve: the chance that a positive (n,) scores above a negative, ties half; NaN without both."""
+    positive = np.asarray(truth, dtype=bool).ravel()
+    _, rank, counts = np.unique(np.asarray(score).ravel(), return_inverse=True, return_counts=True)
+    # Mid-ranks of equal scores.
+    middle = np.cumsum(counts) - (counts - 1) / 2
+    p, n = int(positive.sum()), int((~positive).sum())
+    if p == 0 or n == 0:
+        return float("nan")
+    return float((middle[rank.ravel()][positive].sum() - p * (p + 1) / 2) / (p * n))
+
+
+def validity_scores(truth: ArrayLike, p_valid: ArrayLike, threshold: float = 0.5) -> dict[str, float]:
+    """Precision, recall and F1 of ``p_valid >= threshold`` (n,) against the truth (n,), and the AUROC.
+
+    A ratio without a denominator is NaN: precision where nothing is called valid, recall where nothing is.
+    """
+    real = np.asarray(truth, dtype=bool).ravel()
+    called = np.asarray(p_valid).ravel() >= threshold
+    hits = int((real & called).sum())
+    precision = hits / int(called.sum()) if called.any() else float("nan")
+    recall = hits / int(real.sum()) if real.any() else float("nan")
+    either = int(real.sum()) + int(called.sum())
+    f1 = 2 * hits / either if either else float("nan")
+    return {"precision": precision, "recall": recall, "f1": f1, "auroc": auroc(real, p_valid)}
+
+
+def geometric_mean(values: ArrayLike) -> float:
+    """Of positive values (n,); 0 if one is 0, NaN if there are none."""
+    array = np.asarray(values, dtype=np.float64).ravel()
+    if not len(array):
+        return float("nan")
+    if (array <= 0).any():
+        return 0.0
+    return float(np.exp(np.log(array).mean()))
+
+
+def pick_quality(best: float, picked: float | None) -> float:
+    """T* / T(pick) (design, section 5): 1 at the optimum, 0 where there is no pick or it is invalid (None or < 0)."""
+    return best / picked if picked is not None and picked > 0 else 0.0
+
+
+def top_k_quality(best: float, cycles: ArrayLike, k: int) -> float:
+    """T* over the least T of the first k picks (n,) in their order, invalid ones (< 0) skipped; 0 if none is valid."""
+    first = np.asarray(cycles).ravel()[:k]
+    valid = first[first > 0]
+    return best / float(valid.min()) if len(valid) else 0.0
+
+
+def network_quality(best: ArrayLike, picked: ArrayLike, counts: ArrayLike) -> float:
+    """Sum of T* x count over the sum of T(pick) x count of a model's tasks (n,) (TenSet's top-1 score)."""
+    weights = np.asarray(counts, dtype=np.float64)
+    return float((np.asarray(best) * weights).sum() / (np.asarray(picked) * weights).sum())
+
+
+def summarise_quality(qualities: ArrayLike) -> dict[str, float]:
+    """Geometric mean, worst and share of at least 95 % of pick qualities (n,)."""
+    array = np.asarray(qualities, dtype=np.float64).ravel()
+    if not len(array):
+        return {"geomean": float("nan"), "worst": float("nan"), "share_95": float("nan")}
+    return {"geomean": geometric_mean(array), "worst": float(array.min()), "share_95": float((array >= 0.95).mean())}
+
+
+def invalid_rate(trials: ArrayLike) -> float:
+    """Invalid trials over trials; ``trials`` (n,) is true where one was invalid. NaN without trials."""
+    array = np.asarray(trials, dtype=bool).ravel()
+    return float(array.mean()) if len(array) else float("nan")

@@ -1,0 +1,251 @@
+"""What the network sees of a task and of its schedules: logarithms of sizes, one-hots of choices, closed-form cycles.
+
+Features come in two parts: those of the task (accelerator and workload), the same for all of its schedules, and those
+of a schedule. Every closed-form figure is `plan.summaries`'s; nothing here knows a formula of the hardware.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.vta import nest as N
+from oneshot_ml2.vta import plan
+from oneshot_ml2.vta.bound import engine_bound
+
+if TYPE_CHECKING:
+    from oneshot_ml2.schedule import ScheduleSpace
+
+# Raised whenever a feature changes its meaning; weights of another version are refused.
+FEATURE_VERSION = 1
+
+# Logarithms of nest columns, by name.
+_ACCELERATOR_LOGS = {
+    "batch": N.BATCH,
+    "block": N.BLOCK,
+    "bus bytes": N.BUS,
+    "burst beats": N.BURST,
+    "memory latency": N.LATENCY,
+    "input elements": N.INP_DEPTH,
+    "weight elements": N.WGT_DEPTH,
+    "accumulator elements": N.ACC_DEPTH,
+    "micro-ops": N.UOP_LIMIT,
+    "instruction queue": N.QUEUE,
+}
+_WORKLOAD_LOGS = {
+    "batch blocks": N.NB,
+    "output channel blocks": N.CO,
+    "input channel blocks": N.CI,
+    "output height": N.OH,
+    "output width": N.OW,
+    "input height": N.IH,
+    "input width": N.IW,
+    "kernel height": N.KH,
+    "kernel width": N.KW,
+    "stride height": N.SH,
+    "stride width": N.SW,
+    "dilation height": N.DH,
+    "dilation width": N.DW,
+    "pad top": N.PT,
+    "pad left": N.PL,
+}
+_FLAGS = {"channels innermost": N.MINOR, "bias": N.BIAS, "bias by GEMM": N.BIAS_GEMM_FITS, "residual": N.RES}
+_EXTRA = ("immediate stages", "engine bound", "compute share", "read share", "store share")
+TASK_FEATURES = (*_ACCELERATOR_LOGS, *_WORKLOAD_LOGS, *_FLAGS, *_EXTRA)
+
+_TILES = (("co", plan.K_CO, N.CO), ("h", plan.K_H, N.OH), ("w", plan.K_W, N.OW), ("ci", plan.K_CI, N.CI))
+_CHOICES = (("dataflow", plan.K_FLOW, 6), ("fold", plan.K_FOLD, 3), ("head", plan.K_HEAD, 3), ("bias", plan.K_BIAS, 3))
+_NUMBERS = (
+    ("inp_buffers", plan.K_INP_BUF),
+    ("wgt_buffers", plan.K_WGT_BUF),
+    ("acc_buffers", plan.K_ACC_BUF),
+    ("pad", plan.K_PAD),
+    ("drain", plan.K_DRAIN),
+)
+# A tile: logarithms of its size and of how many there are, and the share of the last one that is filled.
+_TILE_FEATURES = tuple(f"{kind} {name}" for name, _, _ in _TILES for kind in ("tile", "tiles", "last tile"))
+_CHOICE_FEATURES = tuple(f"{name}={value}" for name, _, values in _CHOICES for value in range(values))
+# How a summary column is shown: cycles beside the bound, counts that cost a few cycles each, sizes, shares of an SRAM.
+_COUNTS = ("loads", "gemms", "steps", "tiles", "instructions")
+_SIZES = ("kernel_uops", "uop_variants", "distinct")
+_USES = ("inp_use", "wgt_use", "acc_use")
+_CYCLES = tuple(name for name in plan.SUMMARY[1:] if name not in _COUNTS + _SIZES + _USES)
+SCHEDULE_FEATURES = (
+    *_TILE_FEATURES,
+    *_CHOICE_FEATURES,
+    *(name for name, _ in _NUMBERS),
+    "log bound / engine bound",
+    *(f"{form} {name} / bound" for name in _CYCLES for form in ("log", "linear")),
+    *(text for name in _COUNTS for text in (f"log {name}", f"linear {name} x 16 / bound")),
+    *(f"log {name}" for name in _SIZES),
+    "log all micro-ops / limit",
+    *(f"{form} {name}" for name in _USES for form in ("log", "linear")),
+)
+FEATURES = TASK_FEATURES + SCHEDULE_FEATURES
+
+_TILE_COLUMNS = np.array([[knob, extent] for _, knob, extent in _TILES], dtype=np.int64)
+_CHOICE_COLUMNS = np.array([[knob, values] for _, knob, values in _CHOICES], dtype=np.int64)
+_NUMBER_COLUMNS = np.array([knob for _, knob in _NUMBERS], dtype=np.int64)
+_CYCLE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _CYCLES], dtype=np.int64)
+_COUNT_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _COUNTS], dtype=np.int64)
+_SIZE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _SIZES], dtype=np.int64)
+_USE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _USES], dtype=np.int64)
+_BOUND, _UOPS, _VARIANTS = (plan.SUMMARY.index(name) for name in ("bound", "kernel_uops", "uop_variants"))
+# Linear ratios to the bound are cut here: what is so much slower need not be told apart finely.
+_LINEAR_LIMIT = np.float32(4.0)
+_USE_FLOOR = np.float32(1 / 64)
+
+
+def check_space(space: ScheduleSpace) -> None:
+    """Raise OneShotError unless the space is one that features are defined for."""
+    if space.kind != "full":
+        raise OneShotError(f"the network knows the schedule space 'full', not {space.kind!r}")
+
+
+def nest_of(space: ScheduleSpace) -> NDArray[np.int64]:
+    """The space's nest vector, int64 (nest.SIZE,)."""
+    return N.nest(space.workload, space.accelerator)
+
+
+def task_features(space: ScheduleSpace) -> NDArray[np.float32]:
+    """`TASK_FEATURES` of a space's workload and accelerator, float32 (len(TASK_FEATURES),)."""
+    check_space(space)
+    p = nest_of(space)
+    bound = engine_bound(space.workload, space.accelerator)
+    logs = [*_ACCELERATOR_LOGS.values(), *_WORKLOAD_LOGS.values()]
+    row = [math.log2(1 + p[column]) for column in logs]
+    row += [float(p[column]) for column in _FLAGS.values()]
+    row += [float(space.workload.epilogue.immediate_stages), math.log2(bound.bound)]
+    row += [part / bound.bound for part in (bound.compute, bound.read_beats, bound.store_cycles)]
+    return np.array(row, dtype=np.float32)
+
+
+def accelerator_and_workload(row: NDArray[np.float32]) -> dict[str, float]:
+    """The named task features that a person can read a range of: all but the derived ones."""
+    return {name: float(value) for name, value in zip(TASK_FEATURES, row, strict=True) if name not in _EXTRA}
+
+
+@njit(cache=True, nogil=True)
+def decode_rows(indices, candidates, radix, values):  # type: ignore[no-untyped-def]
+    """Mixed-radix indices (n,) to knob values (n, knobs), in place; ``candidates``: int64 (knobs, most)."""
+    for i in range(len(indices)):
+        rest = indices[i]
+        for j in range(len(radix)):
+            values[i, j] = candidates[j, rest % radix[j]]
+            rest //= radix[j]
+
+
+def candidates(space: ScheduleSpace) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Knob candidates as int64 (knobs, most), filled with zeros, and how many each knob has, int64 (knobs,)."""
+    radix = np.array([len(knob.values) for knob in space.knobs], dtype=np.int64)
+    table = np.zeros((len(radix), int(radix.max())), dtype=np.int64)
+    for row, knob in zip(table, space.knobs, strict=True):
+        row[: len(knob.values)] = knob.values
+    return table, radix
+
+
+@njit(cache=True, nogil=True)
+def _canonical_mask(p, begin, end, candidates, radix, out):  # type: ignore[no-untyped-def]
+    """Which of the indices begin..end stand for themselves; ``out``: uint8 (end - begin,)."""
+    knobs = len(radix)
+    given = np.empty(knobs, dtype=np.int64)
+    row = np.empty(knobs, dtype=np.int64)
+    for index in range(begin, end):
+        rest = index
+        for j in range(knobs):
+            given[j] = candidates[j, rest % radix[j]]
+            row[j] = given[j]
+            rest //= radix[j]
+        plan.canonical_row(p, row)
+        same = 1
+        for j in range(knobs):
+            if row[j] != given[j]:
+                same = 0
+        out[index - begin] = same
+
+
+def canonical_range(space: ScheduleSpace, begin: int, end: int) -> NDArray[np.int64]:
+    """The canonical schedules among the indices begin..end, int64, ascending; as `space.table()` has them."""
+    table, radix = candidates(space)
+    mask = np.empty(end - begin, dtype=np.uint8)
+    _canonical_mask(nest_of(space), begin, end, table, radix, mask)
+    return np.flatnonzero(mask) + begin
+
+
+@njit(cache=True, nogil=True)
+def _encode_rows(p, values, summary, log_engine_bound, out):  # type: ignore[no-untyped-def]
+    """Schedule features of knob values (n, knobs) with their summaries (n, len(plan.SUMMARY)), in place."""
+    for i in range(len(values)):
+        v = values[i]
+        at = 0
+        for t in range(len(_TILE_COLUMNS)):
+            size, extent = v[_TILE_COLUMNS[t, 0]], p[_TILE_COLUMNS[t, 1]]
+            count = -(-extent // size)
+            out[i, at] = np.log2(np.float32(size))
+            out[i, at + 1] = np.log2(np.float32(count))
+            out[i, at + 2] = np.float32(extent - (count - 1) * size) / np.float32(size)
+            at += 3
+        for c in range(len(_CHOICE_COLUMNS)):
+            for value in range(_CHOICE_COLUMNS[c, 1]):
+                out[i, at] = 1.0 if v[_CHOICE_COLUMNS[c, 0]] == value else 0.0
+                at += 1
+        for c in range(len(_NUMBER_COLUMNS)):
+            out[i, at] = np.float32(v[_NUMBER_COLUMNS[c]])
+            at += 1
+        bound = max(summary[i, _BOUND], 1.0)
+        log_bound = np.log2(np.float32(bound))
+        scale = np.float32(1.0 / bound)
+        out[i, at] = log_bound - log_engine_bound
+        at += 1
+        for c in _CYCLE_COLUMNS:
+            value = np.float32(summary[i, c])
+            out[i, at] = np.log2(np.float32(1.0) + value) - log_bound
+            out[i, at + 1] = min(value * scale, _LINEAR_LIMIT)
+            at += 2
+        for c in _COUNT_COLUMNS:
+            value = np.float32(summary[i, c])
+            out[i, at] = np.log2(np.float32(1.0) + value)
+            out[i, at + 1] = min(np.float32(16.0) * value * scale, _LINEAR_LIMIT)
+            at += 2
+        for c in _SIZE_COLUMNS:
+            out[i, at] = np.log2(np.float32(1.0 + summary[i, c]))
+            at += 1
+        out[i, at] = np.log2(np.float32(1.0 + summary[i, _UOPS] * summary[i, _VARIANTS]) / np.float32(p[N.UOP_LIMIT]))
+        at += 1
+        for c in _USE_COLUMNS:
+            value = np.float32(summary[i, c])
+            out[i, at] = np.log2(_USE_FLOOR + value)
+            out[i, at + 1] = min(value, _LINEAR_LIMIT)
+            at += 2
+
+
+def encode_schedules(
+    p: NDArray[np.int64], log_engine_bound: float, values: NDArray[np.int64], out: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Write `SCHEDULE_FEATURES` of knob values (n, knobs) to ``out`` (n, len(SCHEDULE_FEATURES)).
+
+    Returns:
+        The lower bound LB of each schedule in cycles, float64 (n,).
+    """
+    summary = plan.summaries(p, values)
+    _encode_rows(p, values, summary, np.float32(log_engine_bound), out)
+    return summary[:, _BOUND]
+
+
+def encode(space: ScheduleSpace, values: NDArray[np.int64]) -> NDArray[np.float32]:
+    """All `FEATURES` of knob values (n, knobs) of a space, float32 (n, len(FEATURES)).
+
+    Raises:
+        OneShotError: a space other than ``full``.
+    """
+    task = task_features(space)
+    out = np.empty((len(values), len(FEATURES)), dtype=np.float32)
+    out[:, : len(task)] = task
+    bound = float(task[TASK_FEATURES.index("engine bound")])
+    encode_schedules(nest_of(space), bound, np.ascontiguousarray(values, dtype=np.int64), out[:, len(task) :])
+    return out

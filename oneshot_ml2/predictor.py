@@ -1,0 +1,225 @@
+"""The network: validity and latency of schedules, conditioned on the accelerator. Inference only, in numpy.
+
+A schedule's latency is predicted as log(T / LB), LB its proven lower bound. The first layer is split: the part that
+sees the task is computed once for all schedules, so that a schedule costs only its own features.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2 import encode
+from oneshot_ml2.errors import WeightsError
+
+if TYPE_CHECKING:
+    from oneshot_ml2.schedule import ScheduleSpace
+
+FORMAT = "oneshot-ml2 predictor"
+# Outputs of the network, in order.
+OUTPUTS = ("validity logit", "log(T / LB)", "log variance")
+_CHUNK = 1 << 15
+# How far (in log2) a size may lie outside the trained range before a warning: a factor of 1.5.
+_MARGIN = math.log2(1.5)
+_ADVICE = "use the weights that came with this version, or train new ones with `oneshot-ml2 train`"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the network says of n schedules.
+
+    ``p_valid``: float32 (n,), probability of being valid; ``log_ratio``: float32 (n,), log(T / LB); ``spread``:
+    float32 (n,), its standard deviation; ``bound``: float64 (n,), LB in cycles.
+    """
+
+    p_valid: NDArray[np.float32]
+    log_ratio: NDArray[np.float32]
+    spread: NDArray[np.float32]
+    bound: NDArray[np.float64]
+
+    @cached_property
+    def cycles(self) -> NDArray[np.float64]:
+        """Predicted cycles, float64 (n,); never below the proven bound."""
+        return self.bound * np.exp(np.maximum(self.log_ratio, 0.0))
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Weights of the network and their card.
+
+    Attributes:
+        tensors: ``mean``, ``scale`` (F,): standardisation of `encode.FEATURES`; ``low``, ``high`` (T,): ranges of
+            `encode.TASK_FEATURES` in training; ``trunk.<i>.weight`` (out, in), ``trunk.<i>.bias``; ``head.weight``
+            (3, in), ``head.bias``. All float32.
+        card: the model card, JSON-able.
+    """
+
+    tensors: dict[str, NDArray[np.float32]]
+    card: dict[str, Any]
+
+    @cached_property
+    def _layers(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """(weight (in, out), bias) of the layers, the standardisation folded into the first."""
+        names = sorted(
+            (name[: -len(".weight")] for name in self.tensors if name.startswith("trunk.") and name.endswith("weight")),
+            key=lambda name: int(name.split(".")[1]),
+        )
+        layers = [(self.tensors[f"{name}.weight"].T, self.tensors[f"{name}.bias"]) for name in [*names, "head"]]
+        weight = layers[0][0].astype(np.float64) / self.tensors["scale"].astype(np.float64)[:, None]
+        bias = layers[0][1] - self.tensors["mean"].astype(np.float64) @ weight
+        layers[0] = (weight.astype(np.float32), bias.astype(np.float32))
+        return [(np.ascontiguousarray(weight), bias) for weight, bias in layers]
+
+    def outside(self, space: ScheduleSpace) -> list[str]:
+        """A line for each property of the accelerator or the workload far outside what the network was trained on."""
+        row = encode.task_features(space)
+        found = []
+        for name, value in encode.accelerator_and_workload(row).items():
+            i = encode.TASK_FEATURES.index(name)
+            low, high = float(self.tensors["low"][i]), float(self.tensors["high"][i])
+            if not low - _MARGIN <= value <= high + _MARGIN:
+                size, least, most = (round(2**x - 1) for x in (value, low, high))
+                found.append(f"{name} is {size}; trained on {least} to {most}: the prediction may be poor")
+        return found
+
+    def score(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> Scores:
+        """Scores of the schedules at ``indices`` (n,) of a ``full`` space.
+
+        Raises:
+            OneShotError: a space of another kind.
+        """
+        indices = np.ascontiguousarray(indices, dtype=np.int64)
+        task = encode.task_features(space)
+        p = encode.nest_of(space)
+        candidates, radix = encode.candidates(space)
+        log_bound = float(task[encode.TASK_FEATURES.index("engine bound")])
+        (first, bias), *rest = self._layers
+        shared = task @ first[: len(task)] + bias
+        own = np.ascontiguousarray(first[len(task) :])
+        outputs = np.empty((len(indices), len(OUTPUTS)), dtype=np.float32)
+        bounds = np.empty(len(indices), dtype=np.float64)
+        features = np.empty((min(len(indices), _CHUNK), len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
+        hidden = [np.empty((len(features), weight.shape[1]), dtype=np.float32) for weight, _ in self._layers[:-1]]
+        workers = min(os.cpu_count() or 1, 8)
+
+        def encode_part(begin: int, end: int, start: int) -> None:
+            values = np.empty((end - begin, len(radix)), dtype=np.int64)
+            encode.decode_rows(indices[begin:end], candidates, radix, values)
+            part = features[begin - start : end - start]
+            bounds[begin:end] = encode.encode_schedules(p, log_bound, values, part)
+
+        with ThreadPoolExecutor(workers) as pool:
+            for start in range(0, len(indices), _CHUNK):
+                n = min(_CHUNK, len(indices) - start)
+                cuts = np.linspace(start, start + n, workers + 1).astype(int)
+                list(pool.map(encode_part, cuts[:-1], cuts[1:], [start] * workers))
+                x = np.matmul(features[:n], own, out=hidden[0][:n])
+                x += shared
+                np.maximum(x, 0.0, out=x)
+                for (weight, offset), buffer in zip(rest[:-1], hidden[1:], strict=True):
+                    x = np.matmul(x, weight, out=buffer[:n])
+                    x += offset
+                    np.maximum(x, 0.0, out=x)
+                weight, offset = rest[-1]
+                outputs[start : start + n] = x @ weight + offset
+        logit, log_ratio, log_variance = outputs.T
+        p_valid = 1.0 / (1.0 + np.exp(-np.clip(logit, -60.0, 60.0)))
+        return Scores(p_valid, log_ratio.copy(), np.exp(0.5 * np.clip(log_variance, -30.0, 30.0)), bounds)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``path`` (safetensors) and its card beside it (``.json``), each whole or not at all.
+
+        Raises:
+            WeightsError: the files cannot be written.
+        """
+        from safetensors.numpy import save
+
+        path = Path(path).with_suffix(".safetensors")
+        head = {"format": FORMAT, "feature_version": str(encode.FEATURE_VERSION)}
+        content = save({name: np.ascontiguousarray(t) for name, t in self.tensors.items()}, metadata=head)
+        text = json.dumps(self.card, indent=1, sort_keys=True) + "\n"
+        for target, data in ((path, content), (path.with_suffix(".json"), text.encode())):
+            write_atomically(target, data)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Predictor:
+        """Read weights (safetensors) and the card beside them, if there is one.
+
+        Raises:
+            WeightsError: no such file, a truncated or foreign one, or weights of another feature version.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise WeightsError(f"{path}: not weights (*.safetensors); {_ADVICE}")
+        try:
+            with safe_open(str(path), framework="numpy") as file:
+                head = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, SafetensorError, ValueError) as error:
+            raise WeightsError(f"cannot read weights {path}: {error}; {_ADVICE}") from error
+        if head.get("format") != FORMAT:
+            raise WeightsError(f"{path}: no weights of oneshot-ml2; {_ADVICE}")
+        version = head.get("feature_version")
+        if version != str(encode.FEATURE_VERSION):
+            raise WeightsError(
+                f"{path}: weights of feature version {version}, this version has {encode.FEATURE_VERSION}; {_ADVICE}"
+            )
+        _check_shapes(path, tensors)
+        card_path = path.with_suffix(".json")
+        try:
+            card = json.loads(card_path.read_text(encoding="utf-8")) if card_path.exists() else {}
+        except (OSError, ValueError) as error:
+            raise WeightsError(f"cannot read the model card {card_path}: {error}; {_ADVICE}") from error
+        if not isinstance(card, dict):
+            raise WeightsError(f"{card_path}: not a model card; {_ADVICE}")
+        return cls(tensors, card)
+
+
+def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
+    """Raise WeightsError unless the tensors make up a network of `encode.FEATURES` and `OUTPUTS`."""
+    layers = sum(name.startswith("trunk.") and name.endswith(".weight") for name in tensors)
+    features, tasks = len(encode.FEATURES), len(encode.TASK_FEATURES)
+    shapes: dict[str, tuple[int, ...]] = {"mean": (features,), "scale": (features,), "low": (tasks,), "high": (tasks,)}
+    width = features
+    for name in [*(f"trunk.{i}" for i in range(layers)), "head"]:
+        out = len(OUTPUTS) if name == "head" else tensors.get(f"{name}.bias", np.empty(0)).size
+        shapes |= {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
+        width = out
+    for name in set(shapes) | set(tensors):
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != shapes.get(name) or tensor.dtype != np.float32:
+            raise WeightsError(f"{path}: tensor {name!r} does not fit the network; {_ADVICE}")
+        if not np.isfinite(tensor).all():
+            raise WeightsError(f"{path}: tensor {name!r} holds values that are not finite; {_ADVICE}")
+    if layers == 0:
+        raise WeightsError(f"{path}: no layers; {_ADVICE}")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        WeightsError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise WeightsError(f"cannot write {path}: {error.strerror or error}") from error

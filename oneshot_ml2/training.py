@@ -1,0 +1,572 @@
+"""Training the network on corpora: features, losses, checkpoints, the model card.
+
+The loss of a batch, drawn by tasks: cross-entropy of validity over all samples, a Huber loss of log(T / LB) over the
+valid ones weighted towards the fast ones, a pairwise ranking loss within each task, and the likelihood of the spread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from oneshot_ml2 import encode, metrics
+from oneshot_ml2.corpus import TaskSamples, open_corpus
+from oneshot_ml2.errors import CorpusError, OneShotError
+from oneshot_ml2.predictor import OUTPUTS, Predictor, write_atomically
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a training run is decided by; `train/pretrain.toml` explains each.
+
+    Attributes:
+        hidden: widths of the trunk's layers.
+        epochs: passes over the tasks.
+        tasks_per_batch, samples_per_task: a batch is so many samples of each of so many tasks.
+        learning_rate, weight_decay, warmup: AdamW; the rate rises over ``warmup`` (a share of all steps) and falls as
+            a cosine.
+        average: decay of the exponential average of the weights that is kept and shipped.
+        huber: residual in log(T / LB) beyond which the loss grows linearly.
+        fast: weight of a valid sample is (T* / T) to this power, T* the task's best sample.
+        validity_weight, rank_weight, spread_weight: of these losses beside the Huber loss.
+        temperature: scale of log-latency differences in the ranking loss.
+        held_workloads: share of the workload shapes kept for validation.
+        held_accelerators: number of accelerators kept for validation.
+        checkpoint_minutes: time between checkpoints.
+        seed: of everything random.
+    """
+
+    hidden: tuple[int, ...] = (160, 128, 128)
+    epochs: int = 200
+    tasks_per_batch: int = 16
+    samples_per_task: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.02
+    average: float = 0.998
+    huber: float = 0.1
+    fast: float = 2.0
+    validity_weight: float = 0.1
+    rank_weight: float = 0.1
+    spread_weight: float = 0.01
+    temperature: float = 0.05
+    held_workloads: float = 0.06
+    held_accelerators: int = 2
+    checkpoint_minutes: float = 2.0
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.hidden or min(self.hidden) < 1 or self.epochs < 1:
+            raise OneShotError("training settings: hidden needs widths of at least 1, epochs is at least 1")
+        if self.tasks_per_batch < 1 or self.samples_per_task < 2:
+            raise OneShotError("training settings: tasks_per_batch is at least 1, samples_per_task at least 2")
+
+
+def read_settings(path: str | Path) -> Settings:
+    """Settings from a TOML file.
+
+    Raises:
+        OneShotError: an unreadable file, an unknown key or a value of another type.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise OneShotError(f"cannot read {path}: {error}") from error
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    for key, value in table.items():
+        if key not in defaults:
+            raise OneShotError(f"{path}: unknown key {key!r}; allowed: {', '.join(defaults)}")
+        kind = type(defaults[key])
+        if kind is tuple and isinstance(value, list) and all(type(item) is int for item in value):
+            table[key] = tuple(value)
+        elif kind is float and type(value) is int:
+            table[key] = float(value)
+        elif type(value) is not kind:
+            raise OneShotError(f"{path}: {key} is {value!r}; allowed: {kind.__name__}")
+    return Settings(**table)
+
+
+# Data ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Data:
+    """A corpus as features. Task t owns the samples offsets[t] to offsets[t + 1].
+
+    ``tasks``: float32 (T, task features); ``schedules``: float32 (n, schedule features); ``valid``: bool (n,);
+    ``log_bound``: float32 (n,), log LB; ``log_ratio``: float32 (n,), log(T / LB), 0 where invalid; ``shapes`` and
+    ``accelerators``: what each task's workload and accelerator are, as hashable keys; ``digests``: of the corpora.
+    """
+
+    tasks: NDArray[np.float32]
+    schedules: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+    log_bound: NDArray[np.float32]
+    log_ratio: NDArray[np.float32]
+    shapes: list[Any]
+    accelerators: list[Any]
+    digests: list[str]
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def rows(self, t: int) -> slice:
+        """The samples of a task."""
+        return slice(int(self.offsets[t]), int(self.offsets[t + 1]))
+
+
+def make_data(tasks: Sequence[TaskSamples] | Any, digests: list[str]) -> Data:
+    """Features and targets of measured tasks; tasks without samples are left out."""
+    width = len(encode.TASK_FEATURES)
+    rows, blocks, valid, bounds, ratios, shapes, chips, lengths = [], [], [], [], [], [], [], []
+    bound_column = encode.TASK_FEATURES.index("engine bound")
+    for task in tasks:
+        if not len(task):
+            continue
+        space = task.space()
+        row = encode.task_features(space)
+        block = np.empty((len(task), len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
+        values = np.ascontiguousarray(task.values, dtype=np.int64)
+        bound = encode.encode_schedules(encode.nest_of(space), float(row[bound_column]), values, block)
+        ratio = np.where(task.valid, np.log(np.maximum(task.cycles, 1) / bound), 0.0)
+        rows.append(row)
+        blocks.append(block)
+        valid.append(task.valid)
+        bounds.append(np.log(bound).astype(np.float32))
+        ratios.append(ratio.astype(np.float32))
+        shapes.append(task.workload.shape_key)
+        chips.append(task.accelerator)
+        lengths.append(len(task))
+    if not rows:
+        raise CorpusError("no samples to train on; collect some with `oneshot-ml2 collect`")
+    return Data(
+        np.array(rows, dtype=np.float32).reshape(-1, width),
+        np.concatenate(blocks),
+        np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
+        np.concatenate(valid),
+        np.concatenate(bounds),
+        np.concatenate(ratios),
+        shapes,
+        chips,
+        digests,
+    )
+
+
+def read_data(paths: Sequence[str | Path]) -> Data:
+    """Features of one or several corpora (files or folders of shards).
+
+    Raises:
+        CorpusError: a corpus that is damaged, foreign, or of another space.
+    """
+    tasks: list[TaskSamples] = []
+    digests = []
+    for path in paths:
+        with open_corpus(path) as corpus:
+            corpus.check_space()
+            digests.append(corpus.digest)
+            tasks += corpus
+    return make_data(tasks, digests)
+
+
+def split_tasks(data: Data, settings: Settings) -> dict[str, NDArray[np.int64]]:
+    """Tasks for training and for validation, by workload shape and by accelerator, never by sample.
+
+    ``train``: neither is held out; ``workload``: an unseen workload on a seen accelerator; ``both``: both unseen.
+    Tasks of seen workloads on unseen accelerators belong to none, so that ``both`` stays unseen by half of its pairs.
+    """
+    rng = np.random.default_rng([settings.seed, 17])
+    shapes = sorted(set(data.shapes))
+    chips = sorted({chip.to_json() for chip in data.accelerators})
+    held_shapes = {shapes[i] for i in rng.permutation(len(shapes))[: round(settings.held_workloads * len(shapes))]}
+    held_chips = {chips[i] for i in rng.permutation(len(chips))[: min(settings.held_accelerators, len(chips) - 1)]}
+    new_shape = np.array([shape in held_shapes for shape in data.shapes])
+    new_chip = np.array([chip.to_json() in held_chips for chip in data.accelerators])
+    return {
+        "train": np.flatnonzero(~new_shape & ~new_chip),
+        "workload": np.flatnonzero(new_shape & ~new_chip),
+        "accelerator": np.flatnonzero(~new_shape & new_chip),
+        "both": np.flatnonzero(new_shape & new_chip),
+    }
+
+
+# The network ---------------------------------------------------------------------------------
+
+
+class Network(nn.Module):
+    """The trunk and its head, on standardised features; what `Predictor` computes in numpy."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, hidden: Sequence[int], mean: NDArray[np.float32], scale: NDArray[np.float32]) -> None:
+        super().__init__()
+        widths = [len(mean), *hidden]
+        self.trunk = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.head = nn.Linear(widths[-1], len(OUTPUTS))
+        self.register_buffer("mean", torch.from_numpy(mean))
+        self.register_buffer("scale", torch.from_numpy(scale))
+
+    def forward(self, tasks: Tensor, schedules: Tensor) -> Tensor:
+        """Outputs (B, M, 3) of task features (B, T) and schedule features (B, M, S)."""
+        cut = tasks.shape[-1]
+        first = self.trunk[0]
+        tasks = (tasks - self.mean[:cut]) / self.scale[:cut]
+        schedules = (schedules - self.mean[cut:]) / self.scale[cut:]
+        shared = F.linear(tasks, first.weight[:, :cut], first.bias)
+        x = F.relu(F.linear(schedules, first.weight[:, cut:]) + shared[:, None])
+        for layer in self.trunk[1:]:
+            x = F.relu(layer(x))
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+def losses(outputs: Tensor, valid: Tensor, log_bound: Tensor, log_ratio: Tensor, best: Tensor, s: Settings) -> Tensor:
+    """The loss of a batch: outputs (B, M, 3), the rest (B, M); ``best`` (B,): log T* of each task's samples."""
+    logit, ratio, log_variance = outputs.unbind(-1)
+    validity = F.binary_cross_entropy_with_logits(logit, valid)
+    truth = log_bound + log_ratio
+    weight = valid * torch.exp(s.fast * (best[:, None] - truth).clamp(max=0.0))
+    total = weight.sum().clamp(min=1.0)
+    huber = F.smooth_l1_loss(ratio, log_ratio, beta=s.huber, reduction="none")
+    residual = (ratio - log_ratio).detach()
+    log_variance = log_variance.clamp(-12.0, 4.0)
+    spread = 0.5 * (residual**2 * torch.exp(-log_variance) + log_variance)
+    # Of two valid schedules the faster one should be predicted faster; the larger and the faster, the more it counts.
+    guess = log_bound + ratio
+    gap = truth[:, None, :] - truth[:, :, None]
+    pair = weight[:, :, None] * valid[:, None, :] * gap.clamp(0.0, 4 * s.temperature)
+    wrong = F.softplus((guess[:, :, None] - guess[:, None, :]) / s.temperature)
+    rank = (pair * wrong).sum() / pair.sum().clamp(min=1e-6)
+    return (
+        ((weight * huber).sum() / total) / s.huber
+        + s.validity_weight * validity
+        + s.rank_weight * rank
+        + s.spread_weight * (weight * spread).sum() / total
+    )
+
+
+def _best(data: Data) -> NDArray[np.float32]:
+    """log T* of each task's samples, float32 (T,); 0 where none is valid."""
+    best = np.zeros(len(data), dtype=np.float32)
+    for t in range(len(data)):
+        rows = data.rows(t)
+        own = (data.log_bound[rows] + data.log_ratio[rows])[data.valid[rows]]
+        best[t] = own.min() if len(own) else 0.0
+    return best
+
+
+def _batch(
+    data: Data, best: NDArray[np.float32], tasks: NDArray[np.int64], samples: int, rng: np.random.Generator
+) -> list[Tensor]:
+    """Task features (B, T), schedule features (B, M, S), then what `losses` takes after the outputs."""
+    rows = np.empty((len(tasks), samples), dtype=np.int64)
+    for i, t in enumerate(tasks):
+        begin, end = data.offsets[t], data.offsets[t + 1]
+        rows[i] = begin + rng.choice(end - begin, size=samples, replace=bool(end - begin < samples))
+    arrays = (
+        data.tasks[tasks],
+        data.schedules[rows],
+        data.valid[rows].astype(np.float32),
+        data.log_bound[rows],
+        data.log_ratio[rows],
+        best[tasks],
+    )
+    return [torch.from_numpy(array) for array in arrays]
+
+
+def standardisation(data: Data, tasks: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation of all features over the samples of ``tasks``, float32 (F,); constants get 1."""
+    rows = np.concatenate([np.arange(data.offsets[t], data.offsets[t + 1]) for t in tasks])
+    means, scales = [], []
+    for table in (data.tasks[tasks], data.schedules[rows]):
+        means.append(table.mean(axis=0, dtype=np.float64))
+        deviation = table.std(axis=0, dtype=np.float64)
+        scales.append(np.where(deviation > 1e-4, deviation, 1.0))
+    return np.concatenate(means).astype(np.float32), np.concatenate(scales).astype(np.float32)
+
+
+def to_predictor(network: Network, low: NDArray[np.float32], high: NDArray[np.float32], card: dict[str, Any]) -> Predictor:
+    """The network's weights as they are shipped."""
+    tensors = {name: tensor.detach().numpy().astype(np.float32) for name, tensor in network.state_dict().items()}
+    return Predictor(tensors | {"low": low, "high": high}, card)
+
+
+# Validation ----------------------------------------------------------------------------------
+
+
+def validate(network: Network, data: Data, tasks: NDArray[np.int64]) -> dict[str, float]:
+    """Figures over tasks, each averaged over tasks: see `metrics`. ``pick``: T* / T of the pick among the samples."""
+    truths, logits, errors, taus, picks = [], [], [], [], []
+    network.eval()
+    with torch.inference_mode():
+        for t in tasks:
+            rows = data.rows(int(t))
+            output = network(torch.from_numpy(data.tasks[t : t + 1]), torch.from_numpy(data.schedules[rows])[None])[0]
+            logit, ratio, _ = output.numpy().T
+            valid = data.valid[rows]
+            truths.append(valid)
+            logits.append(logit)
+            if not valid.any():
+                continue
+            truth, guess = data.log_bound[rows] + data.log_ratio[rows], data.log_bound[rows] + ratio
+            errors.append(float(np.abs(truth - guess)[valid].mean()))
+            tau = metrics.kendall_tau(truth[valid], guess[valid])
+            if not math.isnan(tau):
+                taus.append(tau)
+            trusted = valid & (logit >= 0)
+            if trusted.any():
+                first = np.flatnonzero(trusted)[guess[trusted].argmin()]
+                picks.append(float(np.exp(truth[valid].min() - truth[first])))
+    network.train()
+    if not len(tasks):
+        return {}
+    truth_all, logit_all = np.concatenate(truths), np.concatenate(logits)
+    validity = metrics.validity_scores(truth_all, 1 / (1 + np.exp(-logit_all)))
+    figures = {
+        "tasks": float(len(tasks)),
+        "error": float(np.mean(errors)) if errors else float("nan"),
+        "tau": float(np.mean(taus)) if taus else float("nan"),
+        "pick": metrics.geometric_mean(picks) if picks else float("nan"),
+    }
+    return figures | {name: validity[name] for name in ("f1", "auroc")}
+
+
+# Checkpoints ---------------------------------------------------------------------------------
+
+
+def _save_checkpoint(
+    path: Path, network: Network, average: dict[str, Tensor], optimizer: torch.optim.AdamW, state: dict[str, Any]
+) -> None:
+    """Everything that the next epoch depends on, as safetensors: written whole or not at all."""
+    tensors = {f"network.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
+    tensors |= {f"average.{name}": tensor.contiguous() for name, tensor in average.items()}
+    for name, parameter in network.named_parameters():
+        moments = optimizer.state[parameter]
+        tensors |= {f"optimizer.{name}.{key}": moments[key].contiguous() for key in ("exp_avg", "exp_avg_sq", "step")}
+    write_atomically(path, save(tensors, metadata={"state": json.dumps(state)}))
+
+
+def _load_checkpoint(
+    path: Path, network: Network, average: dict[str, Tensor], optimizer: torch.optim.AdamW, fingerprint: str
+) -> dict[str, Any]:
+    """Restore what `_save_checkpoint` wrote; returns its state.
+
+    Raises:
+        OneShotError: a damaged checkpoint, or one of another run.
+    """
+    from safetensors import safe_open
+
+    advice = "delete it to start anew"
+    try:
+        tensors = load_file(str(path))
+        with safe_open(str(path), framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise OneShotError(f"{path}: damaged checkpoint ({error}); {advice}") from error
+    if state.get("fingerprint") != fingerprint:
+        raise OneShotError(f"{path}: checkpoint of another corpus or other settings; {advice}, or give another --out")
+    network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
+    for name, tensor in average.items():
+        tensor.copy_(tensors[f"average.{name}"])
+    for name, parameter in network.named_parameters():
+        keys = ("exp_avg", "exp_avg_sq", "step")
+        optimizer.state[parameter] = {key: tensors[f"optimizer.{name}.{key}"] for key in keys}
+    return dict(state)
+
+
+def _fingerprint(data: Data, settings: Settings) -> str:
+    decided = {key: value for key, value in dataclasses.asdict(settings).items() if key != "checkpoint_minutes"}
+    return json.dumps([encode.FEATURE_VERSION, sorted(data.digests), decided], sort_keys=True)
+
+
+def _commit() -> str:
+    """The checkout's commit, or ``unknown``."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+# The loop ------------------------------------------------------------------------------------
+
+
+def train(data: Data, settings: Settings, out: str | Path, progress: bool = False, stop_after: int = 0) -> Predictor:
+    """Train on a corpus and write ``out`` (.safetensors), its card (.json) and its loss curves (.png).
+
+    Progress is kept in ``<out>.checkpoint`` and taken up from there by the next call with the same arguments: a run
+    that was killed gives the same weights as one that was not. ``stop_after``: leave after so many epochs (a test
+    of that).
+
+    Raises:
+        CorpusError: no task is left to train on.
+        OneShotError: a damaged or foreign checkpoint.
+        WeightsError: the result cannot be written.
+    """
+    out = Path(out).with_suffix(".safetensors")
+    checkpoint = out.with_suffix(".checkpoint")
+    torch.manual_seed(settings.seed)
+    splits = split_tasks(data, settings)
+    best = _best(data)
+    usable = np.array([data.valid[data.rows(t)].any() for t in range(len(data))])
+    tasks = splits["train"][usable[splits["train"]]]
+    if not len(tasks):
+        raise CorpusError("no task with a valid sample is left to train on; collect more of them")
+    mean, scale = standardisation(data, tasks)
+    network = Network(settings.hidden, mean, scale)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    average = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    fingerprint = _fingerprint(data, settings)
+    state: dict[str, Any] = {"epoch": 0, "history": [], "seconds": 0.0, "fingerprint": fingerprint}
+    if checkpoint.exists():
+        state = _load_checkpoint(checkpoint, network, average, optimizer, fingerprint)
+
+    steps = -(-len(tasks) // settings.tasks_per_batch)
+    every = steps * settings.epochs
+
+    def rate(step: int) -> float:
+        rising = (step + 1) / max(settings.warmup * every, 1.0)
+        return settings.learning_rate * min(rising, 0.5 * (1 + math.cos(math.pi * step / every)))
+
+    began, saved = time.monotonic() - state["seconds"], time.monotonic()
+    shadow = Network(settings.hidden, mean, scale)
+    for epoch in range(state["epoch"], settings.epochs):
+        rng = np.random.default_rng([settings.seed, 1, epoch])
+        order, sum_of_losses = rng.permutation(tasks), 0.0
+        for step, chosen in enumerate(np.array_split(order, steps)):
+            features, schedules, *rest = _batch(data, best, chosen, settings.samples_per_task, rng)
+            for group in optimizer.param_groups:
+                group["lr"] = rate(epoch * steps + step)
+            loss = losses(network(features, schedules), *rest, settings)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            sum_of_losses += float(loss)
+            with torch.no_grad():
+                # Early on the average forgets faster, so that the first weights do not linger in it.
+                decay = min(settings.average, (1 + epoch * steps + step) / (10 + epoch * steps + step))
+                for name, tensor in network.state_dict().items():
+                    average[name].lerp_(tensor, 1 - decay)
+        last = epoch + 1 == settings.epochs
+        entry: dict[str, Any] = {"epoch": epoch + 1, "loss": sum_of_losses / steps}
+        if last or (epoch + 1) % max(settings.epochs // 20, 1) == 0:
+            shadow.load_state_dict(average)
+            entry |= {name: validate(shadow, data, splits[name]) for name in ("workload", "both") if len(splits[name])}
+        state["history"].append(entry)
+        state["epoch"] = epoch + 1
+        state["seconds"] = time.monotonic() - began
+        if progress:
+            text = "  ".join(
+                f"{name}: " + " ".join(f"{key} {value:.4f}" for key, value in figures.items() if key != "tasks")
+                for name, figures in entry.items()
+                if isinstance(figures, dict)
+            )
+            print(f"epoch {epoch + 1}/{settings.epochs} loss {entry['loss']:.4f} {state['seconds']:.0f} s  {text}", flush=True)
+        stopping = stop_after and epoch + 1 >= stop_after
+        if last or stopping or time.monotonic() - saved > 60 * settings.checkpoint_minutes:
+            _save_checkpoint(checkpoint, network, average, optimizer, state)
+            saved = time.monotonic()
+        if stopping:
+            break
+    shadow.load_state_dict(average)
+    predictor = to_predictor(shadow, data.tasks[tasks].min(axis=0), data.tasks[tasks].max(axis=0), {})
+    card = _card(data, settings, splits, state)
+    predictor = dataclasses.replace(predictor, card=card)
+    if state["epoch"] == settings.epochs:
+        predictor.save(out)
+        plot_losses(state["history"], out.with_suffix(".png"))
+        checkpoint.unlink(missing_ok=True)
+    return predictor
+
+
+def _card(data: Data, settings: Settings, splits: dict[str, NDArray[np.int64]], state: dict[str, Any]) -> dict[str, Any]:
+    """The model card: what the weights come from and how good they were on tasks kept out of training."""
+    counts = {name: len(tasks) for name, tasks in splits.items()}
+    final = {name: figures for name, figures in state["history"][-1].items() if isinstance(figures, dict)}
+    return {
+        "feature_version": encode.FEATURE_VERSION,
+        "corpus": sorted(data.digests),
+        "samples": int(data.offsets[-1]),
+        "invalid_share": float(1 - data.valid.mean()),
+        "split": counts | {"rule": "by workload shape and by accelerator, never by sample; 'accelerator' is unused"},
+        "validation": final,
+        "settings": dataclasses.asdict(settings),
+        "history": state["history"],
+        "training_seconds": round(state["seconds"], 1),
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "torch": torch.__version__,
+    }
+
+
+def plot_losses(history: list[dict[str, Any]], path: Path) -> None:
+    """Loss curve and validation figures as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    left.plot([entry["epoch"] for entry in history], [entry["loss"] for entry in history])
+    left.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    for name, label in (("workload", "unseen workload"), ("both", "unseen workload and accelerator")):
+        points = [(entry["epoch"], entry[name]["error"]) for entry in history if name in entry]
+        if points:
+            right.plot(*zip(*points, strict=True), marker="o", label=label)
+    right.set(xlabel="epoch", ylabel="mean |error of log T|", yscale="log")
+    if right.lines:
+        right.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+# Command line --------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``oneshot-ml2 train``."""
+    parser.add_argument("--corpus", metavar="CORPUS", nargs="+", required=True, help="corpus files or folders of shards")
+    parser.add_argument("--out", metavar="PATH", required=True, help="weights to write, e.g. pretrained/default")
+    parser.add_argument("--settings", metavar="FILE", help="TOML settings; default: those of train/pretrain.toml")
+    parser.add_argument("--epochs", type=int, metavar="N", help="replaces the settings' number of epochs")
+    parser.add_argument("--seed", type=int, metavar="N", help="replaces the settings' seed")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; raises OneShotError for what the user can mend."""
+    settings = read_settings(args.settings) if args.settings else Settings()
+    given = {key: getattr(args, key) for key in ("epochs", "seed") if getattr(args, key) is not None}
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    data = read_data(args.corpus)
+    valid = float(data.valid.mean())
+    print(f"{len(data)} tasks, {len(data.valid)} samples, {valid:.1%} valid", flush=True)
+    predictor = train(data, dataclasses.replace(settings, **given), args.out, progress=True)
+    out = Path(args.out).with_suffix(".safetensors")
+    print(f"{out}: trained in {predictor.card['training_seconds']:.0f} s; card and curves beside it")
+    return 0

@@ -1,0 +1,25 @@
+"""Train the shipped weights: python train/pretrain.py --corpus corpus/train --out pretrained/default"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from oneshot_ml2 import training
+from oneshot_ml2.errors import OneShotError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    training.add_arguments(parser)
+    parser.set_defaults(settings=str(Path(__file__).with_suffix(".toml")))
+    try:
+        return training.run(parser.parse_args())
+    except OneShotError as error:
+        print(f"pretrain: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
