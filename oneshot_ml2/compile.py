@@ -309,6 +309,7 @@ def compile_layers(
     *,
     size: int = 224,
     layers: Sequence[str] = (),
+    weights: str | Path | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> CompiledModel:
@@ -319,6 +320,7 @@ def compile_layers(
         accelerator: one, or what `Accelerator.load` takes.
         size: height and width of a named model's images.
         layers: names or shell patterns of those to compile; none: all.
+        weights: shipped weights by name, or a safetensors file; none: the default ones.
         seed: of the tensors that the programs run on.
         progress: show a bar on stderr.
 
@@ -353,7 +355,7 @@ def compile_layers(
 
             for layer in chosen:
                 bar.set_description(f"pick {layer.name}")
-                picks.append(oneshot.pick(layer.workload, chip))
+                picks.append(oneshot.pick(layer.workload, chip, weights))
                 bar.update()
         # The picks lowered theirs already; once more, so that the stage shows what lowering takes.
         with stage("lower"):
@@ -381,6 +383,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", type=int, default=224, metavar="N", help="height and width of the images (default 224)"
     )
     parser.add_argument("--layers", nargs="+", default=[], metavar="NAME", help="only these; shell patterns work")
+    parser.add_argument("--weights", metavar="NAME", help="shipped weights, or a .safetensors file (default: default)")
     parser.add_argument("--device", default="sim", metavar="SPEC", help="what runs the programs (default: sim)")
     parser.add_argument("--seed", type=int, default=0, help="of the tensors that the programs run on (default 0)")
     parser.add_argument("-o", "--output", metavar="FILE", help="also write the result to a JSON file")
@@ -400,7 +403,15 @@ def run(args: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         # The table and the exit code say it.
         warnings.filterwarnings("ignore", message="results differ", category=RuntimeWarning)
-        model = compile_layers(args.model, chip, size=args.size, layers=args.layers, seed=args.seed, progress=True)
+        model = compile_layers(
+            args.model,
+            chip,
+            size=args.size,
+            layers=args.layers,
+            weights=args.weights,
+            seed=args.seed,
+            progress=True,
+        )
     for warning in model.warnings():
         print(f"oneshot-ml2: warning: {warning}", file=sys.stderr)
     text = json.dumps(model.to_dict(), indent=2)

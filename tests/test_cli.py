@@ -126,6 +126,16 @@ def test_foreign_and_truncated_corpora(tmp_path: Path, run_command: RunCommand) 
         assert "corpus.h5" in one_line(err)
 
 
+@pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_foreign_and_missing_weights(content: bytes, tmp_path: Path, run_command: RunCommand) -> None:
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(content)
+    for weights in (path, tmp_path / "none.safetensors", "defautl"):
+        code, out, err = run_command("compile", "resnet18", "--size", "32", "--layers", "fc", "--weights", weights)
+        assert (code, out) == (2, "")
+        assert Path(weights).name in one_line(err)
+
+
 def raising(error: BaseException) -> SimpleNamespace:
     def run(args: object) -> int:
         raise error

@@ -33,7 +33,7 @@ def valid_index(space: ScheduleSpace, seed: int) -> int:
     return int(drawn[space.validity(drawn) == 0][0])
 
 
-def some_pick(workload: Workload, accelerator: o2.Accelerator) -> oneshot.Pick:
+def some_pick(workload: Workload, accelerator: o2.Accelerator, weights: object = None) -> oneshot.Pick:
     """A valid schedule at random, in the form of a pick."""
     space = ScheduleSpace(workload, accelerator)
     index = valid_index(space, 0)
