@@ -46,6 +46,8 @@ _RANDOM, _EXPLORE = (SAMPLERS.index(name) for name in ("random", "explore"))
 _LISTED = 1 << 16
 _DRAW = 1 << 13
 _DRAWS = 256
+# Spread (log) of the noise on closed-form estimates that seed the exploration.
+_BLUR = 0.03
 
 Task: TypeAlias = tuple[Workload, Accelerator]
 
@@ -68,6 +70,7 @@ class Plan:
         prior: share of the further tasks drawn from the prior; the others uniformly over the shapes.
         explore: share of the samples that exploration draws, below 1; the others are uniform.
         rounds, parents: of the exploration: batches, and how many of the fastest breed.
+        seeded: share of the exploration that starts from the closed-form estimate instead of from measurements.
         crossover: share of the children that mix two parents instead of mutating one.
         invalid_share: most invalid schedules, as a share of ``samples``.
         shard_tasks: tasks per shard.
@@ -84,6 +87,7 @@ class Plan:
     explore: float = 0.6
     rounds: int = 4
     parents: int = 32
+    seeded: float = 0.0
     crossover: float = 0.3
     invalid_share: float = 0.2
     shard_tasks: int = 8
@@ -98,7 +102,7 @@ class Plan:
         _within("shard_tasks", self.shard_tasks, 1, 1 << 16)
         _within("exploration.rounds", self.rounds, 1, 1 << 16)
         _within("exploration.parents", self.parents, 1, 1 << 16)
-        for name in ("prior", "explore", "crossover", "invalid_share"):
+        for name in ("prior", "explore", "seeded", "crossover", "invalid_share"):
             _within(name, getattr(self, name), 0.0, 1.0)
         if self.explore == 1.0:
             raise CorpusError("plan: samplers.random is 0; allowed: above 0, since exploration starts from random ones")
@@ -147,6 +151,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "samplers.explore": (float, int),
     "exploration.rounds": (int,),
     "exploration.parents": (int,),
+    "exploration.seeded": (float, int),
     "exploration.crossover": (float, int),
 }
 
@@ -300,7 +305,9 @@ class _Sampler:
         """Measure the plan's samples of the task."""
         explored = round(self.plan.samples * self.plan.explore)
         self._measure(self._fill(self._uniform(), self.plan.samples - explored), _RANDOM)
-        for chunk in np.array_split(np.arange(explored), self.plan.rounds):
+        seeded = round(explored * self.plan.seeded)
+        self._measure(self._fill(self._promising(), seeded), _EXPLORE)
+        for chunk in np.array_split(np.arange(explored - seeded), self.plan.rounds):
             if len(chunk):
                 self._measure(self._fill(self._children(), len(chunk)), _EXPLORE)
 
@@ -332,6 +339,12 @@ class _Sampler:
             # A canonical schedule is its own alias, so that what remains is uniform over canonical ones.
             drawn = self.rng.integers(0, size, size=_DRAW)
             yield drawn[self.space.canonical(drawn) == drawn]
+
+    def _promising(self) -> Iterator[NDArray[np.int64]]:
+        """Canonical schedules in order of their closed-form estimate, blurred so that near ties mix."""
+        candidates = np.concatenate(list(itertools.islice(self._uniform(), 8)))
+        guess = self.space.estimate(candidates) * self.rng.lognormal(0.0, _BLUR, size=len(candidates))
+        yield candidates[np.argsort(guess, kind="stable")]
 
     def _children(self) -> Iterator[NDArray[np.int64]]:
         """Canonical schedules bred from the fastest measured ones."""
@@ -574,7 +587,7 @@ class _Shards:
             "plan": plan.digest(device),
             "samplers": {
                 key: plan.settings()[key]
-                for key in ("prior", "explore", "rounds", "parents", "crossover", "invalid_share")
+                for key in ("prior", "explore", "rounds", "parents", "seeded", "crossover", "invalid_share")
             },
         }
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.vta import nest as N
-from oneshot_ml2.vta import plan
+from oneshot_ml2.vta import emit, plan
 from oneshot_ml2.vta.bound import engine_bound
 
 if TYPE_CHECKING:
@@ -83,8 +83,11 @@ SCHEDULE_FEATURES = (
     *(f"{form} {name} / bound" for name in _CYCLES for form in ("log", "linear")),
     *(text for name in _COUNTS for text in (f"log {name}", f"linear {name} x 16 / bound")),
     *(f"log {name}" for name in _SIZES),
+    "few distinct",
     "log all micro-ops / limit",
-    *(f"{form} {name}" for name in _USES for form in ("log", "linear")),
+    "sharp all micro-ops / limit",
+    "sharp instructions / limit",
+    *(f"{form} {name}" for name in _USES for form in ("log", "linear", "fits")),
 )
 FEATURES = TASK_FEATURES + SCHEDULE_FEATURES
 
@@ -95,10 +98,13 @@ _CYCLE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _CYCLES], dtype=
 _COUNT_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _COUNTS], dtype=np.int64)
 _SIZE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _SIZES], dtype=np.int64)
 _USE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _USES], dtype=np.int64)
-_BOUND, _UOPS, _VARIANTS = (plan.SUMMARY.index(name) for name in ("bound", "kernel_uops", "uop_variants"))
+_BOUND, _UOPS, _VARIANTS, _INSTRUCTIONS, _DISTINCT = (
+    plan.SUMMARY.index(name) for name in ("bound", "kernel_uops", "uop_variants", "instructions", "distinct")
+)
 # Linear ratios to the bound are cut here: what is so much slower need not be told apart finely.
 _LINEAR_LIMIT = np.float32(4.0)
 _USE_FLOOR = np.float32(1 / 64)
+_FEW, _SHARP, _ONE, _MANY = np.float32(8.0), np.float32(4.0), np.float32(1.0), np.float32(emit.MAX_INSNS)
 
 
 def check_space(space: ScheduleSpace) -> None:
@@ -215,13 +221,20 @@ def _encode_rows(p, values, summary, log_engine_bound, out):  # type: ignore[no-
         for c in _SIZE_COLUMNS:
             out[i, at] = np.log2(np.float32(1.0 + summary[i, c]))
             at += 1
-        out[i, at] = np.log2(np.float32(1.0 + summary[i, _UOPS] * summary[i, _VARIANTS]) / np.float32(p[N.UOP_LIMIT]))
-        at += 1
+        # What limits sharply is shown sharply too: a network is smooth.
+        out[i, at] = min(np.float32(summary[i, _DISTINCT]), _FEW)
+        uops = np.log2(np.float32(1.0 + summary[i, _UOPS] * summary[i, _VARIANTS]) / np.float32(p[N.UOP_LIMIT]))
+        out[i, at + 1] = uops
+        out[i, at + 2] = min(max(_SHARP * uops, -_ONE), _ONE)
+        instructions = np.log2(np.float32(summary[i, _INSTRUCTIONS]) / _MANY)
+        out[i, at + 3] = min(max(_SHARP * instructions, -_ONE), _ONE)
+        at += 4
         for c in _USE_COLUMNS:
             value = np.float32(summary[i, c])
             out[i, at] = np.log2(_USE_FLOOR + value)
             out[i, at + 1] = min(value, _LINEAR_LIMIT)
-            at += 2
+            out[i, at + 2] = 1.0 if value <= _ONE else 0.0
+            at += 3
 
 
 def encode_schedules(

@@ -109,6 +109,10 @@ class Backend(Protocol):
         self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]
     ) -> NDArray[np.uint8]: ...
 
+    def estimate(
+        self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]
+    ) -> NDArray[np.float64]: ...
+
     def lower(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Program: ...
 
     def measure_batch(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> BatchResult: ...
@@ -229,6 +233,10 @@ class ScheduleSpace:
     def validity(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Closed-form validity: `Reason` of each schedule, uint8 (n,). Agrees with :meth:`lower` exactly."""
         return backend(self.kind).validity(self.workload, self.accelerator, self.values(indices))
+
+    def estimate(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Closed-form guess of the cycles of each schedule, float64 (n,); infinite where capacity rules it out."""
+        return backend(self.kind).estimate(self.workload, self.accelerator, self.values(indices))
 
     def lower(self, schedule: Schedule | int) -> Program:
         """The program of a schedule.

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import itertools
 import json
 import math
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from oneshot_ml2 import encode, metrics
 from oneshot_ml2.corpus import TaskSamples, open_corpus
 from oneshot_ml2.errors import CorpusError, OneShotError
 from oneshot_ml2.predictor import OUTPUTS, Predictor, write_atomically
+from oneshot_ml2.schedule import Reason, ScheduleSpace
+from oneshot_ml2.vta import plan
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Settings:
         fast: weight of a valid sample is (T* / T) to this power, T* the task's best sample.
         validity_weight, rank_weight, spread_weight: of these losses beside the Huber loss.
         temperature: scale of log-latency differences in the ranking loss.
+        validity_samples: further schedules of each task whose validity, told by lowering them, is trained on: half of
+            them uniform, half drawn towards a small closed-form bound, where what looks fast is mostly invalid.
         held_workloads: share of the workload shapes kept for validation.
         held_accelerators: number of accelerators kept for validation.
         checkpoint_minutes: time between checkpoints.
@@ -68,6 +73,7 @@ class Settings:
     rank_weight: float = 0.1
     spread_weight: float = 0.01
     temperature: float = 0.05
+    validity_samples: int = 256
     held_workloads: float = 0.06
     held_accelerators: int = 2
     checkpoint_minutes: float = 2.0
@@ -116,7 +122,8 @@ class Data:
     """A corpus as features. Task t owns the samples offsets[t] to offsets[t + 1].
 
     ``tasks``: float32 (T, task features); ``schedules``: float32 (n, schedule features); ``valid``: bool (n,);
-    ``log_bound``: float32 (n,), log LB; ``log_ratio``: float32 (n,), log(T / LB), 0 where invalid; ``shapes`` and
+    ``timed``: bool (n,), valid and measured; ``log_bound``: float32 (n,), log LB; ``log_ratio``: float32 (n,),
+    log(T / LB), 0 where not timed; ``shapes`` and
     ``accelerators``: what each task's workload and accelerator are, as hashable keys; ``digests``: of the corpora.
     """
 
@@ -124,6 +131,7 @@ class Data:
     schedules: NDArray[np.float32]
     offsets: NDArray[np.int64]
     valid: NDArray[np.bool_]
+    timed: NDArray[np.bool_]
     log_bound: NDArray[np.float32]
     log_ratio: NDArray[np.float32]
     shapes: list[Any]
@@ -138,57 +146,74 @@ class Data:
         return slice(int(self.offsets[t]), int(self.offsets[t + 1]))
 
 
-def make_data(tasks: Sequence[TaskSamples] | Any, digests: list[str]) -> Data:
-    """Features and targets of measured tasks; tasks without samples are left out."""
-    width = len(encode.TASK_FEATURES)
-    rows, blocks, valid, bounds, ratios, shapes, chips, lengths = [], [], [], [], [], [], [], []
+def draw_unmeasured(space: ScheduleSpace, n: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Canonical knob values (<= n, knobs) drawn for `Settings.validity_samples`, and whether each lowers (<= n,)."""
+    drawn = np.unique(space.canonical(rng.integers(0, len(space), size=8 * n)))
+    values = space.values(drawn)
+    bound = plan.summaries(encode.nest_of(space), values)[:, plan.S_BOUND]
+    order = np.argsort(bound, kind="stable")
+    places = (rng.random(n - n // 2) ** 2 * len(order)).astype(np.int64)
+    chosen = np.unique(np.concatenate([rng.choice(len(drawn), size=n // 2), order[places]]))
+    return values[chosen], space.validity(drawn[chosen]) == Reason.VALID
+
+
+def make_data(tasks: Iterable[TaskSamples], digests: list[str], validity_samples: int = 0, seed: int = 0) -> Data:
+    """Features and targets of measured tasks, and ``validity_samples`` more schedules of each, see `Settings`.
+
+    Raises:
+        CorpusError: no task has a sample.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in ("tasks", "schedules", "valid", "timed", "bound", "ratio")}
+    shapes, chips, lengths = [], [], []
     bound_column = encode.TASK_FEATURES.index("engine bound")
     for task in tasks:
         if not len(task):
             continue
         space = task.space()
+        values, valid = np.ascontiguousarray(task.values, dtype=np.int64), task.valid
+        timed, cycles = valid, task.cycles
+        if validity_samples:
+            rng = np.random.default_rng([seed, 2, int(task.id, 16)])
+            more, lowers = draw_unmeasured(space, validity_samples, rng)
+            values, valid = np.concatenate([values, more]), np.concatenate([valid, lowers])
+            timed = np.concatenate([timed, np.zeros(len(more), dtype=bool)])
+            cycles = np.concatenate([cycles, np.full(len(more), -1)])
         row = encode.task_features(space)
-        block = np.empty((len(task), len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
-        values = np.ascontiguousarray(task.values, dtype=np.int64)
+        block = np.empty((len(values), len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
         bound = encode.encode_schedules(encode.nest_of(space), float(row[bound_column]), values, block)
-        ratio = np.where(task.valid, np.log(np.maximum(task.cycles, 1) / bound), 0.0)
-        rows.append(row)
-        blocks.append(block)
-        valid.append(task.valid)
-        bounds.append(np.log(bound).astype(np.float32))
-        ratios.append(ratio.astype(np.float32))
+        ratio = np.where(timed, np.log(np.maximum(cycles, 1) / bound), 0.0)
+        new = (row, block, valid, timed, np.log(bound).astype(np.float32), ratio.astype(np.float32))
+        for column, part in zip(columns.values(), new, strict=True):
+            column.append(part)
         shapes.append(task.workload.shape_key)
         chips.append(task.accelerator)
-        lengths.append(len(task))
-    if not rows:
+        lengths.append(len(values))
+    if not lengths:
         raise CorpusError("no samples to train on; collect some with `oneshot-ml2 collect`")
-    return Data(
-        np.array(rows, dtype=np.float32).reshape(-1, width),
-        np.concatenate(blocks),
-        np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-        np.concatenate(valid),
-        np.concatenate(bounds),
-        np.concatenate(ratios),
-        shapes,
-        chips,
-        digests,
-    )
+    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    rows, *rest = columns.values()
+    schedules, valid, timed, bound, ratio = (np.concatenate(parts) for parts in rest)
+    return Data(np.array(rows), schedules, offsets, valid, timed, bound, ratio, shapes, chips, digests)
 
 
-def read_data(paths: Sequence[str | Path]) -> Data:
+def read_data(paths: Sequence[str | Path], settings: Settings) -> Data:
     """Features of one or several corpora (files or folders of shards).
 
     Raises:
         CorpusError: a corpus that is damaged, foreign, or of another space.
     """
-    tasks: list[TaskSamples] = []
-    digests = []
+    digests, corpora = [], []
     for path in paths:
-        with open_corpus(path) as corpus:
-            corpus.check_space()
-            digests.append(corpus.digest)
-            tasks += corpus
-    return make_data(tasks, digests)
+        corpus = open_corpus(path)
+        corpus.check_space()
+        digests.append(corpus.digest)
+        corpora.append(corpus)
+    tasks = itertools.chain.from_iterable(corpora)
+    try:
+        return make_data(tasks, digests, settings.validity_samples, settings.seed)
+    finally:
+        for corpus in corpora:
+            corpus.close()
 
 
 def split_tasks(data: Data, settings: Settings) -> dict[str, NDArray[np.int64]]:
@@ -242,12 +267,14 @@ class Network(nn.Module):
         return self.head(x)  # type: ignore[no-any-return]
 
 
-def losses(outputs: Tensor, valid: Tensor, log_bound: Tensor, log_ratio: Tensor, best: Tensor, s: Settings) -> Tensor:
+def losses(
+    outputs: Tensor, valid: Tensor, timed: Tensor, log_bound: Tensor, log_ratio: Tensor, best: Tensor, s: Settings
+) -> Tensor:
     """The loss of a batch: outputs (B, M, 3), the rest (B, M); ``best`` (B,): log T* of each task's samples."""
     logit, ratio, log_variance = outputs.unbind(-1)
     validity = F.binary_cross_entropy_with_logits(logit, valid)
     truth = log_bound + log_ratio
-    weight = valid * torch.exp(s.fast * (best[:, None] - truth).clamp(max=0.0))
+    weight = timed * torch.exp(s.fast * (best[:, None] - truth).clamp(max=0.0))
     total = weight.sum().clamp(min=1.0)
     huber = F.smooth_l1_loss(ratio, log_ratio, beta=s.huber, reduction="none")
     residual = (ratio - log_ratio).detach()
@@ -256,7 +283,7 @@ def losses(outputs: Tensor, valid: Tensor, log_bound: Tensor, log_ratio: Tensor,
     # Of two valid schedules the faster one should be predicted faster; the larger and the faster, the more it counts.
     guess = log_bound + ratio
     gap = truth[:, None, :] - truth[:, :, None]
-    pair = weight[:, :, None] * valid[:, None, :] * gap.clamp(0.0, 4 * s.temperature)
+    pair = weight[:, :, None] * timed[:, None, :] * gap.clamp(0.0, 4 * s.temperature)
     wrong = F.softplus((guess[:, :, None] - guess[:, None, :]) / s.temperature)
     rank = (pair * wrong).sum() / pair.sum().clamp(min=1e-6)
     return (
@@ -272,7 +299,7 @@ def _best(data: Data) -> NDArray[np.float32]:
     best = np.zeros(len(data), dtype=np.float32)
     for t in range(len(data)):
         rows = data.rows(t)
-        own = (data.log_bound[rows] + data.log_ratio[rows])[data.valid[rows]]
+        own = (data.log_bound[rows] + data.log_ratio[rows])[data.timed[rows]]
         best[t] = own.min() if len(own) else 0.0
     return best
 
@@ -289,6 +316,7 @@ def _batch(
         data.tasks[tasks],
         data.schedules[rows],
         data.valid[rows].astype(np.float32),
+        data.timed[rows].astype(np.float32),
         data.log_bound[rows],
         data.log_ratio[rows],
         best[tasks],
@@ -325,8 +353,8 @@ def validate(network: Network, data: Data, tasks: NDArray[np.int64]) -> dict[str
             rows = data.rows(int(t))
             output = network(torch.from_numpy(data.tasks[t : t + 1]), torch.from_numpy(data.schedules[rows])[None])[0]
             logit, ratio, _ = output.numpy().T
-            valid = data.valid[rows]
-            truths.append(valid)
+            valid = data.timed[rows]
+            truths.append(data.valid[rows])
             logits.append(logit)
             if not valid.any():
                 continue
@@ -431,7 +459,7 @@ def train(data: Data, settings: Settings, out: str | Path, progress: bool = Fals
     torch.manual_seed(settings.seed)
     splits = split_tasks(data, settings)
     best = _best(data)
-    usable = np.array([data.valid[data.rows(t)].any() for t in range(len(data))])
+    usable = np.array([data.timed[data.rows(t)].any() for t in range(len(data))])
     tasks = splits["train"][usable[splits["train"]]]
     if not len(tasks):
         raise CorpusError("no task with a valid sample is left to train on; collect more of them")
@@ -465,7 +493,7 @@ def train(data: Data, settings: Settings, out: str | Path, progress: bool = Fals
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
-            sum_of_losses += float(loss)
+            sum_of_losses += float(loss.detach())
             with torch.no_grad():
                 # Early on the average forgets faster, so that the first weights do not linger in it.
                 decay = min(settings.average, (1 + epoch * steps + step) / (10 + epoch * steps + step))
@@ -563,10 +591,11 @@ def run(args: argparse.Namespace) -> int:
     given = {key: getattr(args, key) for key in ("epochs", "seed") if getattr(args, key) is not None}
     if args.threads:
         torch.set_num_threads(args.threads)
-    data = read_data(args.corpus)
+    settings = dataclasses.replace(settings, **given)
+    data = read_data(args.corpus, settings)
     valid = float(data.valid.mean())
     print(f"{len(data)} tasks, {len(data.valid)} samples, {valid:.1%} valid", flush=True)
-    predictor = train(data, dataclasses.replace(settings, **given), args.out, progress=True)
+    predictor = train(data, settings, args.out, progress=True)
     out = Path(args.out).with_suffix(".safetensors")
     print(f"{out}: trained in {predictor.card['training_seconds']:.0f} s; card and curves beside it")
     return 0

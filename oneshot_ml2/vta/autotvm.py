@@ -337,6 +337,25 @@ def validity(workload: Workload, accelerator: Accelerator, values: NDArray[np.in
     return out
 
 
+def estimate(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Closed-form guess of the cycles of each schedule, float64 (n,): the larger of computing and reading.
+
+    Every output tile loads its input rectangle (pads included) and its weights anew (VTA reference, 8.3).
+    """
+    conv = _check_task(workload, accelerator)
+    a = accelerator
+    rows, cols, co = (-(-total // values[:, column]) for total, column in (
+        (conv.out_h, 1), (conv.out_w, 2), (conv.k // a.block, 4),
+    ))  # fmt: skip
+    tiles = conv.n // a.batch * rows * cols * co
+    channels = conv.c // a.block
+    window = ((values[:, 1] - 1) * conv.strides[0] + conv.r) * ((values[:, 2] - 1) * conv.strides[1] + conv.s)
+    read = channels * (window * a.inp_bytes + values[:, 4] * conv.r * conv.s * a.wgt_bytes) / a.bus_bytes
+    outputs = values[:, 1] * values[:, 2] * values[:, 4]
+    work = outputs * (channels * conv.r * conv.s + 1 + conv.epilogue.immediate_stages)
+    return tiles * np.maximum(read, work).astype(np.float64)
+
+
 # --- the run time's instruction queue (VTA reference, 8.4) -----------------------------------------------------------
 @njit(cache=True, nogil=True, inline="always")
 def _append(rows: NDArray[np.int64], state: NDArray[np.int64], opcode: int, stage: int, last: int, flags: int) -> int:

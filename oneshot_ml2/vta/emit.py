@@ -29,6 +29,7 @@ UOP_OVERFLOW = int(Reason.UOP_OVERFLOW)
 FIELD_OVERFLOW = int(Reason.FIELD_OVERFLOW)
 INSTRUCTION_OVERFLOW = int(Reason.INSTRUCTION_OVERFLOW)
 TOKEN_OVERFLOW = int(Reason.TOKEN_OVERFLOW)
+DEADLOCK = int(Reason.DEADLOCK)
 VALID = int(Reason.VALID)
 
 # Kinds of micro-op kernels, part of their key.
@@ -226,6 +227,34 @@ def _input_chunk(p, v, insns, state, sram, n, ci0, nci, row, col, step):  # type
     for c in range(nci):
         at = sram + c * size_h * size_w
         _memory(insns, state, G.LOAD, G.INP, at, base + c * plane, y, x, p[N.IW] * step, top, bottom, left, right)
+
+
+@njit(cache=True, nogil=True)
+def runs_in_order(insns) -> bool:  # type: ignore[no-untyped-def]
+    """Whether every pop finds its token when instructions run in program order, and none is left over.
+
+    Then no queue length can make the program hang: the oldest unfinished instruction can always start.
+    """
+    tokens = np.zeros(4, dtype=np.int64)  # load to compute, compute to load, compute to store, store to compute
+    for i in range(len(insns)):
+        op, flags = insns[i, G.C_OP], insns[i, G.C_FLAGS]
+        if op == G.STORE:
+            pop_prev, pop_next, push_prev, push_next = 2, -1, 3, -1
+        elif op == G.LOAD and (insns[i, G.C_MEM] == G.INP or insns[i, G.C_MEM] == G.WGT):
+            pop_prev, pop_next, push_prev, push_next = -1, 1, -1, 0
+        else:
+            pop_prev, pop_next, push_prev, push_next = 0, 3, 1, 2
+        for flag, edge in ((G.POP_PREV, pop_prev), (G.POP_NEXT, pop_next)):
+            if flags & flag:
+                if edge < 0 or tokens[edge] == 0:
+                    return False
+                tokens[edge] -= 1
+        for flag, edge in ((G.PUSH_PREV, push_prev), (G.PUSH_NEXT, push_next)):
+            if flags & flag:
+                if edge < 0:
+                    return False
+                tokens[edge] += 1
+    return tokens.sum() == 0
 
 
 @njit(cache=True, nogil=True)
@@ -621,4 +650,6 @@ def lower_into(p, v, insns, uops, kernels):  # type: ignore[no-untyped-def]
     insns[uop_load, G.C_STRIDE] = state[_N_UOP]
     if state[_FAIL] != VALID:
         return state[_FAIL], 0, 0
+    if not runs_in_order(insns[: state[_N_INSN]]):
+        return DEADLOCK, 0, 0
     return VALID, state[_N_INSN], state[_N_UOP]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SPACE_VERSION = 1
 
 # Largest number of canonical schedules that candidate lists are thinned to (before aliases are removed).
-_LIMIT = 400_000
+_LIMIT = 380_000
 _BUFFERS = (1, 2)
 
 
@@ -91,7 +91,7 @@ def _measure(p, values, insns, uops, kernels, insn_address, params, reason, cycl
             total, hang, times = timing.simulate(insns[:n], insn_address, params, trace)
             cycles[i] = total
             if hang:
-                reason[i] = 11
+                reason[i] = emit.DEADLOCK
                 cycles[i] = -1
             busy[i, 0] = times[0]
             busy[i, 1] = times[1]
@@ -111,6 +111,13 @@ def validity(workload: Workload, accelerator: Accelerator, values: NDArray[np.in
     return out
 
 
+def estimate(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Closed-form guess of the cycles of each row of knob values, float64 (n,); infinite where an SRAM is too small."""
+    totals = plan.summaries(nest.nest(workload, accelerator), values)
+    fits = (totals[:, [plan.S_INP_USE, plan.S_WGT_USE, plan.S_ACC_USE]] <= 1.0).all(axis=1)
+    return np.where(fits, totals[:, plan.S_ESTIMATE], np.inf)
+
+
 def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Program:
     """The program of one row of knob values.
 
@@ -124,7 +131,8 @@ def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64
         raise InvalidSchedule(Reason(reason))
     placed, end = nest.buffers(workload, accelerator)
     uop_address = next(b.address for b in placed if b.name == "uops")
-    return Program(accelerator, insns[:n].copy(), uops[:m].copy(), end, uop_address, placed)
+    features = dict(zip(plan.SUMMARY, plan.summaries(p, values[None])[0].tolist(), strict=True))
+    return Program(accelerator, insns[:n].copy(), uops[:m].copy(), end, uop_address, placed, features)
 
 
 def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> BatchResult:

@@ -178,7 +178,7 @@ def head_parts(co: int, head: int):  # type: ignore[no-untyped-def]
     """
     if head == HEAD_WHOLE:
         return co, 1
-    size = max(3, ceil_div(co, 4))
+    size = min(max(3, ceil_div(co, 4)), co)
     return size, max(1, co // size)
 
 
