@@ -30,7 +30,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "corpus": ("corpus_cli", "look into, check, merge and split corpora"),
     "train": ("training", "train the network on corpora"),
     "optimum": ("optimum", "search the least latency of the tasks of an evaluation set, exactly"),
-    "evaluate": ("evaluate", "pick quality, validity and ranking of the network, beside its baselines"),
 }
 # Third-party packages that only some commands need -> the extra that brings them.
 _EXTRAS = {"matplotlib": "train", "ray": "cluster", "tvm": "tvm"}

@@ -14,8 +14,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.vta import nest as N
 from oneshot_ml2.vta import emit, plan
+from oneshot_ml2.vta import nest as N
 from oneshot_ml2.vta.bound import engine_bound
 
 if TYPE_CHECKING:

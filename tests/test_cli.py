@@ -45,7 +45,7 @@ def test_unknown_command_names_the_closest(run_command: RunCommand) -> None:
     code, out, err = run_command("complie", "resnet18")
     assert (code, out) == (2, "")
     assert "did you mean 'compile'?" in one_line(err)
-    assert "evaluate" in err
+    assert "optimum" in err
 
 
 @pytest.mark.parametrize("argv", [("--frobnicate",), ("accelerators", "--jsn"), ("compile",), ("inspect", "a", "b")])
