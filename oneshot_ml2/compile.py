@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,12 +194,14 @@ class CompiledModel:
             )
         )
         right = sum(entry.ok for entry in self.layers)
+        sources = Counter(str(entry.pick.source) for entry in self.layers)
         chip = self.accelerator
         lines = [
             report.table(header, rows, left=("layer", "shape", "schedule", "source", "result")),
             "",
             f"{self.name} on {chip.name}: {self.cycles:,} cycles, {self.milliseconds:.2f} ms at {chip.clock_mhz} MHz; "
             f"{right} of {len(self.layers)} results equal the reference bit for bit.",
+            "Picks: " + ", ".join(f"{count} {source}" for source, count in sources.most_common()) + ".",
             "Wall time: " + ", ".join(f"{stage} {self.seconds[stage]:.2f} s" for stage in STAGES) + ".",
             "schedule: tile co x h x w x ci, outer loop / resident operand, buffers INP/WGT/ACC (all knobs: --json). "
             "load, store: compute waits for them.",

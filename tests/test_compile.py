@@ -176,6 +176,7 @@ def test_table_and_json(four_layers: None, tmp_path: Path, run_command: RunComma
     assert all(line.endswith("exact") for line in lines[1:5])
     assert "3 of 3 results equal the reference bit for bit" in out
     assert all(stage in out for stage in compiling.STAGES)
+    assert "\nPicks: 3 network.\n" in out
 
     saved = json.loads(path.read_text())
     code, out, _ = run_command("compile", "resnet18", "--layers", "block.*", "fc", "--json")
@@ -192,6 +193,14 @@ def test_warnings_of_picks_go_to_stderr(four_layers: None, run_command: RunComma
     assert err == "oneshot-ml2: warning: fc: channels outside 1..64\n"
     assert json.loads(out)["layers"][3]["warnings"] == ["channels outside 1..64"]
     assert "warning: all layers: channels" in run_command("compile", "resnet18", "--layers", "fc")[2]
+
+
+def test_fallbacks_are_counted(picks: None) -> None:
+    model = o2.compile_layers(LAYERS)
+    last = model.layers[-1]
+    fallen = dataclasses.replace(last, pick=dataclasses.replace(last.pick, source="fallback"))
+    text = dataclasses.replace(model, layers=(*model.layers[:-1], fallen)).report()
+    assert "\nPicks: 3 network, 1 fallback.\n" in text
 
 
 def test_unknown_layer(four_layers: None, run_command: RunCommand) -> None:
