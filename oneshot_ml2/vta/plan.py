@@ -183,12 +183,22 @@ def head_parts(co: int, head: int):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _recurs(distinct: int, reductions: int, shifted: bool) -> bool:
+def _recurs(distinct: int, reductions: int, shift: int) -> bool:
     """Whether an accumulator can recur within three executions: a portable GEMM must not (VTA reference, 5.3, 9).
 
-    Taps whose first outputs differ shift the pattern by one.
+    ``shift``: how many places earlier an accumulator comes where a tap's first output differs from another's.
     """
-    return reductions > 1 and distinct < (4 if shifted else 3)
+    return reductions > 1 and distinct < 3 + shift
+
+
+@njit(cache=True, nogil=True)
+def _spread(taps, count: int) -> int:  # type: ignore[no-untyped-def]
+    """How far apart the first outputs lie of the taps that touch ``count`` outputs each."""
+    low, high = np.int64(1 << 30), np.int64(-1)
+    for k in range(len(taps)):
+        if taps[k, 1] == count:
+            low, high = min(low, taps[k, 0]), max(high, taps[k, 0])
+    return high - low
 
 
 @njit(cache=True, nogil=True)
@@ -218,13 +228,17 @@ def has_hazard(p, v, rows, row_taps, cols, col_taps):  # type: ignore[no-untyped
                         continue
                     taps = n_kh * (col_taps[j, :, 1] == wide).sum()
                     a, b = (wide, 1) if high == 1 else (high, wide)
+                    across = _spread(col_taps[j], wide)
+                    shift = _spread(row_taps[i], high) * wide + across
+                    if high == 1:
+                        across = 0
                     for co in widths:
                         if fold == FOLD_SPACE:
-                            bad = _recurs(co, taps * chunk, False)
+                            bad = _recurs(co, taps * chunk, 0)
                         elif fold == FOLD_CI_ROWS:
-                            bad = _recurs(co * b, taps, taps > 1 and b > 1) or _recurs(co * b * a, chunk, taps > 1)
+                            bad = _recurs(co * b, taps, across) or _recurs(co * b * a, chunk, shift)
                         else:
-                            bad = _recurs(a * b, taps, taps > 1) or _recurs(a * b * co, chunk, taps > 1)
+                            bad = _recurs(a * b, taps, shift) or _recurs(a * b * co, chunk, shift)
                         if bad:
                             return True
     return False
