@@ -266,20 +266,14 @@ def drains(v, tile: int, tiles: int) -> int:  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def sram_layout(p, v, max_rows: int, max_cols: int, sp_tiles: int):  # type: ignore[no-untyped-def]
-    """SRAM regions of a schedule in elements.
-
-    Returns int64 (10,): input slot, input total, residual slot, residual base, constant, weight slot,
-    identity, bias weights, ACC tile, ACC bias; and the totals of INP, WGT, ACC, int64 (3,).
-    """
+def sram_layout_into(p, v, plane: int, sp_tiles: int, at, need):  # type: ignore[no-untyped-def]
+    """`sram_layout` with the largest loaded ``plane`` of a tile, in place."""
     ci, co, tco = p[N.CI], p[N.CO], v[K_CO]
     tci = v[K_CI]
     taps = p[N.KH] * p[N.KW]
     inp_mode, wgt_mode = _INP_MODE[v[K_FLOW]], _WGT_MODE[v[K_FLOW]]
     co_tiles = ceil_div(co, tco)
-    at = np.zeros(10, dtype=np.int64)
-    need = np.zeros(3, dtype=np.int64)
-    plane = max_rows * max_cols
+    at[:] = 0
     if inp_mode == STREAM:
         at[0] = plane * tci
         need[0] = at[0] * v[K_INP_BUF]
@@ -311,7 +305,31 @@ def sram_layout(p, v, max_rows: int, max_cols: int, sp_tiles: int):  # type: ign
         elif v[K_BIAS] == BIAS_ADD:
             at[9] = need[2]
             need[2] += co
+
+
+@njit(cache=True, nogil=True)
+def sram_layout(p, v, max_rows: int, max_cols: int, sp_tiles: int):  # type: ignore[no-untyped-def]
+    """SRAM regions of a schedule in elements.
+
+    Returns int64 (10,): input slot, input total, residual slot, residual base, constant, weight slot,
+    identity, bias weights, ACC tile, ACC bias; and the totals of INP, WGT, ACC, int64 (3,).
+    """
+    at = np.zeros(10, dtype=np.int64)
+    need = np.zeros(3, dtype=np.int64)
+    sram_layout_into(p, v, max_rows * max_cols, sp_tiles, at, need)
     return at, need
+
+
+@njit(cache=True, nogil=True)
+def sram_needed(p, v, plane: int, need):  # type: ignore[no-untyped-def]
+    """Raise the totals of INP, WGT and ACC (int64 (3,)), in place, to what the largest LOAD of each needs.
+
+    One LOAD of a whole SRAM can be reported done before its data arrive (VTA reference, 6.3): it needs one more.
+    """
+    need[0] = max(need[0], plane * v[K_CI] + 1)
+    need[1] = max(need[1], v[K_CO] * v[K_CI] * p[N.KH] * p[N.KW] + 1)
+    if p[N.BIAS] and v[K_BIAS] == BIAS_LOAD:
+        need[2] = max(need[2], v[K_H] * v[K_W] * (v[K_CO] if p[N.MINOR] else 1) + 1)
 
 
 @njit(cache=True, nogil=True)
@@ -323,16 +341,11 @@ def static_reason(p, v, rows, row_taps, cols, col_taps) -> int:  # type: ignore[
     sp_tiles = p[N.NB] * len(rows) * len(cols)
     max_rows, max_cols = rows[:, A_SIZE].max(), cols[:, A_SIZE].max()
     _, need = sram_layout(p, v, max_rows, max_cols, sp_tiles)
+    sram_needed(p, v, max_rows * max_cols, need)
     if need[0] > p[N.INP_DEPTH] or need[1] > p[N.WGT_DEPTH] or need[2] > p[N.ACC_DEPTH]:
         return SRAM_OVERFLOW
     if p[N.BIAS] and v[K_BIAS] == BIAS_GEMM and not p[N.BIAS_GEMM_FITS]:
         return FIELD_OVERFLOW
-    # One LOAD of a whole SRAM can be reported done before its data arrive (VTA reference, 6.3).
-    chunk = v[K_CI]
-    if max_rows * max_cols * chunk >= p[N.INP_DEPTH] or v[K_CO] * chunk * p[N.KH] * p[N.KW] >= p[N.WGT_DEPTH]:
-        return SRAM_OVERFLOW
-    if p[N.BIAS] and v[K_BIAS] == BIAS_LOAD and v[K_H] * v[K_W] * (v[K_CO] if p[N.MINOR] else 1) >= p[N.ACC_DEPTH]:
-        return SRAM_OVERFLOW
     if v[K_PAD] == PAD_LOAD:
         for i in range(len(rows)):
             if rows[i, A_BEFORE] > _MAX_PAD or rows[i, A_AFTER] > _MAX_PAD:
@@ -344,7 +357,7 @@ def static_reason(p, v, rows, row_taps, cols, col_taps) -> int:  # type: ignore[
                 return FIELD_OVERFLOW
             if cols[i, A_SIZE] - cols[i, A_BEFORE] - cols[i, A_AFTER] <= 0:
                 return DMA_PATTERN
-    taps = p[N.KH] * p[N.KW]
+    taps, chunk = p[N.KH] * p[N.KW], v[K_CI]
     if p[N.CI] * taps > _MAX_SIZE and chunk < p[N.CI]:
         return FIELD_OVERFLOW
     if p[N.IW] * p[N.SH] > _MAX_SIZE:
@@ -615,6 +628,7 @@ def _store_cycles(p, elements: int, rows: int) -> int:  # type: ignore[no-untype
 def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
     """`summaries` of canonical rows, into float64 (n, 26)."""
     records = np.zeros((_RECORDS, 18), dtype=np.int64)
+    at, need = np.empty(10, dtype=np.int64), np.empty(3, dtype=np.int64)
     tags = np.full(_RECORDS, -1, dtype=np.int64)
     taps = p[N.KH] * p[N.KW]
     ci, co, nb = p[N.CI], p[N.CO], p[N.NB]
@@ -698,12 +712,8 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
         pc, ph, pw = pieces(p, co_last, g[_R_LAST_H], g[_R_LAST_W], v[K_DRAIN])
         cuts = ceil_div(co_last, pc) * ceil_div(g[_R_LAST_H], ph) * ceil_div(g[_R_LAST_W], pw)
         every = v[K_ACC_BUF] == 1
-        all_cuts = tiles * cuts if every else tiles - 1 + cuts
-        if every and tiles > 1:
-            # Full tiles may be cut into fewer or more pieces than the last one.
-            fc, fh, fw = pieces(p, tco, v[K_H], v[K_W], v[K_DRAIN])
-            full = ceil_div(tco, fc) * ceil_div(v[K_H], fh) * ceil_div(v[K_W], fw)
-            all_cuts = tiles - 1 + cuts if min(full, cuts) < 1 else (tiles - 1) * 1 + cuts
+        # Of a tile that drains before the next may start, only one piece is counted: it may be cut otherwise.
+        all_cuts = tiles - 1 + cuts
         work = nb * g[_R_WORK] * ci * co
         gemm = work + 7 * gemms
         start = outputs + 7 * tiles
@@ -788,15 +798,8 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
         wgt_variants = v[K_WGT_BUF] if wgt_mode == STREAM else (v[K_WGT_BUF] if wgt_mode == SET else co_tiles) * whole
         variants = min(steps, v[K_ACC_BUF] * max(inp_variants, wgt_variants)) * g[_R_CLASSES]
 
-        plane = g[_R_MAX_PLANE]
-        use_inp = plane * (
-            tci * v[K_INP_BUF] if inp_mode == STREAM else ci * (v[K_INP_BUF] if inp_mode == SET else sp_tiles)
-        )
-        tile = tco * v[K_H] * v[K_W]
-        if p[N.RES]:
-            use_inp += tile * v[K_INP_BUF]
-        use_wgt = tco * taps
-        use_wgt *= tci * v[K_WGT_BUF] if wgt_mode == STREAM else ci * (v[K_WGT_BUF] if wgt_mode == SET else co_tiles)
+        sram_layout_into(p, v, g[_R_MAX_PLANE], sp_tiles, at, need)
+        sram_needed(p, v, g[_R_MAX_PLANE], need)
         row = out[n]
         row[S_BOUND] = bound
         row[S_ESTIMATE] = estimate
@@ -820,9 +823,9 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
         row[S_INSTRUCTIONS] = insns
         row[S_KERNEL_UOPS] = kernel
         row[S_UOP_VARIANTS] = variants
-        row[S_INP_USE] = use_inp / p[N.INP_DEPTH]
-        row[S_WGT_USE] = use_wgt / p[N.WGT_DEPTH]
-        row[S_ACC_USE] = tile * v[K_ACC_BUF] / p[N.ACC_DEPTH]
+        row[S_INP_USE] = need[0] / p[N.INP_DEPTH]
+        row[S_WGT_USE] = need[1] / p[N.WGT_DEPTH]
+        row[S_ACC_USE] = need[2] / p[N.ACC_DEPTH]
         row[S_DISTINCT] = distinct
 
 
