@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent / "accelerators"
 SEED = 20240
 # Presets that belong to the training set; zcu104 is the same VTA as ultra96.
 PRESETS = ("pynq", "ultra96", "de10nano", "b8", "b32", "b2x16", "b4x8", "half", "tsim")
-TRAINING, HELD_OUT = 32, 12
+TRAINING, HELD_OUT = 64, 15
 # (block, batch, bus bits) that no training accelerator has.
 RESERVED = ((16, 2, 128), (32, 2, 64), (8, 2, 128), (32, 1, 128), (16, 1, 256))
 CANDIDATES = 64
@@ -133,7 +133,7 @@ def spread(
 
 def check(training: list[Accelerator], held_out: list[Accelerator]) -> None:
     """The rules of an unseen accelerator (design, section 5)."""
-    assert len(set(training)) == len(training) >= 24
+    assert len(set(training)) == len(training) >= 64
     assert len(set(held_out)) == len(held_out) >= 8
     assert all(differences(chip, other) >= 2 for chip in held_out for other in training)
     trained = {triple(chip) for chip in training}
