@@ -166,52 +166,65 @@ class Accelerator:
 
     # Constraints (VTA reference, 1.3) --------------------------------------------------------
     def _check(self) -> None:
+        """Its "A = I" and "elements no narrower than the bus" bind the HLS and OpenCL builds only, not the RTL."""
         for key, (field, low, high) in _KEYS.items():
-            value = getattr(self, field)
-            if not low <= value <= high:
-                raise AcceleratorError(f"{key} is {value}; allowed: {low} to {high}")
+            if not key.startswith("ISA_"):
+                _require(key, getattr(self, field), low, high)
         if self.bus_bits & (self.bus_bits - 1):
             raise AcceleratorError(f"BUS_BITS is {self.bus_bits}; allowed: 64, 128, 256 or 512")
-        for key, depth in (
-            ("LOG_INP_BUFF_SIZE", self.log_inp_depth),
-            ("LOG_WGT_BUFF_SIZE", self.log_wgt_depth),
-            ("LOG_ACC_BUFF_SIZE", self.log_acc_depth),
+        # The ACC element is the largest but for one whole block, which LOG_BLOCK's own range keeps within 4096 bytes.
+        _require("LOG_BATCH", self.log_batch, 0, 10 - self.log_block, "an ACC element has at most 4096 bytes")
+        for memory, (log_depth, most, why) in {
+            "INP": (self.log_inp_depth, 16, "an instruction's SRAM address has 16 bits"),
+            "WGT": (self.log_wgt_depth, 16, "an instruction's SRAM address has 16 bits"),
+            "ACC": (self.log_acc_depth, 11, "four ACC factors share 64 bits of an ALU instruction with 20 more"),
+        }.items():
+            key, value, low, high = self._size_range(memory, log_depth, most)
+            _require(key, value, low, high, f"2 to {1 << most} elements at this block and batch: {why}")
+        # A width that nobody gave is that of LOG_UOP_BUFF_SIZE; then it is the depth that goes beyond.
+        if self.uop_depth > 1 << self.isa_uop_bits and self.isa_uop_bits == self.log_uop_buff_size - 2:
+            _require("UOP_DEPTH", self.uop_depth, 4, 1 << self.isa_uop_bits, f"{self.isa_uop_bits} index bits")
+        for memory, needed in (
+            ("UOP", (self.uop_depth - 1).bit_length()),
+            ("INP", self.log_inp_depth),
+            ("WGT", self.log_wgt_depth),
+            ("ACC", self.log_acc_depth),
         ):
-            value = getattr(self, _KEYS[key][0])
-            if not 1 <= depth <= 16:
-                raise AcceleratorError(
-                    f"{key} is {value}; allowed: {value - depth + 1} to {value - depth + 16} "
-                    "(2 to 65536 elements at this block and batch)"
-                )
-        u, i, w, a = self.isa_uop_bits, self.isa_inp_bits, self.isa_wgt_bits, self.isa_acc_bits
-        for key, bits, depth in (
-            ("ISA_UOP_INDEX_BITS", u, (self.uop_depth - 1).bit_length()),
-            ("ISA_INP_INDEX_BITS", i, self.log_inp_depth),
-            ("ISA_WGT_INDEX_BITS", w, self.log_wgt_depth),
-            ("ISA_ACC_INDEX_BITS", a, self.log_acc_depth),
+            key = f"ISA_{memory}_INDEX_BITS"
+            field, _, high = _KEYS[key]
+            _require(key, getattr(self, field), needed, high, "enough to index the whole SRAM")
+        self._check_uop_bits()
+
+    def _size_range(self, memory: str, log_depth: int, most: int) -> tuple[str, int, int, int]:
+        """(key, value, lowest, highest) of the SRAM's size for log2 depths of 1 to ``most``."""
+        key = f"LOG_{memory}_BUFF_SIZE"
+        field, low, high = _KEYS[key]
+        value: int = getattr(self, field)
+        element = value - log_depth
+        return key, value, max(low, element + 1), min(high, element + most)
+
+    def _check_uop_bits(self) -> None:
+        """A + max(A, I) + W <= 32, which implies A + I + W <= 32; names each key that alone can mend it."""
+        i, w, a = self.isa_inp_bits, self.isa_wgt_bits, self.isa_acc_bits
+        if a + max(a, i) + w <= 32:
+            return
+        keys, mends = [], []
+        for memory, bits, log_depth, most in (
+            ("INP", i, self.log_inp_depth, 32 - a - w if 2 * a + w <= 32 else 0),
+            ("WGT", w, self.log_wgt_depth, 32 - a - max(a, i)),
+            ("ACC", a, self.log_acc_depth, min((32 - w) // 2, 32 - w - i)),
         ):
-            if bits < depth:
-                raise AcceleratorError(f"{key} is {bits}; allowed: at least {depth}, to index the whole SRAM")
-        if a + max(a, i) + w > 32:
-            raise AcceleratorError(
-                f"ISA_WGT_INDEX_BITS is {w}; allowed: at most {32 - a - max(a, i)} beside ACC {a} and INP {i} "
-                "(a micro-op has 32 bits)"
-            )
-        if a + i + w > 32:
-            raise AcceleratorError(
-                f"ISA_INP_INDEX_BITS is {i}; allowed: at most {32 - a - w} beside ACC {a} and WGT {w} "
-                "(GEMM factors share 64 bits)"
-            )
-        for key, size in (
-            ("LOG_BATCH", self.acc_bytes),
-            ("LOG_BLOCK", self.wgt_bytes),
-        ):
-            if size > 4096:
-                raise AcceleratorError(
-                    f"{key} is {getattr(self, _KEYS[key][0])}; allowed: elements of at most 4096 bytes, here {size}"
-                )
-        if self.burst_bytes % self.bus_bytes or self.log_inp_buff_size < 0:
-            raise AcceleratorError(f"BURST_LEN_BITS is {self.burst_len_bits}; allowed: 1 to 8")
+            if bits > log_depth:
+                key, value, low, high = f"ISA_{memory}_INDEX_BITS", bits, log_depth, most
+            else:
+                key, value, low, high = self._size_range(memory, log_depth, most)
+            keys.append(f"{key} is {value}")
+            if low <= high:
+                mends.append(f"{key} is {value}; allowed: {low} to {high}")
+        found = "; or ".join(mends) or f"{', '.join(keys)}; allowed: 32 bits in all"
+        raise AcceleratorError(
+            f"{found} (a micro-op's 32 bits hold ACC + max(ACC, INP) + WGT index bits, here {a} + {max(a, i)} + {w})"
+        )
 
     # JSON ------------------------------------------------------------------------------------
     @classmethod
@@ -277,6 +290,12 @@ class Accelerator:
                 f"no accelerator {str(name)!r}{hint} There are: {', '.join(names)}; or give a path to a VTA JSON"
             )
         return cls.from_json(_presets().joinpath(f"{name}.json").read_text(encoding="utf-8"), name=str(name))
+
+
+def _require(key: str, value: int, low: int, high: int, why: str = "") -> None:
+    """Raise an AcceleratorError that names key, value and range unless low <= value <= high."""
+    if not low <= value <= high:
+        raise AcceleratorError(f"{key} is {value}; allowed: {low} to {high}" + (f" ({why})" if why else ""))
 
 
 def _presets() -> Any:

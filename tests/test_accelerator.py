@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from oneshot_ml2 import list_accelerators
 from oneshot_ml2.accelerator import Accelerator, preset_names
@@ -74,30 +77,113 @@ def test_target_selects_the_board_constants() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("changes", "says"),
     [
-        ("LOG_INP_WIDTH", 4),
-        ("LOG_ACC_WIDTH", 4),
-        ("LOG_BLOCK", 7),
-        ("LOG_BATCH", -1),
-        ("LOG_UOP_BUFF_SIZE", 16),
-        ("LOG_INP_BUFF_SIZE", 17),
-        ("LOG_WGT_BUFF_SIZE", 19),
-        ("LOG_ACC_BUFF_SIZE", 18),
-        ("BUS_BITS", 96),
-        ("BURST_LEN_BITS", 9),
-        ("MEMORY_LATENCY", 0),
-        ("INSTRUCTION_QUEUE", 1),
-        ("UOP_DEPTH", 8193),
+        ({"LOG_INP_WIDTH": 4}, "LOG_INP_WIDTH is 4; allowed: 3 to 3"),
+        ({"LOG_WGT_WIDTH": 2}, "LOG_WGT_WIDTH is 2; allowed: 3 to 3"),
+        ({"LOG_ACC_WIDTH": 4}, "LOG_ACC_WIDTH is 4; allowed: 5 to 5"),
+        ({"LOG_BLOCK": 7}, "LOG_BLOCK is 7; allowed: 1 to 6"),
+        ({"LOG_BATCH": -1}, "LOG_BATCH is -1; allowed: 0 to 6"),
+        ({"LOG_BATCH": 5, "LOG_BLOCK": 6}, "LOG_BATCH is 5; allowed: 0 to 4 (an ACC element has at most 4096 bytes)"),
+        ({"LOG_UOP_BUFF_SIZE": 16}, "LOG_UOP_BUFF_SIZE is 16; allowed: 4 to 15"),
+        ({"LOG_UOP_BUFF_SIZE": 1}, "LOG_UOP_BUFF_SIZE is 1; allowed: 4 to 15"),
+        ({"LOG_INP_BUFF_SIZE": 21}, "LOG_INP_BUFF_SIZE is 21; allowed: 5 to 20 (2 to 65536 elements"),
+        ({"LOG_INP_BUFF_SIZE": 4}, "LOG_INP_BUFF_SIZE is 4; allowed: 5 to 20 (2 to 65536 elements"),
+        ({"LOG_WGT_BUFF_SIZE": 25}, "LOG_WGT_BUFF_SIZE is 25; allowed: 9 to 24 (2 to 65536 elements"),
+        ({"LOG_ACC_BUFF_SIZE": 18}, "LOG_ACC_BUFF_SIZE is 18; allowed: 7 to 17 (2 to 2048 elements"),
+        (
+            {"LOG_INP_BUFF_SIZE": 17},
+            "LOG_INP_BUFF_SIZE is 17; allowed: 5 to 15; or LOG_WGT_BUFF_SIZE is 18; allowed: 9 to 16",
+        ),
+        (
+            {"LOG_WGT_BUFF_SIZE": 19},
+            "LOG_WGT_BUFF_SIZE is 19; allowed: 9 to 18; or LOG_ACC_BUFF_SIZE is 17; allowed: 7 to 16",
+        ),
+        ({"BUS_BITS": 32}, "BUS_BITS is 32; allowed: 64 to 512"),
+        ({"BUS_BITS": 96}, "BUS_BITS is 96; allowed: 64, 128, 256 or 512"),
+        ({"BURST_LEN_BITS": 9}, "BURST_LEN_BITS is 9; allowed: 1 to 8"),
+        ({"MEMORY_LATENCY": 0}, "MEMORY_LATENCY is 0; allowed: 1 to 65535"),
+        ({"INSTRUCTION_QUEUE": 1}, "INSTRUCTION_QUEUE is 1; allowed: 2 to 65536"),
+        ({"CLOCK_MHZ": -5}, "CLOCK_MHZ is -5; allowed: 1 to 10000"),
+        ({"UOP_DEPTH": 8193}, "UOP_DEPTH is 8193; allowed: 4 to 8192"),
+        ({"UOP_DEPTH": 2048, "LOG_UOP_BUFF_SIZE": 12}, "UOP_DEPTH is 2048; allowed: 4 to 1024 (10 index bits)"),
+        ({"ISA_UOP_INDEX_BITS": 14}, "ISA_UOP_INDEX_BITS is 14; allowed: 13 to 13"),
+        ({"ISA_UOP_INDEX_BITS": 12}, "ISA_UOP_INDEX_BITS is 12; allowed: 13 to 13"),
+        ({"ISA_INP_INDEX_BITS": 10}, "ISA_INP_INDEX_BITS is 10; allowed: 11 to 16"),
+        ({"ISA_INP_INDEX_BITS": 17}, "ISA_INP_INDEX_BITS is 17; allowed: 11 to 16"),
+        ({"ISA_WGT_INDEX_BITS": 9}, "ISA_WGT_INDEX_BITS is 9; allowed: 10 to 16"),
+        ({"ISA_ACC_INDEX_BITS": 12}, "ISA_ACC_INDEX_BITS is 12; allowed: 11 to 11"),
+        (
+            {"ISA_INP_INDEX_BITS": 12},
+            "ISA_INP_INDEX_BITS is 12; allowed: 11 to 11; or LOG_WGT_BUFF_SIZE is 18; allowed: 9 to 17",
+        ),
+        (
+            {"ISA_INP_INDEX_BITS": 16, "ISA_WGT_INDEX_BITS": 16},
+            "ISA_INP_INDEX_BITS is 16, ISA_WGT_INDEX_BITS is 16, LOG_ACC_BUFF_SIZE is 17; allowed: 32 bits in all",
+        ),
     ],
 )
-def test_errors_name_value_and_range(key: str, value: int) -> None:
-    with pytest.raises(AcceleratorError, match=r"is -?\d+; allowed: ") as caught:
-        Accelerator.from_json(PUBLIC | {key: value}, name="mine")
-    message = str(caught.value)
-    assert message.startswith("mine: ")
-    if key not in ("LOG_INP_BUFF_SIZE", "LOG_WGT_BUFF_SIZE", "LOG_ACC_BUFF_SIZE"):
-        assert f"{key} is {value}" in message
+def test_errors_name_value_and_range(changes: dict[str, int], says: str) -> None:
+    with pytest.raises(AcceleratorError) as caught:
+        Accelerator.from_json(PUBLIC | changes, name="mine")
+    assert str(caught.value).startswith(f"mine: {says}")
+
+
+def accepted(values: dict[str, int]) -> bool:
+    """VTA reference, 1.3, written down once more, with our at most 64 rows; the index widths are the SRAMs'."""
+    batch, block = values["LOG_BATCH"], values["LOG_BLOCK"]
+    u = values["LOG_UOP_BUFF_SIZE"] - 2
+    i = values["LOG_INP_BUFF_SIZE"] - batch - block
+    w = values["LOG_WGT_BUFF_SIZE"] - 2 * block
+    a = values["LOG_ACC_BUFF_SIZE"] - batch - block - 2
+    return (
+        0 <= batch <= 6 and block >= 1
+        and min(u - 1, i, w, a) >= 1 and max(i, w, a) <= 16
+        and 8 + u + (u + 1) + 28 <= 64 and 4 * a + 20 <= 64
+        and a + max(a, i) + w <= 32 and 2 * (a + i + w) <= 64
+        and max(2 * block, batch + block + 2) <= 12
+        and min(values["LOG_INP_BUFF_SIZE"], values["LOG_WGT_BUFF_SIZE"], values["LOG_ACC_BUFF_SIZE"]) >= 4
+    )  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(
+    st.fixed_dictionaries(
+        {
+            "LOG_BATCH": st.integers(-1, 7),
+            "LOG_BLOCK": st.integers(0, 7),
+            "LOG_UOP_BUFF_SIZE": st.integers(2, 17),
+            "LOG_INP_BUFF_SIZE": st.integers(3, 29),
+            "LOG_WGT_BUFF_SIZE": st.integers(3, 29),
+            "LOG_ACC_BUFF_SIZE": st.integers(3, 29),
+        }
+    )
+)
+def test_ranges_in_errors_hold(values: dict[str, int]) -> None:
+    seen: set[str] = set()
+    # Whatever an error asks for is enough to go on: each mend ends it, and the last one gives an accelerator.
+    for _ in range(2 * len(values)):
+        try:
+            Accelerator.from_json(values)
+        except AcceleratorError as error:
+            message = str(error)
+        else:
+            assert accepted(values)
+            return
+        assert not accepted(values)
+        assert message not in seen
+        seen.add(message)
+        ranges = re.findall(r"(LOG_\w+) is (-?\d+); allowed: (\d+) to (\d+)", message)
+        assert ranges, message
+        for key, value, low, high in ranges:
+            assert int(value) == values[key]
+            assert not int(low) <= int(value) <= int(high)
+            if "micro-op" in message:
+                assert accepted(values | {key: int(low)}) and accepted(values | {key: int(high)})
+                assert not accepted(values | {key: int(high) + 1}) and not accepted(values | {key: int(low) - 1})
+        key, value, low, high = ranges[0]
+        values = values | {key: min(max(int(value), int(low)), int(high))}
+    pytest.fail("the errors do not end")
 
 
 @pytest.mark.parametrize("value", ["15", 15.0, True, None])
