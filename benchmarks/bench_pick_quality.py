@@ -36,7 +36,8 @@ def main() -> None:
     shares = np.array(quality)
     print(
         f"{args.set}: {len(shares)} tasks, geomean {np.exp(np.log(shares).mean()):.2%}, worst {shares.min():.2%}, "
-        f"share >= 95 %: {(shares >= 0.95).mean():.1%}, fallbacks {sources.count('fallback')}, open searches {still_open}"
+        f"share >= 95 %: {(shares >= 0.95).mean():.1%}, fallbacks {sources.count('fallback')}, "
+        f"open searches {still_open}"
     )
 
 

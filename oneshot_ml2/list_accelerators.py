@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
         cells = (text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths)))
         print("  ".join(cells).rstrip())
     print(
-        "\nUOP, INP, WGT and ACC are depths in elements. Any of them, or the path of a VTA JSON, goes with --accelerator."
+        "\nUOP, INP, WGT and ACC are depths in elements. "
+        "Any accelerator, or the path of a VTA JSON, goes with --accelerator."
     )
     return 0
 

@@ -49,8 +49,8 @@ def _integers(what: str, value: Any, lengths: tuple[int, ...], low: int, high: i
 class Epilogue:
     """What happens to the 32-bit sums before they are stored as int8, in this order.
 
-    Add the bias, add ``residual << residual_shift``, shift right arithmetically by ``shift``, clip, keep the low 8 bits.
-    All sums wrap at 32 bits.
+    Add the bias, add ``residual << residual_shift``, shift right arithmetically by ``shift``, clip, keep the low
+    8 bits. All sums wrap at 32 bits.
 
     Attributes:
         bias: whether an int32 bias of shape (K,) is added.

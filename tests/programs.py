@@ -44,7 +44,10 @@ def random_workload(rng: np.random.Generator) -> Workload:
             n=int(rng.integers(1, 20)), c=int(rng.integers(1, 120)), k=int(rng.integers(1, 150)),
             epilogue=random_epilogue(rng),
         )  # fmt: skip
-    r, s = (int(x) for x in rng.choice([1, 1, 2, 3, 3, 5], 2)) if rng.integers(2) else (int(rng.choice([1, 3, 3, 5])),) * 2
+    if rng.integers(2):
+        r, s = (int(x) for x in rng.choice([1, 1, 2, 3, 3, 5], 2))
+    else:
+        r = s = int(rng.choice([1, 3, 3, 5]))
     stride = (int(rng.integers(1, 4)), int(rng.integers(1, 4)))
     dilation = (int(rng.integers(1, 3)), int(rng.integers(1, 3)))
     reach = ((r - 1) * dilation[0], (s - 1) * dilation[1])

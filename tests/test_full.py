@@ -16,6 +16,13 @@ from oneshot_ml2.vta.program import Program
 from oneshot_ml2.workload import Conv2d
 
 
+def touched(program: Program, insn: np.ndarray, column: int, out: int, inn: int) -> np.ndarray:
+    """The SRAM indices (steps,) of one operand of a GEMM or ALU, in order: micro-op ``column``, factors out and in."""
+    outer, inner = np.arange(insn[G.C_ITER_OUT]), np.arange(insn[G.C_ITER_IN])
+    uops = program.uops[insn[G.C_UOP_BGN] : insn[G.C_UOP_END], column]
+    return (outer[:, None, None] * insn[out] + inner[None, :, None] * insn[inn] + uops).reshape(-1)
+
+
 def check_portable(program: Program) -> None:
     """The portable subset of the VTA reference, section 9, as far as a static look tells."""
     a, insns = program.accelerator, program.insns
@@ -32,18 +39,12 @@ def check_portable(program: Program) -> None:
                 assert count < depth[int(insn[G.C_MEM])]
         elif op in (G.GEMM, G.ALU):
             assert insn[G.C_ITER_OUT] > 0 and insn[G.C_ITER_IN] > 0 and insn[G.C_UOP_END] > insn[G.C_UOP_BGN]
-            outer, inner = np.arange(insn[G.C_ITER_OUT]), np.arange(insn[G.C_ITER_IN])
-            uops = program.uops[insn[G.C_UOP_BGN] : insn[G.C_UOP_END]]
-
-            def walk(column: int, out: int, inn: int) -> np.ndarray:
-                steps = outer[:, None, None] * insn[out] + inner[None, :, None] * insn[inn]
-                return (steps + uops[:, column]).reshape(-1)
-
-            dst, src = walk(0, G.C_DST_OUT, G.C_DST_IN), walk(1, G.C_SRC_OUT, G.C_SRC_IN)
+            dst = touched(program, insn, 0, G.C_DST_OUT, G.C_DST_IN)
+            src = touched(program, insn, 1, G.C_SRC_OUT, G.C_SRC_IN)
             assert dst.max() < a.acc_depth
             if op == G.GEMM:
                 assert src.max() < a.inp_depth
-                assert walk(2, G.C_WGT_OUT, G.C_WGT_IN).max() < a.wgt_depth
+                assert touched(program, insn, 2, G.C_WGT_OUT, G.C_WGT_IN).max() < a.wgt_depth
                 for distance in (1, 2):
                     assert (dst[distance:] != dst[:-distance]).all()
             elif insn[G.C_USE_IMM]:
