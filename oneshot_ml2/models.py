@@ -76,7 +76,8 @@ def _resnet(bottleneck: bool, depths: tuple[int, ...]) -> nn.Module:
             x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
             for stage in range(len(depths)):
                 x = getattr(self, f"layer{stage + 1}")(x)
-            return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
+            y: Tensor = self.fc(self.avgpool(x).flatten(1))
+            return y
 
     return ResNet()
 

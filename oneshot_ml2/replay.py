@@ -6,8 +6,10 @@ import argparse
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,8 +152,8 @@ def read_runs(path: str | Path) -> Runs:
     )
 
 
-def _attribute(attributes: object, name: str, path: Path) -> str:
-    value = attributes.get(name)  # type: ignore[attr-defined]
+def _attribute(attributes: Mapping[str, Any], name: str, path: Path) -> str:
+    value = attributes.get(name)
     if value is None:
         raise CorpusError(f"{path}: no attribute {name!r}; not a file of measured runs")
     return value.decode() if isinstance(value, bytes) else str(value)

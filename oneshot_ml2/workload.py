@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,7 +162,7 @@ class _Operator:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; the inverse of :func:`workload_from_dict`."""
         data: dict[str, Any] = {"op": self.op}
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for field in dataclasses.fields(cast(Any, self)):
             value = getattr(self, field.name)
             data[field.name] = list(value) if isinstance(value, tuple) else value
         data["epilogue"] = self.epilogue.to_dict()
@@ -175,7 +175,7 @@ class _Operator:
         Raises:
             WorkloadError: another operator, an unknown or missing key, or a value out of range.
         """
-        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        fields = dataclasses.fields(cast(Any, cls))
         required = {field.name for field in fields if field.default is dataclasses.MISSING and field.name != "epilogue"}
         _check_keys(cls.op, data, {"op"} | {field.name for field in fields}, required)
         if data.get("op", cls.op) != cls.op:
@@ -275,17 +275,17 @@ class Conv2d(_Operator):
     @property
     def strides(self) -> tuple[int, int]:
         """(height, width)."""
-        return self.stride  # type: ignore[return-value]
+        return cast("tuple[int, int]", self.stride)
 
     @property
     def dilations(self) -> tuple[int, int]:
         """(height, width)."""
-        return self.dilation  # type: ignore[return-value]
+        return cast("tuple[int, int]", self.dilation)
 
     @property
     def pads(self) -> tuple[int, int, int, int]:
         """(top, bottom, left, right)."""
-        return self.padding  # type: ignore[return-value]
+        return cast("tuple[int, int, int, int]", self.padding)
 
     @property
     def out_h(self) -> int:

@@ -81,11 +81,11 @@ def nest(workload: Workload, accelerator: Accelerator) -> NDArray[np.int64]:
         p[[OW, IW]] = p[NB]
         p[NB] = 1
     else:
-        top, _, left, _ = workload.padding
+        top, _, left, _ = workload.pads
         p[[OH, OW, IH, IW]] = workload.out_h, workload.out_w, workload.h, workload.w
-        p[[KH, KW, SH, SW, DH, DW]] = workload.r, workload.s, *workload.stride, *workload.dilation
+        p[[KH, KW, SH, SW, DH, DW]] = workload.r, workload.s, *workload.strides, *workload.dilations
         p[[PT, PL]] = top, left
-        if workload.r == workload.s == 1 and workload.stride == (1, 1) and not any(workload.padding):
+        if workload.r == workload.s == 1 and workload.strides == (1, 1) and not any(workload.pads):
             p[[OW, IW]] = workload.h * workload.w
             p[[OH, IH]] = 1
     epilogue = workload.epilogue
