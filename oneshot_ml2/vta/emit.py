@@ -15,15 +15,12 @@ from oneshot_ml2.schedule import Reason
 from oneshot_ml2.vta import nest as N
 from oneshot_ml2.vta import plan as P
 from oneshot_ml2.vta import program as G
+from oneshot_ml2.vta import steps as S
 
-MAX_INSNS = 16384
-# Rows that are never handed out, so that an index just past the program stays inside the work array.
-_SPARE = 2
+MAX_INSNS = S.MAX_INSNS
 _MAX_KERNELS = 2048
 _TABLE = 8192
 _KEY = 9
-_MAX_TOKENS = 255
-_MAX_SIZE = 65535
 
 UOP_OVERFLOW = int(Reason.UOP_OVERFLOW)
 FIELD_OVERFLOW = int(Reason.FIELD_OVERFLOW)
@@ -38,9 +35,13 @@ _ONE, _GROUP = 0, 1
 _N_INSN, _N_UOP, _N_KERNEL, _FAIL = range(4)
 
 
-def kernel_table() -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int16]]:
-    """Work arrays of the micro-op kernels: keys, (begin, end) and hash table."""
+Tables = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int16]]
+
+
+def tables() -> Tables:
+    """Work arrays: step records, and of the micro-op kernels keys, (begin, end) and hash table."""
     return (
+        S.step_table(),
         np.empty((_MAX_KERNELS, _KEY), dtype=np.int64),
         np.empty((_MAX_KERNELS, 2), dtype=np.int64),
         np.empty(_TABLE, dtype=np.int16),
@@ -48,11 +49,18 @@ def kernel_table() -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int
 
 
 @njit(cache=True, nogil=True)
+def _fail(state, reason):  # type: ignore[no-untyped-def]
+    """Note the failure that program order meets first."""
+    if state[_FAIL] == VALID:
+        state[_FAIL] = reason
+
+
+@njit(cache=True, nogil=True)
 def _row(insns, state):  # type: ignore[no-untyped-def]
     """Index of a fresh zeroed instruction; near the end a spare row is reused and the failure noted."""
     i = state[_N_INSN]
-    if i >= len(insns) - _SPARE:
-        state[_FAIL] = INSTRUCTION_OVERFLOW
+    if i >= len(insns) - S.SPARE:
+        _fail(state, INSTRUCTION_OVERFLOW)
         return len(insns) - 1
     state[_N_INSN] = i + 1
     insns[i] = 0
@@ -74,8 +82,8 @@ def _memory(insns, state, op, mem, sram, dram, y, x, stride, top, bottom, left, 
     row[G.C_BOTTOM] = bottom
     row[G.C_LEFT] = left
     row[G.C_RIGHT] = right
-    if x > _MAX_SIZE or y > _MAX_SIZE or row[G.C_STRIDE] > _MAX_SIZE or sram > _MAX_SIZE:
-        state[_FAIL] = FIELD_OVERFLOW
+    if not S.field_fits(y, x, stride, sram):
+        _fail(state, FIELD_OVERFLOW)
     return i
 
 
@@ -120,7 +128,7 @@ def _immediate(insns, state, opcode, value, uop, n):  # type: ignore[no-untyped-
 
 @njit(cache=True, nogil=True)
 def _find_kernel(key, keys, begins, table, state):  # type: ignore[no-untyped-def]
-    """Kernel number of ``key`` (int64 (9,)); a new one is entered with its begin at the current end of the micro-ops."""
+    """Kernel number of ``key`` (int64 (9,)), and whether it is new: then it begins at the end of the micro-ops."""
     h = np.int64(0)
     for j in range(_KEY):
         h = (h ^ key[j]) * np.int64(1099511628211)
@@ -138,7 +146,7 @@ def _find_kernel(key, keys, begins, table, state):  # type: ignore[no-untyped-de
         slot = (slot + 1) & (_TABLE - 1)
     k = state[_N_KERNEL]
     if k >= _MAX_KERNELS:
-        state[_FAIL] = UOP_OVERFLOW
+        _fail(state, UOP_OVERFLOW)
         return 0, False
     state[_N_KERNEL] = k + 1
     table[slot] = k
@@ -152,7 +160,7 @@ def _find_kernel(key, keys, begins, table, state):  # type: ignore[no-untyped-de
 def _uop(uops, state, limit, dst, src, wgt):  # type: ignore[no-untyped-def]
     i = state[_N_UOP]
     if i >= limit:
-        state[_FAIL] = UOP_OVERFLOW
+        _fail(state, UOP_OVERFLOW)
         return
     uops[i, 0] = dst
     uops[i, 1] = src
@@ -174,59 +182,33 @@ def _single(dst, src, wgt, p, uops, key, keys, begins, table, state):  # type: i
 
 @njit(cache=True, nogil=True)
 def _output_block(p, insns, state, op, mem, sram, dram, n, c0, nc, h0, nh, w0, nw):  # type: ignore[no-untyped-def]
-    """Moves a block of an output-shaped tensor that is compact in SRAM; returns how many instructions."""
+    """Moves a block of an output-shaped tensor that is compact in SRAM."""
+    count, y, x, stride = S.output_shape(p, nc, nh, nw)
+    plane = p[N.OH] * p[N.OW]
     if p[N.MINOR]:
         base = dram + w0 * p[N.CO] + c0
-        if nc == p[N.CO]:
-            _memory(insns, state, op, mem, sram, base, 1, nc * nw, 0, 0, 0, 0, 0)
-        else:
-            _memory(insns, state, op, mem, sram, base, nw, nc, p[N.CO], 0, 0, 0, 0)
-        return 1
-    plane = p[N.OH] * p[N.OW]
-    base = dram + (n * p[N.CO] + c0) * plane + h0 * p[N.OW] + w0
-    if nw == p[N.OW] or nh == 1:
-        if nh * nw == plane:
-            _memory(insns, state, op, mem, sram, base, 1, nc * plane, 0, 0, 0, 0, 0)
-        else:
-            _memory(insns, state, op, mem, sram, base, nc, nh * nw, plane, 0, 0, 0, 0)
-        return 1
-    for c in range(nc):
-        _memory(insns, state, op, mem, sram + c * nh * nw, base + c * plane, nh, nw, p[N.OW], 0, 0, 0, 0)
-    return nc
+    else:
+        base = dram + (n * p[N.CO] + c0) * plane + h0 * p[N.OW] + w0
+    for c in range(count):
+        _memory(insns, state, op, mem, sram + c * nh * nw, base + c * plane, y, x, stride, 0, 0, 0, 0)
 
 
 @njit(cache=True, nogil=True)
 def _input_chunk(p, v, insns, state, sram, n, ci0, nci, row, col, step):  # type: ignore[no-untyped-def]
     """Loads input channels ``ci0..ci0+nci`` of a spatial tile, compact in SRAM."""
-    if row[P.A_SIZE] == 0 or col[P.A_SIZE] == 0:
-        return
-    if p[N.MINOR]:
-        base = p[N.D_INP] + col[P.A_LOAD] * p[N.CI] + ci0
-        if nci == p[N.CI]:
-            _memory(insns, state, G.LOAD, G.INP, sram, base, 1, nci * col[P.A_SIZE], 0, 0, 0, 0, 0)
-        else:
-            _memory(insns, state, G.LOAD, G.INP, sram, base, col[P.A_SIZE], nci, p[N.CI], 0, 0, 0, 0)
-        return
-    plane = p[N.IH] * p[N.IW]
-    base = p[N.D_INP] + (n * p[N.CI] + ci0) * plane + row[P.A_LOAD] * p[N.IW] + col[P.A_LOAD]
     size_h, size_w = row[P.A_SIZE], col[P.A_SIZE]
     top = bottom = left = right = 0
     if v[P.K_PAD] == P.PAD_LOAD:
         top, bottom, left, right = row[P.A_BEFORE], row[P.A_AFTER], col[P.A_BEFORE], col[P.A_AFTER]
-    if top + bottom + left + right == 0:
-        if size_w == p[N.IW] and (step == 1 or size_h == 1):
-            if size_h == p[N.IH]:
-                _memory(insns, state, G.LOAD, G.INP, sram, base, 1, nci * plane, 0, 0, 0, 0, 0)
-            else:
-                _memory(insns, state, G.LOAD, G.INP, sram, base, nci, size_h * size_w, plane, 0, 0, 0, 0)
-            return
-        if size_h == 1:
-            _memory(insns, state, G.LOAD, G.INP, sram, base, nci, size_w, plane, 0, 0, 0, 0)
-            return
-    y, x = size_h - top - bottom, size_w - left - right
-    for c in range(nci):
+    plane = p[N.IH] * p[N.IW]
+    if p[N.MINOR]:
+        base = p[N.D_INP] + col[P.A_LOAD] * p[N.CI] + ci0
+    else:
+        base = p[N.D_INP] + (n * p[N.CI] + ci0) * plane + row[P.A_LOAD] * p[N.IW] + col[P.A_LOAD]
+    count, y, x, stride = S.input_shape(p, nci, size_h, size_w, top + bottom, left + right, step)
+    for c in range(count):
         at = sram + c * size_h * size_w
-        _memory(insns, state, G.LOAD, G.INP, at, base + c * plane, y, x, p[N.IW] * step, top, bottom, left, right)
+        _memory(insns, state, G.LOAD, G.INP, at, base + c * plane, y, x, stride, top, bottom, left, right)
 
 
 @njit(cache=True, nogil=True)
@@ -258,158 +240,50 @@ def runs_in_order(insns) -> bool:  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def lower_into(p, v, insns, uops, kernels):  # type: ignore[no-untyped-def]
+def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
     """Lower schedule ``v`` (int64 knob values) of nest ``p`` into work arrays, all overwritten.
 
-    ``insns``: int64 (at least 16, COLUMNS), ``uops``: int64 (at least UOP_LIMIT, 3), ``kernels``: `kernel_table`.
+    ``insns``: int64 (at least 16, COLUMNS), ``uops``: int64 (at least UOP_LIMIT, 3), ``tables``: `tables`.
     Returns (`Reason`, instructions, micro-ops); the arrays hold the program where the reason is 0.
     """
     v = v.copy()
     P.canonical_row(p, v)
     rows, row_taps, cols, col_taps, step = P.axes(p, v)
-    reason = P.static_reason(p, v, rows, row_taps, cols, col_taps)
-    if reason != VALID:
-        return reason, 0, 0
     n_h, n_w = len(rows), len(cols)
     sp_tiles = p[N.NB] * n_h * n_w
     co_tiles = P.ceil_div(p[N.CO], v[P.K_CO])
     tiles = sp_tiles * co_tiles
-    flow = v[P.K_FLOW]
-    co_outer = P.outer_is_co(flow)
-    inp_mode, wgt_mode = P._INP_MODE[flow], P._WGT_MODE[flow]
+    row_facts, row_items = S.axis_facts(rows, row_taps, v[P.K_PAD])
+    col_facts, col_items = S.axis_facts(cols, col_taps, v[P.K_PAD])
+    reason = S.static_reason(p, v, sp_tiles, row_facts, row_items, col_facts, col_items)
+    if reason != VALID:
+        return reason, 0, 0
     whole = P.chunk_starts(p[N.CI], v[P.K_CI], P.HEAD_WHOLE)
     tapered = P.chunk_starts(p[N.CI], v[P.K_CI], v[P.K_HEAD])
-    # At least a GEMM or NOP a step and a reset and a store a tile.
-    if tiles * (len(whole) + 1) > len(insns):
+    if S.too_many_tiles(tiles, whole):
         return INSTRUCTION_OVERFLOW, 0, 0
-    max_rows, max_cols = rows[:, P.A_SIZE].max(), cols[:, P.A_SIZE].max()
-    at, _ = P.sram_layout(p, v, max_rows, max_cols, sp_tiles)
-    inp_slot, res_slot, res_base, const_base = at[0], at[2], at[3], at[4]
-    wgt_slot, ident_base, bias_wgt_base, acc_slot, bias_base = at[5], at[6], at[7], at[8], at[9]
+    at, _ = P.sram_layout(p, v, rows[:, P.A_SIZE].max(), cols[:, P.A_SIZE].max(), sp_tiles)
+    res_slot, res_base, const_base = at[2], at[3], at[4]
+    ident_base, bias_wgt_base, acc_slot, bias_base = at[6], at[7], at[8], at[9]
     taps_all = p[N.KH] * p[N.KW]
-    inp_buf, wgt_buf, acc_buf = v[P.K_INP_BUF], v[P.K_WGT_BUF], v[P.K_ACC_BUF]
+    inp_buf, acc_buf = v[P.K_INP_BUF], v[P.K_ACC_BUF]
     ci = p[N.CI]
+    records, keys, begins, table = tables
+    limit = S.step_limit(p, v, tiles, whole, tapered)
+    if len(records) < limit:
+        records = np.empty((limit, S.STEP), dtype=np.int64)
+    steps = S.walk(p, v, at, rows, cols, whole, tapered, records)
+    if not S.tokens_fit(records[:steps]):
+        return TOKEN_OVERFLOW, 0, 0
 
-    # First pass: which earlier step each step's loads must wait for.
-    max_steps = tiles * (len(tapered) - 1) if v[P.K_HEAD] != P.HEAD_WHOLE else tiles * (len(whole) - 1)
-    part, parts = P.head_parts(min(v[P.K_CO], p[N.CO]), v[P.K_HEAD])
-    max_steps += parts - 1
-    needs = np.empty(max_steps, dtype=np.int64)  # running maximum; -1 none
-    loads = np.zeros(max_steps, dtype=np.uint8)
-    pushes = np.zeros(max_steps, dtype=np.uint8)
-    inp_sets = max(inp_buf, 1)
-    inp_read = np.full((inp_sets, ci), -1, dtype=np.int64)
-    wgt_read = np.full((max(wgt_buf, 1), ci), -1, dtype=np.int64)
-    res_read = np.full(max(inp_buf, 1), -1, dtype=np.int64)
-    # Extent a channel of each set last had, and what a set of another extent must wait for.
-    inp_extent = np.zeros(inp_sets, dtype=np.int64)
-    wgt_extent = np.zeros(max(wgt_buf, 1), dtype=np.int64)
-    inp_wait = wgt_wait = np.int64(-1)
-    inp_ring = np.int64(0)
-    wgt_ring = np.int64(0)
-    k = 0
-    running = np.int64(-1)
-    for t in range(tiles):
-        if co_outer:
-            c, s = t // sp_tiles, t % sp_tiles
-        else:
-            s, c = t // co_tiles, t % co_tiles
-        starts = tapered if P.is_tapered(p, flow, v[P.K_HEAD], c, s) else whole
-        plane = rows[(s // n_w) % n_h, P.A_SIZE] * cols[s % n_w, P.A_SIZE]
-        empty = plane == 0
-        if inp_mode == P.SET and c == 0 and not empty:
-            slot = s % inp_buf
-            inp_wait = np.int64(-1)
-            if inp_extent[slot] != plane:
-                inp_wait = inp_read[slot].max()
-                inp_extent[slot] = plane
-        if wgt_mode == P.SET and s == 0:
-            slot = c % wgt_buf
-            wgt_wait = np.int64(-1)
-            width = min(v[P.K_CO], p[N.CO] - c * v[P.K_CO])
-            if wgt_extent[slot] != width:
-                wgt_wait = wgt_read[slot].max()
-                wgt_extent[slot] = width
-        for j in range(len(starts) - 1):
-            if t == 0 and j == 0:
-                loads[: parts - 1] = 1
-                needs[: parts - 1] = -1
-                k = parts - 1
-            wait = np.int64(-1)
-            if inp_mode == P.STREAM:
-                if not empty:
-                    slot = inp_ring % inp_buf
-                    wait = max(wait, inp_read[slot, 0])
-                    inp_read[slot, 0] = k
-                    inp_ring += 1
-                    loads[k] = 1
-            elif inp_mode == P.SET:
-                slot = s % inp_buf
-                for i in range(starts[j], starts[j + 1]):
-                    if c == 0 and not empty:
-                        wait = max(wait, inp_wait, inp_read[slot, i])
-                        loads[k] = 1
-                    inp_read[slot, i] = k
-            elif c == 0 and not empty:
-                loads[k] = 1
-            if wgt_mode == P.STREAM:
-                slot = wgt_ring % wgt_buf
-                wait = max(wait, wgt_read[slot, 0])
-                wgt_read[slot, 0] = k
-                wgt_ring += 1
-                loads[k] = 1
-            elif wgt_mode == P.SET:
-                slot = c % wgt_buf
-                for i in range(starts[j], starts[j + 1]):
-                    if s == 0:
-                        wait = max(wait, wgt_wait, wgt_read[slot, i])
-                        loads[k] = 1
-                    wgt_read[slot, i] = k
-            elif s == 0:
-                loads[k] = 1
-            if j == len(starts) - 2:
-                if p[N.RES]:
-                    wait = max(wait, res_read[t % inp_buf])
-                    res_read[t % inp_buf] = k
-                    loads[k] = 1
-                if t == 0 and p[N.BIAS] and v[P.K_BIAS] == P.BIAS_GEMM:
-                    loads[k] = 1
-            if wait > running:
-                running = wait
-                pushes[wait] = 1
-            needs[k] = running
-            k += 1
-    steps = k
-    # Tokens outstanding, whatever the timing (VTA reference, 4: a counter holds 255).
-    loaded = np.zeros(steps + 1, dtype=np.int64)
-    marked = np.zeros(steps + 1, dtype=np.int64)
-    for i in range(steps):
-        loaded[i + 1] = loaded[i] + loads[i]
-        marked[i + 1] = marked[i] + pushes[i]
-    granted = np.int64(-1)
-    for i in range(steps):
-        if loads[i]:
-            granted = needs[i]
-            if loaded[i + 1] - loaded[granted + 1] > _MAX_TOKENS:
-                return TOKEN_OVERFLOW, 0, 0
-        if marked[i + 1] - marked[granted + 1] > _MAX_TOKENS:
-            return TOKEN_OVERFLOW, 0, 0
-
-    # Second pass: emit.
     state = np.zeros(4, dtype=np.int64)
     key = np.zeros(_KEY, dtype=np.int64)
-    keys, begins, table = kernels
     table[:] = -1
     uop_load = _memory(insns, state, G.LOAD, G.UOP, 0, p[N.D_UOP], 1, 1, 1, 0, 0, 0, 0)
-    inp_ring = np.int64(0)
-    wgt_ring = np.int64(0)
     granted = np.int64(-1)
     k = 0
     for t in range(tiles):
-        if co_outer:
-            c, s = t // sp_tiles, t % sp_tiles
-        else:
-            s, c = t // co_tiles, t % co_tiles
+        c, s = records[k, S.S_CO], records[k, S.S_SP]
         hi, wi, n = (s // n_w) % n_h, s % n_w, s // (n_w * n_h)
         row, col = rows[hi], cols[wi]
         c0 = c * v[P.K_CO]
@@ -419,18 +293,15 @@ def lower_into(p, v, insns, uops, kernels):  # type: ignore[no-untyped-def]
         acc = (t % acc_buf) * acc_slot
         # Element strides in ACC and INP of the spatial and channel loops.
         acc_co, acc_col = (1, nco) if p[N.MINOR] else (area, 1)
-        starts = tapered if P.is_tapered(p, flow, v[P.K_HEAD], c, s) else whole
         plane = row[P.A_SIZE] * col[P.A_SIZE]
         waits_store = t >= acc_buf
 
         # Initialise the accumulators.
         first = state[_N_INSN]
         if p[N.BIAS] and v[P.K_BIAS] == P.BIAS_LOAD:
-            if p[N.MINOR]:
-                _memory(insns, state, G.LOAD, G.ACC, acc, p[N.D_BIAS] + c0, nw, nco, 0, 0, 0, 0, 0)
-            else:
-                for b in range(nco):
-                    _memory(insns, state, G.LOAD, G.ACC, acc + b * area, p[N.D_BIAS] + c0 + b, area, 1, 0, 0, 0, 0, 0)
+            count, y, x = S.bias_shape(p, nco, nh, nw)
+            for b in range(count):
+                _memory(insns, state, G.LOAD, G.ACC, acc + b * area, p[N.D_BIAS] + c0 + b, y, x, 0, 0, 0, 0, 0)
         else:
             if p[N.BIAS] and v[P.K_BIAS] == P.BIAS_ADD and t == 0:
                 _memory(insns, state, G.LOAD, G.ACC, bias_base, p[N.D_BIAS], 1, p[N.CO], 0, 0, 0, 0, 0)
@@ -440,164 +311,146 @@ def lower_into(p, v, insns, uops, kernels):  # type: ignore[no-untyped-def]
         if waits_store:
             insns[first, G.C_FLAGS] |= G.POP_NEXT
 
-        for j in range(len(starts) - 1):
-            ci0, nci = starts[j], starts[j + 1] - starts[j]
-            opening = parts if t == 0 and j == 0 else 1
-            for part_index in range(opening):
-                last_chunk = j == len(starts) - 2 and part_index == opening - 1
-                q0 = part_index * part if opening > 1 else 0
-                mco = nco - q0 if part_index == opening - 1 else part
-                acc_q = acc + q0 * acc_co
-                # Loads of the step.
-                begin = state[_N_INSN]
-                if inp_mode == P.STREAM:
-                    inp_base = (inp_ring % inp_buf) * inp_slot
-                    if part_index == 0 and plane > 0:
-                        _input_chunk(p, v, insns, state, inp_base, n, ci0, nci, row, col, step)
-                    if part_index == opening - 1 and plane > 0:
-                        inp_ring += 1
-                else:
-                    inp_base = (s % inp_buf if inp_mode == P.SET else s) * inp_slot + ci0 * plane
-                    if c == 0 and plane > 0 and part_index == 0:
-                        _input_chunk(p, v, insns, state, inp_base, n, ci0, nci, row, col, step)
-                fresh = True
-                if wgt_mode == P.STREAM:
-                    wgt_base = (wgt_ring % wgt_buf) * wgt_slot
-                    if part_index == opening - 1:
-                        wgt_ring += 1
-                else:
-                    wgt_base = (c % wgt_buf if wgt_mode == P.SET else c) * wgt_slot + ci0 * nco * taps_all
-                    fresh = s == 0
-                wgt_base += q0 * nci * taps_all
-                if fresh:
-                    dram = p[N.D_WGT] + ((c0 + q0) * ci + ci0) * taps_all
-                    width = nci * taps_all
-                    if nci == ci and mco * width <= _MAX_SIZE:
-                        _memory(insns, state, G.LOAD, G.WGT, wgt_base, dram, 1, mco * width, 0, 0, 0, 0, 0)
-                    else:
-                        _memory(insns, state, G.LOAD, G.WGT, wgt_base, dram, mco, width, ci * taps_all, 0, 0, 0, 0)
-                res_at = res_base + (t % inp_buf) * res_slot
-                if last_chunk:
-                    if p[N.RES]:
-                        _output_block(
-                            p, insns, state, G.LOAD, G.INP, res_at, p[N.D_RES], n, c0, nco,
-                            row[P.A_FIRST], nh, col[P.A_FIRST], nw,
-                        )  # fmt: skip
-                        if t == 0:
-                            _memory(insns, state, G.LOAD, G.WGT, ident_base, p[N.D_IDENT], 1, 1, 0, 0, 0, 0, 0)
-                    if t == 0 and p[N.BIAS] and v[P.K_BIAS] == P.BIAS_GEMM:
-                        _memory(insns, state, G.LOAD, G.WGT, bias_wgt_base, p[N.D_BIAS_WGT], 1, p[N.CO], 0, 0, 0, 0, 0)
-                        _memory(insns, state, G.LOAD, G.INP, const_base, p[N.D_CONST], 1, 1, 0, 0, 0, 0, 0)
-                if state[_FAIL] != VALID:
-                    return state[_FAIL], 0, 0
-                if loads[k]:
-                    if needs[k] > granted:
-                        granted = needs[k]
-                        insns[begin, G.C_FLAGS] |= G.POP_NEXT
-                    insns[state[_N_INSN] - 1, G.C_FLAGS] |= G.PUSH_NEXT
+        last_chunk = False
+        while not last_chunk:
+            ci0, nci = records[k, S.S_CI0], records[k, S.S_NCI]
+            q0, mco = records[k, S.S_Q0], records[k, S.S_MCO]
+            inp_base, wgt_base = records[k, S.S_INP_BASE], records[k, S.S_WGT_BASE]
+            loads = records[k, S.S_LOADS]
+            last_chunk = records[k, S.S_LAST] == 1
+            acc_q = acc + q0 * acc_co
+            # Loads of the step.
+            begin = state[_N_INSN]
+            if loads & S.L_INP:
+                _input_chunk(p, v, insns, state, inp_base, n, ci0, nci, row, col, step)
+            if loads & S.L_WGT:
+                dram = p[N.D_WGT] + ((c0 + q0) * ci + ci0) * taps_all
+                y, x, stride = S.weight_shape(p, nci, mco)
+                _memory(insns, state, G.LOAD, G.WGT, wgt_base, dram, y, x, stride, 0, 0, 0, 0)
+            res_at = res_base + (t % inp_buf) * res_slot
+            if loads & S.L_RES:
+                _output_block(
+                    p, insns, state, G.LOAD, G.INP, res_at, p[N.D_RES], n, c0, nco,
+                    row[P.A_FIRST], nh, col[P.A_FIRST], nw,
+                )  # fmt: skip
+                if t == 0:
+                    _memory(insns, state, G.LOAD, G.WGT, ident_base, p[N.D_IDENT], 1, 1, 0, 0, 0, 0, 0)
+            if loads & S.L_CONST:
+                _memory(insns, state, G.LOAD, G.WGT, bias_wgt_base, p[N.D_BIAS_WGT], 1, p[N.CO], 0, 0, 0, 0, 0)
+                _memory(insns, state, G.LOAD, G.INP, const_base, p[N.D_CONST], 1, 1, 0, 0, 0, 0, 0)
+            # The kernels of a step whose GEMMs do not fit any more are not looked at.
+            if state[_N_INSN] + row[P.A_GROUPS] * col[P.A_GROUPS] > len(insns) - S.SPARE:
+                _fail(state, INSTRUCTION_OVERFLOW)
+            if state[_FAIL] != VALID:
+                return state[_FAIL], 0, 0
+            if loads:
+                if records[k, S.S_NEEDS] > granted:
+                    granted = records[k, S.S_NEEDS]
+                    insns[begin, G.C_FLAGS] |= G.POP_NEXT
+                insns[state[_N_INSN] - 1, G.C_FLAGS] |= G.PUSH_NEXT
 
-                # GEMMs: one for every pair of (taps with as many valid rows, taps with as many valid columns).
-                begin = state[_N_INSN]
-                for gh in range(p[N.KH]):
-                    count_h = row_taps[hi, gh, 1]
-                    lead = count_h > 0
-                    for other in range(gh):
-                        if row_taps[hi, other, 1] == count_h:
+            # GEMMs: one for every pair of (taps with as many valid rows, taps with as many valid columns).
+            begin = state[_N_INSN]
+            for gh in range(p[N.KH]):
+                count_h = row_taps[hi, gh, 1]
+                lead = count_h > 0
+                for other in range(gh):
+                    if row_taps[hi, other, 1] == count_h:
+                        lead = False
+                if not lead:
+                    continue
+                for gw in range(p[N.KW]):
+                    count_w = col_taps[wi, gw, 1]
+                    lead = count_w > 0
+                    for other in range(gw):
+                        if col_taps[wi, other, 1] == count_w:
                             lead = False
                     if not lead:
                         continue
-                    for gw in range(p[N.KW]):
-                        count_w = col_taps[wi, gw, 1]
-                        lead = count_w > 0
-                        for other in range(gw):
-                            if col_taps[wi, other, 1] == count_w:
-                                lead = False
-                        if not lead:
-                            continue
-                        # Loops: a and b spatial (a is the outer one), channels; strides of each.
-                        src_row = col[P.A_SIZE] * (p[N.SH] // step)
-                        src_col = p[N.SW] * (nci if p[N.MINOR] else 1)
-                        src_ci = 1 if p[N.MINOR] else plane
-                        if count_h == 1:
-                            na, nb_, da, sa, db, sb = count_w, 1, acc_col, src_col, 0, 0
-                        else:
-                            na, nb_, da, sa, db, sb = count_h, count_w, nw * acc_col, src_row, acc_col, src_col
-                        fold = v[P.K_FOLD]
-                        key[0] = _GROUP + gh * 64 + gw * 8192
-                        key[1], key[2], key[3] = acc_q, inp_base, wgt_base
-                        key[4], key[5], key[6], key[7] = nci, mco, row[P.A_CLASS], col[P.A_CLASS]
-                        key[8] = 0
-                        kernel, fresh_kernel = _find_kernel(key, keys, begins, table, state)
-                        if fresh_kernel:
-                            n_kh, n_kw = 0, 0
-                            for kh in range(p[N.KH]):
-                                n_kh += row_taps[hi, kh, 1] == count_h
-                            for kw in range(p[N.KW]):
-                                n_kw += col_taps[wi, kw, 1] == count_w
-                            n_taps = n_kh * n_kw
-                            n_ci = n_co = n_a = n_b = np.int64(1)
-                            if fold == P.FOLD_SPACE:
-                                n_ci, n_co = nci, mco
-                            elif fold == P.FOLD_CI_ROWS:
-                                n_co, n_b = mco, nb_
-                            else:
-                                n_a, n_b = na, nb_
-                            if state[_N_UOP] + n_taps * n_ci * n_co * n_a * n_b > p[N.UOP_LIMIT]:
-                                return UOP_OVERFLOW, 0, 0
-                            for kh in range(p[N.KH]):
-                                if row_taps[hi, kh, 1] != count_h:
-                                    continue
-                                out_h = row_taps[hi, kh, 0]
-                                in_h = P.tap_source(row, out_h, kh, p[N.SH], p[N.DH], p[N.PT], step)
-                                for kw in range(p[N.KW]):
-                                    if col_taps[wi, kw, 1] != count_w:
-                                        continue
-                                    out_w = col_taps[wi, kw, 0]
-                                    in_w = P.tap_source(col, out_w, kw, p[N.SW], p[N.DW], p[N.PL], 1)
-                                    d = acc_q + ((out_h - row[P.A_FIRST]) * nw + out_w - col[P.A_FIRST]) * acc_col
-                                    i = inp_base + (in_h * col[P.A_SIZE] + in_w) * (nci if p[N.MINOR] else 1)
-                                    w = wgt_base + kh * p[N.KW] + kw
-                                    for x_ci in range(n_ci):
-                                        for x_co in range(n_co):
-                                            for x_a in range(n_a):
-                                                for x_b in range(n_b):
-                                                    _uop(
-                                                        uops, state, p[N.UOP_LIMIT],
-                                                        d + x_co * acc_co + x_a * da + x_b * db,
-                                                        i + x_ci * src_ci + x_a * sa + x_b * sb,
-                                                        w + x_ci * taps_all + x_co * nci * taps_all,
-                                                    )  # fmt: skip
-                            begins[kernel, 1] = state[_N_UOP]
-                        loop_a = (na, da, sa, np.int64(0))
-                        loop_b = (nb_, db, sb, np.int64(0))
-                        loop_ci = (nci, np.int64(0), src_ci, taps_all)
-                        loop_co = (mco, acc_co, np.int64(0), nci * taps_all)
+                    # Loops: a and b spatial (a is the outer one), channels; strides of each.
+                    src_row = col[P.A_SIZE] * (p[N.SH] // step)
+                    src_col = p[N.SW] * (nci if p[N.MINOR] else 1)
+                    src_ci = 1 if p[N.MINOR] else plane
+                    if count_h == 1:
+                        na, nb_, da, sa, db, sb = count_w, 1, acc_col, src_col, 0, 0
+                    else:
+                        na, nb_, da, sa, db, sb = count_h, count_w, nw * acc_col, src_row, acc_col, src_col
+                    fold = v[P.K_FOLD]
+                    key[0] = _GROUP + gh * 64 + gw * 8192
+                    key[1], key[2], key[3] = acc_q, inp_base, wgt_base
+                    key[4], key[5], key[6], key[7] = nci, mco, row[P.A_CLASS], col[P.A_CLASS]
+                    key[8] = 0
+                    kernel, fresh_kernel = _find_kernel(key, keys, begins, table, state)
+                    if fresh_kernel:
+                        n_kh, n_kw = 0, 0
+                        for kh in range(p[N.KH]):
+                            n_kh += row_taps[hi, kh, 1] == count_h
+                        for kw in range(p[N.KW]):
+                            n_kw += col_taps[wi, kw, 1] == count_w
+                        n_taps = n_kh * n_kw
+                        n_ci = n_co = n_a = n_b = np.int64(1)
                         if fold == P.FOLD_SPACE:
-                            outer, inner_loop = loop_a, loop_b
+                            n_ci, n_co = nci, mco
                         elif fold == P.FOLD_CI_ROWS:
-                            outer, inner_loop = loop_ci, loop_a
+                            n_co, n_b = mco, nb_
                         else:
-                            outer, inner_loop = loop_ci, loop_co
-                        _gemm(insns, state, 0, begins[kernel, 0], begins[kernel, 1], outer, inner_loop)
-                if last_chunk:
-                    if p[N.BIAS] and v[P.K_BIAS] == P.BIAS_GEMM:
-                        u = _single(acc, const_base, bias_wgt_base + c0, p, uops, key, keys, begins, table, state)
-                        if p[N.MINOR]:
-                            _gemm(insns, state, 0, u, u + 1, (area, nco, 0, 0), (nco, 1, 0, 1))
-                        else:
-                            _gemm(insns, state, 0, u, u + 1, (nco, area, 0, 1), (area, 1, 0, 0))
-                    if p[N.RES]:
-                        u = _single(acc, res_at, ident_base, p, uops, key, keys, begins, table, state)
-                        _gemm(insns, state, 0, u, u + 1, (nco * area, 1, 1, 0), (1, 0, 0, 0))
-                if state[_N_INSN] == begin and (loads[k] or pushes[k]):
-                    _memory(insns, state, G.LOAD, G.UOP, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-                if state[_FAIL] != VALID:
-                    return state[_FAIL], 0, 0
-                if loads[k]:
-                    insns[begin, G.C_FLAGS] |= G.POP_PREV
-                if pushes[k]:
-                    insns[state[_N_INSN] - 1, G.C_FLAGS] |= G.PUSH_PREV
-                k += 1
+                            n_a, n_b = na, nb_
+                        if state[_N_UOP] + n_taps * n_ci * n_co * n_a * n_b > p[N.UOP_LIMIT]:
+                            return UOP_OVERFLOW, 0, 0
+                        for kh in range(p[N.KH]):
+                            if row_taps[hi, kh, 1] != count_h:
+                                continue
+                            out_h = row_taps[hi, kh, 0]
+                            in_h = P.tap_source(row, out_h, kh, p[N.SH], p[N.DH], p[N.PT], step)
+                            for kw in range(p[N.KW]):
+                                if col_taps[wi, kw, 1] != count_w:
+                                    continue
+                                out_w = col_taps[wi, kw, 0]
+                                in_w = P.tap_source(col, out_w, kw, p[N.SW], p[N.DW], p[N.PL], 1)
+                                d = acc_q + ((out_h - row[P.A_FIRST]) * nw + out_w - col[P.A_FIRST]) * acc_col
+                                i = inp_base + (in_h * col[P.A_SIZE] + in_w) * (nci if p[N.MINOR] else 1)
+                                w = wgt_base + kh * p[N.KW] + kw
+                                for x_ci in range(n_ci):
+                                    for x_co in range(n_co):
+                                        for x_a in range(n_a):
+                                            for x_b in range(n_b):
+                                                _uop(
+                                                    uops, state, p[N.UOP_LIMIT],
+                                                    d + x_co * acc_co + x_a * da + x_b * db,
+                                                    i + x_ci * src_ci + x_a * sa + x_b * sb,
+                                                    w + x_ci * taps_all + x_co * nci * taps_all,
+                                                )  # fmt: skip
+                        begins[kernel, 1] = state[_N_UOP]
+                    loop_a = (na, da, sa, np.int64(0))
+                    loop_b = (nb_, db, sb, np.int64(0))
+                    loop_ci = (nci, np.int64(0), src_ci, taps_all)
+                    loop_co = (mco, acc_co, np.int64(0), nci * taps_all)
+                    if fold == P.FOLD_SPACE:
+                        outer, inner_loop = loop_a, loop_b
+                    elif fold == P.FOLD_CI_ROWS:
+                        outer, inner_loop = loop_ci, loop_a
+                    else:
+                        outer, inner_loop = loop_ci, loop_co
+                    _gemm(insns, state, 0, begins[kernel, 0], begins[kernel, 1], outer, inner_loop)
+            if last_chunk:
+                if p[N.BIAS] and v[P.K_BIAS] == P.BIAS_GEMM:
+                    u = _single(acc, const_base, bias_wgt_base + c0, p, uops, key, keys, begins, table, state)
+                    if p[N.MINOR]:
+                        _gemm(insns, state, 0, u, u + 1, (area, nco, 0, 0), (nco, 1, 0, 1))
+                    else:
+                        _gemm(insns, state, 0, u, u + 1, (nco, area, 0, 1), (area, 1, 0, 0))
+                if p[N.RES]:
+                    u = _single(acc, res_at, ident_base, p, uops, key, keys, begins, table, state)
+                    _gemm(insns, state, 0, u, u + 1, (nco * area, 1, 1, 0), (1, 0, 0, 0))
+            if state[_N_INSN] == begin and (loads or records[k, S.S_PUSHES]):
+                _memory(insns, state, G.LOAD, G.UOP, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+            if state[_FAIL] != VALID:
+                return state[_FAIL], 0, 0
+            if loads:
+                insns[begin, G.C_FLAGS] |= G.POP_PREV
+            if records[k, S.S_PUSHES]:
+                insns[state[_N_INSN] - 1, G.C_FLAGS] |= G.PUSH_PREV
+            k += 1
 
         # Epilogue and stores.
         if p[N.BIAS] and v[P.K_BIAS] == P.BIAS_ADD:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Knob, Reason
-from oneshot_ml2.vta import emit, nest, plan, timing
+from oneshot_ml2.vta import emit, nest, plan, steps, timing
 from oneshot_ml2.vta.program import COLUMNS, Program
 from oneshot_ml2.workload import Workload
 
@@ -75,18 +75,14 @@ def canonical(workload: Workload, accelerator: Accelerator, values: NDArray[np.i
 
 
 @njit(cache=True, nogil=True)
-def _reasons(p, values, insns, uops, kernels, out):  # type: ignore[no-untyped-def]
-    for i in range(len(values)):
-        out[i] = emit.lower_into(p, values[i], insns, uops, kernels)[0]
-
-
-@njit(cache=True, nogil=True)
-def _measure(p, values, insns, uops, kernels, insn_address, params, reason, cycles, busy):  # type: ignore[no-untyped-def]
+def _measure(p, values, insns, uops, tables, insn_address, params, reason, cycles, busy):  # type: ignore[no-untyped-def]
+    """Lower and time the rows whose ``reason`` is 0 so far."""
     trace = np.empty((0, 2), dtype=np.int64)
     for i in range(len(values)):
-        why, n, _ = emit.lower_into(p, values[i], insns, uops, kernels)
+        if reason[i] != 0:
+            continue
+        why, n, _ = emit.lower_into(p, values[i], insns, uops, tables)
         reason[i] = why
-        cycles[i] = -1
         if why == 0:
             total, hang, times = timing.simulate(insns[:n], insn_address, params, trace)
             cycles[i] = total
@@ -98,17 +94,14 @@ def _measure(p, values, insns, uops, kernels, insn_address, params, reason, cycl
             busy[i, 2] = times[2]
 
 
-def _work_arrays() -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[NDArray[Any], ...]]:
+def _work_arrays() -> tuple[NDArray[np.int64], NDArray[np.int64], emit.Tables]:
     insns = np.zeros((emit.MAX_INSNS, COLUMNS), dtype=np.int64)
-    return insns, np.zeros((nest.PORTABLE_UOPS, 3), dtype=np.int64), emit.kernel_table()
+    return insns, np.zeros((nest.PORTABLE_UOPS, 3), dtype=np.int64), emit.tables()
 
 
 def validity(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """`Reason` of each row of knob values, uint8 (n,), from the same plan that lowering follows."""
-    out = np.zeros(len(values), dtype=np.uint8)
-    insns, uops, kernels = _work_arrays()
-    _reasons(nest.nest(workload, accelerator), np.ascontiguousarray(values), insns, uops, kernels, out)
-    return out
+    """`Reason` of each row of knob values, uint8 (n,), in closed form: what lowering says, without emitting."""
+    return steps.reasons(nest.nest(workload, accelerator), values)
 
 
 def estimate(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -124,9 +117,9 @@ def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64
     Raises:
         InvalidSchedule: with the reason.
     """
-    insns, uops, kernels = _work_arrays()
+    insns, uops, tables = _work_arrays()
     p = nest.nest(workload, accelerator)
-    reason, n, m = emit.lower_into(p, np.ascontiguousarray(values), insns, uops, kernels)
+    reason, n, m = emit.lower_into(p, np.ascontiguousarray(values), insns, uops, tables)
     if reason:
         raise InvalidSchedule(Reason(reason))
     placed, end = nest.buffers(workload, accelerator)
@@ -136,18 +129,18 @@ def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64
 
 
 def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> BatchResult:
-    """Lower and time every row of knob values."""
+    """Lower and time every row of knob values that is valid."""
     n = len(values)
-    reason, cycles = np.zeros(n, dtype=np.uint8), np.full(n, -1, dtype=np.int64)
+    reason, cycles = validity(workload, accelerator, values), np.full(n, -1, dtype=np.int64)
     busy = np.zeros((n, 3), dtype=np.int64)
-    insns, uops, kernels = _work_arrays()
+    insns, uops, tables = _work_arrays()
     _, end = nest.buffers(workload, accelerator)
     _measure(
         nest.nest(workload, accelerator),
         np.ascontiguousarray(values),
         insns,
         uops,
-        kernels,
+        tables,
         end,
         timing.params(accelerator),
         reason,
