@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,27 @@ def test_every_command_has_help(command: str, run_command: RunCommand) -> None:
     code, out, err = run_command(command, "--help")
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: oneshot-ml2 {command}")
+
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted(path for folder in (".", "docs", "benchmarks", "datasets") for path in (ROOT / folder).glob("*.md"))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_documents_name_commands_options_and_files_that_exist(path: Path, run_command: RunCommand) -> None:
+    text = path.read_text(encoding="utf-8")
+    # A command stands at the start of a line, in backquotes or behind another one; elsewhere it is the project's name.
+    for line in re.findall(r"(?m)(?:^|`|&& )oneshot-ml2 ([a-z][^`\n|#&]*)", text):
+        command, *words = line.split()
+        assert command in cli.COMMANDS, line
+        nested = words[:1] if command == "corpus" and words else []
+        code, out, _ = run_command(command, *nested, "--help")
+        assert code == 0, line
+        assert all(re.search(rf"{word}\b", out) for word in words if word.startswith("-")), line
+    for script in re.findall(r"python ([\w./]+\.py)", text):
+        assert (ROOT / script).is_file(), script
+    for link in re.findall(r"\]\(([^):#]+)(?:#[^)]*)?\)", text):
+        assert (path.parent / link).exists(), link
 
 
 def test_unknown_command_names_the_closest(run_command: RunCommand) -> None:
