@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Knob, Reason
 from oneshot_ml2.vta import emit, nest, plan, steps, timing
 from oneshot_ml2.vta.program import COLUMNS, Program
-from oneshot_ml2.workload import Workload
+from oneshot_ml2.workload import Conv2d, Workload
 
 if TYPE_CHECKING:
     from oneshot_ml2.accelerator import Accelerator
@@ -43,7 +43,7 @@ def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
     co, ci, oh, ow = (int(p[i]) for i in (nest.CO, nest.CI, nest.OH, nest.OW))
     # Tiles whose accumulators or inputs cannot fit are left out of the lists; smaller ones are thinned.
     fits = [s for s in _ceilings(co) if s <= p[nest.ACC_DEPTH]]
-    padded = any(workload.padding) if hasattr(workload, "padding") else False
+    padded = isinstance(workload, Conv2d) and any(workload.pads)
     strided = int(p[nest.KH]) == 1 and int(p[nest.SH]) > 1
     fixed = {
         "dataflow": tuple(range(6)),
