@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "collect": ("collect", "measure schedules into a corpus"),
     "corpus": ("corpus_cli", "look into, check, merge and split corpora"),
     "train": ("training", "train the network on corpora"),
+    "evaluate": ("evaluate", "hold the zero-measurement picks and other ways to pick against the optimum"),
     "optimum": ("optimum", "search the least latency of the tasks of an evaluation set, exactly"),
 }
 # Third-party packages that only some commands need -> the extra that brings them.

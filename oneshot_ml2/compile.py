@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from oneshot_ml2 import report
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.files import write_whole
 
 if TYPE_CHECKING:
     from oneshot_ml2.oneshot import Pick
@@ -419,7 +420,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"oneshot-ml2: warning: {warning}", file=sys.stderr)
     text = json.dumps(model.to_dict(), indent=2)
     if args.output:
-        report.write_text(args.output, text + "\n")
+        write_whole(args.output, text + "\n")
     print(text if args.json else model.report())
     if not model.ok:
         wrong = [entry.layer.name for entry in model.layers if not entry.ok]

@@ -1,4 +1,4 @@
-"""``oneshot-ml2 corpus info | merge | split | verify``."""
+"""``oneshot-ml2 corpus info | verify | merge | split | best``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "verify": "check every checksum, offset and enumeration",
         "merge": "make one file of several files or folders",
         "split": "divide a corpus by workloads and accelerators, never by samples",
+        "best": "write the fastest schedule of each task, which `evaluate` transplants as a baseline",
     }
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in about.items()}
     for name in ("info", "verify", "split"):
         parsers[name].add_argument("corpus", metavar="CORPUS", help="corpus file or folder of shards")
-    parsers["merge"].add_argument("sources", metavar="CORPUS", nargs="+", help="corpus files or folders of shards")
-    parsers["merge"].add_argument("--out", metavar="FILE", required=True, help="the file to write")
+    for name in ("merge", "best"):
+        parsers[name].add_argument("sources", metavar="CORPUS", nargs="+", help="corpus files or folders of shards")
+        parsers[name].add_argument("--out", metavar="FILE", required=True, help="the file to write")
     split = parsers["split"]
     split.add_argument("--workloads", metavar="FILE", help="workload list (TOML) to hold out, by shape")
     split.add_argument("--accelerators", metavar="FOLDER", help="folder of VTA JSON files to hold out")
@@ -45,6 +47,12 @@ def run(args: argparse.Namespace) -> int:
         corpus.merge_corpora(args.sources, args.out)
         with corpus.open_corpus(args.out) as opened:
             result = {"out": args.out, "tasks": len(opened), "samples": int(opened.counts.sum())}
+    elif args.corpus_command == "best":
+        from oneshot_ml2 import baselines
+
+        known = baselines.gather(args.sources)
+        baselines.write_best_known(known, Path(args.out))
+        result = {"out": args.out, "tasks": len(known.tasks)}
     else:
         if args.workloads is None and args.accelerators is None:
             raise CorpusError("nothing to split by; give --workloads, --accelerators or both")

@@ -7,6 +7,10 @@ of a schedule. Every closed-form figure is `plan.summaries`'s; nothing here know
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.schedule import ScheduleSpace
 
 # Raised whenever a feature changes its meaning; weights of another version are refused.
-FEATURE_VERSION = 1
+FEATURE_VERSION = 2
 
 # Logarithms of nest columns, by name.
 _ACCELERATOR_LOGS = {
@@ -136,16 +140,6 @@ def accelerator_and_workload(row: NDArray[np.float32]) -> dict[str, float]:
     return {name: float(value) for name, value in zip(TASK_FEATURES, row, strict=True) if name not in _EXTRA}
 
 
-@njit(cache=True, nogil=True)
-def decode_rows(indices, candidates, radix, values):  # type: ignore[no-untyped-def]
-    """Mixed-radix indices (n,) to knob values (n, knobs), in place; ``candidates``: int64 (knobs, most)."""
-    for i in range(len(indices)):
-        rest = indices[i]
-        for j in range(len(radix)):
-            values[i, j] = candidates[j, rest % radix[j]]
-            rest //= radix[j]
-
-
 def candidates(space: ScheduleSpace) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Knob candidates as int64 (knobs, most), filled with zeros, and how many each knob has, int64 (knobs,)."""
     radix = np.array([len(knob.values) for knob in space.knobs], dtype=np.int64)
@@ -153,6 +147,18 @@ def candidates(space: ScheduleSpace) -> tuple[NDArray[np.int64], NDArray[np.int6
     for row, knob in zip(table, space.knobs, strict=True):
         row[: len(knob.values)] = knob.values
     return table, radix
+
+
+def in_threads(work: Callable[[int, int], None]) -> None:
+    """Call ``work(number, count)`` in a thread for each core; it must leave the interpreter free."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(work, range(workers), [workers] * workers))
+
+
+def in_parallel(part: Callable[[int, int], None], n: int) -> None:
+    """Call ``part(begin, end)`` on pieces of range(n), in a thread for each core."""
+    in_threads(lambda number, count: part(number * n // count, (number + 1) * n // count))
 
 
 @njit(cache=True, nogil=True)
@@ -175,12 +181,17 @@ def _canonical_mask(p, begin, end, candidates, radix, out):  # type: ignore[no-u
         out[index - begin] = same
 
 
-def canonical_range(space: ScheduleSpace, begin: int, end: int) -> NDArray[np.int64]:
-    """The canonical schedules among the indices begin..end, int64, ascending; as `space.table()` has them."""
+def canonical_table(space: ScheduleSpace) -> NDArray[np.int64]:
+    """What `ScheduleSpace.table` gives, on all cores: the canonical schedules of a space, int64 (m,), ascending."""
     table, radix = candidates(space)
-    mask = np.empty(end - begin, dtype=np.uint8)
-    _canonical_mask(nest_of(space), begin, end, table, radix, mask)
-    return np.flatnonzero(mask) + begin
+    p, size = nest_of(space), len(space)
+    mask = np.empty(size, dtype=np.uint8)
+
+    def part(begin: int, end: int) -> None:
+        _canonical_mask(p, begin, end, table, radix, mask[begin:end])
+
+    in_parallel(part, size)
+    return np.flatnonzero(mask)
 
 
 @njit(cache=True, nogil=True)
@@ -237,17 +248,64 @@ def _encode_rows(p, values, summary, log_engine_bound, out):  # type: ignore[no-
             at += 3
 
 
-def encode_schedules(
-    p: NDArray[np.int64], log_engine_bound: float, values: NDArray[np.int64], out: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    """Write `SCHEDULE_FEATURES` of knob values (n, knobs) to ``out`` (n, len(SCHEDULE_FEATURES)).
+@njit(cache=True, nogil=True)
+def _decode_canonical(p, indices, candidates, radix, values):  # type: ignore[no-untyped-def]
+    """Canonical knob values (n, knobs) of mixed-radix indices (n,), in place; ``candidates``: int64 (knobs, most)."""
+    for i in range(len(indices)):
+        rest = indices[i]
+        for j in range(len(radix)):
+            values[i, j] = candidates[j, rest % radix[j]]
+            rest //= radix[j]
+        plan.canonical_row(p, values[i])
 
-    Returns:
-        The lower bound LB of each schedule in cycles, float64 (n,).
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes schedules of one space, a chunk at a time, into arrays of the caller's.
+
+    ``p``: the nest; ``table``, ``radix``: `candidates`; ``log_bound``: log2 of the engine bound.
     """
-    summary = plan.summaries(p, values)
-    _encode_rows(p, values, summary, np.float32(log_engine_bound), out)
-    return summary[:, _BOUND]
+
+    p: NDArray[np.int64]
+    table: NDArray[np.int64]
+    radix: NDArray[np.int64]
+    log_bound: float
+
+    @classmethod
+    def of(cls, space: ScheduleSpace) -> Encoder:
+        """Raises OneShotError: a space other than ``full``."""
+        check_space(space)
+        bound = engine_bound(space.workload, space.accelerator).bound
+        return cls(nest_of(space), *candidates(space), math.log2(bound))
+
+    def encode(self, indices: NDArray[np.int64], out: NDArray[np.float32], bound: NDArray[np.float64]) -> None:
+        """`SCHEDULE_FEATURES` (n, len(SCHEDULE_FEATURES)) and the lower bound LB (n,) of indices (n,), in place."""
+        values = np.empty((len(indices), len(self.radix)), dtype=np.int64)
+        _decode_canonical(self.p, indices, self.table, self.radix, values)
+        self.encode_canonical(values, out, bound)
+
+    def encode_canonical(
+        self, values: NDArray[np.int64], out: NDArray[np.float32], bound: NDArray[np.float64]
+    ) -> None:
+        """The same of canonical knob values (n, knobs)."""
+        summary = np.empty((len(values), len(plan.SUMMARY)))
+        plan.summaries_into(self.p, values, summary)
+        _encode_rows(self.p, values, summary, np.float32(self.log_bound), out)
+        bound[:] = summary[:, _BOUND]
+
+
+def summaries(space: ScheduleSpace, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`plan.summaries` of indices (n,) of a space, on all cores: float64 (n, len(plan.SUMMARY))."""
+    encoder = Encoder.of(space)
+    out = np.empty((len(indices), len(plan.SUMMARY)))
+
+    def part(begin: int, end: int) -> None:
+        values = np.empty((end - begin, len(encoder.radix)), dtype=np.int64)
+        _decode_canonical(encoder.p, indices[begin:end], encoder.table, encoder.radix, values)
+        plan.summaries_into(encoder.p, values, out[begin:end])
+
+    in_parallel(part, len(indices))
+    return out
 
 
 def encode(space: ScheduleSpace, values: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -259,6 +317,6 @@ def encode(space: ScheduleSpace, values: NDArray[np.int64]) -> NDArray[np.float3
     task = task_features(space)
     out = np.empty((len(values), len(FEATURES)), dtype=np.float32)
     out[:, : len(task)] = task
-    bound = float(task[TASK_FEATURES.index("engine bound")])
-    encode_schedules(nest_of(space), bound, np.ascontiguousarray(values, dtype=np.int64), out[:, len(task) :])
+    encoder = Encoder.of(space)
+    encoder.encode_canonical(plan.canonical(encoder.p, values), out[:, len(task) :], np.empty(len(values)))
     return out

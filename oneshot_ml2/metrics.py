@@ -63,7 +63,7 @@ def pairwise_accuracy(truth: ArrayLike, guess: ArrayLike) -> float:
 
 
 def auroc(truth: ArrayLike, score: ArrayLike) -> float:
-    """Area under the ROC curve: the chance that a positive (n,) scores above a negative, ties half; NaN without both."""
+    """Area under the ROC curve: chance that a positive (n,) scores above a negative (ties: half); NaN if one lacks."""
     positive = np.asarray(truth, dtype=bool).ravel()
     _, rank, counts = np.unique(np.asarray(score).ravel(), return_inverse=True, return_counts=True)
     # Mid-ranks of equal scores.

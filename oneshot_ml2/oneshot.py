@@ -1,9 +1,10 @@
-"""The zero-measurement pick: score a whole space with the network, lower a few of the best, take the first that lowers."""
+"""The zero-measurement pick: score a whole space, lower a few of the best, take the first that lowers."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,10 @@ if TYPE_CHECKING:
 
 # Lowerings that a pick may take (design, section 4.5).
 MOST_LOWERED = 8
-# Spaces up to this size are scored whole; of larger ones a guided sample.
-_WHOLE = 2_000_000
-_SAMPLE = 1_000_000
-_ROUNDS = 4
-_BREEDERS = 512
-_STEP = 1 << 18
+# How many of the best by the small network the large one judges.
+_SHORTLIST = 4096
+# Of how many of those the closed-form validity is asked.
+_CHECKED = 256
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,12 @@ class Pick:
         space: the space it is from.
         index: its index in the space.
         schedule: its knobs.
-        predicted_cycles: what the network predicts (of a fallback: the closed-form estimate).
+        predicted_cycles: what the network predicts.
         p_valid: the network's probability that it is valid.
         spread: the network's standard deviation of log(T / LB): a warning if large.
         program: lowered.
-        source: ``network``; ``fallback`` when none of the network's first 8 lowers; ``verified`` when timed on the
-            simulator, as ``verify`` asks for.
+        source: ``network``; ``fallback``, the least closed-form estimate, when none of the network's best lowers;
+            ``verified`` when timed on the simulator, as ``verify`` asks for.
         lowered: how many schedules were lowered for it.
         scored: how many schedules the network scored.
         warnings: lines on what lies outside the trained range.
@@ -67,19 +66,34 @@ class Pick:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Canonical schedules of a space with the network's scores: ``indices`` int64 (n,) and ``scores`` of each."""
+    """The best schedules of a space by the small network, judged by the large one.
+
+    ``indices``: int64 (n,), ascending; ``scores``: the large network's scores of them; ``scored``: how many schedules
+    the small one scored: all canonical ones.
+    """
 
     indices: NDArray[np.int64]
     scores: Scores
+    scored: int
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """Positions of the schedules with p_valid >= 0.5, those of the least predicted cycles first, int64 (m,)."""
+        return best_of(self.scores, len(self.indices))
 
     def best(self, k: int) -> NDArray[np.int64]:
-        """Positions of the ``k`` fastest by predicted cycles among those with p_valid >= 0.5, fastest first, (<= k,)."""
-        trusted = np.flatnonzero(self.scores.p_valid >= 0.5)
-        cycles = self.scores.cycles[trusted]
-        if len(trusted) > k:
-            near = np.argpartition(cycles, k - 1)[:k]
-            trusted, cycles = trusted[near], cycles[near]
-        return trusted[np.lexsort((self.indices[trusted], cycles))]
+        """Indices of the first ``k`` in :attr:`order`, int64 (<= k,)."""
+        return self.indices[self.order[:k]]
+
+
+def best_of(scores: Scores, k: int) -> NDArray[np.int64]:
+    """Positions of the ``k`` fastest by predicted cycles among those with p_valid >= 0.5, fastest first, (<= k,)."""
+    trusted = np.flatnonzero(scores.p_valid >= 0.5)
+    cycles = scores.cycles[trusted]
+    if len(trusted) > k:
+        near = np.argpartition(cycles, k - 1)[:k]
+        trusted, cycles = trusted[near], cycles[near]
+    return trusted[np.argsort(cycles, kind="stable")]
 
 
 def predictor_of(weights: str | Path | Predictor | None) -> Predictor:
@@ -105,47 +119,33 @@ def score(space: ScheduleSpace, indices: NDArray[np.int64], weights: str | Path 
     return predictor_of(weights).score(space, indices)
 
 
-def rank(space: ScheduleSpace, network: Predictor, seed: int = 0) -> Ranking:
-    """Score all canonical schedules of a space, or of one beyond 2 million schedules a sample guided by the scores."""
-    size = len(space)
-    if size <= _WHOLE:
-        parts = [encode.canonical_range(space, begin, min(begin + _STEP, size)) for begin in range(0, size, _STEP)]
-        indices = np.concatenate(parts)
-        return Ranking(indices, network.score(space, indices))
-    rng = np.random.default_rng(seed)
-    indices = np.unique(space.canonical(rng.integers(0, size, size=_SAMPLE)))
-    ranking = Ranking(indices, network.score(space, indices))
-    for _ in range(_ROUNDS):
-        near = np.concatenate([space.neighbours(int(ranking.indices[i])) for i in ranking.best(_BREEDERS)] or [indices[:0]])
-        fresh = np.setdiff1d(space.canonical(np.unique(near)), ranking.indices) if len(near) else near
-        if not len(fresh):
-            break
-        more = network.score(space, fresh)
-        old = ranking.scores
-        ranking = Ranking(
-            np.concatenate([ranking.indices, fresh]),
-            Scores(
-                np.concatenate([old.p_valid, more.p_valid]),
-                np.concatenate([old.log_ratio, more.log_ratio]),
-                np.concatenate([old.spread, more.spread]),
-                np.concatenate([old.bound, more.bound]),
-            ),
-        )
-    return ranking
+def rank(space: ScheduleSpace, network: Predictor) -> Ranking:
+    """Score all canonical schedules of a space with the small network, and the best of them with the large one.
+
+    Raises:
+        OneShotError: a space that the network does not know.
+    """
+    indices = encode.canonical_table(space)
+    near = np.sort(indices[best_of(network.score(space, indices, "scan"), _SHORTLIST)])
+    return Ranking(near, network.score(space, near), len(indices))
 
 
-def closed_form_pick(space: ScheduleSpace, indices: NDArray[np.int64]) -> tuple[int, float] | None:
-    """The closed-form-legal schedule with the least closed-form estimate and that estimate; None if none is legal."""
-    p = encode.nest_of(space)
-    estimate = plan.summaries(p, space.values(indices))[:, plan.S_ESTIMATE]
+def closed_form_pick(space: ScheduleSpace) -> int | None:
+    """The closed-form-legal schedule with the least closed-form estimate; None if none is legal."""
+    indices = encode.canonical_table(space)
+    estimate = encode.summaries(space, indices)[:, plan.S_ESTIMATE]
     order = np.argsort(estimate, kind="stable")
+    found = first_legal(space, indices[order])
+    return None if found is None else int(indices[order[found]])
+
+
+def first_legal(space: ScheduleSpace, indices: NDArray[np.int64]) -> int | None:
+    """Position of the first of some schedules (n,) that the closed form calls legal; None if none is."""
     step = 256
-    for begin in range(0, len(order), step):
-        part = order[begin : begin + step]
-        legal = np.flatnonzero(space.validity(indices[part]) == Reason.VALID)
+    for begin in range(0, len(indices), step):
+        legal = np.flatnonzero(space.validity(indices[begin : begin + step]) == Reason.VALID)
         if len(legal):
-            first = part[legal[0]]
-            return int(indices[first]), float(estimate[first])
+            return begin + int(legal[0])
     return None
 
 
@@ -156,6 +156,8 @@ def pick(
     verify: int = 0,
 ) -> Pick:
     """Pick a schedule of the ``full`` space without executing or timing anything.
+
+    The closed-form validity passes over those that the network trusts in vain, so that the first lowering succeeds.
 
     Args:
         weights: shipped weights by name (default: ``default``), a safetensors file, or a `Predictor`.
@@ -170,43 +172,41 @@ def pick(
     space = ScheduleSpace(workload, accelerator, "full")
     network = predictor_of(weights)
     ranking = rank(space, network)
-    chosen, program, source, lowered = -1, None, "network", 0
-    if verify > 0:
-        first = ranking.best(verify)
-        cycles = space.measure(ranking.indices[first]).cycles if len(first) else np.empty(0, dtype=np.int64)
-        if (cycles > 0).any():
-            chosen = int(first[np.where(cycles > 0, cycles, np.iinfo(np.int64).max).argmin()])
-            program, source, lowered = space.lower(int(ranking.indices[chosen])), "verified", len(first)
+    candidates = ranking.best(_CHECKED)
+    candidates = candidates[space.validity(candidates) == Reason.VALID]
+    source = "network"
+    if verify > 0 and len(candidates):
+        candidates = candidates[:verify]
+        cycles = space.measure(candidates).cycles
+        candidates = candidates[np.argsort(np.where(cycles > 0, cycles, np.inf), kind="stable")]
+        source = "verified"
+    program, lowered, index = None, 0, -1
+    for index in candidates[:MOST_LOWERED].tolist():
+        lowered += 1
+        try:
+            program = space.lower(index)
+        except InvalidSchedule:
+            continue
+        break
     if program is None:
-        for position in ranking.best(MOST_LOWERED):
-            lowered += 1
-            try:
-                program = space.lower(int(ranking.indices[position]))
-            except InvalidSchedule:
-                continue
-            chosen = int(position)
-            break
-    if program is None:
-        found = closed_form_pick(space, ranking.indices)
+        found = closed_form_pick(space)
         if found is None:
             raise InvalidSchedule(Reason.SRAM_OVERFLOW, f"no legal schedule for {workload} on {accelerator.name}")
-        index, predicted = found
-        chosen, source = int(np.flatnonzero(ranking.indices == index)[0]), "fallback"
+        index, source = found, "fallback"
         program = space.lower(index)
         lowered += 1
-    else:
-        index, predicted = int(ranking.indices[chosen]), float(ranking.scores.cycles[chosen])
+    scores = network.score(space, np.array([index]))
     return Pick(
         space=space,
         index=index,
         schedule=space.schedule(index),
-        predicted_cycles=predicted,
-        p_valid=float(ranking.scores.p_valid[chosen]),
-        spread=float(ranking.scores.spread[chosen]),
+        predicted_cycles=float(scores.cycles[0]),
+        p_valid=float(scores.p_valid[0]),
+        spread=float(scores.spread[0]),
         program=program,
         source=source,
         lowered=lowered,
-        scored=len(ranking.indices),
+        scored=ranking.scored,
         warnings=tuple(network.outside(space)),
         seconds=time.perf_counter() - began,
     )

@@ -1,4 +1,4 @@
-"""The least latency T* of a task, exactly: schedules are timed in order of their proven lower bound (design, section 5).
+"""The least latency T* of a task, exactly: schedules are timed in order of their proven lower bound.
 
 ``oneshot-ml2 optimum`` writes frozen tables that `evaluate` reads: for every task T*, how it was found, and the
 cycles of a uniform sample of the space.
@@ -102,16 +102,6 @@ def sample_of(space: ScheduleSpace) -> NDArray[np.int64]:
     return space.sample(np.random.default_rng(len(space)), SAMPLE)
 
 
-def bounds(space: ScheduleSpace, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The proven lower bound LB of schedules (n,), in cycles, float64 (n,)."""
-    found = np.empty(len(indices))
-    p = encode.nest_of(space)
-    for begin in range(0, len(indices), 1 << 15):
-        part = slice(begin, begin + (1 << 15))
-        found[part] = plan.summaries(p, space.values(indices[part]))[:, plan.S_BOUND]
-    return found
-
-
 @dataclass(frozen=True)
 class Search:
     """Outcome of :func:`search`: see the fields of the same names in `Optimum`."""
@@ -130,8 +120,8 @@ def search(space: ScheduleSpace, limit: float, first: NDArray[np.int64] | None =
     ``first``: schedules to time before all others; a fast one among them makes the search short, and T* no other.
     """
     began = time.perf_counter()
-    indices = space.table()
-    bound = bounds(space, indices)
+    indices = encode.canonical_table(space)
+    bound = encode.summaries(space, indices)[:, plan.S_BOUND]
     order = np.argsort(bound, kind="stable")
     indices, bound = indices[order], bound[order]
     best, best_index, timed = -1, -1, 0
@@ -221,7 +211,7 @@ def find_optimum(task: Task, limit: float, first: NDArray[np.int64] | None = Non
         task.accelerator_path,
         task.layer.count,
         version(),
-        len(space.table()),
+        len(encode.canonical_table(space)),
         found.timed,
         best,
         found.best_timed,
@@ -265,8 +255,7 @@ def _find(job: tuple[Task, float, str | None]) -> Optimum:
     if weights is not None:
         from oneshot_ml2 import oneshot
 
-        ranking = oneshot.rank(task.space(), oneshot.predictor_of(Path(weights)))
-        first = ranking.indices[ranking.best(32)]
+        first = oneshot.rank(task.space(), oneshot.predictor_of(Path(weights))).best(64)
     return find_optimum(task, limit, first)
 
 
@@ -298,10 +287,10 @@ def _append(out: Path, results: Iterator[Optimum]) -> Iterator[Optimum]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``oneshot-ml2 optimum``."""
     parser.add_argument("--tasks", metavar="SET", required=True, help="evaluation set (JSON)")
-    parser.add_argument("--out", metavar="FILE", help="table to write or go on with; default: datasets/optima/<SET>.jsonl")
+    parser.add_argument("--out", metavar="FILE", help="table to go on with; default: datasets/optima/<SET>.jsonl")
     parser.add_argument("--limit", type=float, default=1200.0, metavar="SECONDS", help="per task; default 1200")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="default 2")
-    parser.add_argument("--weights", metavar="FILE", help="start each search from this network's picks: shorter, same T*")
+    parser.add_argument("--weights", metavar="FILE", help="start from this network's picks: shorter, same T*")
 
 
 def run(args: argparse.Namespace) -> int:

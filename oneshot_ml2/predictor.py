@@ -1,7 +1,8 @@
-"""The network: validity and latency of schedules, conditioned on the accelerator. Inference only, in numpy.
+"""The networks: validity and latency of schedules, conditioned on the accelerator. Inference only, in numpy.
 
-A schedule's latency is predicted as log(T / LB), LB its proven lower bound. The first layer is split: the part that
-sees the task is computed once for all schedules, so that a schedule costs only its own features.
+Two of the same form share their inputs: ``scan``, small enough for a whole space, and ``main``, which judges the best
+of its scores. A schedule's latency is predicted as log(T / LB), LB its proven lower bound. The first layer is split:
+the part that sees the task is computed once for all schedules, so that a schedule costs only its own features.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,14 +22,17 @@ from numpy.typing import NDArray
 
 from oneshot_ml2 import encode
 from oneshot_ml2.errors import WeightsError
+from oneshot_ml2.files import write_whole
 
 if TYPE_CHECKING:
     from oneshot_ml2.schedule import ScheduleSpace
 
 FORMAT = "oneshot-ml2 predictor"
-# Outputs of the network, in order.
+# The small network and the large one; the prefixes of their tensors.
+NETWORKS = ("scan", "main")
+# Outputs of each, in order.
 OUTPUTS = ("validity logit", "log(T / LB)", "log variance")
-_CHUNK = 1 << 15
+_CHUNK = 1 << 13
 # How far (in log2) a size may lie outside the trained range before a warning: a factor of 1.5.
 _MARGIN = math.log2(1.5)
 _ADVICE = "use the weights that came with this version, or train new ones with `oneshot-ml2 train`"
@@ -54,12 +59,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Weights of the network and their card.
+    """Weights of the networks and their card.
 
     Attributes:
         tensors: ``mean``, ``scale`` (F,): standardisation of `encode.FEATURES`; ``low``, ``high`` (T,): ranges of
-            `encode.TASK_FEATURES` in training; ``trunk.<i>.weight`` (out, in), ``trunk.<i>.bias``; ``head.weight``
-            (3, in), ``head.bias``. All float32.
+            `encode.TASK_FEATURES` in training; ``<network>.<i>.weight`` (out, in) and ``<network>.<i>.bias`` of each
+            of `NETWORKS`, the last with as many outputs as `OUTPUTS`. All float32.
         card: the model card, JSON-able.
     """
 
@@ -67,17 +72,17 @@ class Predictor:
     card: dict[str, Any]
 
     @cached_property
-    def _layers(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """(weight (in, out), bias) of the layers, the standardisation folded into the first."""
-        names = sorted(
-            (name[: -len(".weight")] for name in self.tensors if name.startswith("trunk.") and name.endswith("weight")),
-            key=lambda name: int(name.split(".")[1]),
-        )
-        layers = [(self.tensors[f"{name}.weight"].T, self.tensors[f"{name}.bias"]) for name in [*names, "head"]]
-        weight = layers[0][0].astype(np.float64) / self.tensors["scale"].astype(np.float64)[:, None]
-        bias = layers[0][1] - self.tensors["mean"].astype(np.float64) @ weight
-        layers[0] = (weight.astype(np.float32), bias.astype(np.float32))
-        return [(np.ascontiguousarray(weight), bias) for weight, bias in layers]
+    def _layers(self) -> dict[str, list[tuple[NDArray[np.float32], NDArray[np.float32]]]]:
+        """(weight (in, out), bias) of each network's layers, the standardisation folded into the first."""
+        networks = {}
+        for network in NETWORKS:
+            names = [f"{network}.{i}" for i in range(depth(self.tensors, network))]
+            layers = [(self.tensors[f"{name}.weight"].T, self.tensors[f"{name}.bias"]) for name in names]
+            weight = layers[0][0].astype(np.float64) / self.tensors["scale"].astype(np.float64)[:, None]
+            bias = layers[0][1] - self.tensors["mean"].astype(np.float64) @ weight
+            layers[0] = (weight.astype(np.float32), bias.astype(np.float32))
+            networks[network] = [(np.ascontiguousarray(weight), bias) for weight, bias in layers]
+        return networks
 
     def outside(self, space: ScheduleSpace) -> list[str]:
         """A line for each property of the accelerator or the workload far outside what the network was trained on."""
@@ -91,31 +96,27 @@ class Predictor:
                 found.append(f"{name} is {size}; trained on {least} to {most}: the prediction may be poor")
         return found
 
-    def score(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> Scores:
-        """Scores of the schedules at ``indices`` (n,) of a ``full`` space.
+    def score(self, space: ScheduleSpace, indices: NDArray[np.int64], network: str = "main") -> Scores:
+        """Scores of the schedules at ``indices`` (n,) of a ``full`` space by one of `NETWORKS`.
 
         Raises:
             OneShotError: a space of another kind.
         """
         indices = np.ascontiguousarray(indices, dtype=np.int64)
+        encoder = encode.Encoder.of(space)
         task = encode.task_features(space)
-        p = encode.nest_of(space)
-        candidates, radix = encode.candidates(space)
-        log_bound = float(task[encode.TASK_FEATURES.index("engine bound")])
-        (first, bias), *rest = self._layers
+        (first, bias), *rest = self._layers[network]
         shared = task @ first[: len(task)] + bias
         own = np.ascontiguousarray(first[len(task) :])
         outputs = np.empty((len(indices), len(OUTPUTS)), dtype=np.float32)
         bounds = np.empty(len(indices), dtype=np.float64)
-        features = np.empty((min(len(indices), _CHUNK), len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
-        hidden = [np.empty((len(features), weight.shape[1]), dtype=np.float32) for weight, _ in self._layers[:-1]]
-        workers = min(os.cpu_count() or 1, 8)
+        rows = min(len(indices), _CHUNK)
+        features = np.empty((rows, len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
+        hidden = [np.empty((rows, len(offset)), dtype=np.float32) for offset in (bias, *(b for _, b in rest[:-1]))]
+        workers = os.cpu_count() or 1
 
         def encode_part(begin: int, end: int, start: int) -> None:
-            values = np.empty((end - begin, len(radix)), dtype=np.int64)
-            encode.decode_rows(indices[begin:end], candidates, radix, values)
-            part = features[begin - start : end - start]
-            bounds[begin:end] = encode.encode_schedules(p, log_bound, values, part)
+            encoder.encode(indices[begin:end], features[begin - start : end - start], bounds[begin:end])
 
         with ThreadPoolExecutor(workers) as pool:
             for start in range(0, len(indices), _CHUNK):
@@ -148,7 +149,7 @@ class Predictor:
         content = save({name: np.ascontiguousarray(t) for name, t in self.tensors.items()}, metadata=head)
         text = json.dumps(self.card, indent=1, sort_keys=True) + "\n"
         for target, data in ((path, content), (path.with_suffix(".json"), text.encode())):
-            write_atomically(target, data)
+            write_weights(target, data)
 
     @classmethod
     def load(cls, path: str | Path) -> Predictor:
@@ -186,40 +187,41 @@ class Predictor:
         return cls(tensors, card)
 
 
+def depth(tensors: Mapping[str, Any], network: str) -> int:
+    """How many layers a network has among named tensors."""
+    return sum(name.startswith(f"{network}.") and name.endswith(".weight") for name in tensors)
+
+
 def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
-    """Raise WeightsError unless the tensors make up a network of `encode.FEATURES` and `OUTPUTS`."""
-    layers = sum(name.startswith("trunk.") and name.endswith(".weight") for name in tensors)
+    """Raise WeightsError unless the tensors make up `NETWORKS` of `encode.FEATURES` and `OUTPUTS`."""
     features, tasks = len(encode.FEATURES), len(encode.TASK_FEATURES)
     shapes: dict[str, tuple[int, ...]] = {"mean": (features,), "scale": (features,), "low": (tasks,), "high": (tasks,)}
-    width = features
-    for name in [*(f"trunk.{i}" for i in range(layers)), "head"]:
-        out = len(OUTPUTS) if name == "head" else tensors.get(f"{name}.bias", np.empty(0)).size
-        shapes |= {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
-        width = out
+    for network in NETWORKS:
+        layers = depth(tensors, network)
+        if layers < 2:
+            raise WeightsError(f"{path}: {layers} layers of the network {network!r}, at least 2 are needed; {_ADVICE}")
+        width = features
+        for i in range(layers):
+            name = f"{network}.{i}"
+            out = len(OUTPUTS) if i == layers - 1 else tensors.get(f"{name}.bias", np.empty(0)).size
+            shapes |= {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
+            width = out
     for name in set(shapes) | set(tensors):
         tensor = tensors.get(name)
         if tensor is None or tensor.shape != shapes.get(name) or tensor.dtype != np.float32:
             raise WeightsError(f"{path}: tensor {name!r} does not fit the network; {_ADVICE}")
         if not np.isfinite(tensor).all():
             raise WeightsError(f"{path}: tensor {name!r} holds values that are not finite; {_ADVICE}")
-    if layers == 0:
-        raise WeightsError(f"{path}: no layers; {_ADVICE}")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
+def write_weights(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, in a folder that is made if need be.
 
     Raises:
         WeightsError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise WeightsError(f"cannot write {path}: {error.strerror or error}") from error

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -64,26 +61,3 @@ def percent(share: float) -> str:
 def finite(value: float) -> float | None:
     """A number for JSON, which has no NaN and no infinity: those become None."""
     return float(value) if math.isfinite(value) else None
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file whole or not at all: a temporary file beside it takes its name when it is complete.
-
-    Raises:
-        OSError: the folder is missing or not writable, or the disk is full; nothing is left behind.
-    """
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp's files are private; this one is as readable as any other new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

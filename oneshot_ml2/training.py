@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from oneshot_ml2 import encode, metrics
 from oneshot_ml2.corpus import TaskSamples, open_corpus
 from oneshot_ml2.errors import CorpusError, OneShotError
-from oneshot_ml2.predictor import OUTPUTS, Predictor, write_atomically
+from oneshot_ml2.predictor import NETWORKS, OUTPUTS, Predictor, write_weights
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 from oneshot_ml2.vta import plan
 
@@ -41,7 +41,7 @@ class Settings:
     """What a training run is decided by; `train/pretrain.toml` explains each.
 
     Attributes:
-        hidden: widths of the trunk's layers.
+        scan, main: widths of the hidden layers of the small network and of the large one.
         epochs: passes over the tasks.
         tasks_per_batch, samples_per_task: a batch is so many samples of each of so many tasks.
         learning_rate, weight_decay, warmup: AdamW; the rate rises over ``warmup`` (a share of all steps) and falls as
@@ -59,7 +59,8 @@ class Settings:
         seed: of everything random.
     """
 
-    hidden: tuple[int, ...] = (160, 128, 128)
+    scan: tuple[int, ...] = (96, 64, 48)
+    main: tuple[int, ...] = (256, 256, 128)
     epochs: int = 200
     tasks_per_batch: int = 16
     samples_per_task: int = 128
@@ -80,8 +81,8 @@ class Settings:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if not self.hidden or min(self.hidden) < 1 or self.epochs < 1:
-            raise OneShotError("training settings: hidden needs widths of at least 1, epochs is at least 1")
+        if not all(widths and min(widths) >= 1 for widths in (self.scan, self.main)) or self.epochs < 1:
+            raise OneShotError("training settings: scan and main need widths of at least 1, epochs is at least 1")
         if self.tasks_per_batch < 1 or self.samples_per_task < 2:
             raise OneShotError("training settings: tasks_per_batch is at least 1, samples_per_task at least 2")
 
@@ -146,11 +147,12 @@ class Data:
         return slice(int(self.offsets[t]), int(self.offsets[t + 1]))
 
 
-def draw_unmeasured(space: ScheduleSpace, n: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def draw_unmeasured(
+    space: ScheduleSpace, n: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Canonical knob values (<= n, knobs) drawn for `Settings.validity_samples`, and whether each lowers (<= n,)."""
     drawn = np.unique(space.canonical(rng.integers(0, len(space), size=8 * n)))
-    values = space.values(drawn)
-    bound = plan.summaries(encode.nest_of(space), values)[:, plan.S_BOUND]
+    values, bound = space.values(drawn), encode.summaries(space, drawn)[:, plan.S_BOUND]
     order = np.argsort(bound, kind="stable")
     places = (rng.random(n - n // 2) ** 2 * len(order)).astype(np.int64)
     chosen = np.unique(np.concatenate([rng.choice(len(drawn), size=n // 2), order[places]]))
@@ -165,12 +167,11 @@ def make_data(tasks: Iterable[TaskSamples], digests: list[str], validity_samples
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("tasks", "schedules", "valid", "timed", "bound", "ratio")}
     shapes, chips, lengths = [], [], []
-    bound_column = encode.TASK_FEATURES.index("engine bound")
     for task in tasks:
         if not len(task):
             continue
         space = task.space()
-        values, valid = np.ascontiguousarray(task.values, dtype=np.int64), task.valid
+        values, valid = np.array(task.values, dtype=np.int64, order="C"), task.valid
         timed, cycles = valid, task.cycles
         if validity_samples:
             rng = np.random.default_rng([seed, 2, int(task.id, 16)])
@@ -179,8 +180,8 @@ def make_data(tasks: Iterable[TaskSamples], digests: list[str], validity_samples
             timed = np.concatenate([timed, np.zeros(len(more), dtype=bool)])
             cycles = np.concatenate([cycles, np.full(len(more), -1)])
         row = encode.task_features(space)
-        block = np.empty((len(values), len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
-        bound = encode.encode_schedules(encode.nest_of(space), float(row[bound_column]), values, block)
+        block, bound = np.empty((len(values), len(encode.SCHEDULE_FEATURES)), dtype=np.float32), np.empty(len(values))
+        encode.Encoder.of(space).encode_canonical(values, block, bound)
         ratio = np.where(timed, np.log(np.maximum(cycles, 1) / bound), 0.0)
         new = (row, block, valid, timed, np.log(bound).astype(np.float32), ratio.astype(np.float32))
         for column, part in zip(columns.values(), new, strict=True):
@@ -191,9 +192,20 @@ def make_data(tasks: Iterable[TaskSamples], digests: list[str], validity_samples
     if not lengths:
         raise CorpusError("no samples to train on; collect some with `oneshot-ml2 collect`")
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-    rows, *rest = columns.values()
-    schedules, valid, timed, bound, ratio = (np.concatenate(parts) for parts in rest)
-    return Data(np.array(rows), schedules, offsets, valid, timed, bound, ratio, shapes, chips, digests)
+    features = np.array(columns.pop("tasks"))
+    joined: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
+    return Data(
+        features,
+        joined["schedules"],
+        offsets,
+        joined["valid"],
+        joined["timed"],
+        joined["bound"],
+        joined["ratio"],
+        shapes,
+        chips,
+        digests,
+    )
 
 
 def read_data(paths: Sequence[str | Path], settings: Settings) -> Data:
@@ -241,36 +253,42 @@ def split_tasks(data: Data, settings: Settings) -> dict[str, NDArray[np.int64]]:
 
 
 class Network(nn.Module):
-    """The trunk and its head, on standardised features; what `Predictor` computes in numpy."""
+    """The networks of `predictor.NETWORKS` on standardised features; what `Predictor` computes in numpy."""
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, hidden: Sequence[int], mean: NDArray[np.float32], scale: NDArray[np.float32]) -> None:
+    def __init__(self, settings: Settings, mean: NDArray[np.float32], scale: NDArray[np.float32]) -> None:
         super().__init__()
-        widths = [len(mean), *hidden]
-        self.trunk = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        self.head = nn.Linear(widths[-1], len(OUTPUTS))
+        for name in NETWORKS:
+            widths = [len(mean), *getattr(settings, name), len(OUTPUTS)]
+            self.add_module(name, nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths)))
         self.register_buffer("mean", torch.from_numpy(mean))
         self.register_buffer("scale", torch.from_numpy(scale))
 
-    def forward(self, tasks: Tensor, schedules: Tensor) -> Tensor:
-        """Outputs (B, M, 3) of task features (B, T) and schedule features (B, M, S)."""
+    def forward(self, tasks: Tensor, schedules: Tensor) -> list[Tensor]:
+        """Each network's outputs (B, M, 3) of task features (B, T) and schedule features (B, M, S)."""
         cut = tasks.shape[-1]
-        first = self.trunk[0]
         tasks = (tasks - self.mean[:cut]) / self.scale[:cut]
         schedules = (schedules - self.mean[cut:]) / self.scale[cut:]
-        shared = F.linear(tasks, first.weight[:, :cut], first.bias)
-        x = F.relu(F.linear(schedules, first.weight[:, cut:]) + shared[:, None])
-        for layer in self.trunk[1:]:
-            x = F.relu(layer(x))
-        return self.head(x)  # type: ignore[no-any-return]
+        outputs = []
+        for name in NETWORKS:
+            layers = cast("list[nn.Linear]", list(self.get_submodule(name).children()))
+            first, rest = layers[0], layers[1:]
+            shared = F.linear(tasks, first.weight[:, :cut], first.bias)
+            x = F.linear(schedules, first.weight[:, cut:]) + shared[:, None]
+            for layer in rest:
+                x = layer(F.relu(x))
+            outputs.append(x)
+        return outputs
 
 
-def losses(
-    outputs: Tensor, valid: Tensor, timed: Tensor, log_bound: Tensor, log_ratio: Tensor, best: Tensor, s: Settings
-) -> Tensor:
-    """The loss of a batch: outputs (B, M, 3), the rest (B, M); ``best`` (B,): log T* of each task's samples."""
+def losses(outputs: Tensor, targets: Sequence[Tensor], s: Settings) -> Tensor:
+    """The loss of a network's outputs (B, M, 3) of a batch.
+
+    ``targets``: valid, timed, log LB and log(T / LB), each (B, M), and log T* of each task's samples, (B,).
+    """
+    valid, timed, log_bound, log_ratio, best = targets
     logit, ratio, log_variance = outputs.unbind(-1)
     validity = F.binary_cross_entropy_with_logits(logit, valid)
     truth = log_bound + log_ratio
@@ -335,9 +353,11 @@ def standardisation(data: Data, tasks: NDArray[np.int64]) -> tuple[NDArray[np.fl
     return np.concatenate(means).astype(np.float32), np.concatenate(scales).astype(np.float32)
 
 
-def to_predictor(network: Network, low: NDArray[np.float32], high: NDArray[np.float32], card: dict[str, Any]) -> Predictor:
+def to_predictor(
+    network: Network, low: NDArray[np.float32], high: NDArray[np.float32], card: dict[str, Any]
+) -> Predictor:
     """The network's weights as they are shipped."""
-    tensors = {name: tensor.detach().numpy().astype(np.float32) for name, tensor in network.state_dict().items()}
+    tensors = {name: tensor.detach().numpy().copy() for name, tensor in network.state_dict().items()}
     return Predictor(tensors | {"low": low, "high": high}, card)
 
 
@@ -351,8 +371,8 @@ def validate(network: Network, data: Data, tasks: NDArray[np.int64]) -> dict[str
     with torch.inference_mode():
         for t in tasks:
             rows = data.rows(int(t))
-            output = network(torch.from_numpy(data.tasks[t : t + 1]), torch.from_numpy(data.schedules[rows])[None])[0]
-            logit, ratio, _ = output.numpy().T
+            outputs = network(torch.from_numpy(data.tasks[t : t + 1]), torch.from_numpy(data.schedules[rows])[None])
+            logit, ratio, _ = outputs[NETWORKS.index("main")][0].numpy().T
             valid = data.timed[rows]
             truths.append(data.valid[rows])
             logits.append(logit)
@@ -371,7 +391,7 @@ def validate(network: Network, data: Data, tasks: NDArray[np.int64]) -> dict[str
     if not len(tasks):
         return {}
     truth_all, logit_all = np.concatenate(truths), np.concatenate(logits)
-    validity = metrics.validity_scores(truth_all, 1 / (1 + np.exp(-logit_all)))
+    validity = metrics.validity_scores(truth_all, logit_all, threshold=0.0)
     figures = {
         "tasks": float(len(tasks)),
         "error": float(np.mean(errors)) if errors else float("nan"),
@@ -393,7 +413,7 @@ def _save_checkpoint(
     for name, parameter in network.named_parameters():
         moments = optimizer.state[parameter]
         tensors |= {f"optimizer.{name}.{key}": moments[key].contiguous() for key in ("exp_avg", "exp_avg_sq", "step")}
-    write_atomically(path, save(tensors, metadata={"state": json.dumps(state)}))
+    write_weights(path, save(tensors, metadata={"state": json.dumps(state)}))
 
 
 def _load_checkpoint(
@@ -464,7 +484,7 @@ def train(data: Data, settings: Settings, out: str | Path, progress: bool = Fals
     if not len(tasks):
         raise CorpusError("no task with a valid sample is left to train on; collect more of them")
     mean, scale = standardisation(data, tasks)
-    network = Network(settings.hidden, mean, scale)
+    network = Network(settings, mean, scale)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     average = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     fingerprint = _fingerprint(data, settings)
@@ -480,15 +500,15 @@ def train(data: Data, settings: Settings, out: str | Path, progress: bool = Fals
         return settings.learning_rate * min(rising, 0.5 * (1 + math.cos(math.pi * step / every)))
 
     began, saved = time.monotonic() - state["seconds"], time.monotonic()
-    shadow = Network(settings.hidden, mean, scale)
+    shadow = Network(settings, mean, scale)
     for epoch in range(state["epoch"], settings.epochs):
         rng = np.random.default_rng([settings.seed, 1, epoch])
         order, sum_of_losses = rng.permutation(tasks), 0.0
         for step, chosen in enumerate(np.array_split(order, steps)):
-            features, schedules, *rest = _batch(data, best, chosen, settings.samples_per_task, rng)
+            features, schedules, *targets = _batch(data, best, chosen, settings.samples_per_task, rng)
             for group in optimizer.param_groups:
                 group["lr"] = rate(epoch * steps + step)
-            loss = losses(network(features, schedules), *rest, settings)
+            loss = torch.stack([losses(outputs, targets, settings) for outputs in network(features, schedules)]).sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -513,7 +533,8 @@ def train(data: Data, settings: Settings, out: str | Path, progress: bool = Fals
                 for name, figures in entry.items()
                 if isinstance(figures, dict)
             )
-            print(f"epoch {epoch + 1}/{settings.epochs} loss {entry['loss']:.4f} {state['seconds']:.0f} s  {text}", flush=True)
+            head = f"epoch {epoch + 1}/{settings.epochs} loss {entry['loss']:.4f} {state['seconds']:.0f} s"
+            print(f"{head}  {text}".rstrip(), flush=True)
         stopping = stop_after and epoch + 1 >= stop_after
         if last or stopping or time.monotonic() - saved > 60 * settings.checkpoint_minutes:
             _save_checkpoint(checkpoint, network, average, optimizer, state)
@@ -531,7 +552,9 @@ def train(data: Data, settings: Settings, out: str | Path, progress: bool = Fals
     return predictor
 
 
-def _card(data: Data, settings: Settings, splits: dict[str, NDArray[np.int64]], state: dict[str, Any]) -> dict[str, Any]:
+def _card(
+    data: Data, settings: Settings, splits: dict[str, NDArray[np.int64]], state: dict[str, Any]
+) -> dict[str, Any]:
     """The model card: what the weights come from and how good they were on tasks kept out of training."""
     counts = {name: len(tasks) for name, tasks in splits.items()}
     final = {name: figures for name, figures in state["history"][-1].items() if isinstance(figures, dict)}
@@ -577,7 +600,7 @@ def plot_losses(history: list[dict[str, Any]], path: Path) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``oneshot-ml2 train``."""
-    parser.add_argument("--corpus", metavar="CORPUS", nargs="+", required=True, help="corpus files or folders of shards")
+    parser.add_argument("--corpus", metavar="CORPUS", nargs="+", required=True, help="files or folders of shards")
     parser.add_argument("--out", metavar="PATH", required=True, help="weights to write, e.g. pretrained/default")
     parser.add_argument("--settings", metavar="FILE", help="TOML settings; default: those of train/pretrain.toml")
     parser.add_argument("--epochs", type=int, metavar="N", help="replaces the settings' number of epochs")

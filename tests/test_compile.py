@@ -15,6 +15,7 @@ from conftest import RunCommand
 import oneshot_ml2 as o2
 from oneshot_ml2 import compile as compiling
 from oneshot_ml2 import oneshot, report
+from oneshot_ml2.files import write_whole
 from oneshot_ml2.schedule import ScheduleSpace
 from oneshot_ml2.vta import image, timing
 from oneshot_ml2.workload import Conv2d, Dense, Epilogue, Layer, Workload
@@ -229,10 +230,10 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(28, "No space left on device")
 
     path = tmp_path / "out.json"
-    report.write_text(path, "first")
+    write_whole(path, "first")
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        report.write_text(path, "second")
+        write_whole(path, "second")
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.json"]
     assert path.read_text() == "first"
 

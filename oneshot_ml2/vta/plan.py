@@ -1,6 +1,7 @@
-"""Geometry of a `full` schedule: tiles, chunks, tap groups, SRAM layout and what follows in closed form.
+"""Geometry of a `full` schedule: tiles, chunks, tap groups, SRAM layout, aliases, and totals in closed form.
 
-Every formula about a schedule stands here once; `emit` only turns plans into instructions.
+Formulas of a schedule's cost stand here, those of its steps and its validity in `steps`; `emit` only turns them into
+instructions.
 A schedule is an int64 row of knob values (the ``K_*`` columns).
 """
 
@@ -10,7 +11,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from oneshot_ml2.schedule import Reason
 from oneshot_ml2.vta import nest as N
 
 KNOBS = (
@@ -34,8 +34,8 @@ K_CO, K_H, K_W, K_CI, K_FLOW, K_INP_BUF, K_WGT_BUF, K_ACC_BUF, K_FOLD, K_PAD, K_
 FLOW_CO_STREAM, FLOW_CO_WGT, FLOW_CO_WGT_ALL_INP, FLOW_SP_INP, FLOW_SP_INP_ALL_WGT, FLOW_SP_ALL_WGT = range(6)
 # How an operand is held: a ring of chunks, the set of the current outer tile, or everything.
 STREAM, SET, ALL = 0, 1, 2
-_INP_MODE = np.array([STREAM, STREAM, ALL, SET, SET, STREAM], dtype=np.int64)
-_WGT_MODE = np.array([STREAM, SET, SET, STREAM, ALL, ALL], dtype=np.int64)
+INP_MODE = np.array([STREAM, STREAM, ALL, SET, SET, STREAM], dtype=np.int64)
+WGT_MODE = np.array([STREAM, SET, SET, STREAM, ALL, ALL], dtype=np.int64)
 
 FOLD_SPACE, FOLD_CI_ROWS, FOLD_CI_CO = 0, 1, 2
 PAD_SKIP, PAD_LOAD = 0, 1
@@ -49,15 +49,6 @@ DRAIN = (1, 4, 16)
 # Columns of `tile_axis`: first output, outputs, first loaded input, inputs in SRAM, pads before and after,
 # taps that touch real inputs, distinct tap counts (groups), class of equal geometry.
 A_FIRST, A_COUNT, A_LOAD, A_SIZE, A_BEFORE, A_AFTER, A_TAPS, A_GROUPS, A_CLASS = range(9)
-
-VALID = int(Reason.VALID)
-SRAM_OVERFLOW = int(Reason.SRAM_OVERFLOW)
-FIELD_OVERFLOW = int(Reason.FIELD_OVERFLOW)
-DMA_PATTERN = int(Reason.DMA_PATTERN)
-ACC_HAZARD = int(Reason.ACC_HAZARD)
-
-_MAX_SIZE = 65535
-_MAX_PAD = 15
 
 
 @njit(cache=True, nogil=True)
@@ -163,9 +154,9 @@ def is_tapered(p, flow: int, head: int, co_tile: int, sp_tile: int) -> bool:  # 
     """
     if head == HEAD_WHOLE:
         return False
-    if p[N.MINOR] and _INP_MODE[flow] != STREAM:
+    if p[N.MINOR] and INP_MODE[flow] != STREAM:
         return True
-    if _WGT_MODE[flow] != STREAM:
+    if WGT_MODE[flow] != STREAM:
         return bool(co_tile == 0)
     return bool(co_tile == 0 and sp_tile == 0)
 
@@ -183,70 +174,8 @@ def head_parts(co: int, head: int):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _recurs(distinct: int, reductions: int, shift: int) -> bool:
-    """Whether an accumulator can recur within three executions: a portable GEMM must not (VTA reference, 5.3, 9).
-
-    ``shift``: how many places earlier an accumulator comes where a tap's first output differs from another's.
-    """
-    return reductions > 1 and distinct < 3 + shift
-
-
-@njit(cache=True, nogil=True)
-def _spread(taps, count: int) -> int:  # type: ignore[no-untyped-def]
-    """How far apart the first outputs lie of the taps that touch ``count`` outputs each."""
-    low, high = np.int64(1 << 30), np.int64(-1)
-    for k in range(len(taps)):
-        if taps[k, 1] == count:
-            low, high = min(low, taps[k, 0]), max(high, taps[k, 0])
-    return high - low
-
-
-@njit(cache=True, nogil=True)
-def has_hazard(p, v, rows, row_taps, cols, col_taps):  # type: ignore[no-untyped-def]
-    """Whether some GEMM of a schedule writes an accumulator again too soon."""
-    fold = v[K_FOLD]
-    chunk = v[K_CI]
-    co_tiles = ceil_div(p[N.CO], v[K_CO])
-    widths = np.empty(3, dtype=np.int64)
-    widths[0] = min(v[K_CO], p[N.CO])
-    widths[1] = p[N.CO] - (co_tiles - 1) * v[K_CO]
-    widths[2] = head_parts(widths[0], v[K_HEAD])[0]
-    for i in range(len(rows)):
-        if rows[i, A_CLASS] != i:
-            continue
-        for j in range(len(cols)):
-            if cols[j, A_CLASS] != j:
-                continue
-            for kh in range(p[N.KH]):
-                high = row_taps[i, kh, 1]
-                if high == 0:
-                    continue
-                n_kh = (row_taps[i, :, 1] == high).sum()
-                for kw in range(p[N.KW]):
-                    wide = col_taps[j, kw, 1]
-                    if wide == 0:
-                        continue
-                    taps = n_kh * (col_taps[j, :, 1] == wide).sum()
-                    a, b = (wide, 1) if high == 1 else (high, wide)
-                    across = _spread(col_taps[j], wide)
-                    shift = _spread(row_taps[i], high) * wide + across
-                    if high == 1:
-                        across = 0
-                    for co in widths:
-                        if fold == FOLD_SPACE:
-                            bad = _recurs(co, taps * chunk, 0)
-                        elif fold == FOLD_CI_ROWS:
-                            bad = _recurs(co * b, taps, across) or _recurs(co * b * a, chunk, shift)
-                        else:
-                            bad = _recurs(a * b, taps, shift) or _recurs(a * b * co, chunk, shift)
-                        if bad:
-                            return True
-    return False
-
-
-@njit(cache=True, nogil=True)
 def pieces(p, co: int, rows: int, cols: int, drain: int):  # type: ignore[no-untyped-def]
-    """(channel blocks, rows, columns) of a piece of an output tile whose last stages drain in about ``drain`` pieces."""
+    """(channel blocks, rows, columns) of a piece of an output tile whose last stages are cut into about ``drain``."""
     if p[N.MINOR]:
         if cols > 1:
             return co, rows, ceil_div(cols, min(drain, cols))
@@ -271,7 +200,7 @@ def sram_layout_into(p, v, plane: int, sp_tiles: int, at, need):  # type: ignore
     ci, co, tco = p[N.CI], p[N.CO], v[K_CO]
     tci = v[K_CI]
     taps = p[N.KH] * p[N.KW]
-    inp_mode, wgt_mode = _INP_MODE[v[K_FLOW]], _WGT_MODE[v[K_FLOW]]
+    inp_mode, wgt_mode = INP_MODE[v[K_FLOW]], WGT_MODE[v[K_FLOW]]
     co_tiles = ceil_div(co, tco)
     at[:] = 0
     if inp_mode == STREAM:
@@ -333,45 +262,6 @@ def sram_needed(p, v, plane: int, need):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def static_reason(p, v, rows, row_taps, cols, col_taps) -> int:  # type: ignore[no-untyped-def]
-    """Why a schedule is invalid, as far as sizes decide: SRAM capacity, DMA patterns, instruction fields, hazards.
-
-    ``rows``, ``row_taps``, ``cols``, ``col_taps``: `tile_axis` of both axes.
-    """
-    sp_tiles = p[N.NB] * len(rows) * len(cols)
-    max_rows, max_cols = rows[:, A_SIZE].max(), cols[:, A_SIZE].max()
-    _, need = sram_layout(p, v, max_rows, max_cols, sp_tiles)
-    sram_needed(p, v, max_rows * max_cols, need)
-    if need[0] > p[N.INP_DEPTH] or need[1] > p[N.WGT_DEPTH] or need[2] > p[N.ACC_DEPTH]:
-        return SRAM_OVERFLOW
-    if p[N.BIAS] and v[K_BIAS] == BIAS_GEMM and not p[N.BIAS_GEMM_FITS]:
-        return FIELD_OVERFLOW
-    if v[K_PAD] == PAD_LOAD:
-        for i in range(len(rows)):
-            if rows[i, A_BEFORE] > _MAX_PAD or rows[i, A_AFTER] > _MAX_PAD:
-                return FIELD_OVERFLOW
-            if rows[i, A_SIZE] - rows[i, A_BEFORE] - rows[i, A_AFTER] <= 0:
-                return DMA_PATTERN
-        for i in range(len(cols)):
-            if cols[i, A_BEFORE] > _MAX_PAD or cols[i, A_AFTER] > _MAX_PAD:
-                return FIELD_OVERFLOW
-            if cols[i, A_SIZE] - cols[i, A_BEFORE] - cols[i, A_AFTER] <= 0:
-                return DMA_PATTERN
-    taps, chunk = p[N.KH] * p[N.KW], v[K_CI]
-    if p[N.CI] * taps > _MAX_SIZE and chunk < p[N.CI]:
-        return FIELD_OVERFLOW
-    if p[N.IW] * p[N.SH] > _MAX_SIZE:
-        return FIELD_OVERFLOW
-    if not p[N.MINOR]:
-        channels = max(chunk, 1)
-        if p[N.IH] * p[N.IW] > _MAX_SIZE and channels > 1:
-            return FIELD_OVERFLOW
-        if p[N.OH] * p[N.OW] > _MAX_SIZE and v[K_CO] > 1:
-            return FIELD_OVERFLOW
-    return ACC_HAZARD if has_hazard(p, v, rows, row_taps, cols, col_taps) else VALID
-
-
-@njit(cache=True, nogil=True)
 def axes(p, v):  # type: ignore[no-untyped-def]
     """`tile_axis` of the rows and of the columns of a schedule, and the row step of its loads."""
     step = load_step(p[N.KH], p[N.SH], v[K_PAD], True)
@@ -398,8 +288,8 @@ def canonical_row(p, v):  # type: ignore[no-untyped-def]
         v[K_HEAD] = HEAD_SINGLE
     flow = v[K_FLOW]
     if v[K_HEAD] == HEAD_SINGLE:
-        shared = co_tiles == 1 and (sp_tiles == 1 or _WGT_MODE[flow] != STREAM)
-        if shared or (p[N.MINOR] and _INP_MODE[flow] != STREAM):
+        shared = co_tiles == 1 and (sp_tiles == 1 or WGT_MODE[flow] != STREAM)
+        if shared or (p[N.MINOR] and INP_MODE[flow] != STREAM):
             # The taper is every tile's: the same as single channels throughout.
             v[K_CI] = 1
         if v[K_CI] == 1 and head_parts(min(v[K_CO], p[N.CO]), HEAD_SINGLE)[1] == 1:
@@ -427,9 +317,9 @@ def canonical_row(p, v):  # type: ignore[no-untyped-def]
     chunks = ceil_div(p[N.CI], v[K_CI])
     if v[K_HEAD] != HEAD_WHOLE and v[K_CI] > 1:
         chunks = max(chunks, 2)
-    used = _used_buffers(_INP_MODE[flow], sp_tiles, tiles, chunks)
+    used = _used_buffers(INP_MODE[flow], sp_tiles, tiles, chunks)
     v[K_INP_BUF] = min(v[K_INP_BUF], max(used, tiles if p[N.RES] else 1))
-    v[K_WGT_BUF] = min(v[K_WGT_BUF], _used_buffers(_WGT_MODE[flow], co_tiles, tiles, chunks))
+    v[K_WGT_BUF] = min(v[K_WGT_BUF], _used_buffers(WGT_MODE[flow], co_tiles, tiles, chunks))
     a, b = v[K_H], v[K_W]
     if a == 1:
         a, b = b, 1
@@ -650,7 +540,7 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
             _geometry(p, v, records[slot])
         g = records[slot]
         flow, head_kind = v[K_FLOW], v[K_HEAD]
-        inp_mode, wgt_mode = _INP_MODE[flow], _WGT_MODE[flow]
+        inp_mode, wgt_mode = INP_MODE[flow], WGT_MODE[flow]
         tco, tci = v[K_CO], v[K_CI]
         co_tiles = ceil_div(co, tco)
         sp_tiles = nb * g[_R_TILES]

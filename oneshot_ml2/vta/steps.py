@@ -79,6 +79,15 @@ Tables = tuple[NDArray[np.int64], ...]
 
 
 @njit(cache=True, nogil=True)
+def _recurs(distinct, reductions, shift) -> bool:  # type: ignore[no-untyped-def]
+    """Whether an accumulator can recur within three executions: a portable GEMM must not (VTA reference, 5.3, 9).
+
+    ``shift``: how many places earlier an accumulator comes where a tap's first output differs from another's.
+    """
+    return reductions > 1 and distinct < 3 + shift
+
+
+@njit(cache=True, nogil=True)
 def axis_facts(axis, taps, pad):  # type: ignore[no-untyped-def]
     """What static checks need of a `plan.tile_axis`: facts int64 (3,) and tap items int64 (m, 3).
 
@@ -138,11 +147,11 @@ def _has_hazard(p, v, row_items, col_items):  # type: ignore[no-untyped-def]
             if high == 1:
                 across = 0
             if fold == P.FOLD_SPACE:
-                bad = P._recurs(co, taps * chunk, 0)
+                bad = _recurs(co, taps * chunk, 0)
             elif fold == P.FOLD_CI_ROWS:
-                bad = P._recurs(co * b, taps, across) or P._recurs(co * b * a, chunk, shift)
+                bad = _recurs(co * b, taps, across) or _recurs(co * b * a, chunk, shift)
             else:
-                bad = P._recurs(a * b, taps, shift) or P._recurs(a * b * co, chunk, shift)
+                bad = _recurs(a * b, taps, shift) or _recurs(a * b * co, chunk, shift)
             if bad:
                 return True
     return False
@@ -156,18 +165,13 @@ def static_reason(p, v, sp_tiles, row_facts, row_items, col_facts, col_items):  
     """
     max_rows, max_cols = row_facts[_F_MAX], col_facts[_F_MAX]
     _, need = P.sram_layout(p, v, max_rows, max_cols, sp_tiles)
+    P.sram_needed(p, v, max_rows * max_cols, need)
     if need[0] > p[N.INP_DEPTH] or need[1] > p[N.WGT_DEPTH] or need[2] > p[N.ACC_DEPTH]:
         return SRAM_OVERFLOW
     if p[N.BIAS] and v[P.K_BIAS] == P.BIAS_GEMM and not p[N.BIAS_GEMM_FITS]:
         return FIELD_OVERFLOW
-    # One LOAD of a whole SRAM can be reported done before its data arrive (VTA reference, 6.3).
     chunk = v[P.K_CI]
     taps = p[N.KH] * p[N.KW]
-    if max_rows * max_cols * chunk >= p[N.INP_DEPTH] or v[P.K_CO] * chunk * taps >= p[N.WGT_DEPTH]:
-        return SRAM_OVERFLOW
-    if p[N.BIAS] and v[P.K_BIAS] == P.BIAS_LOAD:
-        if v[P.K_H] * v[P.K_W] * (v[P.K_CO] if p[N.MINOR] else 1) >= p[N.ACC_DEPTH]:
-            return SRAM_OVERFLOW
     if row_facts[_F_PADS] != VALID:
         return row_facts[_F_PADS]
     if col_facts[_F_PADS] != VALID:
@@ -252,7 +256,7 @@ def tile_steps(p, v, at, records, k, t, c, s, plane, starts, inp_ring, wgt_ring)
     chunks; the rings count the chunks streamed before. Returns (row after the last, rings after the tile).
     """
     flow = v[P.K_FLOW]
-    inp_mode, wgt_mode = P._INP_MODE[flow], P._WGT_MODE[flow]
+    inp_mode, wgt_mode = P.INP_MODE[flow], P.WGT_MODE[flow]
     inp_buf, wgt_buf = v[P.K_INP_BUF], v[P.K_WGT_BUF]
     taps = p[N.KH] * p[N.KW]
     nco = min(v[P.K_CO], p[N.CO] - c * v[P.K_CO])
@@ -345,7 +349,7 @@ def _waits(p, v, rows, cols, records):  # type: ignore[no-untyped-def]
     """Fill needs and pushes: the loads of a step overwrite what earlier steps read, and must wait for those."""
     n_h, n_w = len(rows), len(cols)
     flow = v[P.K_FLOW]
-    inp_mode, wgt_mode = P._INP_MODE[flow], P._WGT_MODE[flow]
+    inp_mode, wgt_mode = P.INP_MODE[flow], P.WGT_MODE[flow]
     inp_sets, wgt_sets = max(v[P.K_INP_BUF], 1), max(v[P.K_WGT_BUF], 1)
     inp_read = np.full((inp_sets, p[N.CI]), -1, dtype=np.int64)
     wgt_read = np.full((wgt_sets, p[N.CI]), -1, dtype=np.int64)
@@ -432,11 +436,11 @@ def _tokens_surely_fit(p, v, sp_tiles, co_tiles, chunks, empty):  # type: ignore
     """
     flow = v[P.K_FLOW]
     parts = P.head_parts(min(v[P.K_CO], p[N.CO]), v[P.K_HEAD])[1]
-    if P._WGT_MODE[flow] == P.STREAM:
+    if P.WGT_MODE[flow] == P.STREAM:
         return v[P.K_WGT_BUF] + parts <= _MAX_TOKENS
-    if P._INP_MODE[flow] == P.STREAM and not empty:
+    if P.INP_MODE[flow] == P.STREAM and not empty:
         return v[P.K_INP_BUF] + parts <= _MAX_TOKENS
-    fresh = sp_tiles + co_tiles - 1 if P._INP_MODE[flow] != P.STREAM else sp_tiles * co_tiles
+    fresh = sp_tiles + co_tiles - 1 if P.INP_MODE[flow] != P.STREAM else sp_tiles * co_tiles
     return fresh * chunks + parts + (sp_tiles * co_tiles if p[N.RES] else 0) <= _MAX_TOKENS
 
 
@@ -609,7 +613,7 @@ def _counted_reason(p, v, rows, cols, row_facts, col_facts, work, stamp):  # typ
     co_tiles = P.ceil_div(p[N.CO], v[P.K_CO])
     tiles = sp_tiles * co_tiles
     flow = v[P.K_FLOW]
-    inp_mode, wgt_mode = P._INP_MODE[flow], P._WGT_MODE[flow]
+    inp_mode, wgt_mode = P.INP_MODE[flow], P.WGT_MODE[flow]
     whole = P.chunk_starts(p[N.CI], v[P.K_CI], P.HEAD_WHOLE)
     if too_many_tiles(tiles, whole):
         return INSTRUCTION_OVERFLOW

@@ -1,0 +1,284 @@
+"""``oneshot-ml2 evaluate``: how good the zero-measurement picks are on frozen tasks, beside other ways to pick.
+
+T* comes from the tables that ``oneshot-ml2 optimum`` wrote; the picks are made first and timed afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from oneshot_ml2 import baselines, metrics, oneshot, resources
+from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.files import write_whole
+from oneshot_ml2.optimum import Optimum, Task, read_optima, read_tasks, sample_of, version
+from oneshot_ml2.predictor import Predictor
+from oneshot_ml2.report import finite, table
+from oneshot_ml2.schedule import Reason, ScheduleSpace
+
+# The frozen sets, by file name.
+SETS = {
+    "workloads": "unseen workloads, seen accelerators",
+    "resnet18": "ResNet-18's layers, seen accelerators",
+    "unseen": "unseen workloads, unseen accelerators",
+}
+PICK = "network (ours)"
+BASELINES = {
+    "random": "random valid schedule",
+    "bytes": "fewest DMA bytes",
+    "roofline": "max(compute, traffic)",
+    "estimate": "closed-form estimate",
+    "transplanted": "nearest training task's best",
+    "simulated": "simulation for our wall time",
+}
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task's figures; qualities are T* / T (`metrics.pick_quality`).
+
+    Attributes:
+        workload, accelerator, count: of the task; ``best``: T* in cycles (``exact``: else the bound where its search
+            stopped); ``near_share``, ``median_ratio``: see `optimum.Optimum`.
+        cycles, source, lowered, seconds: of the pick; ``size``: schedules scored for it.
+        quality: of the pick; ``top5``, ``top10``: of the best among the first 5 or 10; ``first_lowers``: whether the
+            network's first choice by p_valid and latency alone lowers, ``first_legal_lowers``: with the closed form.
+        invalid_of_50: invalid share of the first 50 by p_valid and latency alone.
+        tau, pairwise: of predicted against true cycles over the table's valid sample.
+        baselines: quality of each of `BASELINES`; ``simulated``: how many schedules that one timed.
+    """
+
+    workload: str
+    accelerator: str
+    count: int
+    best: int
+    exact: bool
+    near_share: float
+    median_ratio: float
+    cycles: int
+    source: str
+    lowered: int
+    seconds: float
+    size: int
+    quality: float
+    top5: float
+    top10: float
+    first_lowers: bool
+    first_legal_lowers: bool
+    invalid_of_50: float
+    tau: float
+    pairwise: float
+    baselines: dict[str, float]
+    simulated: int
+
+
+def evaluate_task(
+    task: Task, known: Optimum, network: Predictor, transplants: baselines.BestKnown
+) -> tuple[TaskResult, NDArray[np.bool_], NDArray[np.float32]]:
+    """A task's figures, and of the table's sample the true validity (n,) and p_valid (n,).
+
+    Raises:
+        OneShotError: a schedule beats T*: the table is of another version.
+    """
+    picked = oneshot.pick(task.workload, task.accelerator, network)
+    space = picked.space
+    ranking = oneshot.rank(space, network)
+    trusted = ranking.best(50)
+    legal = space.validity(trusted) == Reason.VALID
+    form = baselines.ClosedForm.of(space)
+    found, timed = baselines.simulated(space, picked.seconds)
+    choices = {
+        "bytes": baselines.fewest_bytes(form),
+        "roofline": baselines.roofline(form),
+        "estimate": baselines.closed_form(form),
+        "transplanted": transplants.transplanted(space),
+        "simulated": found,
+    }
+    # Only now anything is timed.
+    first = trusted[legal][:10]
+    if picked.source == "fallback":
+        first = np.array([picked.index])
+    ours = _cycles(space, first)
+    qualities = {
+        name: metrics.pick_quality(known.best, None if index is None else int(_cycles(space, np.array([index]))[0]))
+        for name, index in choices.items()
+    }
+    # Expected of a uniform draw, in the sense of the geometric mean.
+    qualities["random"] = metrics.geometric_mean(known.best / known.valid_cycles)
+    fastest = min([int(ours[ours > 0].min()), *known.valid_cycles.tolist()])
+    if fastest < known.best or max(qualities.values()) > 1.0:
+        raise OneShotError(f"{task.layer.name}: a schedule beats T* = {known.best}; make the table of optima anew")
+    sample = sample_of(space)
+    scores = network.score(space, sample)
+    truth = np.array(known.sample_cycles)
+    valid = truth > 0
+    lowers = [_lowers(space, index) for index in (trusted[:1], trusted[legal][:1])]
+    result = TaskResult(
+        workload=known.workload,
+        accelerator=Path(known.accelerator).stem,
+        count=known.count,
+        best=known.best,
+        exact=known.closed,
+        near_share=known.near_share,
+        median_ratio=known.median_ratio,
+        cycles=int(_cycles(space, np.array([picked.index]))[0]),
+        source=picked.source,
+        lowered=picked.lowered,
+        seconds=picked.seconds,
+        size=picked.scored,
+        quality=metrics.pick_quality(known.best, int(_cycles(space, np.array([picked.index]))[0])),
+        top5=metrics.top_k_quality(known.best, ours, 5),
+        top10=metrics.top_k_quality(known.best, ours, 10),
+        first_lowers=lowers[0],
+        first_legal_lowers=lowers[1],
+        invalid_of_50=metrics.invalid_rate(~legal),
+        tau=metrics.kendall_tau(truth[valid], scores.cycles[valid]),
+        pairwise=metrics.pairwise_accuracy(truth[valid], scores.cycles[valid]),
+        baselines={name: qualities[name] for name in BASELINES},
+        simulated=timed,
+    )
+    return result, valid, scores.p_valid
+
+
+def _cycles(space: ScheduleSpace, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    return space.measure(indices).cycles
+
+
+def _lowers(space: ScheduleSpace, index: NDArray[np.int64]) -> bool:
+    return len(index) > 0 and bool(space.measure(index).reason[0] == Reason.VALID)
+
+
+def summarise(
+    rows: list[TaskResult], truths: list[NDArray[np.bool_]], p_valid: list[NDArray[np.float32]]
+) -> dict[str, Any]:
+    """The figures of a set: see `metrics` for each. Validity is pooled over the tasks' samples, ranks are averaged."""
+    counts = np.array([row.count for row in rows])
+
+    def mean(name: str) -> float:
+        return float(np.nanmean([getattr(row, name) for row in rows]))
+
+    cycles = np.array([row.cycles for row in rows])
+    best = np.array([row.best for row in rows])
+    return {
+        "tasks": len(rows),
+        "exact": sum(row.exact for row in rows),
+        "pick": metrics.summarise_quality([row.quality for row in rows]),
+        "top5": metrics.summarise_quality([row.top5 for row in rows]),
+        "top10": metrics.summarise_quality([row.top10 for row in rows]),
+        "network_quality": metrics.network_quality(best, cycles, counts),
+        "baselines": {
+            name: metrics.summarise_quality([row.baselines[name] for row in rows]) for name in BASELINES
+        },
+        "validity": metrics.validity_scores(np.concatenate(truths), np.concatenate(p_valid)),
+        "kendall_tau": mean("tau"),
+        "pairwise_accuracy": mean("pairwise"),
+        "first_try_lowers": mean("first_lowers"),
+        "first_try_lowers_with_closed_form": mean("first_legal_lowers"),
+        "invalid_of_50": mean("invalid_of_50"),
+        "fallbacks": sum(row.source == "fallback" for row in rows),
+        "near_share": mean("near_share"),
+        "median_ratio": mean("median_ratio"),
+        "pick_seconds": {"mean": mean("seconds"), "max": max(row.seconds for row in rows)},
+        "schedules_per_second": sum(row.size for row in rows) / sum(row.seconds for row in rows),
+    }
+
+
+def evaluate_set(name: str, network: Predictor, limit: int = 0) -> dict[str, Any]:
+    """The figures of a frozen set, and each task's (``rows``).
+
+    Args:
+        limit: only so many tasks, evenly spread; 0: all.
+
+    Raises:
+        OneShotError: no table of optima for the set, or one of another version.
+    """
+    tasks = read_tasks(resources.find("evaluation", f"{name}.json"))
+    path = resources.find("optima", f"{name}.jsonl")
+    known = {key: row for key, row in read_optima(path).items() if row.version == version()}
+    missing = [task for task in tasks if task.id not in known]
+    if missing:
+        advice = f"make it anew: oneshot-ml2 optimum --tasks datasets/evaluation/{name}.json"
+        raise OneShotError(f"{path}: {len(missing)} of {len(tasks)} tasks have no T* of {version()}; {advice}")
+    if limit:
+        tasks = [tasks[i] for i in np.unique(np.linspace(0, len(tasks) - 1, limit).astype(int))]
+    transplants = baselines.read_best_known(resources.find("evaluation", "best_known.json"))
+    oneshot.pick(tasks[0].workload, tasks[0].accelerator, network)  # the first pick compiles
+    results = [
+        evaluate_task(task, known[task.id], network, transplants)
+        for task in tqdm(tasks, desc=name, unit="task", disable=None)
+    ]
+    rows, truths, p_valid = (list(column) for column in zip(*results))
+    return {"set": name, "what": SETS[name]} | summarise(rows, truths, p_valid) | {
+        "rows": [dataclasses.asdict(row) for row in rows]
+    }
+
+
+# Command line ----------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``oneshot-ml2 evaluate``."""
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS), metavar="SET",
+                        help=f"of {', '.join(SETS)}; default: all")  # fmt: skip
+    parser.add_argument("--weights", metavar="NAME|FILE", help="shipped weights or a file (*.safetensors)")
+    parser.add_argument("--tasks", type=int, default=0, metavar="N", help="only N tasks a set, evenly spread")
+    parser.add_argument("--out", default="evaluation.json", metavar="FILE", help="default evaluation.json")
+    parser.add_argument("--json", action="store_true", help="print the JSON that is saved")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; raises OneShotError for what the user can mend."""
+    if args.tasks < 0:
+        raise OneShotError(f"--tasks {args.tasks}: allowed: 0 (all) and more")
+    network = oneshot.predictor_of(args.weights)
+    sets = [evaluate_set(name, network, args.tasks) for name in args.sets]
+    card = {key: network.card.get(key) for key in ("commit", "date", "corpus")}
+    result = {"version": version(), "weights": card, "sets": sets}
+    text = json.dumps(_jsonable(result), indent=1)
+    write_whole(args.out, text + "\n")
+    print(text if args.json else describe(sets) + f"\nSaved with each task's row: {args.out}")
+    return 0
+
+
+def _jsonable(value: Any) -> Any:
+    """The same with None for what is not finite."""
+    if isinstance(value, dict):
+        return {key: _jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_jsonable(entry) for entry in value]
+    return finite(value) if isinstance(value, float) else value
+
+
+def describe(sets: list[dict[str, Any]]) -> str:
+    """Tables of the sets' figures for people."""
+    parts = []
+    for result in sets:
+        parts.append(f"{result['set']}: {result['what']}; {result['tasks']} tasks, T* exact for {result['exact']}")
+        qualities = {PICK: result["pick"], "  best of its first 5": result["top5"]}
+        qualities |= {BASELINES[name]: figures for name, figures in result["baselines"].items()}
+        rows = [
+            [name, f"{q['geomean']:.2%}", f"{q['worst']:.2%}", f"{q['share_95']:.1%}"] for name, q in qualities.items()
+        ]
+        parts.append(table(["T* / T(pick)", "geomean", "worst", ">= 95 %"], rows, left={"T* / T(pick)"}))
+        validity, seconds = result["validity"], result["pick_seconds"]
+        parts.append(
+            f"validity: F1 {validity['f1']:.4f}, AUROC {validity['auroc']:.4f}; "
+            f"Kendall tau {result['kendall_tau']:.4f}, pairwise accuracy {result['pairwise_accuracy']:.4f}\n"
+            f"first try lowers: {result['first_try_lowers']:.1%} by p_valid alone, "
+            f"{result['first_try_lowers_with_closed_form']:.1%} with the closed form; "
+            f"invalid of the first 50 by p_valid alone: {result['invalid_of_50']:.2%}; "
+            f"fallbacks: {result['fallbacks']}\n"
+            f"the space: {result['near_share']:.2%} of the valid schedules within 5 % of T*, "
+            f"the median one at {result['median_ratio']:.1%} of T*'s speed\n"
+            f"a pick: {seconds['mean']:.2f} s on average, {seconds['max']:.2f} s at most, "
+            f"{result['schedules_per_second'] / 1e6:.2f} million schedules/s\n"
+        )
+    return "\n".join(parts)

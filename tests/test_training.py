@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import networks
+import numpy as np
+import pytest
+import torch
+
+from oneshot_ml2 import training
+from oneshot_ml2.corpus import open_corpus
+from oneshot_ml2.errors import CorpusError, OneShotError
+from oneshot_ml2.predictor import Predictor
+from oneshot_ml2.schedule import Reason, ScheduleSpace
+from oneshot_ml2.training import Data, Settings
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = Settings(
+    scan=(8,),
+    main=(16, 8),
+    epochs=4,
+    tasks_per_batch=4,
+    samples_per_task=32,
+    validity_samples=40,
+    held_workloads=0.25,
+    held_accelerators=1,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return networks.small_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> Data:
+    return training.read_data([folder], SETTINGS)
+
+
+def same(one: Predictor, two: Predictor) -> bool:
+    return one.tensors.keys() == two.tensors.keys() and all(
+        np.array_equal(one.tensors[name], two.tensors[name]) for name in one.tensors
+    )
+
+
+def test_targets_are_the_corpus_s_own(folder: Path, data: Data):
+    with open_corpus(folder) as corpus:
+        tasks = list(corpus)
+    assert len(data) == len(tasks) == len(networks.LAYERS) * len(networks.CHIPS)
+    for t, task in enumerate(tasks):
+        rows = data.rows(t)
+        n = len(task)
+        assert np.array_equal(data.timed[rows][:n], task.valid)
+        assert not data.timed[rows][n:].any()
+        cycles = np.exp(data.log_bound[rows] + data.log_ratio[rows])[:n][task.valid]
+        assert np.allclose(cycles, task.cycles[task.valid], rtol=1e-5)
+        assert (data.log_ratio[rows] >= 0).all()
+
+
+def test_drawn_validity_is_that_of_lowering():
+    from oneshot_ml2.accelerator import Accelerator
+
+    space = ScheduleSpace(networks.SMALL, Accelerator.load("pynq"))
+    values, valid = training.draw_unmeasured(space, 200, np.random.default_rng(0))
+    assert np.array_equal(valid, space.validity(space.index(values)) == Reason.VALID)
+    assert 0 < valid.sum() < len(valid)
+
+
+def test_held_out_tasks_share_nothing_with_those_trained_on(data: Data):
+    splits = training.split_tasks(data, SETTINGS)
+    trained_shapes = {data.shapes[t] for t in splits["train"]}
+    trained_chips = {data.accelerators[t] for t in splits["train"]}
+    assert len(splits["train"]) and len(splits["workload"]) and len(splits["both"])
+    assert not trained_shapes & {data.shapes[t] for name in ("workload", "both") for t in splits[name]}
+    assert not trained_chips & {data.accelerators[t] for name in ("accelerator", "both") for t in splits[name]}
+    assert sum(len(tasks) for tasks in splits.values()) == len(data)
+
+
+def test_training_learns_and_a_killed_run_ends_as_one_that_was_not(data: Data, tmp_path: Path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = training.train(data, SETTINGS, tmp_path / "whole")
+        training.train(data, SETTINGS, tmp_path / "killed", stop_after=1)
+        assert not (tmp_path / "killed.safetensors").exists()
+        assert (tmp_path / "killed.checkpoint").exists()
+        training.train(data, SETTINGS, tmp_path / "killed", stop_after=3)
+        resumed = training.train(data, SETTINGS, tmp_path / "killed")
+    finally:
+        torch.set_num_threads(threads)
+    assert same(whole, resumed)
+    assert same(whole, Predictor.load(tmp_path / "killed.safetensors"))
+    assert not (tmp_path / "killed.checkpoint").exists()
+    assert (tmp_path / "killed.png").read_bytes()[:4] == b"\x89PNG"
+    card = resumed.card
+    losses = [entry["loss"] for entry in card["history"]]
+    assert losses[-1] < losses[0]
+    assert card["corpus"] == data.digests
+    assert set(card["validation"]) == {"workload", "both"}
+    assert card["settings"]["epochs"] == 4
+    assert math.isfinite(card["validation"]["workload"]["auroc"])
+
+
+def test_checkpoints_of_other_runs_or_damaged_ones_are_refused(data: Data, tmp_path: Path):
+    out = tmp_path / "some"
+    training.train(data, SETTINGS, out, stop_after=1)
+    with pytest.raises(OneShotError, match="of another corpus or other settings; delete it"):
+        training.train(data, dataclasses.replace(SETTINGS, seed=2), out)
+    checkpoint = tmp_path / "some.checkpoint"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-50])
+    with pytest.raises(OneShotError, match="damaged checkpoint"):
+        training.train(data, SETTINGS, out)
+
+
+def test_the_committed_settings_are_the_defaults():
+    assert training.read_settings(ROOT / "train/pretrain.toml") == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch = 3", "unknown key 'epoch'; allowed: scan, main, epochs"),
+        ('epochs = "3"', "epochs is '3'; allowed: int"),
+        ("main = [1.5]", "main is"),
+        ("main = []", "main need widths"),
+        ("epochs = 0", "epochs is at least 1"),
+        ("samples_per_task = 1", "samples_per_task at least 2"),
+        ("=", "cannot read"),
+    ],
+)
+def test_bad_settings_say_why(tmp_path: Path, text: str, message: str):
+    path = tmp_path / "s.toml"
+    path.write_text(text)
+    with pytest.raises(OneShotError, match=message):
+        training.read_settings(path)
+
+
+def test_nothing_to_train_on_is_an_error(data: Data, tmp_path: Path):
+    nothing = dataclasses.replace(data, timed=np.zeros_like(data.timed))
+    with pytest.raises(CorpusError, match="no task with a valid sample"):
+        training.train(nothing, SETTINGS, tmp_path / "x")
+    with pytest.raises(CorpusError, match="no samples to train on"):
+        training.make_data([], [])
+
+
+def test_the_command_trains(folder: Path, tmp_path: Path, run_command):
+    settings = tmp_path / "s.toml"
+    settings.write_text("scan = [8]\nmain = [8]\nepochs = 9\nvalidity_samples = 20\nheld_accelerators = 1")
+    out = tmp_path / "weights"
+    code, text, _ = run_command("train", "--corpus", folder, "--out", out, "--settings", settings, "--epochs", 1)
+    assert code == 0
+    assert "trained in" in text
+    assert Predictor.load(out.with_suffix(".safetensors")).card["settings"]["epochs"] == 1
+    code, _, err = run_command("train", "--corpus", tmp_path / "absent", "--out", out)
+    assert code == 2 and "absent" in err
