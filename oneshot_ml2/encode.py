@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.schedule import ScheduleSpace
 
 # Raised whenever a feature changes its meaning; weights of another version are refused.
-FEATURE_VERSION = 2
+FEATURE_VERSION = 3
 
 # Logarithms of nest columns, by name.
 _ACCELERATOR_LOGS = {

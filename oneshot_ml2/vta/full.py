@@ -16,11 +16,13 @@ from oneshot_ml2.workload import Conv2d, Workload
 if TYPE_CHECKING:
     from oneshot_ml2.accelerator import Accelerator
 
-SPACE_VERSION = 1
+SPACE_VERSION = 2
 
 # Largest number of canonical schedules that candidate lists are thinned to (before aliases are removed).
 _LIMIT = 380_000
 _BUFFERS = (1, 2)
+# What an empty last tile weighs beside a factor of e between the wanted size and the chosen one.
+_SLIVER = 0.3
 
 
 def _ceilings(extent: int) -> list[int]:
@@ -28,13 +30,19 @@ def _ceilings(extent: int) -> list[int]:
     return sorted({-(-extent // m) for m in range(1, extent + 1)}, reverse=True)
 
 
-def _thin(sizes: list[int], count: int) -> tuple[int, ...]:
-    """About ``count`` of the sizes, spread evenly in the logarithm, both ends included; ascending."""
+def _thin(sizes: list[int], extent: int, count: int) -> tuple[int, ...]:
+    """About ``count`` of the tile sizes of a loop of ``extent``, spread in the logarithm, both ends kept; ascending.
+
+    Near each place a size is preferred whose last tile is well filled: a sliver of a tile costs much, and where its
+    accumulators recur too soon it makes the schedule illegal.
+    """
     if len(sizes) <= count:
         return tuple(sorted(sizes))
-    wanted = np.linspace(np.log(sizes[-1]), np.log(sizes[0]), count)
-    logs = np.log(np.array(sizes, dtype=float))
-    return tuple(sorted({sizes[int(np.abs(logs - w).argmin())] for w in wanted}))
+    tiles = np.array(sizes, dtype=float)
+    last = (extent - 1) % tiles + 1
+    wanted = np.linspace(0.0, np.log(tiles.max()), count)
+    cost = np.abs(np.log(tiles) - wanted[:, None]) + _SLIVER * (1.0 - last / tiles)
+    return tuple(sorted({1, max(sizes), *(sizes[int(best)] for best in cost.argmin(axis=1))}))
 
 
 def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
@@ -59,8 +67,9 @@ def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
     rest = int(np.prod([len(v) for v in fixed.values()]))
     counts = {"tile_co": 8, "tile_h": 10, "tile_w": 4 if oh > 1 else 14, "tile_ci": 4}
     sizes = {"tile_co": fits, "tile_h": _ceilings(oh), "tile_w": _ceilings(ow), "tile_ci": _ceilings(ci)}
+    extents = {"tile_co": co, "tile_h": oh, "tile_w": ow, "tile_ci": ci}
     while True:
-        tiles = {name: _thin(sizes[name], counts[name]) for name in counts}
+        tiles = {name: _thin(sizes[name], extents[name], counts[name]) for name in counts}
         if np.prod([len(v) for v in tiles.values()]) * rest <= _LIMIT:
             break
         longest = max(counts, key=lambda name: (len(tiles[name]), name))

@@ -18,7 +18,8 @@ from oneshot_ml2.schedule import Reason
 from oneshot_ml2.vta import nest as N
 from oneshot_ml2.vta import plan as P
 
-MAX_INSNS = 16384
+# Instructions of a program: 1 MiB of them, a quarter of what VTA's runtime submits at once.
+MAX_INSNS = 65536
 # Rows that are never handed out, so that an index just past the program stays inside the work array.
 SPARE = 2
 MAX_SIZE = 65535
