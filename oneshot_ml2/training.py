@@ -61,7 +61,7 @@ class Settings:
 
     scan: tuple[int, ...] = (96, 64, 48)
     main: tuple[int, ...] = (256, 256, 128)
-    epochs: int = 200
+    epochs: int = 140
     tasks_per_batch: int = 16
     samples_per_task: int = 128
     learning_rate: float = 2e-3
