@@ -37,6 +37,7 @@ from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.corpus import SAMPLERS, TaskSamples, atomic_write, open_corpus, task_id, write_corpus
 from oneshot_ml2.device import Device, open_device
 from oneshot_ml2.errors import CorpusError, OneShotError
+from oneshot_ml2.files import read_toml
 from oneshot_ml2.schedule import BatchResult, Reason, ScheduleSpace, backend
 from oneshot_ml2.workload import Layer, Workload, read_layers
 
@@ -165,17 +166,8 @@ def read_plan(path: str | Path, overrides: Mapping[str, Any] | None = None) -> P
         CorpusError: an unreadable file, an unknown key, or a value out of range (says which).
         WorkloadError, AcceleratorError: from the files that the plan names.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     path = Path(path)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"cannot read {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise CorpusError(f"{path}: not TOML ({error})") from error
+    tables = read_toml(path, CorpusError)
     try:
         return _plan(tables, path.parent, overrides or {})
     except CorpusError as error:

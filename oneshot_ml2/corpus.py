@@ -16,7 +16,6 @@ import errno
 import functools
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import CorpusError, OneShotError
+from oneshot_ml2.files import write_whole
 from oneshot_ml2.schedule import REASONS_VERSION, Reason, ScheduleSpace
 from oneshot_ml2.workload import Workload, workload_from_dict
 
@@ -161,27 +161,13 @@ def _check_samples(task: TaskSamples, where: str) -> None:
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all: temporary file, fsync, rename, fsync of the folder.
+    """`files.write_whole`, with an error that says what to do.
 
     Raises:
         CorpusError: the file cannot be written, e.g. the disk is full; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_whole(path, content)
     except OSError as error:
         advice = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
         raise CorpusError(f"cannot write {path}: {error.strerror or error}{advice}") from error

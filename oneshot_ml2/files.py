@@ -1,10 +1,14 @@
-"""Files that are there whole or not at all."""
+"""Files that are written whole or not at all, and TOML."""
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from oneshot_ml2.errors import OneShotError
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -28,3 +32,27 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    # The new name is on the disk only once its folder is.
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_toml(path: str | Path, error: type[OneShotError] = OneShotError) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ``error``: an unreadable file, or broken TOML.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as failure:
+        raise error(f"cannot read {path}: {failure}") from failure
+    except tomllib.TOMLDecodeError as failure:
+        raise error(f"{path}: not TOML ({failure})") from failure

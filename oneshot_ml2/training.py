@@ -13,7 +13,6 @@ import itertools
 import json
 import math
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from torch.nn import functional as F
 from oneshot_ml2 import encode, metrics
 from oneshot_ml2.corpus import TaskSamples, open_corpus
 from oneshot_ml2.errors import CorpusError, OneShotError
+from oneshot_ml2.files import read_toml
 from oneshot_ml2.predictor import NETWORKS, OUTPUTS, Predictor, write_weights
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 from oneshot_ml2.vta import plan
@@ -93,14 +93,7 @@ def read_settings(path: str | Path) -> Settings:
     Raises:
         OneShotError: an unreadable file, an unknown key or a value of another type.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise OneShotError(f"cannot read {path}: {error}") from error
+    table = read_toml(path)
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     for key, value in table.items():
         if key not in defaults:

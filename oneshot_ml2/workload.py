@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.errors import WorkloadError
+from oneshot_ml2.files import read_toml
 
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 ShapeKey: TypeAlias = tuple[int, int, tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -512,17 +512,8 @@ def read_layers(path: str | Path) -> list[Layer]:
     Raises:
         WorkloadError: an unreadable file, broken TOML, or an impossible workload (says which).
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     path = Path(path)
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkloadError(f"cannot read {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise WorkloadError(f"{path}: not TOML ({error})") from error
+    data = read_toml(path, WorkloadError)
     tables = data.get("workload")
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise WorkloadError(f"{path}: expected [[workload]] tables")

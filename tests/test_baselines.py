@@ -101,7 +101,7 @@ def test_the_shipped_table_holds_no_task_of_an_evaluation_set():
 def test_foreign_tables_are_refused(tmp_path: Path, text: str):
     path = tmp_path / "best.json"
     path.write_text(text)
-    with pytest.raises(OneShotError, match="not a table of best schedules .*corpus best"):
+    with pytest.raises(OneShotError, match=r"not a table of best schedules .*corpus best"):
         baselines.read_best_known(path)
 
 

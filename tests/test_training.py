@@ -127,7 +127,7 @@ def test_the_committed_settings_are_the_defaults():
         ("main = []", "main need widths"),
         ("epochs = 0", "epochs is at least 1"),
         ("samples_per_task = 1", "samples_per_task at least 2"),
-        ("=", "cannot read"),
+        ("=", "not TOML"),
     ],
 )
 def test_bad_settings_say_why(tmp_path: Path, text: str, message: str):
