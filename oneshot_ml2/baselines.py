@@ -20,12 +20,12 @@ from oneshot_ml2 import encode, oneshot
 from oneshot_ml2.corpus import open_corpus
 from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.files import write_whole
-from oneshot_ml2.schedule import ScheduleSpace
+from oneshot_ml2.schedule import Reason, ScheduleSpace
 from oneshot_ml2.vta import plan
 
 SCHEMA = 1
-# Schedules that a thread times between two looks at the clock.
-_SLICE = 4
+# Schedules whose validity is told at once, and those timed between two looks at the clock.
+_CHECKED, _ROUND = 512, 32
 
 
 @dataclass(frozen=True)
@@ -67,29 +67,30 @@ def closed_form(table: ClosedForm) -> int | None:
 
 
 def simulated(space: ScheduleSpace, seconds: float) -> tuple[int | None, int]:
-    """Time schedules on the simulator in order of their lower bound, on all cores, for ``seconds`` of wall time.
+    """Time legal schedules on the simulator in order of their lower bound, on all cores, for ``seconds`` of wall time.
 
     Returns:
-        The fastest of them (None if no legal one was reached), and how many were timed, invalid ones included.
+        The fastest of them, or the first in order if time was up before; None if no schedule is legal. And how many
+        were timed.
     """
     deadline = time.perf_counter() + seconds
     table = ClosedForm.of(space)
-    order = np.argsort(table.totals[:, plan.S_BOUND], kind="stable")
+    order = table.indices[np.argsort(table.totals[:, plan.S_BOUND], kind="stable")]
     best: list[tuple[int, int]] = []
-    timed: list[int] = []
-
-    def look(begin: int, end: int) -> None:
-        # A thread takes every `stride`-th slice, so that all go down the order together.
-        for at in range(begin * _SLICE, len(order), end * _SLICE):
+    timed = 0
+    first = oneshot.first_legal(space, order)
+    if first is None:
+        return None, 0
+    for at in range(first, len(order), _CHECKED):
+        part = order[at : at + _CHECKED]
+        part = part[space.validity(part) == Reason.VALID]
+        for slices in np.array_split(part, max(1, len(part) // _ROUND)):
             if time.perf_counter() >= deadline:
-                return
-            part = table.indices[order[at : at + _SLICE]]
-            cycles = space.measure(part).cycles
-            timed.append(len(part))
-            best.extend((int(c), int(i)) for c, i in zip(cycles, part) if c > 0)
-
-    encode.in_threads(look)
-    return (min(best)[1] if best else None), sum(timed)
+                return (min(best)[1] if best else int(order[first])), timed
+            cycles = encode.in_pieces(lambda piece: space.measure(piece).cycles, slices)
+            timed += len(slices)
+            best.extend(zip(cycles.tolist(), slices.tolist()))
+    return min(best)[1], timed
 
 
 # The nearest training task's best schedule -----------------------------------------------------

@@ -149,16 +149,25 @@ def candidates(space: ScheduleSpace) -> tuple[NDArray[np.int64], NDArray[np.int6
     return table, radix
 
 
-def in_threads(work: Callable[[int, int], None]) -> None:
-    """Call ``work(number, count)`` in a thread for each core; it must leave the interpreter free."""
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(work, range(workers), [workers] * workers))
-
-
 def in_parallel(part: Callable[[int, int], None], n: int) -> None:
     """Call ``part(begin, end)`` on pieces of range(n), in a thread for each core."""
-    in_threads(lambda number, count: part(number * n // count, (number + 1) * n // count))
+    workers = os.cpu_count() or 1
+    cuts = np.linspace(0, n, workers + 1).astype(int)
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(part, cuts[:-1], cuts[1:]))
+
+
+def in_pieces(
+    function: Callable[[NDArray[np.int64]], NDArray[np.int64]], indices: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """``function`` of indices (n,), int64 (n,), computed in a thread for each core."""
+    out = np.empty(len(indices), dtype=np.int64)
+
+    def part(begin: int, end: int) -> None:
+        out[begin:end] = function(indices[begin:end])
+
+    in_parallel(part, len(indices))
+    return out
 
 
 @njit(cache=True, nogil=True)

@@ -56,7 +56,10 @@ def test_the_bytes_are_those_that_the_programs_move(form, legal):
 
 
 def test_simulation_keeps_to_its_time(form, legal):
-    assert baselines.simulated(SPACE, 0.0) == (None, 0)
+    index, timed = baselines.simulated(SPACE, 0.0)
+    assert timed == 0
+    bound = form.totals[:, plan.S_BOUND]
+    assert bound[form.indices == index][0] == bound[legal].min()
     baselines.simulated(SPACE, 0.5)  # compiles
     index, timed = baselines.simulated(SPACE, 2.0)
     assert index in form.indices[legal]
