@@ -182,9 +182,11 @@ def _int_layer(args: Sequence[Array], node: Node, out: Sequence[int]) -> Array:
     # Sums of int8 products are exact in float64.
     data, weight = args[0].astype(np.float64), node.arrays["weight"].astype(np.float64)
     sums = convolution(data, weight, node.attrs, out) if node.op == "int_conv2d" else data @ weight.T
-    bias = node.arrays["bias"].astype(np.int64).reshape((1, -1) + (1,) * (sums.ndim - 2))
+    total = sums.astype(np.int64) + node.arrays["bias"].astype(np.int64).reshape((1, -1) + (1,) * (sums.ndim - 2))
+    if len(args) > 1:
+        total += args[1].astype(np.int64) << node.attrs["residual_shift"]
     # The bias holds the half step already.
-    return np.clip((sums.astype(np.int64) + bias) >> node.attrs["shift"], *node.attrs["clip"]).astype(np.int8)
+    return np.clip(total >> node.attrs["shift"], *node.attrs["clip"]).astype(np.int8)
 
 
 def _int_add(args: Sequence[Array], node: Node) -> Array:

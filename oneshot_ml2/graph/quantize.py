@@ -398,6 +398,8 @@ class _Builder:
                     continue
                 if self.graph.shape(other) != self.graph.shape(node.output) or layer.inputs[0] not in self.exponents:
                     continue
+                if layer.attrs.get("groups", 1) != 1:
+                    continue
                 kept = self.exponents.pop(name)
                 self.weights.pop(layer.output, None)
                 shift = self.exponents[other] - self.exponents[layer.inputs[0]] - self.weight(layer)[1]
@@ -449,6 +451,7 @@ class _Builder:
                 return
             reason = str(error)
         attrs = {**head.attrs, "shift": shift, "clip": clip, "workload": workload, "reason": reason}
+        attrs["residual_shift"] = residual_shift
         attrs.pop("weight_scale", None)
         value = Value(composite.output, self.graph.shape(composite.output), self.exponents[composite.output])
         self.emit(head.name, f"int_{head.op}", inputs, value, attrs, {"weight": weight, "bias": bias})

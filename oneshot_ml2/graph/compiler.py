@@ -1,0 +1,432 @@
+"""A model from its graph to something that runs: import, quantize, partition, pick, lower, build.
+
+All layers are known before the first one is picked, and all picks are made before anything is executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2 import report
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.errors import ModelError
+from oneshot_ml2.graph import executable, importer, ir, partition
+from oneshot_ml2.graph import quantize as quantizing
+from oneshot_ml2.graph.executable import Executable, Tensor
+from oneshot_ml2.graph.ir import Graph, Node
+from oneshot_ml2.graph.quantize import Quantized
+from oneshot_ml2.runtime import LayerProgram, register_model
+
+if TYPE_CHECKING:
+    from oneshot_ml2.oneshot import Pick
+    from oneshot_ml2.vta.program import Program
+    from oneshot_ml2.workload import Workload
+
+STAGES = ("import", "quantize", "pick", "lower", "build", "check")
+ROUNDINGS = ("shift",)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a run of the compiled model was held against: the integer reference of the same graph.
+
+    ``layers``: layer -> outputs of its program that differ, its operands being the reference's; ``outputs``: elements
+    of the whole model's outputs that differ; ``largest``: the largest such difference.
+    """
+
+    layers: Mapping[str, int]
+    outputs: int
+    largest: float
+
+    @property
+    def ok(self) -> bool:
+        """All layers are exact, and so is the model where its outputs follow from integers."""
+        return not any(self.layers.values()) and self.outputs == 0
+
+
+@dataclass(frozen=True)
+class CompiledGraph:
+    """A whole model, compiled.
+
+    Attributes:
+        quantized: its integer graph, which `ir.execute` computes, and the errors of quantization.
+        executable: what runs.
+        picks: output of a node -> the schedule of its layer; only of those on the VTA.
+        cycles: output of a node -> cycles of its program by the timing model.
+        seconds: wall time of each of ``STAGES``.
+        peak_bytes: the most memory that the process had so far.
+        checked: None if nothing was checked.
+    """
+
+    quantized: Quantized
+    executable: Executable
+    picks: Mapping[str, Pick]
+    cycles: Mapping[str, int]
+    seconds: Mapping[str, float]
+    peak_bytes: int
+    checked: Checked | None
+
+    @property
+    def accelerator(self) -> Accelerator:
+        return self.executable.accelerator
+
+    @property
+    def graph(self) -> Graph:
+        return self.quantized.graph
+
+    @property
+    def ok(self) -> bool:
+        """What was checked is right."""
+        return self.checked is None or self.checked.ok
+
+    def run(self, inputs: Mapping[str, NDArray[Any]] | NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """As `Executable.run`."""
+        return self.executable.run(inputs)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the folder that ``oneshot-ml2 run`` and `executable.load` take; see `executable.save`."""
+        executable.save(self.executable, folder, self.schedules(), self.to_dict())
+
+    def macs(self) -> tuple[int, int]:
+        """Multiplications on the VTA, and on the host."""
+        on = {True: 0, False: 0}
+        for node in self.graph.nodes:
+            on[node.output in self.picks] += node_macs(self.graph, node)
+        return on[True], on[False]
+
+    def schedules(self) -> list[dict[str, Any]]:
+        """Each layer's schedule and where it comes from, for ``schedules.json``."""
+        return [
+            {
+                "layer": node.name,
+                "workload": node.attrs["workload"].to_dict(),
+                "space": pick.space.kind,
+                "schedule": dict(pick.schedule.knobs),
+                "source": pick.source,
+                "predicted_cycles": report.finite(pick.predicted_cycles),
+            }
+            for node in self.graph.nodes
+            for pick in [self.picks.get(node.output)]
+            if pick is not None
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        on_vta, on_host = self.macs()
+        errors = {error.name: error for error in self.quantized.errors}
+        layers = []
+        for node in self.graph.nodes:
+            pick = self.picks.get(node.output)
+            error = errors.get(node.name)
+            entry: dict[str, Any] = {
+                "layer": node.name,
+                "operator": node.op.removeprefix("int_"),
+                "where": "host" if pick is None else "vta",
+                "shape": list(self.graph.values[node.output].shape),
+                "macs": node_macs(self.graph, node),
+                "exponent": self.graph.values[node.output].exponent,
+                "error": None if error is None else error.rms,
+            }
+            if pick is None:
+                entry["reason"] = partition.host_reason(node)
+            else:
+                entry |= {
+                    "workload": node.attrs["workload"].to_dict(),
+                    "schedule": dict(pick.schedule.knobs),
+                    "source": pick.source,
+                    "predicted_cycles": report.finite(pick.predicted_cycles),
+                    "cycles": self.cycles[node.output],
+                    "wrong_outputs": None if self.checked is None else self.checked.layers[node.name],
+                }
+            layers.append(entry)
+        return {
+            "model": self.executable.name,
+            "accelerator": json.loads(self.accelerator.to_json()) | {"name": self.accelerator.name},
+            "quantization": self.quantized.kind,
+            "rounding": "shift",
+            "changes": list(self.quantized.changes),
+            "warnings": self.warnings(),
+            "ok": self.ok,
+            "checked": None if self.checked is None else {
+                "outputs": self.checked.outputs, "largest_difference": report.finite(self.checked.largest)
+            },
+            "cycles": sum(self.cycles.values()),
+            "milliseconds": self.milliseconds,
+            "macs_vta": on_vta,
+            "macs_host": on_host,
+            "seconds": dict(self.seconds),
+            "peak_bytes": self.peak_bytes,
+            "layers": layers,
+        }  # fmt: skip
+
+    @property
+    def milliseconds(self) -> float:
+        """Cycles of the VTA's layers at its clock."""
+        return sum(self.cycles.values()) / (self.accelerator.clock_mhz * 1e3)
+
+    def warnings(self) -> list[str]:
+        """What the quantization and the picks warn of, one line each."""
+        about: dict[str, list[str]] = {}
+        for node in self.graph.nodes:
+            for warning in self.picks[node.output].warnings if node.output in self.picks else ():
+                about.setdefault(warning, []).append(node.name)
+        return [
+            *self.quantized.warnings,
+            *(
+                f"{'all layers' if len(names) == len(self.picks) else ', '.join(names)}: {warning}"
+                for warning, names in about.items()
+            ),
+        ]
+
+    def report(self) -> str:
+        """The table, a row an operator, and the totals."""
+        header = ("layer", "operator", "on", "shape", "schedule or reason", "source", "predicted", "cycles", "error", "result")
+        errors = {error.name: error.rms for error in self.quantized.errors}
+        rows = []
+        for node in self.graph.nodes:
+            pick = self.picks.get(node.output)
+            error = f"{errors[node.name]:.2%}" if node.name in errors else ""
+            shape = "x".join(map(str, self.graph.values[node.output].shape[1:]))
+            op = node.op.removeprefix("int_")
+            if pick is None:
+                rows.append((node.name, op, "host", shape, partition.host_reason(node) or "", "", "", "", error, ""))
+                continue
+            wrong = None if self.checked is None else self.checked.layers[node.name]
+            result = "" if wrong is None else "exact" if wrong == 0 else f"WRONG: {wrong:,}"
+            rows.append(
+                (
+                    node.name, op, "vta", report.short_workload(node.attrs["workload"]),
+                    report.short_schedule(pick.schedule), pick.source, f"{pick.predicted_cycles:,.0f}",
+                    f"{self.cycles[node.output]:,}", error, result,
+                )
+            )  # fmt: skip
+        on_vta, on_host = self.macs()
+        chip, total = self.accelerator, max(on_vta + on_host, 1)
+        sources = Counter(str(pick.source) for pick in self.picks.values())
+        lines = [
+            report.table(header, rows, left=("layer", "operator", "on", "shape", "schedule or reason", "source", "result")),
+            "",
+            f"{self.executable.name} on {chip.name}: {sum(self.cycles.values()):,} cycles on the VTA, "
+            f"{self.milliseconds:.2f} ms at {chip.clock_mhz} MHz; {on_vta / total:.1%} of {total:,} MACs on the VTA.",
+            "Picks: " + (", ".join(f"{count} {source}" for source, count in sources.most_common()) or "none") + ".",
+            *(f"Changed: {change}." for change in self.quantized.changes),
+        ]
+        if self.checked is not None:
+            right = sum(not wrong for wrong in self.checked.layers.values())
+            end = "equals" if self.checked.outputs == 0 else f"DIFFERS (by at most {self.checked.largest:g}) from"
+            lines.append(
+                f"{right} of {len(self.checked.layers)} VTA layers equal the integer reference bit for bit; the whole "
+                f"model's output {end} it."
+            )
+        lines += [
+            "Wall time: " + ", ".join(f"{stage} {self.seconds[stage]:.2f} s" for stage in STAGES if stage in self.seconds)
+            + f"; peak memory {self.peak_bytes / 2**20:,.0f} MiB.",
+            "error: of the int8 tensor against the model's own, root mean square, relative, with all errors before it. "
+            "Rounding: half up.",
+        ]
+        return "\n".join(lines)
+
+
+def node_macs(graph: Graph, node: Node) -> int:
+    """Multiplications of a layer; 0 for other operators."""
+    if node.op in ("int_conv2d", "int_dense"):
+        weight = node.arrays["weight"].shape
+    elif node.op in ("conv2d", "dense"):
+        weight = graph.constants[node.inputs[1]].shape
+    elif node.op == "matmul":
+        return int(np.prod(graph.values[node.output].shape)) * graph.shape(node.inputs[0])[-1]
+    else:
+        return 0
+    return int(np.prod(graph.values[node.output].shape)) * int(np.prod(weight[1:]))
+
+
+def compile_model(
+    model: Any,
+    accelerator: Accelerator | str | Path = "pynq",
+    *,
+    example_inputs: Sequence[Any] | None = None,
+    calibration: Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    size: int = 224,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    rounding: str = "shift",
+    check: bool = True,
+    progress: bool = False,
+) -> CompiledGraph:
+    """Compile a whole model for an accelerator; nothing is measured for it.
+
+    Args:
+        model: a path ending in ``.onnx``, a name that `models.model_names` lists (random weights), or a PyTorch module.
+        accelerator: one, or what `Accelerator.load` takes.
+        example_inputs: of a PyTorch module: a tuple of float32 tensors; their shapes are compiled for.
+        calibration: inputs by name from which a float model's scales follow; none: random ones, with a warning.
+        size: height and width of a named model's images.
+        weights: shipped weights by name, or a safetensors file; none: the default ones.
+        seed: of the random inputs.
+        rounding: ``shift``: half up, by the VTA's shift.
+        check: run the result once, and hold it against the integer reference.
+        progress: show a bar on stderr.
+
+    Raises:
+        OneShotError: a model that cannot be imported or quantized, unknown names, unusable weights.
+        ModuleNotFoundError: tvm or onnx is not installed.
+    """
+    from tqdm import tqdm
+
+    if rounding not in ROUNDINGS:
+        raise ModelError(f"rounding is {rounding!r}; allowed: {', '.join(ROUNDINGS)}")
+    chip = accelerator if isinstance(accelerator, Accelerator) else Accelerator.load(accelerator)
+    seconds: dict[str, float] = {}
+    with tqdm(
+        total=len(STAGES), unit="stage", file=sys.stderr, leave=False, disable=None if progress else True
+    ) as bar:
+
+        @contextlib.contextmanager
+        def stage(name: str) -> Iterator[None]:
+            bar.set_description(name)
+            begin = time.perf_counter()
+            yield
+            seconds[name] = time.perf_counter() - begin
+            bar.update()
+
+        with stage("import"):
+            source = importer.import_model(model, example_inputs, size)
+        with stage("quantize"):
+            quantized = quantizing.quantize(source, calibration, seed)
+        with stage("pick"):
+            quantized, picks = _pick(quantized, chip, weights)
+        with stage("lower"):
+            layers = [
+                layer_program(node, picks[node.output].program)
+                for node in quantized.graph.nodes
+                if node.output in picks
+            ]
+        with stage("build"):
+            compiled = build(quantized.graph, chip, layers, list(picks))
+        checked, cycles = None, {}
+        with stage("check"):
+            from oneshot_ml2.vta import timing
+
+            known: dict[Workload, int] = {}
+            for output, pick in picks.items():
+                workload = pick.space.workload
+                if workload not in known:
+                    known[workload] = int(timing.measure(pick.program).cycles)
+                cycles[output] = known[workload]
+            if check:
+                samples = calibration or quantizing.random_samples(source, 1, seed)
+                checked = check_executable(quantized.graph, compiled, list(picks), samples[0])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return CompiledGraph(quantized, compiled, picks, cycles, seconds, peak, checked)
+
+
+def _pick(
+    quantized: Quantized, chip: Accelerator, weights: str | Path | None
+) -> tuple[Quantized, dict[str, Pick]]:
+    """A pick for every layer that the VTA can take; equal workloads share one. Layers without any go to the host."""
+    from oneshot_ml2 import oneshot
+    from oneshot_ml2.schedule import InvalidSchedule
+
+    found: dict[Workload, Pick | str] = {}
+    picks: dict[str, Pick] = {}
+    nodes = []
+    for node in quantized.graph.nodes:
+        workload = node.attrs.get("workload")
+        if workload is not None:
+            if workload not in found:
+                try:
+                    found[workload] = oneshot.pick(workload, chip, weights)
+                except InvalidSchedule as error:
+                    found[workload] = str(error)
+            result = found[workload]
+            if isinstance(result, str):
+                node = dataclasses.replace(node, attrs={**node.attrs, "workload": None, "reason": result})
+            else:
+                picks[node.output] = result
+        nodes.append(node)
+    graph = dataclasses.replace(quantized.graph, nodes=tuple(nodes))
+    return dataclasses.replace(quantized, graph=graph), picks
+
+
+def layer_program(node: Node, program: Program) -> LayerProgram:
+    """A layer with its program and its packed weights."""
+    from oneshot_ml2.vta import image
+
+    workload: Workload = node.attrs["workload"]
+    specs = workload.tensor_specs
+    operands = {name: np.zeros(*specs[name]) for name in ("data", "residual") if name in specs}
+    packed = image.packed_tensors(workload, {**operands, **node.arrays}, program.accelerator)
+    constants = {name: content for name, content in packed.items() if name not in operands}
+    shapes = tuple(specs[name][0] for name in operands)
+    return LayerProgram(node.name, program, shapes, workload.output_shape, constants)
+
+
+def build(graph: Graph, chip: Accelerator, layers: Sequence[LayerProgram], outputs: Sequence[str]) -> Executable:
+    """Compile the host's part with TVM; ``outputs``: the values that the layers make, in their order."""
+    from oneshot_ml2.graph import hostcode
+
+    tvm = executable.import_tvm()
+    identity = _identity(chip, layers)
+    module = hostcode.relax_module(graph, {name: number for number, name in enumerate(outputs)}, identity)
+    with executable.quiet_stderr():
+        library = tvm.compile(tvm.relax.get_pipeline("zero")(module), "llvm")
+    register_model(identity, layers)
+    inputs, results = (
+        tuple(Tensor(name, graph.values[name].shape) for name in names) for names in (graph.inputs, graph.outputs)
+    )
+    return Executable(graph.name, identity, chip, inputs, results, tuple(layers), library)
+
+
+def _identity(chip: Accelerator, layers: Sequence[LayerProgram]) -> str:
+    """A hash of all that the launcher runs."""
+    digest = hashlib.sha256(chip.to_json().encode())
+    for layer in layers:
+        digest.update(repr((layer.inputs, layer.output, layer.program.buffers)).encode())
+        digest.update(np.ascontiguousarray(layer.program.insns).tobytes())
+        digest.update(np.ascontiguousarray(layer.program.uops).tobytes())
+        for name, content in sorted(layer.constants.items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(content).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def check_executable(
+    graph: Graph, compiled: Executable, outputs: Sequence[str], sample: Mapping[str, NDArray[Any]]
+) -> Checked:
+    """Hold each layer's program, and the whole model, against the integer reference; see `Checked`."""
+    programs = dict(zip(outputs, compiled.layers))
+    layers: dict[str, int] = {}
+    users = graph.producers()
+    seen: dict[str, NDArray[Any]] = {}
+    last = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
+    order = {node.output: index for index, node in enumerate(graph.nodes)}
+
+    def observe(name: str, array: NDArray[Any]) -> None:
+        seen[name] = array
+        if name in programs:
+            node = users[name]
+            result = programs[name].run([seen[operand] for operand in node.inputs])
+            layers[node.name] = int(np.count_nonzero(result != array))
+        for done in [kept for kept in seen if last.get(kept, -1) <= order.get(name, -1)]:
+            del seen[done]
+
+    expected = ir.execute(graph, sample, observe)
+    result = compiled.run(sample)
+    difference = [np.abs(result[name].astype(np.float64) - expected[name]) for name in graph.outputs]
+    return Checked(
+        layers, sum(int(np.count_nonzero(part)) for part in difference), max(float(part.max()) for part in difference)
+    )
