@@ -259,7 +259,7 @@ def compile_model(
     accelerator: Accelerator | str | Path = "pynq",
     *,
     example_inputs: Sequence[Any] | None = None,
-    calibration: Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    calibration: NDArray[Any] | Mapping[str, NDArray[Any]] | Sequence[Mapping[str, NDArray[Any]]] | None = None,
     size: int = 224,
     weights: str | Path | None = None,
     seed: int = 0,
@@ -273,7 +273,8 @@ def compile_model(
         model: a path ending in ``.onnx``, a name that `models.model_names` lists (random weights), or a PyTorch module.
         accelerator: one, or what `Accelerator.load` takes.
         example_inputs: of a PyTorch module: a tuple of float32 tensors; their shapes are compiled for.
-        calibration: inputs by name from which a float model's scales follow; none: random ones, with a warning.
+        calibration: inputs from which a float model's scales follow (see `quantize.split_samples`); none: random
+            ones, with a warning.
         size: height and width of a named model's images.
         weights: shipped weights by name, or a safetensors file; none: the default ones.
         seed: of the random inputs.
@@ -306,7 +307,8 @@ def compile_model(
         with stage("import"):
             source = importer.import_model(model, example_inputs, size)
         with stage("quantize"):
-            quantized = quantizing.quantize(source, calibration, seed)
+            samples = None if calibration is None else quantizing.split_samples(source, calibration)
+            quantized = quantizing.quantize(source, samples, seed)
         with stage("pick"):
             quantized, picks = _pick(quantized, chip, weights)
         with stage("lower"):
@@ -328,8 +330,8 @@ def compile_model(
                     known[workload] = int(timing.measure(pick.program).cycles)
                 cycles[output] = known[workload]
             if check:
-                samples = calibration or quantizing.random_samples(source, 1, seed)
-                checked = check_executable(quantized.graph, compiled, list(picks), samples[0])
+                sample = samples[0] if samples else quantizing.random_samples(source, 1, seed)[0]
+                checked = check_executable(quantized.graph, compiled, list(picks), sample)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return CompiledGraph(quantized, compiled, picks, cycles, seconds, peak, checked)
 

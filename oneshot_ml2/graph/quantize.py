@@ -63,12 +63,45 @@ class Quantized:
     errors: tuple[LayerError, ...]
 
 
-def quantize(graph: Graph, calibration: Sequence[Sample] | None = None, seed: int = 0) -> Quantized:
+def split_samples(graph: Graph, data: Array | Sample | Sequence[Sample]) -> list[dict[str, Array]]:
+    """Calibration data as inputs of the model: a list of them, or arrays that hold many along their first axis.
+
+    Raises:
+        ModelError: names or shapes that are not the model's.
+    """
+    if isinstance(data, Sequence):
+        return [dict(ir.check_inputs(graph, sample)) for sample in data]
+    if not isinstance(data, Mapping):
+        if len(graph.inputs) != 1:
+            raise ModelError(f"calibration data needs the names of the inputs: {', '.join(graph.inputs)}; use .npz")
+        data = {graph.inputs[0]: data}
+    if set(data) != set(graph.inputs):
+        raise ModelError(f"calibration data has {', '.join(data)}; the model takes {', '.join(graph.inputs)}")
+    counts = set()
+    for name, array in data.items():
+        shape = graph.values[name].shape
+        if array.shape[1:] != shape[1:] or not len(array) or len(array) % shape[0]:
+            raise ModelError(
+                f"calibration data for {name!r} has shape {array.shape}; allowed: a multiple of the first of {shape}"
+            )
+        counts.add(len(array) // shape[0])
+    if len(counts) > 1:
+        raise ModelError("calibration data holds different numbers of inputs; give as many of each")
+    samples = []
+    for index in range(counts.pop()):
+        pick = {name: array[index * (n := graph.values[name].shape[0]) : (index + 1) * n] for name, array in data.items()}
+        samples.append(dict(ir.check_inputs(graph, pick)))
+    return samples
+
+
+def quantize(
+    graph: Graph, calibration: Array | Sample | Sequence[Sample] | None = None, seed: int = 0
+) -> Quantized:
     """Quantize a graph to int8; one that is quantized already (QDQ) keeps its scales, to the nearest power of two.
 
     Args:
-        calibration: inputs of the model by name, from which the scales of a float model follow; none: seeded standard
-            normal ones, with a warning. The errors are those on the first one.
+        calibration: what `split_samples` takes, from which the scales of a float model follow; none: seeded standard
+            normal inputs, with a warning. The errors are those on the first one.
         seed: of the random inputs.
 
     Raises:
@@ -82,10 +115,10 @@ def quantize(graph: Graph, calibration: Sequence[Sample] | None = None, seed: in
             warned.append(
                 "scales follow from random inputs: give calibration data (--calibration) before trusting the accuracy"
             )
-    elif not len(calibration):
-        raise ModelError("calibration data is empty; give at least one input")
     else:
-        samples = [ir.check_inputs(graph, sample) for sample in calibration]
+        samples = split_samples(graph, calibration)
+        if not samples:
+            raise ModelError("calibration data is empty; give at least one input")
     if qdq:
         plain, exponents, changes, tensors = _strip(graph)
         _, reference = _observe(graph, samples[:1])
