@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import resource
 import sys
 import time
 from collections import Counter
@@ -68,7 +67,7 @@ class CompiledGraph:
         picks: output of a node -> the schedule of its layer; only of those on the VTA.
         cycles: output of a node -> cycles of its program by the timing model.
         seconds: wall time of each of ``STAGES``.
-        peak_bytes: the most memory that the process had so far.
+        peak_bytes: the most memory that the process had so far; 0 where the system does not say.
         checked: None if nothing was checked.
     """
 
@@ -332,8 +331,17 @@ def compile_model(
             if check:
                 sample = samples[0] if samples else quantizing.random_samples(source, 1, seed)[0]
                 checked = check_executable(quantized.graph, compiled, list(picks), sample)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return CompiledGraph(quantized, compiled, picks, cycles, seconds, peak, checked)
+    return CompiledGraph(quantized, compiled, picks, cycles, seconds, _peak_bytes(), checked)
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process had; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _pick(
@@ -387,8 +395,9 @@ def build(graph: Graph, chip: Accelerator, layers: Sequence[LayerProgram], outpu
     with executable.quiet_stderr():
         library = tvm.compile(tvm.relax.get_pipeline("zero")(module), "llvm")
     register_model(identity, layers)
-    inputs, results = (
-        tuple(Tensor(name, graph.values[name].shape) for name in names) for names in (graph.inputs, graph.outputs)
+    inputs = tuple(Tensor(name, graph.values[name].shape) for name in graph.inputs)
+    results = tuple(
+        Tensor(title, graph.values[name].shape) for title, name in zip(graph.output_names, graph.outputs, strict=True)
     )
     return Executable(graph.name, identity, chip, inputs, results, tuple(layers), library)
 
@@ -428,7 +437,10 @@ def check_executable(
 
     expected = ir.execute(graph, sample, observe)
     result = compiled.run(sample)
-    difference = [np.abs(result[name].astype(np.float64) - expected[name]) for name in graph.outputs]
+    difference = [
+        np.abs(result[title].astype(np.float64) - expected[name])
+        for title, name in zip(graph.output_names, graph.outputs)
+    ]
     return Checked(
         layers, sum(int(np.count_nonzero(part)) for part in difference), max(float(part.max()) for part in difference)
     )

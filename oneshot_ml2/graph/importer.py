@@ -118,7 +118,7 @@ def import_onnx(path: str | Path) -> Graph:
     names: dict[str, list[tuple[str, str]]] = {}
     for kind, name, outputs in nodes:
         names.setdefault(_ONNX_OPS.get(kind, kind), []).append((_module_path(name), outputs[0]))
-    return _from_relax(module, path.stem, names)
+    return _from_relax(module, path.stem, names, [entry.name for entry in model.graph.output])
 
 
 def import_torch(module: nn.Module, example_inputs: Sequence[Any], name: str | None = None) -> Graph:
@@ -160,15 +160,16 @@ def _first_line(error: BaseException) -> str:
 
 def _module_path(name: str) -> str:
     """``layer1.0.conv1`` for the node that PyTorch's exporter calls ``/layer1/layer1.0/conv1/Conv``."""
-    parts = [part for part in name.split("/") if part]
-    if len(parts) < 2:
-        return name
+    *parts, last = [part for part in name.split("/") if part] or [""]
+    if not parts:
+        return last
     path = previous = parts[0]
-    for part in parts[1:-1]:
+    for part in parts[1:]:
         # A child of a Sequential repeats its parent's name.
         path += part[len(previous) :] if part.startswith(previous + ".") else "." + part
         previous = part
-    return path
+    # A residual has no module of its own.
+    return f"{path}.add" if last.startswith("Add") else path
 
 
 class _Reader:
@@ -426,7 +427,9 @@ def _static(ty: Any, what: str) -> tuple[int, ...]:
     return tuple(int(dim) for dim in shape)
 
 
-def _from_relax(module: Any, name: str, names: Mapping[str, list[tuple[str, str]]]) -> Graph:
+def _from_relax(
+    module: Any, name: str, names: Mapping[str, list[tuple[str, str]]], output_names: Sequence[str] = ()
+) -> Graph:
     """The ``main`` function of a Relax module; ``names``: operator -> (layer's name, tensor's name), in order."""
     if "main" not in [variable.name_hint for variable in module.get_global_vars()]:
         raise ModelError("the model has no main function")
@@ -448,7 +451,12 @@ def _from_relax(module: Any, name: str, names: Mapping[str, list[tuple[str, str]
     for output in outputs:
         if output not in reader.values:
             raise ModelError("an output of the model does not depend on its inputs; remove it from the model")
-    graph = Graph(name, tuple(inputs), tuple(outputs), tuple(reader.nodes), reader.values, reader.constants)
+    if len(output_names) != len(outputs):
+        output_names = [f"output_{index}" for index in range(len(outputs))] if len(outputs) > 1 else ["output"]
+    graph = Graph(
+        name, tuple(inputs), tuple(outputs), tuple(reader.nodes), reader.values, reader.constants,
+        output_names=tuple(output_names),
+    )  # fmt: skip
     return _simplify(graph, names)
 
 
@@ -605,8 +613,10 @@ def import_model(model: Any, example_inputs: Sequence[Any] | None = None, size: 
             raise OneShotError(f"images of {size} x {size}; allowed: a size of at least 1")
         import torch
 
-        torch.manual_seed(0)
-        return import_torch(models.build(str(model)), (torch.zeros(1, 3, size, size),), str(model))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = models.build(str(model))
+        return import_torch(module, (torch.zeros(1, 3, size, size),), str(model))
     if example_inputs is None:
         raise ModelError("a PyTorch module needs example_inputs, a tuple of float32 tensors of the shapes to compile for")
     return import_torch(model, example_inputs)

@@ -49,7 +49,8 @@ class Graph:
     """Nodes in an order in which they can be executed.
 
     ``values``: every input and node output by name; ``constants``: float32 tensors that nodes read;
-    ``labels``: value -> what the model's file calls it, where it has a name there.
+    ``labels``: value -> what the model's file calls it, where it has a name there; ``output_names``: those of the
+    outputs, in their order.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Graph:
     values: Mapping[str, Value]
     constants: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     labels: Mapping[str, str] = field(default_factory=dict, repr=False)
+    output_names: tuple[str, ...] = ()
 
     def users(self) -> dict[str, list[Node]]:
         """Value or constant -> the nodes that read it, in order; a node that reads it twice counts twice."""

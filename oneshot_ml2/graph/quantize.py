@@ -195,13 +195,11 @@ def _calibrated(graph: Graph, chosen: Mapping[str, int]) -> dict[str, int]:
         if any(node.op in integer_ops for node in users[name]):
             exponents[name] = chosen[name]
     for node in graph.nodes:
-        values = [name for name in node.inputs if name in graph.values]
-        if node.op in ("max_pool2d", "reshape", "permute"):
-            if values[0] in exponents:
-                exponents[node.output] = exponents[values[0]]
-        elif node.op == "add" and len(values) < 2:
-            continue
-        elif node.op in integer_ops or any(user.op in ("conv2d", "dense") for user in users[node.output]):
+        feeds_a_layer = any(user.op in ("conv2d", "dense") for user in users[node.output])
+        constant = any(name in graph.constants for name in node.inputs) and node.op not in ("conv2d", "dense")
+        if node.op in ("max_pool2d", "reshape", "permute") and node.inputs[0] in exponents:
+            exponents[node.output] = exponents[node.inputs[0]]
+        elif feeds_a_layer or (node.op in integer_ops and not constant):
             exponents[node.output] = chosen[node.output]
     for node in graph.nodes:
         # conv2d/dense/add -> ReLU: one rounding, and one clip.
@@ -326,7 +324,7 @@ class _Builder:
         outputs = tuple(self.as_float(name) for name in graph.outputs)
         return Graph(
             graph.name, tuple(self.float_name(name) for name in graph.inputs), outputs, tuple(self.nodes), self.values,
-            self.constants,
+            self.constants, output_names=graph.output_names,
         )  # fmt: skip
 
     # Names: an int8 value keeps the float one's name; its float32 form is another value.
@@ -477,7 +475,10 @@ class _Builder:
             if shift > partition.LARGEST_SHIFT:
                 raise WorkloadError(f"its shift is {shift}; the VTA's layers have 0 to {partition.LARGEST_SHIFT}")
             epilogue = Epilogue(True, bits, residual_shift, shift, clip)
-            workload = partition.layer_workload(head, self.graph.shape(x), weight.shape, epilogue)
+            shape = self.graph.shape(x)
+            matrix = (math.prod(shape[:-1]), shape[-1])
+            data = shape if head.op == "conv2d" else matrix
+            workload = partition.layer_workload(head, data, weight.shape, epilogue)
         except WorkloadError as error:
             if residual_shift is not None:
                 self.unfused(composite)
@@ -486,8 +487,25 @@ class _Builder:
         attrs = {**head.attrs, "shift": shift, "clip": clip, "workload": workload, "reason": reason}
         attrs["residual_shift"] = residual_shift
         attrs.pop("weight_scale", None)
-        value = Value(composite.output, self.graph.shape(composite.output), self.exponents[composite.output])
-        self.emit(head.name, f"int_{head.op}", inputs, value, attrs, {"weight": weight, "bias": bias})
+        shape = self.graph.shape(composite.output)
+        value = Value(composite.output, shape, self.exponents[composite.output])
+        if head.op == "conv2d" or len(shape) == 2:
+            self.emit(head.name, f"int_{head.op}", inputs, value, attrs, {"weight": weight, "bias": bias})
+            return
+        # A dense layer sees a matrix, whatever the rank of its operands.
+        rows = math.prod(shape[:-1])
+        flat = [self.flattened(name, rows) for name in inputs]
+        result = Value(f"{value.name}.flat", (rows, shape[-1]), value.exponent)
+        self.emit(head.name, "int_dense", flat, result, attrs, {"weight": weight, "bias": bias})
+        self.emit(f"{head.name}.reshape", "reshape", [result.name], value, {})
+
+    def flattened(self, name: str, rows: int) -> str:
+        """An int8 value as a matrix of ``rows`` rows."""
+        value, target = self.values[name], f"{name}.flat"
+        if target not in self.values:
+            shape = (rows, math.prod(value.shape) // rows)
+            self.emit(target, "reshape", [name], Value(target, shape, value.exponent), {})
+        return target
 
     def unfused(self, composite: Composite) -> None:
         """A layer whose residual cannot be added on the VTA: all of it in float32."""
