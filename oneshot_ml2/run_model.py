@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]FILE",
         help=".npy, or .npz with the inputs by name; repeat it for several inputs",
     )
-    parser.add_argument("--output", metavar="FILE", help="write the result here: .npy, or .npz with all outputs by name")
+    parser.add_argument("--output", metavar="FILE", help="write the result here: .npy, or .npz with outputs by name")
     parser.add_argument("--accelerator", metavar="NAME", help="refuse a model that is compiled for another one")
     parser.add_argument("--device", default="sim", metavar="SPEC", help="what runs the programs (default: sim)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -65,10 +65,9 @@ def run(args: argparse.Namespace) -> int:
             for row, scores in enumerate(array):
                 best = scores.argsort(kind="stable")[::-1][:_SHOWN]
                 print(f"  row {row}, largest: " + ", ".join(f"[{index}] {scores[index]:.4g}" for index in best))
-    print(
-        f"{model.name} on {model.accelerator.name} (simulated): loaded in {loaded - begin:.2f} s, ran in {done - loaded:.2f} s"
-        + (f"; written to {output}" if output is not None else "")
-    )
+    times = f"loaded in {loaded - begin:.2f} s, ran in {done - loaded:.2f} s"
+    where = f"; written to {output}" if output is not None else ""
+    print(f"{model.name} on {model.accelerator.name} (simulated): {times}{where}")
     return 0
 
 
@@ -108,5 +107,5 @@ def _as_file(results: dict[str, NDArray[Any]], suffix: str) -> bytes:
     elif len(results) == 1:
         np.save(buffer, next(iter(results.values())), allow_pickle=False)
     else:
-        raise ModelError(f"the model has {len(results)} outputs ({', '.join(results)}); give --output a file ending in .npz")
+        raise ModelError(f"the model's outputs are {', '.join(results)}; give --output a file ending in .npz")
     return buffer.getvalue()

@@ -50,9 +50,7 @@ class LayerProgram:
         if shapes != self.inputs or any(operand.dtype != np.int8 for operand in operands):
             raise ModelError(f"layer {self.name} got operands of shapes {shapes}; it takes int8 {self.inputs}")
         dram = np.zeros(program.dram_bytes, dtype=np.uint8)
-        packed = {
-            name: packing.pack_activation(operand, chip) for name, operand in zip(("data", "residual"), operands)
-        }
+        packed = {name: packing.pack_activation(operand, chip) for name, operand in zip(("data", "residual"), operands)}
         for name, content in {**self.constants, **packed}.items():
             raw = content.reshape(-1).view(np.uint8)
             address = program.buffer(name).address
@@ -83,7 +81,7 @@ def as_numpy(tensor: Any) -> NDArray[Any]:
     dtype = np.dtype(str(tensor.dtype))
     shape = tuple(int(size) for size in tensor.shape)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    memory = (ctypes.c_uint8 * size).from_address(tensor.data_ptr())
+    memory = memoryview((ctypes.c_uint8 * size).from_address(tensor.data_ptr()))
     return np.frombuffer(memory, dtype).reshape(shape)
 
 

@@ -1,7 +1,7 @@
 """A compiled model as a folder, and running it: TVM's library for the host, programs and packed weights for the VTA.
 
-Loading needs neither PyTorch nor the network. Every file's hash stands in ``manifest.json``, and the manifest's own too;
-that guards against damage, not against malice: ``lib.so`` is native code.
+Loading needs neither PyTorch nor the network. ``manifest.json`` holds every file's hash, and its own; that guards
+against damage, not against malice: ``lib.so`` is native code.
 """
 
 from __future__ import annotations
@@ -163,8 +163,9 @@ def save(
     try:
         with quiet_stderr():
             executable.library.export_library(str(work / LIBRARY))
-        arrays, entries = {}, []
-        weights = {}
+        arrays: dict[str, NDArray[Any]] = {}
+        weights: dict[str, NDArray[Any]] = {}
+        entries = []
         for number, layer in enumerate(executable.layers):
             arrays |= _program_arrays(number, layer.program)
             weights |= {f"{number}.{name}": content for name, content in layer.constants.items()}
@@ -217,7 +218,7 @@ def check_target(folder: Path) -> None:
     if folder.is_dir():
         strange = sorted({entry.name for entry in folder.iterdir()} - {*FILES, MANIFEST})
         if strange:
-            raise ModelError(f"{folder} holds {strange[0]!r}, which is no part of a compiled model; give another folder")
+            raise ModelError(f"{folder} holds {strange[0]!r}, no part of a compiled model; give another folder")
 
 
 def versions() -> dict[str, str]:
@@ -285,7 +286,7 @@ def load(folder: str | Path, accelerator: Accelerator | None = None) -> Executab
         )
         name, identity = str(manifest["model"]), str(manifest["identity"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"{folder}: {MANIFEST} does not describe its files ({error}); compile the model again") from error
+        raise ModelError(f"{folder}: {MANIFEST} does not fit its files ({error}); compile the model again") from error
     tvm = import_tvm()
     _check_versions(folder, manifest)
     with quiet_stderr():

@@ -1,6 +1,6 @@
 """ONNX files and PyTorch modules, through TVM Relax, as a `Graph` of float operators.
 
-Quantized ONNX models (QDQ) keep their ``quantize`` and ``dequantize`` operators; `quantize` makes integers of both kinds.
+Quantized ONNX models (QDQ) keep their ``quantize`` and ``dequantize`` operators; `quantize` makes integers of both.
 """
 
 from __future__ import annotations
@@ -228,6 +228,9 @@ class _Reader:
         if op == "relax.nn.batch_norm":
             return (self.batch_norm([self.operand(arg) for arg in call.args], attrs),) * 3
         shape = _static(call.ty, op)
+        if op == "relax.broadcast_to" and _static(call.args[0].ty, op) == shape:
+            # PyTorch's matmul expands its operands, mostly to what they are.
+            return self.operand(call.args[0])
         if op in _RESHAPES:
             return self.reshape(self.operand(call.args[0]), shape)
         if op == "relax.permute_dims":
@@ -235,21 +238,21 @@ class _Reader:
         if op == "relax.clip":
             low, high = (float(getattr(arg.value, "value", arg.value)) for arg in call.args[1:])
             return self.add("clip", [self.operand(call.args[0])], shape, low=low, high=high)
+        method: Callable[[list[str], Any, tuple[int, ...]], str] | None = getattr(self, "_" + op.split(".")[-1], None)
+        if method is None and op not in _ELEMENTWISE and op != "relax.concat":
+            raise ModelError(
+                f"operator {op} is not supported; replace it by supported ones in the model ({', '.join(_SUPPORTED)}), "
+                "or compile the part of the model without it"
+            )
         operands = [self.operand(arg) for arg in call.args]
         if op == "relax.concat":
-            rank = len(shape)
-            return self.add("concat", operands[0], shape, axis=(attrs.axis.value if hasattr(attrs.axis, "value") else int(attrs.axis or 0)) % rank)
+            return self.add("concat", operands[0], shape, axis=int(attrs.axis) % len(shape))
         for operand in operands:
             if not isinstance(operand, str) or (operand not in self.values and operand not in self.constants):
                 raise ModelError(f"operator {op}: operand {operand!r} is not supported")
         if op in _ELEMENTWISE:
             return self.elementwise(_ELEMENTWISE[op], operands, shape)
-        method: Callable[[list[str], Any, tuple[int, ...]], str] | None = getattr(self, "_" + op.split(".")[-1], None)
-        if method is None:
-            raise ModelError(
-                f"operator {op} is not supported; replace it by supported ones in the model ({', '.join(_SUPPORTED)}), "
-                "or compile the part of the model without it"
-            )
+        assert method is not None
         return method(operands, attrs, shape)
 
     # One method for an operator whose attributes need translation ------------------------------
@@ -292,7 +295,7 @@ class _Reader:
     def _conv2d(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
         _layout(attrs, "relax.nn.conv2d")
         if operands[1] not in self.constants and self._producer(operands[1]).op != "dequantize":
-            raise ModelError("operator relax.nn.conv2d: its weight is computed by the model; only constants are supported")
+            raise ModelError("operator relax.nn.conv2d: the model computes its weight; only constants are supported")
         return self.add(
             "conv2d", operands, shape, strides=_ints(attrs.strides), pads=_pads(attrs.padding),
             dilation=_ints(attrs.dilation), groups=int(attrs.groups),
@@ -332,7 +335,7 @@ class _Reader:
         image = self.values[operands[0]].shape
         axes = tuple(sorted(int(axis) % len(image) for axis in attrs.axis)) if attrs.axis else tuple(range(len(image)))
         if len(image) == 4 and axes == (2, 3):
-            return self._global_pool(operands[0], shape, image[2:], (1, 1))  # type: ignore[arg-type]
+            return self._global_pool(operands[0], shape, image[2:], (1, 1))
         return self.add("mean", operands, shape, axes=axes, keepdims=bool(attrs.keepdims))
 
     def _softmax(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
@@ -360,7 +363,7 @@ class _Reader:
             raise ModelError(f"operator quantize to {attrs.out_dtype}; only int8 is supported (QuantType.QInt8)")
         scale = self._scales(operands, "quantize")
         if scale.size != 1:
-            raise ModelError("operator quantize has a scale per channel on an activation; only one for all is supported")
+            raise ModelError("operator quantize has a scale per channel on an activation; only one scale is supported")
         return self.add(
             "quantize", operands[:1], shape, scale=scale.reshape(()), axis=0, range=(-128, 127), dtype="int8"
         )
@@ -618,5 +621,5 @@ def import_model(model: Any, example_inputs: Sequence[Any] | None = None, size: 
             module = models.build(str(model))
         return import_torch(module, (torch.zeros(1, 3, size, size),), str(model))
     if example_inputs is None:
-        raise ModelError("a PyTorch module needs example_inputs, a tuple of float32 tensors of the shapes to compile for")
+        raise ModelError("a PyTorch module needs example_inputs, a tuple of float32 tensors that fix the shapes")
     return import_torch(model, example_inputs)

@@ -87,7 +87,8 @@ def layer_workload(node: Node, data: tuple[int, ...], weight: tuple[int, ...], e
     if attrs["groups"] != 1:
         raise WorkloadError(f"grouped convolutions ({attrs['groups']} groups) are not lowered to the VTA")
     n, c, h, w = data
-    return Conv2d(n, c, h, w, weight[0], *weight[2:], attrs["strides"], attrs["pads"], attrs["dilation"], epilogue)
+    k, _, r, s = weight
+    return Conv2d(n, c, h, w, k, r, s, attrs["strides"], attrs["pads"], attrs["dilation"], epilogue)
 
 
 def host_reason(node: Node) -> str | None:

@@ -89,14 +89,13 @@ def split_samples(graph: Graph, data: Array | Sample | Sequence[Sample]) -> list
         raise ModelError("calibration data holds different numbers of inputs; give as many of each")
     samples = []
     for index in range(counts.pop()):
-        pick = {name: array[index * (n := graph.values[name].shape[0]) : (index + 1) * n] for name, array in data.items()}
-        samples.append(dict(ir.check_inputs(graph, pick)))
+        sizes = {name: graph.values[name].shape[0] for name in data}
+        part = {name: array[index * sizes[name] : (index + 1) * sizes[name]] for name, array in data.items()}
+        samples.append(dict(ir.check_inputs(graph, part)))
     return samples
 
 
-def quantize(
-    graph: Graph, calibration: Array | Sample | Sequence[Sample] | None = None, seed: int = 0
-) -> Quantized:
+def quantize(graph: Graph, calibration: Array | Sample | Sequence[Sample] | None = None, seed: int = 0) -> Quantized:
     """Quantize a graph to int8; one that is quantized already (QDQ) keeps its scales, to the nearest power of two.
 
     Args:
@@ -221,7 +220,7 @@ def nearest_exponent(scale: float) -> int:
 
 
 def _strip(graph: Graph) -> tuple[Graph, dict[str, int], list[str], dict[str, str]]:
-    """A QDQ graph without its quantize and dequantize nodes: (graph, exponents, changes, value -> quantize's output)."""
+    """A QDQ graph without quantize and dequantize nodes: (graph, exponents, changes, value -> quantize's output)."""
     users = graph.users()
     alias: dict[str, str] = {}
     scales: dict[str, float] = {}
@@ -232,9 +231,7 @@ def _strip(graph: Graph) -> tuple[Graph, dict[str, int], list[str], dict[str, st
         inputs = tuple(alias.get(name, name) for name in node.inputs)
         if node.op == "quantize":
             scale, (x,) = float(node.attrs["scale"]), inputs
-            same = [
-                user.op == "quantize" and float(user.attrs["scale"]) == scale for user in users[node.inputs[0]]
-            ]
+            same = [user.op == "quantize" and float(user.attrs["scale"]) == scale for user in users[node.inputs[0]]]
             if scales.get(x) == scale:
                 alias[node.output] = x
             elif x not in scales and all(same) and node.inputs[0] not in graph.outputs:
@@ -356,9 +353,7 @@ class _Builder:
     def to_int8(self, name: str, layer: str) -> None:
         """Quantize the float32 form of a value."""
         value = Value(self.int_name(name), self.graph.shape(name), self.exponents[name])
-        self.emit(
-            f"{layer}.quantize", "to_int8", [self.float_name(name)], value, {"exponent": self.exponents[name]}
-        )
+        self.emit(f"{layer}.quantize", "to_int8", [self.float_name(name)], value, {"exponent": self.exponents[name]})
 
     def rescaled(self, source: str, exponent: int, target: str, layer: str, clip: tuple[int, int] = (LOW, HIGH)) -> str:
         """An int8 value with another exponent, under the name ``target``."""
