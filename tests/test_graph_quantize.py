@@ -101,6 +101,20 @@ def test_a_residual_is_fused_where_its_shift_allows(weight: float, fused: bool) 
     assert max(error.rms for error in result.errors) < 0.03
 
 
+def test_a_residual_that_does_not_fit_is_added_on_the_host(tmp_path: Path) -> None:
+    """A QDQ model whose convolution is not quantized before the addition."""
+    q = Qdq()
+    x = q.quantized("x", 2.0**-4)
+    q.node("Conv", [x, *q.weights("c", x, (3, 3, 1, 1), 2.0**-9)], "c")
+    q.node("Relu", [q.node("Add", ["c", x], "s")], "r")
+    graph = importer.import_onnx(q.write(tmp_path / "m.onnx", q.quantized("r", 2.0**-4)))
+    result = quantize.quantize(graph)
+    assert ops(result.graph) == ["to_int8", "int_conv2d", "int_add", "to_float"]
+    assert "before its residual is added" in result.changes[0]
+    assert partition.host_reason(result.graph.nodes[1]) is None
+    assert max(error.rms for error in result.errors) < 0.05
+
+
 @given(st.integers(-(2**20), 2**20), st.integers(-20, 6))
 def test_rescaling_rounds_half_up(value: int, left: int) -> None:
     found = int(operators.shifted(np.array(value), left))
@@ -164,6 +178,28 @@ def qdq_error(tmp_path: Path, build: Any) -> str:
 def test_unsupported_quantizations(tmp_path: Path) -> None:
     assert "zero point 3" in qdq_error(tmp_path, lambda q, p: q.write(p, q.quantized("x", 0.25, 3)))
     assert "only int8" in qdq_error(tmp_path, lambda q, p: q.write(p, q.quantized("x", 0.25, 0, np.uint8)))
+
+
+def test_clips_become_bounds(tmp_path: Path) -> None:
+    q = Qdq()
+    x = q.quantized("x", 2.0**-4)
+    q.node("Conv", [x, *q.weights("c", x, (4, 3, 1, 1), 2.0**-9)], "c")
+    q.node("Clip", ["c", q.constant("low", np.float32(-1)), q.constant("high", np.float32(6))], "r")
+    graph = importer.import_onnx(q.write(tmp_path / "m.onnx", q.quantized("r", 2.0**-4)))
+    layer = quantize.quantize(graph).graph.nodes[1]
+    assert (layer.op, layer.attrs["clip"]) == ("int_conv2d", (-16, 96))
+
+
+def test_the_qoperator_format_is_refused(tmp_path: Path) -> None:
+    path = residual_qdq(tmp_path / "m.onnx")
+    import onnx
+
+    model = onnx.load(str(path))
+    terms = [model.graph.node[0].input[i] for i in (0, 1, 2)]
+    model.graph.node.insert(1, onnx.helper.make_node("QLinearMatMul", terms * 2 + terms[1:], ["z"]))
+    onnx.save(model, str(path))
+    with pytest.raises(ModelError, match=r"QuantFormat\.QDQ"):
+        importer.import_onnx(path)
 
 
 def test_unsupported_inputs(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -109,15 +110,21 @@ def import_onnx(path: str | Path) -> Graph:
                     f"{path}: dimension {axis} of input {entry.name!r} is dynamic ({dim.dim_param or '?'}); export the "
                     "model with fixed shapes, or fix them with python -m onnxruntime.tools.make_dynamic_shape_fixed"
                 )
-    nodes = [(node.op_type, node.name, list(node.output)) for node in model.graph.node]
+    names: dict[str, list[tuple[str, str]]] = {}
+    for node in model.graph.node:
+        kind = node.op_type
+        if kind.startswith("QLinear") or kind in ("QGemm", "ConvInteger", "MatMulInteger"):
+            raise ModelError(f"{path}: operator {kind} of the QOperator format; quantize with QuantFormat.QDQ instead")
+        if kind in ("DequantizeLinear", "Transpose", "Constant") and constants.issuperset(node.input):
+            constants.add(node.output[0])
+        # A product of two activations is no layer.
+        if kind != "MatMul" or node.input[1] in constants:
+            names.setdefault(_ONNX_OPS.get(kind, kind), []).append((_module_path(node.name), node.output[0]))
     with _quiet():
         try:
             module = from_onnx(model)
         except Exception as error:
             raise ModelError(f"{path}: TVM cannot import it: {_first_line(error)}") from error
-    names: dict[str, list[tuple[str, str]]] = {}
-    for kind, name, outputs in nodes:
-        names.setdefault(_ONNX_OPS.get(kind, kind), []).append((_module_path(name), outputs[0]))
     return _from_relax(module, path.stem, names, [entry.name for entry in model.graph.output])
 
 
@@ -227,6 +234,11 @@ class _Reader:
         attrs = call.attrs
         if op == "relax.nn.batch_norm":
             return (self.batch_norm([self.operand(arg) for arg in call.args], attrs),) * 3
+        if op == "relax.call_tir":
+            return self.bounded(call)
+        if op in ("relax.isnan", "relax.where"):
+            # TVM writes the bounds of ONNX's Clip with them.
+            return self.constant_choice(op, [self.operand(arg) for arg in call.args])
         shape = _static(call.ty, op)
         if op == "relax.broadcast_to" and _static(call.args[0].ty, op) == shape:
             # PyTorch's matmul expands its operands, mostly to what they are.
@@ -254,6 +266,35 @@ class _Reader:
             return self.elementwise(_ELEMENTWISE[op], operands, shape)
         assert method is not None
         return method(operands, attrs, shape)
+
+    def bounded(self, call: Any) -> str:
+        """Half of ONNX's Clip, which TVM makes a function of: the larger or smaller of a tensor and a constant."""
+        name = call.args[0].name_hint.rstrip("0123456789_")
+        operands = [self.operand(field) for field in call.args[1].fields]
+        constant = self.constants.get(operands[-1])
+        if name not in ("maximum", "minimum") or len(operands) != 2 or constant is None or constant.size != 1:
+            raise ModelError(f"operator {name} is not supported on these operands; only with a constant bound")
+        bound = float(constant.reshape(()))
+        low, high = (bound, math.inf) if name == "maximum" else (-math.inf, bound)
+        x = operands[0]
+        source = self._producer(x) if x in self.counted("clip") else None
+        if source is not None and self.nodes[-1] is source:
+            # The other half came just before: one clip, with the upper bound over the lower one as ONNX has it.
+            self.nodes.pop()
+            x = source.inputs[0]
+            low, high = min(max(low, source.attrs["low"]), high), min(source.attrs["high"], high)
+        return self.add("clip", [x], self.values[x].shape, low=low, high=high)
+
+    def counted(self, op: str) -> set[str]:
+        """The values that operators of a kind have made."""
+        return {node.output for node in self.nodes if node.op == op}
+
+    def constant_choice(self, op: str, operands: list[str]) -> str:
+        """``isnan`` or ``where`` of constants."""
+        if not all(name in self.constants for name in operands):
+            raise ModelError(f"operator {op} is supported on constants only; remove it from the model")
+        arrays = [self.constants[name] for name in operands]
+        return self.constant(np.asarray(np.isnan(arrays[0]) if op == "relax.isnan" else np.where(*arrays)))
 
     # One method for an operator whose attributes need translation ------------------------------
     def elementwise(self, op: str, operands: list[str], shape: tuple[int, ...]) -> str:

@@ -128,10 +128,11 @@ def quantize(graph: Graph, calibration: Array | Sample | Sequence[Sample] | None
         plain, changes, tensors = graph, [], {}
         chosen, wanted = _observe(graph, samples)
         exponents = _calibrated(graph, chosen)
-    integer = _Builder(plain, exponents, qdq).build()
+    builder = _Builder(plain, exponents, qdq)
+    integer = builder.build()
     errors = _errors(integer, samples[0], wanted)
     labels = {value: graph.labels[tensor] for value, tensor in tensors.items() if tensor in graph.labels}
-    return Quantized(integer, "qdq" if qdq else "float", tuple(changes), tuple(warned), labels, errors)
+    return Quantized(integer, "qdq" if qdq else "float", (*changes, *builder.changes), tuple(warned), labels, errors)
 
 
 def random_samples(graph: Graph, count: int, seed: int) -> list[dict[str, Array]]:
@@ -300,6 +301,7 @@ class _Builder:
         self.users = graph.users()
         self.constants: dict[str, Array] = {}
         self.weights: dict[str, tuple[NDArray[np.int8], int]] = {}
+        self.changes: list[str] = []
 
     def build(self) -> Graph:
         graph = self.graph
@@ -503,9 +505,15 @@ class _Builder:
         return target
 
     def unfused(self, composite: Composite) -> None:
-        """A layer whose residual cannot be added on the VTA: all of it in float32."""
-        for node in composite.nodes:
-            self.floating(node, f"its residual cannot be added with a shift of 0 to {partition.LARGEST_RESIDUAL_SHIFT}")
+        """A layer that cannot add its residual itself: its own result is quantized like the sum, and added then."""
+        head, *rest = composite.nodes
+        self.exponents[head.output] = self.exponents[composite.output]
+        self.changes.append(
+            f"{head.name} is rounded to int8 before its residual is added, as its sums need a shift of more than "
+            f"{partition.LARGEST_RESIDUAL_SHIFT} for that"
+        )
+        self.composite(Composite((head,), None, -math.inf, math.inf))
+        self.composite(Composite(tuple(rest), None, composite.low, composite.high))
 
     def addition(self, composite: Composite) -> None:
         head = composite.nodes[0]
