@@ -401,6 +401,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration", metavar="FILE", help="inputs (.npy, .npz) that a float model's scales follow from; with -o DIR"
     )
     parser.add_argument(
+        "--schedules", metavar="FILE", help="schedules.json of a compiled model: its layers keep theirs; with -o DIR"
+    )
+    parser.add_argument(
         "--rounding", choices=("shift",), default="shift", help="of whole models: half up by VTA's shift (default)"
     )
     parser.add_argument(
@@ -422,8 +425,9 @@ def run(args: argparse.Namespace) -> int:
         if folder is None:
             raise OneShotError("give -o a folder for the compiled model, for instance -o build")
         return _run_whole(args, chip, Path(folder))
-    if args.calibration:
-        raise OneShotError("--calibration is for whole models: give -o a folder, too")
+    for option in ("calibration", "schedules"):
+        if getattr(args, option):
+            raise OneShotError(f"--{option} is for whole models: give -o a folder, too")
     if args.output and not Path(args.output).parent.is_dir():
         raise OneShotError(f"no folder {Path(args.output).parent}; make it, or choose another place for --output")
     with warnings.catch_warnings():
@@ -465,6 +469,7 @@ def _run_whole(args: argparse.Namespace, chip: Accelerator, folder: Path) -> int
         size=args.size,
         weights=args.weights,
         seed=args.seed,
+        schedules=() if args.schedules is None else compiler.read_schedules(args.schedules),
         rounding=args.rounding,
         check=not args.no_check,
         progress=True,

@@ -76,6 +76,9 @@ def test_the_report_says_where_and_why(compiled: compiler.CompiledGraph) -> None
     assert where["pool"] == "host"
     assert all(("reason" in layer) == (layer["where"] == "host") for layer in data["layers"])
     assert data["macs_host"] == 0 < data["macs_vta"]
+    on_vta = [layer for layer in data["layers"] if layer["where"] == "vta"]
+    assert all(0 < layer["bound"] <= layer["cycles"] and layer["dram_bytes"] > 0 for layer in on_vta)
+    assert sum(layer["cycles"] for layer in on_vta) == data["cycles"]
 
 
 @pytest.mark.parametrize("chip", ["b8", "b2x16"])
@@ -331,10 +334,59 @@ def test_onnx_from_the_command_line(tmp_path: Path, run_command: RunCommand) -> 
     assert manifest["files"][executable.WEIGHTS] == hashlib.sha256(content).hexdigest()
 
 
+def test_schedules_are_taken_again(
+    compiled: compiler.CompiledGraph, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def again(entries: Any, **more: Any) -> compiler.CompiledGraph:
+        example_inputs = (torch.zeros(SHAPE),)
+        data = example((4, 3, 12, 12), 1)
+        return graph.compile_model(
+            small_net(), example_inputs=example_inputs, calibration=data, schedules=entries, **more
+        )
+
+    entries = compiler.read_schedules(saved / executable.SCHEDULES)
+    body = next(entry for entry in entries if entry["layer"] == "body")
+    other = again([body])
+    assert [pick.source for pick in other.picks.values()].count("pinned") == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(oneshot, "pick", None)
+        other = again(entries)
+    assert other.ok
+    assert {pick.source for pick in other.picks.values()} == {"pinned"}
+    assert [entry["schedule"] for entry in other.schedules()] == [entry["schedule"] for entry in entries]
+    assert other.cycles == compiled.cycles
+
+    for broken, says in (
+        (body | {"layer": "boby"}, "no such layer"),
+        (body | {"workload": entries[0]["workload"]}, "body does not fit: it is for another workload"),
+        (body | {"schedule": body["schedule"] | {"tile_co": 12345}}, "body does not fit: knob tile_co"),
+        (body | {"schedule": 7}, "body does not fit"),
+    ):
+        with pytest.raises(ModelError, match=says):
+            again([broken])
+    for content in ("", "[]", '{"schema": 9, "layers": []}'):
+        (tmp_path / "s.json").write_text(content)
+        with pytest.raises(ModelError, match=r"s\.json is no schedules\.json"):
+            compiler.read_schedules(tmp_path / "s.json")
+
+
+def test_the_launcher_is_light() -> None:
+    code = (
+        "import oneshot_ml2.runtime, sys; "
+        "print(sorted(set(sys.modules) & {'torch', 'numba', 'h5py', 'tvm', 'tvm_ffi', 'numpy'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
         (("m.onnx",), "give -o a folder"),
+        (("m.onnx", "-o", "b", "--schedules", "none.json"), "cannot read none.json"),
+        (("resnet18", "--schedules", "x.json"), "give -o a folder"),
         (("none.onnx", "-o", "b"), "cannot read none.onnx"),
         (("m.onnx", "-o", "b", "--layers", "fc"), "--layers"),
         (("m.onnx", "-o", "m.onnx"), "is a file"),

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,19 @@ class Checked:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a layer's program takes.
+
+    ``cycles``: by the timing model; ``bound``: the engine bound of the layer, in cycles; ``dram_bytes``: moved by LOADs
+    and STOREs.
+    """
+
+    cycles: int
+    bound: int
+    dram_bytes: int
+
+
+@dataclass(frozen=True)
 class CompiledGraph:
     """A whole model, compiled.
 
@@ -70,7 +83,7 @@ class CompiledGraph:
         quantized: its integer graph, which `ir.execute` computes, and the errors of quantization.
         executable: what runs.
         picks: output of a node -> the schedule of its layer; only of those on the VTA.
-        cycles: output of a node -> cycles of its program by the timing model.
+        costs: output of a node -> what its program takes.
         seconds: wall time of each of ``STAGES``.
         peak_bytes: the most memory that the process had so far; 0 where the system does not say.
         checked: None if nothing was checked.
@@ -79,7 +92,7 @@ class CompiledGraph:
     quantized: Quantized
     executable: Executable
     picks: Mapping[str, Pick]
-    cycles: Mapping[str, int]
+    costs: Mapping[str, Cost]
     seconds: Mapping[str, float]
     peak_bytes: int
     checked: Checked | None
@@ -153,7 +166,7 @@ class CompiledGraph:
                     "schedule": dict(pick.schedule.knobs),
                     "source": pick.source,
                     "predicted_cycles": report.finite(pick.predicted_cycles),
-                    "cycles": self.cycles[node.output],
+                    **dataclasses.asdict(self.costs[node.output]),
                     "wrong_outputs": None if self.checked is None else self.checked.layers[node.name],
                 }
             layers.append(entry)
@@ -170,7 +183,8 @@ class CompiledGraph:
                 "largest_difference": report.finite(self.checked.largest),
                 "allowed_difference": self.checked.allowed,
             },
-            "cycles": sum(self.cycles.values()),
+            "cycles": self.cycles,
+            "engine_bound": self.bound,
             "milliseconds": self.milliseconds,
             "macs_vta": on_vta,
             "macs_host": on_host,
@@ -180,9 +194,19 @@ class CompiledGraph:
         }  # fmt: skip
 
     @property
+    def cycles(self) -> int:
+        """Simulated cycles of all layers on the VTA."""
+        return sum(cost.cycles for cost in self.costs.values())
+
+    @property
+    def bound(self) -> int:
+        """The sum of their engine bounds."""
+        return sum(cost.bound for cost in self.costs.values())
+
+    @property
     def milliseconds(self) -> float:
         """Cycles of the VTA's layers at its clock."""
-        return sum(self.cycles.values()) / (self.accelerator.clock_mhz * 1e3)
+        return self.cycles / (self.accelerator.clock_mhz * 1e3)
 
     def warnings(self) -> list[str]:
         """What the quantization and the picks warn of, one line each."""
@@ -201,7 +225,7 @@ class CompiledGraph:
     def report(self) -> str:
         """The table, a row an operator, and the totals."""
         texts = ("layer", "operator", "on", "shape", "schedule or reason", "source", "result")
-        header = (*texts[:-1], "predicted", "cycles", "error", texts[-1])
+        header = (*texts[:-1], "predicted", "cycles", "of bound", "KiB", "error", texts[-1])
         errors = {error.name: error.rms for error in self.quantized.errors}
         rows = []
         for node in self.graph.nodes:
@@ -210,15 +234,17 @@ class CompiledGraph:
             shape = "x".join(map(str, self.graph.values[node.output].shape[1:]))
             op = node.op.removeprefix("int_")
             if pick is None:
-                rows.append((node.name, op, "host", shape, partition.host_reason(node) or "", "", "", "", error, ""))
+                rows.append((node.name, op, "host", shape, partition.host_reason(node) or "", *[""] * 5, error, ""))
                 continue
             wrong = None if self.checked is None else self.checked.layers[node.name]
             result = "" if wrong is None else "exact" if wrong == 0 else f"WRONG: {wrong:,}"
+            cost = self.costs[node.output]
             rows.append(
                 (
                     node.name, op, "vta", report.short_workload(node.attrs["workload"]),
                     report.short_schedule(pick.schedule), pick.source, f"{pick.predicted_cycles:,.0f}",
-                    f"{self.cycles[node.output]:,}", error, result,
+                    f"{cost.cycles:,}", report.percent(cost.bound / cost.cycles), f"{cost.dram_bytes / 1024:,.0f}",
+                    error, result,
                 )
             )  # fmt: skip
         on_vta, on_host = self.macs()
@@ -227,8 +253,9 @@ class CompiledGraph:
         lines = [
             report.table(header, rows, left=texts),
             "",
-            f"{self.executable.name} on {chip.name}: {sum(self.cycles.values()):,} cycles on the VTA, "
-            f"{self.milliseconds:.2f} ms at {chip.clock_mhz} MHz; {on_vta / total:.1%} of {total:,} MACs on the VTA.",
+            f"{self.executable.name} on {chip.name}: {self.cycles:,} cycles on the VTA, {self.milliseconds:.2f} ms at "
+            f"{chip.clock_mhz} MHz, {report.percent(self.bound / max(self.cycles, 1))} of the engine bound; "
+            f"{on_vta / total:.1%} of {total:,} MACs on the VTA.",
             "Picks: " + (", ".join(f"{count} {source}" for source, count in sources.most_common()) or "none") + ".",
             *(f"Changed: {change}." for change in self.quantized.changes),
         ]
@@ -273,6 +300,7 @@ def compile_model(
     size: int = 224,
     weights: str | Path | None = None,
     seed: int = 0,
+    schedules: Sequence[Mapping[str, Any]] = (),
     rounding: str = "shift",
     check: bool = True,
     progress: bool = False,
@@ -288,6 +316,7 @@ def compile_model(
         size: height and width of a named model's images.
         weights: shipped weights by name, or a safetensors file; none: the default ones.
         seed: of the random inputs.
+        schedules: entries of a ``schedules.json``: these layers get these schedules, no pick.
         rounding: ``shift``: half up, by the VTA's shift.
         check: run the result once, and hold it against the integer reference.
         progress: show a bar on stderr.
@@ -318,7 +347,7 @@ def compile_model(
             samples = None if calibration is None else quantizing.split_samples(source, calibration)
             quantized = quantizing.quantize(source, samples, seed)
         with stage("pick"):
-            quantized, picks = _pick(quantized, chip, weights)
+            quantized, picks = _pick(quantized, chip, weights, schedules, bar.set_description)
         with stage("lower"):
             layers = [
                 layer_program(node, picks[node.output].program)
@@ -327,20 +356,27 @@ def compile_model(
             ]
         with stage("build"):
             compiled = build(quantized.graph, chip, layers, list(picks))
-        checked, cycles = None, {}
+        checked = None
         with stage("check"):
-            from oneshot_ml2.vta import timing
-
-            known: dict[Workload, int] = {}
-            for output, pick in picks.items():
-                workload = pick.space.workload
-                if workload not in known:
-                    known[workload] = int(timing.measure(pick.program).cycles)
-                cycles[output] = known[workload]
+            costs = {output: _cost(pick) for output, pick in picks.items()}
             if check:
                 sample = samples[0] if samples else quantizing.random_samples(source, 1, seed)[0]
                 checked = check_executable(quantized.graph, compiled, list(picks), sample)
-    return CompiledGraph(quantized, compiled, picks, cycles, seconds, _peak_bytes(), checked)
+    return CompiledGraph(quantized, compiled, picks, costs, seconds, _peak_bytes(), checked)
+
+
+def _cost(pick: Pick) -> Cost:
+    """Time a layer's program, and count what it moves."""
+    from oneshot_ml2.vta import simulator, timing
+    from oneshot_ml2.vta.bound import engine_bound
+
+    chip = pick.program.accelerator
+    moved = simulator.traffic(pick.program.insns, chip)
+    return Cost(
+        cycles=int(timing.measure(pick.program).cycles),
+        bound=engine_bound(pick.space.workload, chip).bound,
+        dram_bytes=sum(value for name, value in moved.items() if name.endswith("_nbytes")),
+    )
 
 
 def _peak_bytes() -> int:
@@ -353,17 +389,92 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _pick(quantized: Quantized, chip: Accelerator, weights: str | Path | None) -> tuple[Quantized, dict[str, Pick]]:
-    """A pick for every layer that the VTA can take; equal workloads share one. Layers without any go to the host."""
+def read_schedules(path: str | Path) -> list[dict[str, Any]]:
+    """The entries of a ``schedules.json`` of a compiled model.
+
+    Raises:
+        ModelError: unreadable, or none.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        entries = data["layers"]
+        if data["schema"] != executable.SCHEMA or not all({"layer", "workload", "schedule"} <= set(e) for e in entries):
+            raise ValueError(f"schema {data['schema']}")
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is no schedules.json of a compiled model ({error})") from error
+    return list(entries)
+
+
+def _pinned(entry: Mapping[str, Any], node: Node, chip: Accelerator, weights: str | Path | None) -> Pick:
+    """The schedule of an entry of ``schedules.json`` as a pick.
+
+    Raises:
+        ModelError: it is for another workload, or not legal on this accelerator.
+    """
+    from oneshot_ml2 import oneshot
+    from oneshot_ml2.errors import OneShotError
+    from oneshot_ml2.schedule import Schedule, ScheduleSpace
+    from oneshot_ml2.workload import workload_from_dict
+
+    begin = time.perf_counter()
+    kind = str(entry.get("space", "full"))
+    try:
+        if workload_from_dict(entry["workload"]) != node.attrs["workload"]:
+            raise ModelError("it is for another workload")
+        space = ScheduleSpace(node.attrs["workload"], chip, kind)
+        schedule = Schedule(kind, tuple(entry["schedule"].items()))
+        index = space.index_of(schedule)
+        program = space.lower(index)
+        scores = oneshot.score(space, np.array([index]), weights)
+    except (OneShotError, AttributeError) as error:
+        raise ModelError(f"the schedule given for layer {node.name} does not fit: {error}") from error
+    return oneshot.Pick(
+        space=space,
+        index=index,
+        schedule=space.schedule(index),
+        predicted_cycles=float(scores.cycles[0]),
+        p_valid=float(scores.p_valid[0]),
+        spread=float(scores.spread[0]),
+        program=program,
+        source="pinned",
+        lowered=1,
+        scored=1,
+        warnings=(),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _pick(
+    quantized: Quantized,
+    chip: Accelerator,
+    weights: str | Path | None,
+    schedules: Sequence[Mapping[str, Any]],
+    describe: Callable[[str], None],
+) -> tuple[Quantized, dict[str, Pick]]:
+    """A pick for every layer that the VTA can take; equal workloads share one. Layers without any go to the host.
+
+    Raises:
+        ModelError: a given schedule does not fit its layer, or there is no such layer.
+    """
     from oneshot_ml2 import oneshot
     from oneshot_ml2.schedule import InvalidSchedule
 
     found: dict[Workload, Pick | str] = {}
     picks: dict[str, Pick] = {}
+    pinned = {str(entry["layer"]): entry for entry in schedules}
+    there = [node.name for node in quantized.graph.nodes if node.attrs.get("workload") is not None]
+    unknown = sorted(set(pinned) - set(there))
+    if unknown:
+        raise ModelError(f"there is a schedule for {unknown[0]!r}, but no such layer; there are: {', '.join(there)}")
     nodes = []
     for node in quantized.graph.nodes:
         workload = node.attrs.get("workload")
-        if workload is not None:
+        if workload is not None and node.name in pinned:
+            picks[node.output] = _pinned(pinned[node.name], node, chip, weights)
+        elif workload is not None:
+            describe(f"pick {node.name}")
             if workload not in found:
                 try:
                     found[workload] = oneshot.pick(workload, chip, weights)
