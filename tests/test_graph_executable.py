@@ -408,6 +408,68 @@ def test_bad_compilations(
     assert not (tmp_path / "b").exists()
 
 
+def random_net(seed: int) -> tuple[Any, tuple[int, ...]]:
+    """Convolutions of all kinds of shapes, some with a residual, then what often follows them; and an input's shape."""
+    import torch
+    from torch import Tensor, nn
+
+    rng = np.random.default_rng(seed)
+    channels, size = int(rng.integers(1, 40)), int(rng.integers(5, 16))
+    shape = (int(rng.integers(1, 4)), channels, size, size)
+    layers, kinds = nn.ModuleList(), []
+    for _ in range(int(rng.integers(1, 5))):
+        kernel, stride, dilation = int(rng.choice([1, 2, 3, 5])), int(rng.integers(1, 3)), int(rng.integers(1, 3))
+        pad, width, residual = int(rng.integers(0, kernel)), int(rng.integers(1, 50)), bool(rng.random() < 0.5)
+        if residual:
+            kernel, stride, dilation, width = int(rng.choice([1, 3])), 1, 1, channels
+            pad = kernel // 2
+        out = (size + 2 * pad - (kernel - 1) * dilation - 1) // stride + 1
+        if out < 2:
+            continue
+        layers.append(nn.Conv2d(channels, width, kernel, stride, pad, dilation, bias=bool(rng.random() < 0.7)))
+        kinds.append((residual, str(rng.choice(["relu", "relu6", "none", "max", "average", "norm"]))))
+        channels, size = width, (out - 1) // 2 + 1 if kinds[-1][1] in ("max", "average") else out
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+            self.norms = nn.ModuleList(nn.BatchNorm2d(layer.out_channels) for layer in layers)  # type: ignore[arg-type]
+            self.head = nn.Linear(channels, int(rng.integers(1, 60)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer, norm, (residual, kind) in zip(self.layers, self.norms, kinds):
+                y = norm(layer(x)) if kind == "norm" else layer(x)
+                y = y + x if residual else y
+                if kind in ("relu", "norm"):
+                    y = torch.relu(y)
+                elif kind == "relu6":
+                    y = nn.functional.relu6(y)
+                elif kind == "max":
+                    y = nn.functional.max_pool2d(y, 3, 2, 1)
+                elif kind == "average":
+                    y = nn.functional.avg_pool2d(y, 3, 2, 1, count_include_pad=False)
+                x = y
+            return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Net().eval(), shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(30))
+def test_random_networks_are_exact(seed: int) -> None:
+    import torch
+
+    net, shape = random_net(seed)
+    chip = ["pynq", "b8", "b32", "b2x16", "b4x8", "bus256"][seed % 6]
+    model = graph.compile_model(net, chip, example_inputs=(torch.zeros(shape),), seed=seed)
+    assert model.ok
+    assert model.checked is not None
+    assert (model.checked.outputs, model.macs()[1]) == (0, 0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16"])
 def test_the_zoo_compiles_and_runs(name: str, tmp_path: Path) -> None:

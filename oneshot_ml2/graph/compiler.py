@@ -525,11 +525,11 @@ def _identity(chip: Accelerator, layers: Sequence[LayerProgram]) -> str:
     digest = hashlib.sha256(chip.to_json().encode())
     for layer in layers:
         digest.update(repr((layer.inputs, layer.output, layer.program.buffers)).encode())
-        digest.update(np.ascontiguousarray(layer.program.insns).tobytes())
-        digest.update(np.ascontiguousarray(layer.program.uops).tobytes())
+        digest.update(np.ascontiguousarray(layer.program.insns).data)
+        digest.update(np.ascontiguousarray(layer.program.uops).data)
         for name, content in sorted(layer.constants.items()):
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(content).tobytes())
+            digest.update(np.ascontiguousarray(content).data)
     return digest.hexdigest()[:32]
 
 

@@ -25,7 +25,7 @@ Array: TypeAlias = NDArray[Any]
 Sample: TypeAlias = Mapping[str, Array]
 
 LOW, HIGH = -128, 127
-# Values of a calibration tensor that the choice of its exponent looks at.
+# Values of a tensor that the choice of its exponent looks at.
 _SAMPLED = 1 << 15
 # Random inputs that stand in for calibration data.
 RANDOM_SAMPLES = 2
@@ -160,6 +160,12 @@ def best_exponent(values: Array, largest: float) -> int:
     return min(errors)[1]
 
 
+def _drawn(array: Array) -> Array:
+    """Elements of a tensor at even distances, about as many as a choice of exponents looks at."""
+    flat = array.reshape(-1)
+    return flat[:: max(1, flat.size // _SAMPLED)].copy()
+
+
 def _observe(graph: Graph, samples: Sequence[Sample]) -> tuple[dict[str, int], dict[str, Array]]:
     """The best exponent of every value over all samples, and all values of the first one."""
     largest: dict[str, float] = {}
@@ -173,9 +179,8 @@ def _observe(graph: Graph, samples: Sequence[Sample]) -> tuple[dict[str, int], d
             if array.dtype == np.float32:
                 if not np.isfinite(array).all():
                     raise ModelError(f"the model's tensor {name!r} is not finite on the calibration data")
-                flat = array.reshape(-1)
-                largest[name] = max(largest.get(name, 0.0), float(np.abs(flat).max()))
-                drawn.setdefault(name, []).append(flat[:: max(1, flat.size // _SAMPLED)].copy())
+                largest[name] = max(largest.get(name, 0.0), float(np.abs(array).max()))
+                drawn.setdefault(name, []).append(_drawn(array))
 
         ir.execute(graph, sample, observe)
     exponents = {name: best_exponent(np.concatenate(parts), largest[name]) for name, parts in drawn.items()}
@@ -371,7 +376,8 @@ class _Builder:
         if node.output not in self.weights:
             array = self.graph.constants[node.inputs[1]]
             scale = node.attrs["weight_scale"][0] if "weight_scale" in node.attrs else np.zeros(2)
-            exponent = best_exponent(array, float(np.abs(array).max(initial=0.0)))
+            largest = max(float(array.max(initial=0.0)), -float(array.min(initial=0.0)))
+            exponent = best_exponent(_drawn(array), largest)
             if scale.size == 1 and float(scale) == 2.0 ** nearest_exponent(float(scale)):
                 exponent = nearest_exponent(float(scale))
             elif not self.fixed:
@@ -395,7 +401,7 @@ class _Builder:
         bias = np.abs(self.bias(node, exponent))
         if bias.max(initial=0) > 2**partition.LARGEST_BIAS_BITS - (1 << partition.LARGEST_SHIFT):
             return math.inf
-        weights = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1)
+        weights = np.abs(weight.astype(np.int16)).reshape(len(weight), -1).sum(1, dtype=np.int64)
         return float((weights * 128 + bias).max(initial=0)) + (128 << partition.LARGEST_RESIDUAL_SHIFT) + 2**15
 
     def bias(self, node: Node, exponent: int) -> NDArray[np.float64]:
@@ -584,7 +590,10 @@ class _Builder:
 
 
 def _int8(array: Array, exponent: int) -> NDArray[np.int8]:
-    return np.clip(np.rint(np.ldexp(array.astype(np.float64), -exponent)), LOW, HIGH).astype(np.int8)
+    # Exact in float32: the scale is a power of two, and what is clipped away may as well be infinite.
+    scaled = np.ldexp(array.astype(np.float32, copy=False), -exponent)
+    np.clip(np.rint(scaled, out=scaled), LOW, HIGH, out=scaled)
+    return scaled.astype(np.int8)
 
 
 def _exponent(value: Value) -> int:
