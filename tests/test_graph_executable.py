@@ -363,6 +363,7 @@ def test_schedules_are_taken_again(
         (body | {"workload": entries[0]["workload"]}, "body does not fit: it is for another workload"),
         (body | {"schedule": body["schedule"] | {"tile_co": 12345}}, "body does not fit: knob tile_co"),
         (body | {"schedule": 7}, "body does not fit"),
+        (body | {"space_version": 0}, "of version 0 of its space"),
     ):
         with pytest.raises(ModelError, match=says):
             again([broken])

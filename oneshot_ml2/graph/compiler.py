@@ -29,6 +29,7 @@ from oneshot_ml2.graph.executable import Executable, Tensor
 from oneshot_ml2.graph.ir import Graph, Node
 from oneshot_ml2.graph.quantize import Quantized
 from oneshot_ml2.runtime import LayerProgram, register_model
+from oneshot_ml2.schedule import backend as schedule_backend
 
 if TYPE_CHECKING:
     from oneshot_ml2.oneshot import Pick
@@ -132,6 +133,7 @@ class CompiledGraph:
                 "layer": node.name,
                 "workload": node.attrs["workload"].to_dict(),
                 "space": pick.space.kind,
+                "space_version": schedule_backend(pick.space.kind).SPACE_VERSION,
                 "schedule": dict(pick.schedule.knobs),
                 "source": pick.source,
                 "predicted_cycles": report.finite(pick.predicted_cycles),
@@ -421,6 +423,9 @@ def _pinned(entry: Mapping[str, Any], node: Node, chip: Accelerator, weights: st
     begin = time.perf_counter()
     kind = str(entry.get("space", "full"))
     try:
+        version = schedule_backend(kind).SPACE_VERSION
+        if entry.get("space_version") != version:
+            raise ModelError(f"it is of version {entry.get('space_version')} of its space, this is {version}")
         if workload_from_dict(entry["workload"]) != node.attrs["workload"]:
             raise ModelError("it is for another workload")
         space = ScheduleSpace(node.attrs["workload"], chip, kind)
