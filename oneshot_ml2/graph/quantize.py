@@ -307,6 +307,8 @@ class _Builder:
         self.constants: dict[str, Array] = {}
         self.weights: dict[str, tuple[NDArray[np.int8], int]] = {}
         self.changes: list[str] = []
+        # QDQ layers whose weights are quantized anew.
+        self.requantized: list[str] = []
 
     def build(self) -> Graph:
         graph = self.graph
@@ -325,6 +327,11 @@ class _Builder:
                 self.composite(ends[node.output])
             else:
                 self.single(node)
+        if self.requantized:
+            self.changes.append(
+                f"the weights of {len(self.requantized)} layers have scales that are no powers of two, or one for each "
+                "channel, and were quantized anew with the best power of two"
+            )
         outputs = tuple(self.as_float(name) for name in graph.outputs)
         return Graph(
             graph.name, tuple(self.float_name(name) for name in graph.inputs), outputs, tuple(self.nodes), self.values,
@@ -382,6 +389,8 @@ class _Builder:
                 exponent = nearest_exponent(float(scale))
             elif not self.fixed:
                 exponent = self.workable(node, exponent)
+            else:
+                self.requantized.append(node.name)
             self.weights[node.output] = (_int8(array, exponent), exponent)
         return self.weights[node.output]
 
