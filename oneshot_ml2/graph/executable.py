@@ -150,13 +150,13 @@ def save(
     schedules: Sequence[Mapping[str, Any]],
     report: Mapping[str, Any],
 ) -> None:
-    """Write a compiled model to a folder, whole or not at all; an older compiled model there is replaced.
+    """Write a compiled model to a folder; an older one there is replaced, and only once all files are complete.
 
     Raises:
         ModelError: the path is a file, or a folder that holds something else.
         OSError: the disk is full, or not writable.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     check_target(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -199,16 +199,13 @@ def save(
         }
         manifest["sha256"] = _manifest_hash(manifest)
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        mask = os.umask(0)
-        os.umask(mask)
-        # mkdtemp's folders are private; this one is as readable as any other new one.
-        work.chmod(0o777 & ~mask)
-        if folder.exists():
-            shutil.rmtree(folder)
-        work.rename(folder)
-    except BaseException:
+        # The folder itself stays, as it may be somebody's working directory; without a manifest it is no model.
+        folder.mkdir(exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for name in (*FILES, MANIFEST):
+            os.replace(work / name, folder / name)
+    finally:
         shutil.rmtree(work, ignore_errors=True)
-        raise
 
 
 def check_target(folder: Path) -> None:
