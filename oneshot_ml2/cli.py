@@ -22,6 +22,7 @@ PROG = "oneshot-ml2"
 # Subcommand -> (module, what it does).
 COMMANDS: dict[str, tuple[str, str]] = {
     "compile": ("compile", "pick a schedule for every layer of a model with zero measurements, lower and run them"),
+    "run": ("run_model", "run a compiled model on an input"),
     "accelerators": ("list_accelerators", "list the shipped accelerators"),
     "inspect": ("inspect_program", "disassemble a VTA program"),
     "replay": ("replay", "hold the simulators against measured runs"),
@@ -33,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "optimum": ("optimum", "search the least latency of the tasks of an evaluation set, exactly"),
 }
 # Third-party packages that only some commands need -> the extra that brings them.
-_EXTRAS = {"matplotlib": "train", "ray": "cluster", "tvm": "tvm"}
+_EXTRAS = {"matplotlib": "train", "ray": "cluster", "tvm": "tvm", "tvm_ffi": "tvm", "onnx": "onnx"}
 _EPILOG = f"`{PROG} COMMAND --help` lists a command's options."
 
 

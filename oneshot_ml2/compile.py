@@ -381,7 +381,7 @@ def compile_layers(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``oneshot-ml2 compile``."""
-    parser.add_argument("model", help="resnet18, or another model (an unknown name lists them)")
+    parser.add_argument("model", help="resnet18, or another model (an unknown name lists them), or an ONNX file")
     parser.add_argument("--accelerator", metavar="NAME", default="pynq", help="preset or VTA JSON (default pynq)")
     parser.add_argument(
         "--size", type=int, default=224, metavar="N", help="height and width of the images (default 224)"
@@ -390,7 +390,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="NAME", help="shipped weights, or a .safetensors file (default: default)")
     parser.add_argument("--device", default="sim", metavar="SPEC", help="what runs the programs (default: sim)")
     parser.add_argument("--seed", type=int, default=0, help="of the tensors that the programs run on (default 0)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="also write the result to a JSON file")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="PATH",
+        help="a folder: compile the whole model and write what `run` takes; a .json file: also write the result there",
+    )
+    parser.add_argument("--build", metavar="DIR", help="as -o, whatever the folder is called")
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="inputs (.npy, .npz) that a float model's scales follow from; with -o DIR"
+    )
+    parser.add_argument(
+        "--schedules", metavar="FILE", help="schedules.json of a compiled model: its layers keep theirs; with -o DIR"
+    )
+    parser.add_argument(
+        "--rounding", choices=("shift",), default="shift", help="of whole models: half up by VTA's shift (default)"
+    )
+    parser.add_argument(
+        "--no-check", action="store_true", help="do not run the whole model once against the integer reference"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -402,6 +420,14 @@ def run(args: argparse.Namespace) -> int:
     open_device(args.device)
     if args.seed < 0:
         raise OneShotError(f"--seed is {args.seed}; allowed: 0 or more")
+    folder = args.build or (args.output if args.output and not args.output.endswith(".json") else None)
+    if folder is not None or args.model.endswith(".onnx"):
+        if folder is None:
+            raise OneShotError("give -o a folder for the compiled model, for instance -o build")
+        return _run_whole(args, chip, Path(folder))
+    for option in ("calibration", "schedules"):
+        if getattr(args, option):
+            raise OneShotError(f"--{option} is for whole models: give -o a folder, too")
     if args.output and not Path(args.output).parent.is_dir():
         raise OneShotError(f"no folder {Path(args.output).parent}; make it, or choose another place for --output")
     with warnings.catch_warnings():
@@ -425,5 +451,37 @@ def run(args: argparse.Namespace) -> int:
     if not model.ok:
         wrong = [entry.layer.name for entry in model.layers if not entry.ok]
         print(f"oneshot-ml2: WRONG RESULT in {', '.join(wrong)}: this is a bug, please report it", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run_whole(args: argparse.Namespace, chip: Accelerator, folder: Path) -> int:
+    """Compile a whole model into a folder; 1 if it differs from the integer reference."""
+    from oneshot_ml2.graph import compiler, executable
+
+    if args.layers:
+        raise OneShotError("--layers chooses rows of a table; a whole model has all its layers: leave it out")
+    executable.check_target(folder)
+    model = compiler.compile_model(
+        args.model,
+        chip,
+        calibration=None if args.calibration is None else executable.read_tensors(args.calibration),
+        size=args.size,
+        weights=args.weights,
+        seed=args.seed,
+        schedules=() if args.schedules is None else compiler.read_schedules(args.schedules),
+        rounding=args.rounding,
+        check=not args.no_check,
+        progress=True,
+    )
+    model.save(folder)
+    for warning in model.warnings():
+        print(f"oneshot-ml2: warning: {warning}", file=sys.stderr)
+    text = json.dumps(model.to_dict(), indent=2)
+    if args.build and args.output:
+        write_whole(args.output, text + "\n")
+    print(text if args.json else f"{model.report()}\nWritten to {folder}; run it with: oneshot-ml2 run {folder}")
+    if not model.ok:
+        print("oneshot-ml2: WRONG RESULT: this is a bug, please report it", file=sys.stderr)
         return 1
     return 0

@@ -23,5 +23,9 @@ class WeightsError(OneShotError, ValueError):
     """Weights that are damaged, foreign, or of another feature version."""
 
 
+class ModelError(OneShotError, ValueError):
+    """A model that cannot be imported, inputs that do not fit it, or a compiled model that is damaged or foreign."""
+
+
 class DeviceError(OneShotError, RuntimeError):
     """A device that does not exist or cannot do what was asked."""

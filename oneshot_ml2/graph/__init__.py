@@ -1,0 +1,30 @@
+"""Whole models: imported through TVM Relax, quantized, compiled for a VTA and the host, saved and run.
+
+``compile_model`` needs tvm (and onnx for ONNX files): ``pip install 'oneshot-ml2[onnx]'``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from oneshot_ml2.graph.compiler import CompiledGraph as CompiledGraph
+    from oneshot_ml2.graph.compiler import compile_model as compile_model
+    from oneshot_ml2.graph.executable import Executable as Executable
+    from oneshot_ml2.graph.executable import load as load
+
+_MODULE_OF = {
+    "CompiledGraph": "compiler",
+    "compile_model": "compiler",
+    "Executable": "executable",
+    "load": "executable",
+}
+
+__all__ = ["CompiledGraph", "Executable", "compile_model", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

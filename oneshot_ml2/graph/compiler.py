@@ -1,0 +1,574 @@
+"""A model from its graph to something that runs: import, quantize, partition, pick, lower, build.
+
+All layers are known before the first one is picked, and all picks are made before anything is executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2 import report
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.errors import ModelError
+from oneshot_ml2.graph import executable, importer, ir, operators, partition
+from oneshot_ml2.graph import quantize as quantizing
+from oneshot_ml2.graph.executable import Executable, Tensor
+from oneshot_ml2.graph.ir import Graph, Node
+from oneshot_ml2.graph.quantize import Quantized
+from oneshot_ml2.runtime import LayerProgram, register_model
+from oneshot_ml2.schedule import backend as schedule_backend
+
+if TYPE_CHECKING:
+    from oneshot_ml2.oneshot import Pick
+    from oneshot_ml2.vta.program import Program
+    from oneshot_ml2.workload import Workload
+
+STAGES = ("import", "quantize", "pick", "lower", "build", "check")
+ROUNDINGS = ("shift",)
+# Float operators without rounding; what the others' last bits change, an int8 step that flips amplifies.
+_EXACT = {*operators.SHAPING, "max_pool2d", "relu", "clip"}
+_FLOAT_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a run of the compiled model was held against: the integer reference of the same graph.
+
+    ``layers``: layer -> outputs of its program that differ, its operands being the reference's; ``outputs``: elements
+    of the whole model's outputs that differ; ``largest``: the largest such difference; ``allowed``: how large it may
+    be, 0 unless the host computes real numbers whose last bits depend on its compiler.
+    """
+
+    layers: Mapping[str, int]
+    outputs: int
+    largest: float
+    allowed: float
+
+    @property
+    def ok(self) -> bool:
+        """All layers are exact, and so is the model, as far as it consists of integers."""
+        return not any(self.layers.values()) and self.largest <= self.allowed
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a layer's program takes.
+
+    ``cycles``: by the timing model; ``bound``: the engine bound of the layer, in cycles; ``dram_bytes``: moved by LOADs
+    and STOREs.
+    """
+
+    cycles: int
+    bound: int
+    dram_bytes: int
+
+
+@dataclass(frozen=True)
+class CompiledGraph:
+    """A whole model, compiled.
+
+    Attributes:
+        quantized: its integer graph, which `ir.execute` computes, and the errors of quantization.
+        executable: what runs.
+        picks: output of a node -> the schedule of its layer; only of those on the VTA.
+        costs: output of a node -> what its program takes.
+        seconds: wall time of each of ``STAGES``.
+        peak_bytes: the most memory that the process had so far; 0 where the system does not say.
+        checked: None if nothing was checked.
+    """
+
+    quantized: Quantized
+    executable: Executable
+    picks: Mapping[str, Pick]
+    costs: Mapping[str, Cost]
+    seconds: Mapping[str, float]
+    peak_bytes: int
+    checked: Checked | None
+
+    @property
+    def accelerator(self) -> Accelerator:
+        return self.executable.accelerator
+
+    @property
+    def graph(self) -> Graph:
+        return self.quantized.graph
+
+    @property
+    def ok(self) -> bool:
+        """What was checked is right."""
+        return self.checked is None or self.checked.ok
+
+    def run(self, inputs: Mapping[str, NDArray[Any]] | NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """As `Executable.run`."""
+        return self.executable.run(inputs)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the folder that ``oneshot-ml2 run`` and `executable.load` take; see `executable.save`."""
+        executable.save(self.executable, folder, self.schedules(), self.to_dict())
+
+    def macs(self) -> tuple[int, int]:
+        """Multiplications on the VTA, and on the host."""
+        on = {True: 0, False: 0}
+        for node in self.graph.nodes:
+            on[node.output in self.picks] += node_macs(self.graph, node)
+        return on[True], on[False]
+
+    def schedules(self) -> list[dict[str, Any]]:
+        """Each layer's schedule and where it comes from, for ``schedules.json``."""
+        return [
+            {
+                "layer": node.name,
+                "workload": node.attrs["workload"].to_dict(),
+                "space": pick.space.kind,
+                "space_version": schedule_backend(pick.space.kind).SPACE_VERSION,
+                "schedule": dict(pick.schedule.knobs),
+                "source": pick.source,
+                "predicted_cycles": report.finite(pick.predicted_cycles),
+            }
+            for node in self.graph.nodes
+            for pick in [self.picks.get(node.output)]
+            if pick is not None
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        on_vta, on_host = self.macs()
+        errors = {error.name: error for error in self.quantized.errors}
+        layers = []
+        for node in self.graph.nodes:
+            pick = self.picks.get(node.output)
+            error = errors.get(node.name)
+            entry: dict[str, Any] = {
+                "layer": node.name,
+                "operator": node.op.removeprefix("int_"),
+                "where": "host" if pick is None else "vta",
+                "shape": list(self.graph.values[node.output].shape),
+                "macs": node_macs(self.graph, node),
+                "exponent": self.graph.values[node.output].exponent,
+                "error": None if error is None else error.rms,
+            }
+            if pick is None:
+                entry["reason"] = partition.host_reason(node)
+            else:
+                entry |= {
+                    "workload": node.attrs["workload"].to_dict(),
+                    "schedule": dict(pick.schedule.knobs),
+                    "source": pick.source,
+                    "predicted_cycles": report.finite(pick.predicted_cycles),
+                    **dataclasses.asdict(self.costs[node.output]),
+                    "wrong_outputs": None if self.checked is None else self.checked.layers[node.name],
+                }
+            layers.append(entry)
+        return {
+            "model": self.executable.name,
+            "accelerator": json.loads(self.accelerator.to_json()) | {"name": self.accelerator.name},
+            "quantization": self.quantized.kind,
+            "rounding": "shift",
+            "changes": list(self.quantized.changes),
+            "warnings": self.warnings(),
+            "ok": self.ok,
+            "checked": None if self.checked is None else {
+                "outputs": self.checked.outputs,
+                "largest_difference": report.finite(self.checked.largest),
+                "allowed_difference": self.checked.allowed,
+            },
+            "cycles": self.cycles,
+            "engine_bound": self.bound,
+            "milliseconds": self.milliseconds,
+            "macs_vta": on_vta,
+            "macs_host": on_host,
+            "seconds": dict(self.seconds),
+            "peak_bytes": self.peak_bytes,
+            "layers": layers,
+        }  # fmt: skip
+
+    @property
+    def cycles(self) -> int:
+        """Simulated cycles of all layers on the VTA."""
+        return sum(cost.cycles for cost in self.costs.values())
+
+    @property
+    def bound(self) -> int:
+        """The sum of their engine bounds."""
+        return sum(cost.bound for cost in self.costs.values())
+
+    @property
+    def milliseconds(self) -> float:
+        """Cycles of the VTA's layers at its clock."""
+        return self.cycles / (self.accelerator.clock_mhz * 1e3)
+
+    def warnings(self) -> list[str]:
+        """What the quantization and the picks warn of, one line each."""
+        about: dict[str, list[str]] = {}
+        for node in self.graph.nodes:
+            for warning in self.picks[node.output].warnings if node.output in self.picks else ():
+                about.setdefault(warning, []).append(node.name)
+        return [
+            *self.quantized.warnings,
+            *(
+                f"{'all layers' if len(names) == len(self.picks) else ', '.join(names)}: {warning}"
+                for warning, names in about.items()
+            ),
+        ]
+
+    def report(self) -> str:
+        """The table, a row an operator, and the totals."""
+        texts = ("layer", "operator", "on", "shape", "schedule or reason", "source", "result")
+        header = (*texts[:-1], "predicted", "cycles", "of bound", "KiB", "error", texts[-1])
+        errors = {error.name: error.rms for error in self.quantized.errors}
+        rows = []
+        for node in self.graph.nodes:
+            pick = self.picks.get(node.output)
+            error = f"{errors[node.name]:.2%}" if node.name in errors else ""
+            shape = "x".join(map(str, self.graph.values[node.output].shape[1:]))
+            op = node.op.removeprefix("int_")
+            if pick is None:
+                rows.append((node.name, op, "host", shape, partition.host_reason(node) or "", *[""] * 5, error, ""))
+                continue
+            wrong = None if self.checked is None else self.checked.layers[node.name]
+            result = "" if wrong is None else "exact" if wrong == 0 else f"WRONG: {wrong:,}"
+            cost = self.costs[node.output]
+            rows.append(
+                (
+                    node.name, op, "vta", report.short_workload(node.attrs["workload"]),
+                    report.short_schedule(pick.schedule), pick.source, f"{pick.predicted_cycles:,.0f}",
+                    f"{cost.cycles:,}", report.percent(cost.bound / cost.cycles), f"{cost.dram_bytes / 1024:,.0f}",
+                    error, result,
+                )
+            )  # fmt: skip
+        on_vta, on_host = self.macs()
+        chip, total = self.accelerator, max(on_vta + on_host, 1)
+        sources = Counter(str(pick.source) for pick in self.picks.values())
+        lines = [
+            report.table(header, rows, left=texts),
+            "",
+            f"{self.executable.name} on {chip.name}: {self.cycles:,} cycles on the VTA, {self.milliseconds:.2f} ms at "
+            f"{chip.clock_mhz} MHz, {report.percent(self.bound / max(self.cycles, 1))} of the engine bound; "
+            f"{on_vta / total:.1%} of {total:,} MACs on the VTA.",
+            "Picks: " + (", ".join(f"{count} {source}" for source, count in sources.most_common()) or "none") + ".",
+            *(f"Changed: {change}." for change in self.quantized.changes),
+        ]
+        if self.checked is not None:
+            right = sum(not wrong for wrong in self.checked.layers.values())
+            end = "equals it"
+            if self.checked.outputs:
+                differs = "differs" if self.checked.largest <= self.checked.allowed else "DIFFERS"
+                end = f"{differs} by at most {self.checked.largest:.2g} (allowed: {self.checked.allowed:.2g})"
+            lines.append(
+                f"{right} of {len(self.checked.layers)} VTA layers equal the integer reference bit for bit; the whole "
+                f"model's output {end}."
+            )
+        times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
+        lines += [
+            f"Wall time: {times}; peak memory {self.peak_bytes / 2**20:,.0f} MiB.",
+            "error: of the int8 tensor against the model's own, root mean square, relative, with all errors before it. "
+            "Rounding: half up.",
+        ]
+        return "\n".join(lines)
+
+
+def node_macs(graph: Graph, node: Node) -> int:
+    """Multiplications of a layer; 0 for other operators."""
+    if node.op in ("int_conv2d", "int_dense"):
+        weight = node.arrays["weight"].shape
+    elif node.op in ("conv2d", "dense"):
+        weight = graph.constants[node.inputs[1]].shape
+    elif node.op == "matmul":
+        return int(np.prod(graph.values[node.output].shape)) * graph.shape(node.inputs[0])[-1]
+    else:
+        return 0
+    return int(np.prod(graph.values[node.output].shape)) * int(np.prod(weight[1:]))
+
+
+def compile_model(
+    model: Any,
+    accelerator: Accelerator | str | Path = "pynq",
+    *,
+    example_inputs: Sequence[Any] | None = None,
+    calibration: NDArray[Any] | Mapping[str, NDArray[Any]] | Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    size: int = 224,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    schedules: Sequence[Mapping[str, Any]] = (),
+    rounding: str = "shift",
+    check: bool = True,
+    progress: bool = False,
+) -> CompiledGraph:
+    """Compile a whole model for an accelerator; nothing is measured for it.
+
+    Args:
+        model: a path ending in ``.onnx``, a name that `models.model_names` lists (random weights), or a PyTorch module.
+        accelerator: one, or what `Accelerator.load` takes.
+        example_inputs: of a PyTorch module: a tuple of float32 tensors; their shapes are compiled for.
+        calibration: inputs from which a float model's scales follow (see `quantize.split_samples`); none: random
+            ones, with a warning.
+        size: height and width of a named model's images.
+        weights: shipped weights by name, or a safetensors file; none: the default ones.
+        seed: of the random inputs.
+        schedules: entries of a ``schedules.json``: these layers get these schedules, no pick.
+        rounding: ``shift``: half up, by the VTA's shift.
+        check: run the result once, and hold it against the integer reference.
+        progress: show a bar on stderr.
+
+    Raises:
+        OneShotError: a model that cannot be imported or quantized, unknown names, unusable weights.
+        ModuleNotFoundError: tvm or onnx is not installed.
+    """
+    from tqdm import tqdm
+
+    if rounding not in ROUNDINGS:
+        raise ModelError(f"rounding is {rounding!r}; allowed: {', '.join(ROUNDINGS)}")
+    chip = accelerator if isinstance(accelerator, Accelerator) else Accelerator.load(accelerator)
+    seconds: dict[str, float] = {}
+    with tqdm(total=len(STAGES), unit="stage", file=sys.stderr, leave=False, disable=None if progress else True) as bar:
+
+        @contextlib.contextmanager
+        def stage(name: str) -> Iterator[None]:
+            bar.set_description(name)
+            begin = time.perf_counter()
+            yield
+            seconds[name] = time.perf_counter() - begin
+            bar.update()
+
+        with stage("import"):
+            source = importer.import_model(model, example_inputs, size)
+        with stage("quantize"):
+            samples = None if calibration is None else quantizing.split_samples(source, calibration)
+            quantized = quantizing.quantize(source, samples, seed)
+        with stage("pick"):
+            quantized, picks = _pick(quantized, chip, weights, schedules, bar.set_description)
+        with stage("lower"):
+            layers = [
+                layer_program(node, picks[node.output].program)
+                for node in quantized.graph.nodes
+                if node.output in picks
+            ]
+        with stage("build"):
+            compiled = build(quantized.graph, chip, layers, list(picks))
+        checked = None
+        with stage("check"):
+            costs = {output: _cost(pick) for output, pick in picks.items()}
+            if check:
+                sample = samples[0] if samples else quantizing.random_samples(source, 1, seed)[0]
+                checked = check_executable(quantized.graph, compiled, list(picks), sample)
+    return CompiledGraph(quantized, compiled, picks, costs, seconds, _peak_bytes(), checked)
+
+
+def _cost(pick: Pick) -> Cost:
+    """Time a layer's program, and count what it moves."""
+    from oneshot_ml2.vta import simulator, timing
+    from oneshot_ml2.vta.bound import engine_bound
+
+    chip = pick.program.accelerator
+    moved = simulator.traffic(pick.program.insns, chip)
+    return Cost(
+        cycles=int(timing.measure(pick.program).cycles),
+        bound=engine_bound(pick.space.workload, chip).bound,
+        dram_bytes=sum(value for name, value in moved.items() if name.endswith("_nbytes")),
+    )
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process had; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def read_schedules(path: str | Path) -> list[dict[str, Any]]:
+    """The entries of a ``schedules.json`` of a compiled model.
+
+    Raises:
+        ModelError: unreadable, or none.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        entries = data["layers"]
+        if data["schema"] != executable.SCHEMA or not all({"layer", "workload", "schedule"} <= set(e) for e in entries):
+            raise ValueError(f"schema {data['schema']}")
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is no schedules.json of a compiled model ({error})") from error
+    return list(entries)
+
+
+def _pinned(entry: Mapping[str, Any], node: Node, chip: Accelerator, weights: str | Path | None) -> Pick:
+    """The schedule of an entry of ``schedules.json`` as a pick.
+
+    Raises:
+        ModelError: it is for another workload, or not legal on this accelerator.
+    """
+    from oneshot_ml2 import oneshot
+    from oneshot_ml2.errors import OneShotError
+    from oneshot_ml2.schedule import Schedule, ScheduleSpace
+    from oneshot_ml2.workload import workload_from_dict
+
+    begin = time.perf_counter()
+    kind = str(entry.get("space", "full"))
+    try:
+        version = schedule_backend(kind).SPACE_VERSION
+        if entry.get("space_version") != version:
+            raise ModelError(f"it is of version {entry.get('space_version')} of its space, this is {version}")
+        if workload_from_dict(entry["workload"]) != node.attrs["workload"]:
+            raise ModelError("it is for another workload")
+        space = ScheduleSpace(node.attrs["workload"], chip, kind)
+        schedule = Schedule(kind, tuple(entry["schedule"].items()))
+        index = space.index_of(schedule)
+        program = space.lower(index)
+        scores = oneshot.score(space, np.array([index]), weights)
+    except (OneShotError, AttributeError) as error:
+        raise ModelError(f"the schedule given for layer {node.name} does not fit: {error}") from error
+    return oneshot.Pick(
+        space=space,
+        index=index,
+        schedule=space.schedule(index),
+        predicted_cycles=float(scores.cycles[0]),
+        p_valid=float(scores.p_valid[0]),
+        spread=float(scores.spread[0]),
+        program=program,
+        source="pinned",
+        lowered=1,
+        scored=1,
+        warnings=(),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _pick(
+    quantized: Quantized,
+    chip: Accelerator,
+    weights: str | Path | None,
+    schedules: Sequence[Mapping[str, Any]],
+    describe: Callable[[str], None],
+) -> tuple[Quantized, dict[str, Pick]]:
+    """A pick for every layer that the VTA can take; equal workloads share one. Layers without any go to the host.
+
+    Raises:
+        ModelError: a given schedule does not fit its layer, or there is no such layer.
+    """
+    from oneshot_ml2 import oneshot
+    from oneshot_ml2.schedule import InvalidSchedule
+
+    found: dict[Workload, Pick | str] = {}
+    picks: dict[str, Pick] = {}
+    pinned = {str(entry["layer"]): entry for entry in schedules}
+    there = [node.name for node in quantized.graph.nodes if node.attrs.get("workload") is not None]
+    unknown = sorted(set(pinned) - set(there))
+    if unknown:
+        raise ModelError(f"there is a schedule for {unknown[0]!r}, but no such layer; there are: {', '.join(there)}")
+    nodes = []
+    for node in quantized.graph.nodes:
+        workload = node.attrs.get("workload")
+        if workload is not None and node.name in pinned:
+            picks[node.output] = _pinned(pinned[node.name], node, chip, weights)
+        elif workload is not None:
+            describe(f"pick {node.name}")
+            if workload not in found:
+                try:
+                    found[workload] = oneshot.pick(workload, chip, weights)
+                except InvalidSchedule as error:
+                    found[workload] = str(error)
+            result = found[workload]
+            if isinstance(result, str):
+                node = dataclasses.replace(node, attrs={**node.attrs, "workload": None, "reason": result})
+            else:
+                picks[node.output] = result
+        nodes.append(node)
+    graph = dataclasses.replace(quantized.graph, nodes=tuple(nodes))
+    return dataclasses.replace(quantized, graph=graph), picks
+
+
+def layer_program(node: Node, program: Program) -> LayerProgram:
+    """A layer with its program and its packed weights."""
+    from oneshot_ml2.vta import image
+
+    workload: Workload = node.attrs["workload"]
+    specs = workload.tensor_specs
+    operands: dict[str, NDArray[Any]] = {name: np.zeros(*specs[name]) for name in ("data", "residual") if name in specs}
+    packed = image.packed_tensors(workload, {**operands, **node.arrays}, program.accelerator)
+    constants = {name: content for name, content in packed.items() if name not in operands}
+    shapes = tuple(specs[name][0] for name in operands)
+    return LayerProgram(node.name, program, shapes, workload.output_shape, constants)
+
+
+def build(graph: Graph, chip: Accelerator, layers: Sequence[LayerProgram], outputs: Sequence[str]) -> Executable:
+    """Compile the host's part with TVM; ``outputs``: the values that the layers make, in their order."""
+    from oneshot_ml2.graph import hostcode
+
+    tvm = executable.import_tvm()
+    identity = _identity(chip, layers)
+    module = hostcode.relax_module(graph, {name: number for number, name in enumerate(outputs)}, identity)
+    with executable.quiet_stderr():
+        library = tvm.compile(tvm.relax.get_pipeline("zero")(module), "llvm")
+    register_model(identity, layers)
+    inputs = tuple(Tensor(name, graph.values[name].shape) for name in graph.inputs)
+    results = tuple(
+        Tensor(title, graph.values[name].shape) for title, name in zip(graph.output_names, graph.outputs, strict=True)
+    )
+    return Executable(graph.name, identity, chip, inputs, results, tuple(layers), library)
+
+
+def _identity(chip: Accelerator, layers: Sequence[LayerProgram]) -> str:
+    """A hash of all that the launcher runs."""
+    digest = hashlib.sha256(chip.to_json().encode())
+    for layer in layers:
+        digest.update(repr((layer.inputs, layer.output, layer.program.buffers)).encode())
+        digest.update(np.ascontiguousarray(layer.program.insns).data)
+        digest.update(np.ascontiguousarray(layer.program.uops).data)
+        for name, content in sorted(layer.constants.items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(content).data)
+    return digest.hexdigest()[:32]
+
+
+def check_executable(
+    graph: Graph, compiled: Executable, outputs: Sequence[str], sample: Mapping[str, NDArray[Any]]
+) -> Checked:
+    """Hold each layer's program, and the whole model, against the integer reference; see `Checked`."""
+    programs = dict(zip(outputs, compiled.layers))
+    layers: dict[str, int] = {}
+    users = graph.producers()
+    seen: dict[str, NDArray[Any]] = {}
+    last = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
+    order = {node.output: index for index, node in enumerate(graph.nodes)}
+
+    def observe(name: str, array: NDArray[Any]) -> None:
+        seen[name] = array
+        if name in programs:
+            node = users[name]
+            result = programs[name].run([seen[operand] for operand in node.inputs])
+            layers[node.name] = int(np.count_nonzero(result != array))
+        for done in [kept for kept in seen if last.get(kept, -1) <= order.get(name, -1)]:
+            del seen[done]
+
+    expected = ir.execute(graph, sample, observe)
+    result = compiled.run(sample)
+    difference = [
+        np.abs(result[title].astype(np.float64) - expected[name])
+        for title, name in zip(graph.output_names, graph.outputs)
+    ]
+    inexact = any(node.op in operators.FLOAT and node.op not in _EXACT for node in graph.nodes)
+    scale = max(float(np.abs(array).max()) for array in expected.values())
+    return Checked(
+        layers=layers,
+        outputs=sum(int(np.count_nonzero(part)) for part in difference),
+        largest=max(float(part.max()) for part in difference),
+        allowed=_FLOAT_TOLERANCE * scale if inexact else 0.0,
+    )

@@ -1,0 +1,365 @@
+"""A compiled model as a folder, and running it: TVM's library for the host, programs and packed weights for the VTA.
+
+Loading needs neither PyTorch nor the network. ``manifest.json`` holds every file's hash, and its own; that guards
+against damage, not against malice: ``lib.so`` is native code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2 import __version__
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.errors import ModelError, OneShotError
+from oneshot_ml2.graph.ir import check_tensors
+from oneshot_ml2.runtime import LayerProgram, register_model
+
+if TYPE_CHECKING:
+    from oneshot_ml2.vta.program import Program
+
+FORMAT = "oneshot-ml2 compiled model"
+SCHEMA = 1
+LIBRARY, PROGRAMS, WEIGHTS, SCHEDULES, REPORT = "lib.so", "programs.npz", "weights.npz", "schedules.json", "report.json"
+FILES = (LIBRARY, PROGRAMS, WEIGHTS, SCHEDULES, REPORT)
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A float32 input or output of a model."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass
+class Executable:
+    """A model that can run: TVM's virtual machine with the launcher's layers behind it.
+
+    ``identity``: what the launcher knows its layers by; ``library``: the compiled host code.
+    """
+
+    name: str
+    identity: str
+    accelerator: Accelerator
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    layers: tuple[LayerProgram, ...]
+    library: Any = field(repr=False)
+    _machine: Any = field(default=None, repr=False)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]] | NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """The outputs by name, float32; a single input needs no name.
+
+        Raises:
+            ModelError: inputs of other names, shapes or types, or not finite.
+        """
+        if not isinstance(inputs, Mapping):
+            if len(self.inputs) != 1:
+                raise ModelError(f"the model takes {len(self.inputs)} inputs; give them by name")
+            inputs = {self.inputs[0].name: inputs}
+        arrays = check_tensors({tensor.name: tensor.shape for tensor in self.inputs}, inputs)
+        tvm = import_tvm()
+        if self._machine is None:
+            register_model(self.identity, self.layers)
+            with quiet_stderr():
+                self._machine = tvm.relax.VirtualMachine(self.library, tvm.cpu())
+        result = self._machine["main"](*(tvm.runtime.tensor(arrays[tensor.name]) for tensor in self.inputs))
+        results = [result] if len(self.outputs) == 1 else list(result)
+        return {tensor.name: array.numpy() for tensor, array in zip(self.outputs, results)}
+
+
+def import_tvm() -> Any:
+    """TVM; PyTorch is kept out of its import unless it is loaded already, as that takes seconds.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    if "tvm" not in sys.modules and "torch" not in sys.modules:
+        # tvm_ffi imports torch if it can; None makes that fail, and the entry is gone again afterwards.
+        sys.modules["torch"] = None  # type: ignore[assignment]
+        try:
+            import tvm
+        finally:
+            if sys.modules.get("torch", "") is None:
+                del sys.modules["torch"]
+    import tvm
+    from tvm import relax  # noqa: F401
+
+    return tvm
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Keep native code's notes (TVM prints one for every constant that it saves or loads) off stderr."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def read_tensors(path: str | Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
+    """The array of a ``.npy`` file, or those of an ``.npz`` file by name; nothing is ever unpickled.
+
+    Raises:
+        ModelError: unreadable, or no such file.
+    """
+    try:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content
+        with content:
+            return {name: content[name] for name in content.files}
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{path} is no .npy or .npz file of numbers: {error}") from error
+
+
+# Saving ----------------------------------------------------------------------------------------
+def save(
+    executable: Executable,
+    folder: str | Path,
+    schedules: Sequence[Mapping[str, Any]],
+    report: Mapping[str, Any],
+) -> None:
+    """Write a compiled model to a folder; an older one there is replaced, and only once all files are complete.
+
+    Raises:
+        ModelError: the path is a file, or a folder that holds something else.
+        OSError: the disk is full, or not writable.
+    """
+    folder = Path(folder).resolve()
+    check_target(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with quiet_stderr():
+            executable.library.export_library(str(work / LIBRARY))
+        arrays: dict[str, NDArray[Any]] = {}
+        weights: dict[str, NDArray[Any]] = {}
+        entries = []
+        for number, layer in enumerate(executable.layers):
+            arrays |= _program_arrays(number, layer.program)
+            weights |= {f"{number}.{name}": content for name, content in layer.constants.items()}
+            entries.append(
+                {
+                    "name": layer.name,
+                    "inputs": layer.inputs,
+                    "output": layer.output,
+                    "insn_address": layer.program.insn_address,
+                    "uop_address": layer.program.uop_address,
+                    "buffers": [dataclasses.astuple(buffer) for buffer in layer.program.buffers],
+                }
+            )
+        _write_arrays(work / PROGRAMS, arrays, compress=True)
+        _write_arrays(work / WEIGHTS, weights, compress=False)
+        (work / SCHEDULES).write_text(json.dumps({"schema": SCHEMA, "layers": list(schedules)}, indent=2) + "\n")
+        (work / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+        manifest = {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "model": executable.name,
+            "identity": executable.identity,
+            "accelerator": json.loads(executable.accelerator.to_json()) | {"name": executable.accelerator.name},
+            "rounding": "shift",
+            "inputs": [dataclasses.asdict(tensor) for tensor in executable.inputs],
+            "outputs": [dataclasses.asdict(tensor) for tensor in executable.outputs],
+            "layers": entries,
+            "machine": platform.machine(),
+            "versions": versions(),
+            "files": {name: _file_hash(work / name) for name in FILES},
+        }
+        manifest["sha256"] = _manifest_hash(manifest)
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        # The folder itself stays, as it may be somebody's working directory; without a manifest it is no model.
+        folder.mkdir(exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for name in (*FILES, MANIFEST):
+            os.replace(work / name, folder / name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_target(folder: Path) -> None:
+    """Raise ModelError unless a compiled model may be written there: nothing is lost but an older one."""
+    if folder.is_file():
+        raise ModelError(f"{folder} is a file; give a folder for the compiled model")
+    if folder.is_dir():
+        strange = sorted({entry.name for entry in folder.iterdir()} - {*FILES, MANIFEST})
+        if strange:
+            raise ModelError(f"{folder} holds {strange[0]!r}, no part of a compiled model; give another folder")
+
+
+def versions() -> dict[str, str]:
+    """Of what made a compiled model."""
+    tvm = import_tvm()
+    import tvm_ffi
+
+    return {
+        "oneshot_ml2": __version__,
+        "tvm": str(tvm.__version__),
+        "tvm_ffi": str(tvm_ffi.__version__),
+        "numpy": np.__version__,
+    }
+
+
+def _program_arrays(number: int, program: Program) -> dict[str, NDArray[Any]]:
+    from oneshot_ml2.vta import isa
+
+    chip = program.accelerator
+    return {f"{number}.insns": isa.encode(program.insns, chip), f"{number}.uops": isa.encode_uops(program.uops, chip)}
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], compress: bool) -> None:
+    with path.open("wb") as file:
+        (np.savez_compressed if compress else np.savez)(file, **arrays)  # type: ignore[arg-type]
+
+
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _manifest_hash(manifest: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# Loading ---------------------------------------------------------------------------------------
+def load(folder: str | Path, accelerator: Accelerator | None = None) -> Executable:
+    """A compiled model from its folder, after checking every file.
+
+    Args:
+        accelerator: refuse a model that is compiled for another one.
+
+    Raises:
+        ModelError: no compiled model, damaged, of another version, machine or accelerator; says which.
+        ModuleNotFoundError: tvm is not installed.
+    """
+    folder = Path(folder)
+    manifest, raw = _read(folder)
+    try:
+        described = dict(manifest["accelerator"])
+        chip = dataclasses.replace(Accelerator.from_json(described), name=str(described["name"]))
+    except (KeyError, TypeError, OneShotError) as error:
+        raise ModelError(f"{folder}: its accelerator is unreadable ({error}); compile the model again") from error
+    if accelerator is not None and accelerator != chip:
+        raise ModelError(
+            f"{folder} is compiled for the accelerator {chip.name!r}, not for {accelerator.name!r}; compile it again "
+            f"with --accelerator {accelerator.name}"
+        )
+    try:
+        layers = _layers(manifest, raw, chip)
+        inputs, outputs = (
+            tuple(Tensor(str(entry["name"]), tuple(map(int, entry["shape"]))) for entry in manifest[key])
+            for key in ("inputs", "outputs")
+        )
+        name, identity = str(manifest["model"]), str(manifest["identity"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{folder}: {MANIFEST} does not fit its files ({error}); compile the model again") from error
+    tvm = import_tvm()
+    _check_versions(folder, manifest)
+    with quiet_stderr():
+        try:
+            library = tvm.runtime.load_module(str(folder / LIBRARY))
+        except Exception as error:
+            raise ModelError(f"{folder / LIBRARY} cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
+    return Executable(name, identity, chip, inputs, outputs, layers, library)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest, and the checked contents of all files but the library."""
+    if not folder.is_dir():
+        raise ModelError(f"no folder {folder}; make one with oneshot-ml2 compile MODEL -o {folder}")
+    again = "compile the model again"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder} is no compiled model: it has no {MANIFEST}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / MANIFEST} is damaged ({error}); {again}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ModelError(f"{folder / MANIFEST} is not that of a compiled model")
+    schema = manifest.get("schema")
+    if schema != SCHEMA:
+        age = "an older" if isinstance(schema, int) and schema < SCHEMA else "another"
+        raise ModelError(f"{folder} is from {age} version (schema {schema}, this one reads {SCHEMA}); {again}")
+    if manifest.get("sha256") != _manifest_hash(manifest):
+        raise ModelError(f"{folder / MANIFEST} is damaged: its content does not match its hash; {again}")
+    raw = {}
+    for name in FILES:
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise ModelError(f"{folder / name} cannot be read ({error.strerror}); {again}") from error
+        if hashlib.sha256(content).hexdigest() != manifest["files"].get(name):
+            raise ModelError(f"{folder / name} is damaged: it does not match its hash in {MANIFEST}; {again}")
+        raw[name] = content
+    return manifest, raw
+
+
+def _check_versions(folder: Path, manifest: Mapping[str, Any]) -> None:
+    if manifest["machine"] != platform.machine():
+        raise ModelError(f"{folder} is compiled for {manifest['machine']}; this machine is {platform.machine()}")
+    made, here = str(manifest["versions"]["tvm"]), versions()["tvm"]
+    if made.split(".")[:2] != here.split(".")[:2]:
+        raise ModelError(f"{folder} is made with TVM {made}; this is {here}: compile the model again")
+
+
+def _layers(manifest: Mapping[str, Any], raw: Mapping[str, bytes], chip: Accelerator) -> tuple[LayerProgram, ...]:
+    from oneshot_ml2.vta import isa
+    from oneshot_ml2.vta.program import Buffer, Program
+
+    with (
+        np.load(io.BytesIO(raw[PROGRAMS]), allow_pickle=False) as programs,
+        np.load(io.BytesIO(raw[WEIGHTS]), allow_pickle=False) as weights,
+    ):
+        constants: dict[int, dict[str, NDArray[Any]]] = {}
+        for key in weights.files:
+            number, _, name = key.partition(".")
+            constants.setdefault(int(number), {})[name] = weights[key]
+        layers = []
+        for number, entry in enumerate(manifest["layers"]):
+            buffers = tuple(Buffer(str(name), *map(int, rest)) for name, *rest in entry["buffers"])
+            program = Program(
+                accelerator=chip,
+                insns=isa.decode(programs[f"{number}.insns"], chip),
+                uops=isa.decode_uops(programs[f"{number}.uops"], chip),
+                insn_address=int(entry["insn_address"]),
+                uop_address=int(entry["uop_address"]),
+                buffers=buffers,
+            )
+            shapes = tuple(tuple(map(int, shape)) for shape in entry["inputs"])
+            layers.append(
+                LayerProgram(
+                    str(entry["name"]), program, shapes, tuple(map(int, entry["output"])), constants.get(number, {})
+                )
+            )
+    return tuple(layers)

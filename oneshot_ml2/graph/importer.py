@@ -1,0 +1,666 @@
+"""ONNX files and PyTorch modules, through TVM Relax, as a `Graph` of float operators.
+
+Quantized ONNX models (QDQ) keep their ``quantize`` and ``dequantize`` operators; `quantize` makes integers of both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.errors import ModelError, OneShotError
+from oneshot_ml2.graph.ir import Graph, Node, Value
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Array: TypeAlias = NDArray[Any]
+
+# Relax operators that keep all elements in their order.
+_RESHAPES = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
+_ELEMENTWISE = {
+    "relax.nn.relu": "relu",
+    "relax.add": "add",
+    "relax.subtract": "subtract",
+    "relax.multiply": "multiply",
+    "relax.divide": "divide",
+    "relax.sigmoid": "sigmoid",
+    "relax.tanh": "tanh",
+    "relax.nn.gelu": "gelu",
+    "relax.nn.silu": "silu",
+    "relax.matmul": "matmul",
+}
+# ONNX operator -> ours, to give layers their names in the file.
+_ONNX_OPS = {
+    "Conv": "conv2d",
+    "Gemm": "dense",
+    "MatMul": "dense",
+    "Relu": "relu",
+    "Add": "add",
+    "QuantizeLinear": "quantize",
+    "MaxPool": "max_pool2d",
+    "AveragePool": "avg_pool2d",
+    "GlobalAveragePool": "avg_pool2d",
+    "Flatten": "reshape",
+}
+_TORCH_OPS = {
+    "conv2d.default": "conv2d",
+    "linear.default": "dense",
+    "relu.default": "relu",
+    "relu_.default": "relu",
+    "max_pool2d.default": "max_pool2d",
+    "adaptive_avg_pool2d.default": "avg_pool2d",
+}
+_SUPPORTED = sorted(
+    {name.split(".")[-1] for name in (*_RESHAPES, *_ELEMENTWISE)}
+    | {"conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "softmax", "layer_norm", "batch_norm"}
+    | {"clip", "concat", "permute_dims", "quantize", "dequantize", "dropout"}
+)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of PyTorch and TVM on their own internals."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def import_onnx(path: str | Path) -> Graph:
+    """An ONNX file as a graph.
+
+    Raises:
+        ModelError: unreadable or broken, dynamic shapes, inputs that are not float32, or an operator that is not
+            supported; each says which.
+        ModuleNotFoundError: onnx or tvm is not installed.
+    """
+    import onnx
+    import tvm  # noqa: F401 - before the file is read, so that a missing package is named first
+    from onnx import TensorProto
+    from tvm.relax.frontend.onnx import from_onnx
+
+    path = Path(path)
+    try:
+        model = onnx.load(str(path))
+        onnx.checker.check_model(model)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:
+        # protobuf's and onnx's own exceptions share no base.
+        raise ModelError(f"{path} is no valid ONNX model: {_first_line(error)}") from error
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for entry in model.graph.input:
+        if entry.name in constants:
+            continue
+        tensor = entry.type.tensor_type
+        if tensor.elem_type != TensorProto.FLOAT:
+            kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+            raise ModelError(f"{path}: input {entry.name!r} is {kind}; only float32 inputs are supported")
+        for axis, dim in enumerate(tensor.shape.dim):
+            if dim.dim_value <= 0:
+                raise ModelError(
+                    f"{path}: dimension {axis} of input {entry.name!r} is dynamic ({dim.dim_param or '?'}); export the "
+                    "model with fixed shapes, or fix them with python -m onnxruntime.tools.make_dynamic_shape_fixed"
+                )
+    names: dict[str, list[tuple[str, str]]] = {}
+    for node in model.graph.node:
+        kind = node.op_type
+        if kind.startswith("QLinear") or kind in ("QGemm", "ConvInteger", "MatMulInteger"):
+            raise ModelError(f"{path}: operator {kind} of the QOperator format; quantize with QuantFormat.QDQ instead")
+        if kind in ("DequantizeLinear", "Transpose", "Constant") and constants.issuperset(node.input):
+            constants.add(node.output[0])
+        # A product of two activations is no layer.
+        if kind != "MatMul" or node.input[1] in constants:
+            names.setdefault(_ONNX_OPS.get(kind, kind), []).append((_module_path(node.name), node.output[0]))
+    with _quiet():
+        try:
+            module = from_onnx(model)
+        except Exception as error:
+            raise ModelError(f"{path}: TVM cannot import it: {_first_line(error)}") from error
+    return _from_relax(module, path.stem, names, [entry.name for entry in model.graph.output])
+
+
+def import_torch(module: nn.Module, example_inputs: Sequence[Any], name: str | None = None) -> Graph:
+    """A PyTorch module as a graph, by ``torch.export`` at the shapes of its example inputs (float32 tensors).
+
+    Raises:
+        ModelError: it cannot be exported, or has an operator that is not supported.
+        ModuleNotFoundError: tvm is not installed.
+    """
+    import torch
+    from tvm.relax.frontend.torch import from_exported_program
+
+    for index, example in enumerate(example_inputs):
+        if not isinstance(example, torch.Tensor) or example.dtype != torch.float32:
+            kind = example.dtype if isinstance(example, torch.Tensor) else type(example).__name__
+            raise ModelError(f"example input {index} is {kind}; only float32 tensors are supported")
+    with _quiet():
+        try:
+            program = torch.export.export(module.eval(), tuple(example_inputs))
+        except Exception as error:
+            raise ModelError(f"torch.export cannot export {type(module).__name__}: {_first_line(error)}") from error
+        try:
+            relax_module = from_exported_program(program, unwrap_unit_return_tuple=True)
+        except Exception as error:
+            raise ModelError(f"TVM cannot import {type(module).__name__}: {_first_line(error)}") from error
+    names: dict[str, list[tuple[str, str]]] = {}
+    for node in program.graph.nodes:
+        op = _TORCH_OPS.get(getattr(node.target, "__name__", "")) if node.op == "call_function" else None
+        if op is not None:
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            names.setdefault(op, []).append((stack[-1][0] if stack else "", node.name))
+    return _from_relax(relax_module, name or type(module).__name__, names)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _module_path(name: str) -> str:
+    """``layer1.0.conv1`` for the node that PyTorch's exporter calls ``/layer1/layer1.0/conv1/Conv``."""
+    *parts, last = [part for part in name.split("/") if part] or [""]
+    if not parts:
+        return last
+    path = previous = parts[0]
+    for part in parts[1:]:
+        # A child of a Sequential repeats its parent's name.
+        path += part[len(previous) :] if part.startswith(previous + ".") else "." + part
+        previous = part
+    # A residual has no module of its own.
+    return f"{path}.add" if last.startswith("Add") else path
+
+
+class _Reader:
+    """Turns the bindings of a Relax function into nodes, one operator at a time."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.values: dict[str, Value] = {}
+        self.constants: dict[str, Array] = {}
+        # Relax variable -> name, or a tuple of names.
+        self.env: dict[Any, Any] = {}
+        self.counts: dict[str, int] = {}
+
+    def constant(self, array: Array) -> str:
+        name = f"const_{len(self.constants)}"
+        self.constants[name] = array
+        return name
+
+    def add(self, op: str, inputs: Sequence[str], shape: Sequence[int], **attrs: Any) -> str:
+        number = self.counts.get(op, 0)
+        self.counts[op] = number + 1
+        name = f"{op}_{number}"
+        self.nodes.append(Node(name, op, tuple(inputs), name, attrs))
+        self.values[name] = Value(name, tuple(shape))
+        return name
+
+    def operand(self, expr: Any) -> Any:
+        from tvm import ir, relax
+
+        if isinstance(expr, ir.GenericConst):
+            return self.constant(expr.value.numpy())
+        if isinstance(expr, relax.Tuple):
+            return tuple(self.operand(field) for field in expr.fields)
+        if expr in self.env:
+            return self.env[expr]
+        raise ModelError(f"an operand of the model is a {type(expr).__name__}, which is not supported")
+
+    def bind(self, var: Any, value: Any) -> None:
+        from tvm import relax
+
+        if isinstance(value, relax.TupleGetItem):
+            self.env[var] = self.operand(value.tuple_value)[value.index]
+        elif isinstance(value, relax.Call):
+            self.env[var] = self.call(value)
+        else:
+            self.env[var] = self.operand(value)
+
+    def call(self, call: Any) -> Any:
+        op = getattr(call.op, "name", type(call.op).__name__)
+        if op in ("relax.zeros_like", "relax.ones_like", "relax.full_like"):
+            # TVM emits them as a pool's indices; a use of them is what is not supported.
+            return f"the result of {op}"
+        if op == "relax.nn.dropout":
+            return (self.operand(call.args[0]),) * 2
+        attrs = call.attrs
+        if op == "relax.nn.batch_norm":
+            return (self.batch_norm([self.operand(arg) for arg in call.args], attrs),) * 3
+        if op == "relax.call_tir":
+            return self.bounded(call)
+        if op in ("relax.isnan", "relax.where"):
+            # TVM writes the bounds of ONNX's Clip with them.
+            return self.constant_choice(op, [self.operand(arg) for arg in call.args])
+        shape = _static(call.ty, op)
+        if op == "relax.broadcast_to" and _static(call.args[0].ty, op) == shape:
+            # PyTorch's matmul expands its operands, mostly to what they are.
+            return self.operand(call.args[0])
+        if op in _RESHAPES:
+            return self.reshape(self.operand(call.args[0]), shape)
+        if op == "relax.permute_dims":
+            return self.permute(self.operand(call.args[0]), attrs, shape)
+        if op == "relax.clip":
+            low, high = (float(getattr(arg.value, "value", arg.value)) for arg in call.args[1:])
+            return self.add("clip", [self.operand(call.args[0])], shape, low=low, high=high)
+        method: Callable[[list[str], Any, tuple[int, ...]], str] | None = getattr(self, "_" + op.split(".")[-1], None)
+        if method is None and op not in _ELEMENTWISE and op != "relax.concat":
+            raise ModelError(
+                f"operator {op} is not supported; replace it by supported ones in the model ({', '.join(_SUPPORTED)}), "
+                "or compile the part of the model without it"
+            )
+        operands = [self.operand(arg) for arg in call.args]
+        if op == "relax.concat":
+            return self.add("concat", operands[0], shape, axis=int(attrs.axis) % len(shape))
+        for operand in operands:
+            if not isinstance(operand, str) or (operand not in self.values and operand not in self.constants):
+                raise ModelError(f"operator {op}: operand {operand!r} is not supported")
+        if op in _ELEMENTWISE:
+            return self.elementwise(_ELEMENTWISE[op], operands, shape)
+        assert method is not None
+        return method(operands, attrs, shape)
+
+    def bounded(self, call: Any) -> str:
+        """Half of ONNX's Clip, which TVM makes a function of: the larger or smaller of a tensor and a constant."""
+        name = call.args[0].name_hint.rstrip("0123456789_")
+        operands = [self.operand(field) for field in call.args[1].fields]
+        constant = self.constants.get(operands[-1])
+        if name not in ("maximum", "minimum") or len(operands) != 2 or constant is None or constant.size != 1:
+            raise ModelError(f"operator {name} is not supported on these operands; only with a constant bound")
+        bound = float(constant.reshape(()))
+        low, high = (bound, math.inf) if name == "maximum" else (-math.inf, bound)
+        x = operands[0]
+        source = self._producer(x) if x in self.counted("clip") else None
+        if source is not None and self.nodes[-1] is source:
+            # The other half came just before: one clip, with the upper bound over the lower one as ONNX has it.
+            self.nodes.pop()
+            x = source.inputs[0]
+            low, high = min(max(low, source.attrs["low"]), high), min(source.attrs["high"], high)
+        return self.add("clip", [x], self.values[x].shape, low=low, high=high)
+
+    def counted(self, op: str) -> set[str]:
+        """The values that operators of a kind have made."""
+        return {node.output for node in self.nodes if node.op == op}
+
+    def constant_choice(self, op: str, operands: list[str]) -> str:
+        """``isnan`` or ``where`` of constants."""
+        if not all(name in self.constants for name in operands):
+            raise ModelError(f"operator {op} is supported on constants only; remove it from the model")
+        arrays = [self.constants[name] for name in operands]
+        return self.constant(np.asarray(np.isnan(arrays[0]) if op == "relax.isnan" else np.where(*arrays)))
+
+    # One method for an operator whose attributes need translation ------------------------------
+    def elementwise(self, op: str, operands: list[str], shape: tuple[int, ...]) -> str:
+        if all(name in self.constants for name in operands):
+            from oneshot_ml2.graph import operators
+
+            array = operators.FLOAT[op]([self.constants[name] for name in operands], {}, shape)
+            return self.constant(np.asarray(array, dtype=np.float32))
+        if op in ("add", "multiply") and operands[0] in self.constants:
+            operands = operands[::-1]
+        return self.add(op, operands, shape)
+
+    def reshape(self, operand: str, shape: tuple[int, ...]) -> str:
+        if operand in self.constants:
+            return self.constant(self.constants[operand].reshape(shape))
+        if self.values[operand].shape == shape:
+            return operand
+        return self.add("reshape", [operand], shape)
+
+    def permute(self, operand: str, attrs: Any, shape: tuple[int, ...]) -> str:
+        rank = len(shape)
+        axes = tuple(int(axis) % rank for axis in attrs.axes) if attrs.axes else tuple(reversed(range(rank)))
+        if operand in self.constants:
+            return self.constant(np.ascontiguousarray(self.constants[operand].transpose(axes)))
+        return self.add("permute", [operand], shape, axes=axes)
+
+    def batch_norm(self, operands: list[str], attrs: Any) -> str:
+        x, *arrays = operands
+        gamma, beta, mean, variance = (self.constants[name].astype(np.float64) for name in arrays)
+        if int(attrs.axis) != 1:
+            raise ModelError(f"operator relax.nn.batch_norm along axis {int(attrs.axis)}; only axis 1 is supported")
+        scale = (gamma if attrs.scale else 1.0) / np.sqrt(variance + float(attrs.epsilon))
+        offset = (beta if attrs.center else 0.0) - mean * scale
+        shape = self.values[x].shape
+        column = (-1,) + (1,) * (len(shape) - 2)
+        scaled = self.add("multiply", [x, self.constant(scale.astype(np.float32).reshape(column))], shape)
+        return self.add("add", [scaled, self.constant(offset.astype(np.float32).reshape(column))], shape)
+
+    def _conv2d(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
+        _layout(attrs, "relax.nn.conv2d")
+        if operands[1] not in self.constants and self._producer(operands[1]).op != "dequantize":
+            raise ModelError("operator relax.nn.conv2d: the model computes its weight; only constants are supported")
+        return self.add(
+            "conv2d", operands, shape, strides=_ints(attrs.strides), pads=_pads(attrs.padding),
+            dilation=_ints(attrs.dilation), groups=int(attrs.groups),
+        )  # fmt: skip
+
+    def _max_pool2d(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
+        return self.add("max_pool2d", operands, shape, **_pool(attrs, "relax.nn.max_pool2d"))
+
+    def _avg_pool2d(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
+        if attrs.ceil_mode:
+            raise ModelError("operator relax.nn.avg_pool2d with ceil_mode is not supported; pad the image instead")
+        return self.add(
+            "avg_pool2d", operands, shape, **_pool(attrs, "relax.nn.avg_pool2d"),
+            count_include_pad=bool(attrs.count_include_pad),
+        )  # fmt: skip
+
+    def _global_pool(self, operand: str, shape: tuple[int, ...], size: tuple[int, int], stride: tuple[int, int]) -> str:
+        n, c = self.values[operand].shape[:2]
+        spatial = tuple((self.values[operand].shape[i + 2] - size[i]) // stride[i] + 1 for i in range(2))
+        pooled = self.add(
+            "avg_pool2d", [operand], (n, c, *spatial), size=size, strides=stride, pads=(0, 0, 0, 0), dilation=(1, 1),
+            count_include_pad=True,
+        )  # fmt: skip
+        return self.reshape(pooled, shape)
+
+    def _adaptive_avg_pool2d(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
+        _layout(attrs, "relax.nn.adaptive_avg_pool2d", kernel=False)
+        image = self.values[operands[0]].shape
+        if image == shape:
+            return operands[0]
+        if image[2] % shape[2] == 0 and image[3] % shape[3] == 0:
+            step = (image[2] // shape[2], image[3] // shape[3])
+            return self._global_pool(operands[0], shape, step, step)
+        return self.add("adaptive_avg_pool2d", operands, shape)
+
+    def _mean(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
+        image = self.values[operands[0]].shape
+        axes = tuple(sorted(int(axis) % len(image) for axis in attrs.axis)) if attrs.axis else tuple(range(len(image)))
+        if len(image) == 4 and axes == (2, 3):
+            return self._global_pool(operands[0], shape, image[2:], (1, 1))
+        return self.add("mean", operands, shape, axes=axes, keepdims=bool(attrs.keepdims))
+
+    def _softmax(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
+        return self.add("softmax", operands, shape, axis=int(attrs.axis) % len(shape))
+
+    def _layer_norm(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
+        axes = tuple(int(axis) % len(shape) for axis in attrs.axes)
+        return self.add("layer_norm", operands, shape, axes=axes, epsilon=float(attrs.epsilon))
+
+    def _scales(self, operands: list[str], what: str) -> Array:
+        scale, zero = (self.constants.get(name) for name in operands[1:])
+        if scale is None or zero is None:
+            raise ModelError(f"operator {what}: its scale is computed by the model; only constants are supported")
+        if np.any(zero != 0):
+            raise ModelError(
+                f"operator {what} has the zero point {int(np.ravel(zero)[0])}; only symmetric quantization (0) is "
+                "supported: quantize with QuantType.QInt8, ActivationSymmetric and WeightSymmetric"
+            )
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise ModelError(f"operator {what}: a scale is {float(np.min(scale))}; allowed: above 0")
+        return np.asarray(scale, dtype=np.float32)
+
+    def _quantize(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
+        if str(attrs.out_dtype) != "int8":
+            raise ModelError(f"operator quantize to {attrs.out_dtype}; only int8 is supported (QuantType.QInt8)")
+        scale = self._scales(operands, "quantize")
+        if scale.size != 1:
+            raise ModelError("operator quantize has a scale per channel on an activation; only one scale is supported")
+        return self.add(
+            "quantize", operands[:1], shape, scale=scale.reshape(()), axis=0, range=(-128, 127), dtype="int8"
+        )
+
+    def _dequantize(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
+        scale = self._scales(operands, "dequantize")
+        scale = scale.reshape(()) if scale.size == 1 else scale
+        x = operands[0]
+        if x in self.constants:
+            kind = self.constants[x].dtype
+            if kind not in (np.int8, np.int32):
+                raise ModelError(f"operator dequantize of {kind} constants; only int8 and int32 (biases) are supported")
+        return self.add("dequantize", [x], shape, scale=scale, axis=int(attrs.axis))
+
+    def _producer(self, name: str) -> Node:
+        return next(node for node in reversed(self.nodes) if node.output == name)
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def _pads(values: Any) -> tuple[int, ...]:
+    """Relax's (top, left, bottom, right) as (top, bottom, left, right)."""
+    pads = _ints(values)
+    if len(pads) == 2:
+        pads = pads * 2
+    top, left, bottom, right = pads
+    return (top, bottom, left, right)
+
+
+def _layout(attrs: Any, op: str, kernel: bool = True) -> None:
+    layout = getattr(attrs, "data_layout", None) or attrs.layout
+    if layout != "NCHW" or (kernel and attrs.kernel_layout != "OIHW"):
+        raise ModelError(f"operator {op} in layout {layout}; only NCHW is supported")
+
+
+def _pool(attrs: Any, op: str) -> dict[str, Any]:
+    _layout(attrs, op, kernel=False)
+    if _ints(attrs.dilation) != (1, 1):
+        raise ModelError(f"operator {op} with dilation {_ints(attrs.dilation)} is not supported; only 1")
+    return {
+        "size": _ints(attrs.pool_size),
+        "strides": _ints(attrs.strides),
+        "pads": _pads(attrs.padding),
+        "dilation": (1, 1),
+    }
+
+
+def _static(ty: Any, what: str) -> tuple[int, ...]:
+    """The shape of a Relax tensor type.
+
+    Raises:
+        ModelError: no tensor, or a dynamic shape.
+    """
+    from tvm import tirx
+
+    shape = getattr(ty, "shape", None)
+    if shape is None:
+        raise ModelError(f"{what}: its result is no tensor of a known shape; dynamic shapes are not supported")
+    if not all(isinstance(dim, (int, tirx.IntImm)) for dim in shape):
+        dims = "x".join(str(getattr(dim, "value", dim)) for dim in shape)
+        raise ModelError(f"{what} has the dynamic shape {dims}; export the model with fixed shapes")
+    return tuple(int(dim) for dim in shape)
+
+
+def _from_relax(
+    module: Any, name: str, names: Mapping[str, list[tuple[str, str]]], output_names: Sequence[str] = ()
+) -> Graph:
+    """The ``main`` function of a Relax module; ``names``: operator -> (layer's name, tensor's name), in order."""
+    if "main" not in [variable.name_hint for variable in module.get_global_vars()]:
+        raise ModelError("the model has no main function")
+    function = module["main"]
+    reader = _Reader()
+    inputs = []
+    for parameter in function.params:
+        shape = _static(parameter.ty, f"input {parameter.name!r}")
+        if str(parameter.ty.dtype) != "float32":
+            raise ModelError(f"input {parameter.name!r} is {parameter.ty.dtype}; only float32 inputs are supported")
+        inputs.append(parameter.name)
+        reader.env[parameter] = parameter.name
+        reader.values[parameter.name] = Value(parameter.name, shape)
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            reader.bind(binding.var, binding.value)
+    result = reader.operand(function.body.body)
+    outputs = result if isinstance(result, tuple) else (result,)
+    for output in outputs:
+        if output not in reader.values:
+            raise ModelError("an output of the model does not depend on its inputs; remove it from the model")
+    if len(output_names) != len(outputs):
+        output_names = [f"output_{index}" for index in range(len(outputs))] if len(outputs) > 1 else ["output"]
+    graph = Graph(
+        name, tuple(inputs), tuple(outputs), tuple(reader.nodes), reader.values, reader.constants,
+        output_names=tuple(output_names),
+    )  # fmt: skip
+    return _simplify(graph, names)
+
+
+def _simplify(graph: Graph, names: Mapping[str, list[tuple[str, str]]]) -> Graph:
+    """Fold constants into layers, name nodes as the model does, and drop what nothing reads."""
+    graph = drop_unused(fold_layers(fold_constants(graph)))
+    renamed, labels = [], {}
+    taken: set[str] = set()
+    kinds: dict[str, int] = {}
+    for node in graph.nodes:
+        kinds[node.op] = kinds.get(node.op, 0) + 1
+    seen: dict[str, int] = {}
+    for node in graph.nodes:
+        index = seen.get(node.op, 0)
+        seen[node.op] = index + 1
+        known = names.get(node.op, [])
+        # Only if every operator of that kind has come through, so that none takes another one's name.
+        if len(known) == kinds[node.op]:
+            label, tensor = known[index]
+            labels[node.output] = tensor
+            if label and label not in taken:
+                taken.add(label)
+                node = dataclasses.replace(node, name=label)
+        renamed.append(node)
+    return dataclasses.replace(graph, nodes=tuple(renamed), labels=labels)
+
+
+def fold_constants(graph: Graph) -> Graph:
+    """Replace dequantized, reshaped and permuted constants by their values.
+
+    A dequantized constant's scale is kept: see ``attrs['scales']`` of the layers that read it.
+    """
+    from oneshot_ml2.graph import operators
+
+    constants = dict(graph.constants)
+    scales: dict[str, tuple[Array, int]] = {}
+    kept: list[Node] = []
+    for node in graph.nodes:
+        if node.inputs and all(name in constants for name in node.inputs) and node.op in operators.FLOAT:
+            out = graph.values[node.output].shape
+            array = operators.FLOAT[node.op]([constants[name] for name in node.inputs], node.attrs, out)
+            constants[node.output] = np.asarray(array, dtype=np.float32)
+            if node.op == "dequantize":
+                scales[node.output] = (node.attrs["scale"], node.attrs["axis"] % max(array.ndim, 1))
+            elif node.inputs[0] in scales:
+                scale, axis = scales[node.inputs[0]]
+                if node.op == "permute":
+                    axis = tuple(node.attrs["axes"]).index(axis)
+                if node.op == "permute" or scale.ndim == 0:
+                    scales[node.output] = (scale, axis)
+            continue
+        kept.append(node)
+    values = {name: value for name, value in graph.values.items() if name not in constants}
+    nodes = [
+        dataclasses.replace(node, attrs={**node.attrs, "weight_scale": scales[node.inputs[1]]})
+        if len(node.inputs) > 1 and node.inputs[1] in scales and node.op in ("conv2d", "matmul")
+        else node
+        for node in kept
+    ]
+    return dataclasses.replace(graph, nodes=tuple(nodes), constants=constants, values=values)
+
+
+def fold_layers(graph: Graph) -> Graph:
+    """Products with constant matrices become ``dense``; scales and biases after a layer go into it."""
+    constants = dict(graph.constants)
+    users = graph.users()
+    made: dict[str, Node] = {}
+    # Value that a folded node made -> the value that now stands for it.
+    alias: dict[str, str] = {}
+    order: list[str] = []
+
+    def constant(array: Array) -> str:
+        name = f"folded_{len(constants)}"
+        constants[name] = np.ascontiguousarray(array, dtype=np.float32)
+        return name
+
+    for node in graph.nodes:
+        inputs = tuple(alias.get(name, name) for name in node.inputs)
+        alone = bool(inputs) and len(users[node.inputs[0]]) == 1 and node.inputs[0] not in graph.outputs
+        node = dataclasses.replace(node, inputs=inputs)
+        source = made.get(inputs[0]) if inputs else None
+        if node.op == "matmul" and inputs[1] in constants and constants[inputs[1]].ndim == 2:
+            weight = np.ascontiguousarray(constants[inputs[1]].T)
+            attrs = dict(node.attrs)
+            if "weight_scale" in attrs:
+                scale, axis = attrs["weight_scale"]
+                attrs["weight_scale"] = (scale, 1 - axis)
+            node = dataclasses.replace(node, op="dense", inputs=(inputs[0], constant(weight)), attrs=attrs)
+        elif (
+            node.op in ("add", "multiply")
+            and source is not None
+            and source.op in ("conv2d", "dense")
+            and alone
+            and len(inputs) == 2
+            and inputs[1] in constants
+        ):
+            channels = _per_channel(constants[inputs[1]], graph.values[node.output].shape, source.op)
+            if channels is not None and not (node.op == "multiply" and "weight_scale" in source.attrs):
+                weight = constants[source.inputs[1]]
+                bias = constants[source.inputs[2]] if len(source.inputs) > 2 else np.zeros(len(weight), np.float32)
+                if node.op == "add":
+                    bias = bias + channels
+                else:
+                    weight = weight * channels.reshape((-1,) + (1,) * (weight.ndim - 1))
+                    bias = bias * channels
+                folded = (source.inputs[0], source.inputs[1] if node.op == "add" else constant(weight), constant(bias))
+                made[source.output] = dataclasses.replace(source, inputs=folded)
+                alias[node.output] = source.output
+                continue
+        made[node.output] = node
+        order.append(node.output)
+    outputs = tuple(alias.get(name, name) for name in graph.outputs)
+    return dataclasses.replace(graph, nodes=tuple(made[name] for name in order), constants=constants, outputs=outputs)
+
+
+def _per_channel(array: Array, shape: tuple[int, ...], op: str) -> Array | None:
+    """A constant as one number per output channel (K,), or None if it is not that."""
+    axis = 1 if op == "conv2d" else len(shape) - 1
+    full = (1,) * (len(shape) - array.ndim) + tuple(array.shape)
+    if len(full) != len(shape) or any(size != 1 for i, size in enumerate(full) if i != axis):
+        return None
+    return np.broadcast_to(array.reshape(-1), (shape[axis],)).astype(np.float32)
+
+
+def drop_unused(graph: Graph) -> Graph:
+    """Without nodes, values and constants that no output depends on."""
+    needed = set(graph.outputs)
+    kept = []
+    for node in reversed(graph.nodes):
+        if node.output in needed:
+            kept.append(node)
+            needed.update(node.inputs)
+    kept.reverse()
+    return dataclasses.replace(
+        graph,
+        nodes=tuple(kept),
+        values={name: value for name, value in graph.values.items() if name in needed or name in graph.inputs},
+        constants={name: array for name, array in graph.constants.items() if name in needed},
+    )
+
+
+def import_model(model: Any, example_inputs: Sequence[Any] | None = None, size: int = 224) -> Graph:
+    """A path ending in ``.onnx``, a name of the zoo (`models.model_names`), or a PyTorch module with example inputs.
+
+    Raises:
+        OneShotError: none of them, or a model that cannot be imported.
+    """
+    if isinstance(model, (str, Path)):
+        if str(model).endswith(".onnx"):
+            return import_onnx(model)
+        from oneshot_ml2 import models
+
+        if size < 1:
+            raise OneShotError(f"images of {size} x {size}; allowed: a size of at least 1")
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = models.build(str(model))
+        return import_torch(module, (torch.zeros(1, 3, size, size),), str(model))
+    if example_inputs is None:
+        raise ModelError("a PyTorch module needs example_inputs, a tuple of float32 tensors that fix the shapes")
+    return import_torch(model, example_inputs)

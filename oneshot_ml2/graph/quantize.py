@@ -1,0 +1,636 @@
+"""From float or QDQ graphs to integers: symmetric int8 with powers of two as scales, one for each tensor.
+
+Sums are 32 bits wide; a right shift by the difference of the exponents makes int8 of them. The shift floors, and half a
+step that the bias holds makes that rounding half up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.errors import ModelError, WorkloadError
+from oneshot_ml2.graph import ir, partition
+from oneshot_ml2.graph.ir import Graph, Node, Value
+from oneshot_ml2.graph.partition import Composite
+from oneshot_ml2.workload import Epilogue
+
+Array: TypeAlias = NDArray[Any]
+Sample: TypeAlias = Mapping[str, Array]
+
+LOW, HIGH = -128, 127
+# Values of a tensor that the choice of its exponent looks at.
+_SAMPLED = 1 << 15
+# Random inputs that stand in for calibration data.
+RANDOM_SAMPLES = 2
+# The bias_bits that the network was trained with; a smaller number would only leave its range.
+_BIAS_BITS = 16
+# A 32-bit sum and all that is added to it stay below this.
+_SUM_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far a tensor of the integer graph is from the model's own, on the same input of the whole model.
+
+    ``rms``: root mean square of the difference, relative to that of the model's tensor; ``exponent``: of its scale.
+    """
+
+    name: str
+    exponent: int
+    rms: float
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized graph, what was changed on the way, and what it costs.
+
+    ``kind``: ``float`` (quantized here) or ``qdq``; ``changes``: lines; ``tensors``: int8 value -> the tensor of the
+    model's file that it is, where known; ``errors``: see `LayerError`.
+    """
+
+    graph: Graph
+    kind: str
+    changes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    tensors: Mapping[str, str]
+    errors: tuple[LayerError, ...]
+
+
+def split_samples(graph: Graph, data: Array | Sample | Sequence[Sample]) -> list[dict[str, Array]]:
+    """Calibration data as inputs of the model: a list of them, or arrays that hold many along their first axis.
+
+    Raises:
+        ModelError: names or shapes that are not the model's.
+    """
+    if isinstance(data, Sequence):
+        return [dict(ir.check_inputs(graph, sample)) for sample in data]
+    if not isinstance(data, Mapping):
+        if len(graph.inputs) != 1:
+            raise ModelError(f"calibration data needs the names of the inputs: {', '.join(graph.inputs)}; use .npz")
+        data = {graph.inputs[0]: data}
+    if set(data) != set(graph.inputs):
+        raise ModelError(f"calibration data has {', '.join(data)}; the model takes {', '.join(graph.inputs)}")
+    counts = set()
+    for name, array in data.items():
+        shape = graph.values[name].shape
+        if array.shape[1:] != shape[1:] or not len(array) or len(array) % shape[0]:
+            raise ModelError(
+                f"calibration data for {name!r} has shape {array.shape}; allowed: a multiple of the first of {shape}"
+            )
+        counts.add(len(array) // shape[0])
+    if len(counts) > 1:
+        raise ModelError("calibration data holds different numbers of inputs; give as many of each")
+    samples = []
+    for index in range(counts.pop()):
+        sizes = {name: graph.values[name].shape[0] for name in data}
+        part = {name: array[index * sizes[name] : (index + 1) * sizes[name]] for name, array in data.items()}
+        samples.append(dict(ir.check_inputs(graph, part)))
+    return samples
+
+
+def quantize(graph: Graph, calibration: Array | Sample | Sequence[Sample] | None = None, seed: int = 0) -> Quantized:
+    """Quantize a graph to int8; one that is quantized already (QDQ) keeps its scales, to the nearest power of two.
+
+    Args:
+        calibration: what `split_samples` takes, from which the scales of a float model follow; none: seeded standard
+            normal inputs, with a warning. The errors are those on the first one.
+        seed: of the random inputs.
+
+    Raises:
+        ModelError: calibration data that does not fit, or a quantization that is not supported.
+    """
+    qdq = any(node.op == "quantize" for node in graph.nodes)
+    warned: list[str] = []
+    if calibration is None:
+        samples = random_samples(graph, RANDOM_SAMPLES, seed)
+        if not qdq:
+            warned.append(
+                "scales follow from random inputs: give calibration data (--calibration) before trusting the accuracy"
+            )
+    else:
+        samples = split_samples(graph, calibration)
+        if not samples:
+            raise ModelError("calibration data is empty; give at least one input")
+    if qdq:
+        plain, exponents, changes, tensors = _strip(graph)
+        _, reference = _observe(graph, samples[:1])
+        wanted = {value: reference[tensor] for value, tensor in tensors.items() if tensor in reference}
+        scales = {node.output: node.attrs["scale"] for node in graph.nodes if node.op == "quantize"}
+        wanted = {value: array.astype(np.float32) * scales[tensors[value]] for value, array in wanted.items()}
+    else:
+        plain, changes, tensors = graph, [], {}
+        chosen, wanted = _observe(graph, samples)
+        exponents = _calibrated(graph, chosen)
+    builder = _Builder(plain, exponents, qdq)
+    integer = builder.build()
+    errors = _errors(integer, samples[0], wanted)
+    labels = {value: graph.labels[tensor] for value, tensor in tensors.items() if tensor in graph.labels}
+    return Quantized(integer, "qdq" if qdq else "float", (*changes, *builder.changes), tuple(warned), labels, errors)
+
+
+def random_samples(graph: Graph, count: int, seed: int) -> list[dict[str, Array]]:
+    """Standard normal inputs by name."""
+    rng = np.random.default_rng(seed)
+    shapes = {name: graph.values[name].shape for name in graph.inputs}
+    return [
+        {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()} for _ in range(count)
+    ]
+
+
+# Exponents -------------------------------------------------------------------------------------
+def best_exponent(values: Array, largest: float) -> int:
+    """The exponent whose int8 grid has the least mean square error on float values, with or without clipping.
+
+    ``largest``: the largest magnitude of the tensor that the values are from.
+    """
+    if largest == 0 or not math.isfinite(largest):
+        return 0
+    top = math.ceil(math.log2(largest / HIGH) - 1e-9)
+    errors = []
+    for exponent in (top, top - 1):
+        step = 2.0**exponent
+        errors.append((float(np.square(np.clip(np.rint(values / step), LOW, HIGH) * step - values).mean()), exponent))
+    return min(errors)[1]
+
+
+def _drawn(array: Array) -> Array:
+    """Elements of a tensor at even distances, about as many as a choice of exponents looks at."""
+    flat = array.reshape(-1)
+    return flat[:: max(1, flat.size // _SAMPLED)].copy()
+
+
+def _observe(graph: Graph, samples: Sequence[Sample]) -> tuple[dict[str, int], dict[str, Array]]:
+    """The best exponent of every value over all samples, and all values of the first one."""
+    largest: dict[str, float] = {}
+    drawn: dict[str, list[Array]] = {}
+    first: dict[str, Array] = {}
+    for index, sample in enumerate(samples):
+
+        def observe(name: str, array: Array, index: int = index) -> None:
+            if index == 0:
+                first[name] = array
+            if array.dtype == np.float32:
+                if not np.isfinite(array).all():
+                    raise ModelError(f"the model's tensor {name!r} is not finite on the calibration data")
+                largest[name] = max(largest.get(name, 0.0), float(np.abs(array).max()))
+                drawn.setdefault(name, []).append(_drawn(array))
+
+        ir.execute(graph, sample, observe)
+    exponents = {name: best_exponent(np.concatenate(parts), largest[name]) for name, parts in drawn.items()}
+    return exponents, first
+
+
+def _calibrated(graph: Graph, chosen: Mapping[str, int]) -> dict[str, int]:
+    """Values to quantize with their exponents, from the best ones of all values.
+
+    Operators that only move data or pick the largest element keep the exponent. What follows from float operators only
+    is quantized where a layer reads it. A ReLU's operand is not quantized apart from it.
+    """
+    integer_ops = ("conv2d", "dense", "relu", "clip", "add", "max_pool2d", "avg_pool2d", "reshape", "permute", "concat")
+    users = graph.users()
+    exponents: dict[str, int] = {}
+    for name in graph.inputs:
+        if any(node.op in integer_ops for node in users[name]):
+            exponents[name] = chosen[name]
+    for node in graph.nodes:
+        feeds_a_layer = any(user.op in ("conv2d", "dense") for user in users[node.output])
+        constant = any(name in graph.constants for name in node.inputs) and node.op not in ("conv2d", "dense")
+        if node.op in ("max_pool2d", "reshape", "permute") and node.inputs[0] in exponents:
+            exponents[node.output] = exponents[node.inputs[0]]
+        elif feeds_a_layer or (node.op in integer_ops and not constant):
+            exponents[node.output] = chosen[node.output]
+    for node in graph.nodes:
+        # conv2d/dense/add -> ReLU: one rounding, and one clip.
+        if partition.bounds(node) is not None and _single(graph, users, node.inputs[0]):
+            producer = graph.producers().get(node.inputs[0])
+            if producer is not None and producer.op in ("conv2d", "dense", "add"):
+                exponents.pop(node.inputs[0], None)
+    return exponents
+
+
+def _single(graph: Graph, users: Mapping[str, list[Node]], name: str) -> bool:
+    return len(users[name]) == 1 and name not in graph.outputs
+
+
+# QDQ -------------------------------------------------------------------------------------------
+def nearest_exponent(scale: float) -> int:
+    """The exponent of the power of two nearest to a scale, in ratio."""
+    return round(math.log2(scale))
+
+
+def _strip(graph: Graph) -> tuple[Graph, dict[str, int], list[str], dict[str, str]]:
+    """A QDQ graph without quantize and dequantize nodes: (graph, exponents, changes, value -> quantize's output)."""
+    users = graph.users()
+    alias: dict[str, str] = {}
+    scales: dict[str, float] = {}
+    tensors: dict[str, str] = {}
+    kept: list[Node] = []
+    values = dict(graph.values)
+    for node in graph.nodes:
+        inputs = tuple(alias.get(name, name) for name in node.inputs)
+        if node.op == "quantize":
+            scale, (x,) = float(node.attrs["scale"]), inputs
+            same = [user.op == "quantize" and float(user.attrs["scale"]) == scale for user in users[node.inputs[0]]]
+            if scales.get(x) == scale:
+                alias[node.output] = x
+            elif x not in scales and all(same) and node.inputs[0] not in graph.outputs:
+                scales[x] = scale
+                tensors[x] = node.output
+                alias[node.output] = x
+            else:
+                kept.append(dataclasses.replace(node, op="identity", inputs=inputs, attrs={}))
+                scales[node.output] = scale
+                tensors[node.output] = node.output
+        elif node.op == "dequantize":
+            scale = float(np.ravel(node.attrs["scale"])[0])
+            if scales.get(inputs[0]) != scale:
+                raise ModelError(
+                    f"a dequantize has the scale {scale:g}, but its int8 operand was quantized with "
+                    f"{scales.get(inputs[0], 0.0):g}; quantize the model anew"
+                )
+            alias[node.output] = inputs[0]
+        else:
+            kept.append(dataclasses.replace(node, inputs=inputs))
+    outputs = tuple(alias.get(name, name) for name in graph.outputs)
+    constants = dict(graph.constants)
+    plain = dataclasses.replace(graph, nodes=tuple(kept), values=values, constants=constants, outputs=outputs)
+
+    changes = []
+    exponents = {name: nearest_exponent(scale) for name, scale in scales.items()}
+    odd = {name: scale / 2.0 ** exponents[name] for name, scale in scales.items() if scale != 2.0 ** exponents[name]}
+    if odd:
+        worst = max(abs(math.log2(ratio)) for ratio in odd.values())
+        changes.append(
+            f"{len(odd)} of {len(scales)} scales of activations are no powers of two and were rounded to the nearest "
+            f"(by at most {2**worst - 1:.0%}); the layers' errors say what that costs"
+        )
+    plain_users = plain.users()
+    producers = plain.producers()
+    for node in plain.nodes:
+        x = node.inputs[0] if node.inputs else ""
+        producer = producers.get(x)
+        if partition.bounds(node) is None or x not in exponents or node.output not in exponents:
+            continue
+        if producer is None or producer.op not in ("conv2d", "dense", "add") or not _single(plain, plain_users, x):
+            continue
+        if exponents[x] != exponents[node.output]:
+            changes.append(f"{producer.name} takes the scale 2**{exponents[node.output]} of the ReLU behind it")
+        # With one scale, rounding and clipping before and after the ReLU are the same thing.
+        del exponents[x]
+        tensors.pop(x, None)
+    return plain, exponents, changes, tensors
+
+
+# Integers --------------------------------------------------------------------------------------
+class _Builder:
+    """Makes the integer graph node by node.
+
+    Args:
+        graph: float operators only.
+        exponents: of the values that are int8; the others are float32.
+        fixed: the exponents are the model's, none may change.
+    """
+
+    def __init__(self, graph: Graph, exponents: Mapping[str, int], fixed: bool) -> None:
+        self.graph, self.fixed = graph, fixed
+        self.exponents = dict(exponents)
+        self.nodes: list[Node] = []
+        self.values: dict[str, Value] = {}
+        self.users = graph.users()
+        self.constants: dict[str, Array] = {}
+        self.weights: dict[str, tuple[NDArray[np.int8], int]] = {}
+        self.changes: list[str] = []
+        # QDQ layers whose weights are quantized anew.
+        self.requantized: list[str] = []
+
+    def build(self) -> Graph:
+        graph = self.graph
+        for name in graph.inputs:
+            self.values[self.float_name(name)] = Value(self.float_name(name), graph.values[name].shape)
+            if name in self.exponents:
+                self.to_int8(name, name)
+        if not self.fixed:
+            self.fuse_residuals()
+        ends = {composite.output: composite for composite in partition.composites(graph, self.exponents)}
+        inner = {node.output for composite in ends.values() for node in composite.nodes[:-1]}
+        for node in graph.nodes:
+            if node.output in inner:
+                continue
+            if node.output in ends:
+                self.composite(ends[node.output])
+            else:
+                self.single(node)
+        if self.requantized:
+            self.changes.append(
+                f"the weights of {len(self.requantized)} layers have scales that are no powers of two, or one for each "
+                "channel, and were quantized anew with the best power of two"
+            )
+        outputs = tuple(self.as_float(name) for name in graph.outputs)
+        return Graph(
+            graph.name, tuple(self.float_name(name) for name in graph.inputs), outputs, tuple(self.nodes), self.values,
+            self.constants, output_names=graph.output_names,
+        )  # fmt: skip
+
+    # Names: an int8 value keeps the float one's name; its float32 form is another value.
+    def float_name(self, name: str) -> str:
+        return f"{name}.float" if name in self.exponents and name not in self.graph.inputs else name
+
+    def int_name(self, name: str) -> str:
+        return f"{name}.int8" if name in self.graph.inputs else name
+
+    def emit(
+        self, name: str, op: str, inputs: Sequence[str], value: Value, attrs: Mapping[str, Any],
+        arrays: Mapping[str, Array] | None = None,
+    ) -> str:  # fmt: skip
+        self.nodes.append(Node(name, op, tuple(inputs), value.name, attrs, arrays or {}))
+        self.values[value.name] = value
+        return value.name
+
+    def as_float(self, name: str) -> str:
+        """The float32 form of a value or constant."""
+        if name in self.graph.constants:
+            self.constants[name] = np.asarray(self.graph.constants[name], dtype=np.float32)
+            return name
+        wanted = self.float_name(name)
+        if wanted not in self.values:
+            value = Value(wanted, self.graph.shape(name))
+            self.emit(wanted, "to_float", [self.int_name(name)], value, {"exponent": self.exponents[name]})
+        return wanted
+
+    def to_int8(self, name: str, layer: str) -> None:
+        """Quantize the float32 form of a value."""
+        value = Value(self.int_name(name), self.graph.shape(name), self.exponents[name])
+        self.emit(f"{layer}.quantize", "to_int8", [self.float_name(name)], value, {"exponent": self.exponents[name]})
+
+    def rescaled(self, source: str, exponent: int, target: str, layer: str, clip: tuple[int, int] = (LOW, HIGH)) -> str:
+        """An int8 value with another exponent, under the name ``target``."""
+        value = Value(target, self.values[source].shape, exponent)
+        left = _exponent(self.values[source]) - exponent
+        if abs(left) > 24:
+            raise ModelError(f"{layer}: scales differ by 2**{abs(left)}; quantize the model with closer ones")
+        return self.emit(layer, "int_requantize", [source], value, {"left": left, "clip": clip})
+
+    # Layers ------------------------------------------------------------------------------------
+    def weight(self, node: Node) -> tuple[NDArray[np.int8], int]:
+        """A layer's int8 weight and its exponent: the model's if its scale is a power of two, else the best."""
+        if node.output not in self.weights:
+            array = self.graph.constants[node.inputs[1]]
+            scale = node.attrs["weight_scale"][0] if "weight_scale" in node.attrs else np.zeros(2)
+            largest = max(float(array.max(initial=0.0)), -float(array.min(initial=0.0)))
+            exponent = best_exponent(_drawn(array), largest)
+            if scale.size == 1 and float(scale) == 2.0 ** nearest_exponent(float(scale)):
+                exponent = nearest_exponent(float(scale))
+            elif not self.fixed:
+                exponent = self.workable(node, exponent)
+            else:
+                self.requantized.append(node.name)
+            self.weights[node.output] = (_int8(array, exponent), exponent)
+        return self.weights[node.output]
+
+    def workable(self, node: Node, exponent: int) -> int:
+        """The least exponent of a float layer's weight, from ``exponent`` on, that its epilogue and sums allow."""
+        array = self.graph.constants[node.inputs[1]]
+        data, output = self.exponents.get(node.inputs[0]), self.exponents.get(self.end(node))
+        if data is None or output is None:
+            return exponent
+        exponent = max(exponent, output - data - partition.LARGEST_SHIFT)
+        while self.largest_sum(node, _int8(array, exponent), data + exponent) > _SUM_LIMIT:
+            exponent += 1
+        return exponent
+
+    def largest_sum(self, node: Node, weight: NDArray[np.int8], exponent: int) -> float:
+        """An upper bound of the magnitude of a layer's sums with their bias; infinite if that has too many bits."""
+        bias = np.abs(self.bias(node, exponent))
+        if bias.max(initial=0) > 2**partition.LARGEST_BIAS_BITS - (1 << partition.LARGEST_SHIFT):
+            return math.inf
+        weights = np.abs(weight.astype(np.int16)).reshape(len(weight), -1).sum(1, dtype=np.int64)
+        return float((weights * 128 + bias).max(initial=0)) + (128 << partition.LARGEST_RESIDUAL_SHIFT) + 2**15
+
+    def bias(self, node: Node, exponent: int) -> NDArray[np.float64]:
+        """A layer's bias (K,) in units of its sums, rounded."""
+        count = len(self.graph.constants[node.inputs[1]])
+        bias = self.graph.constants[node.inputs[2]] if len(node.inputs) > 2 else np.zeros(count)
+        return np.rint(np.ldexp(bias.astype(np.float64), -exponent))
+
+    def end(self, node: Node) -> str:
+        """The first quantized value from a layer on, following its only users."""
+        name = node.output
+        while name not in self.exponents and _single(self.graph, self.users, name):
+            name = self.users[name][0].output
+        return name
+
+    def fuse_residuals(self) -> None:
+        """Let a layer add its residual itself, where the shift that this takes is one that VTA's layers have."""
+        order = {node.output: index for index, node in enumerate(self.graph.nodes)}
+        producers = self.graph.producers()
+        for node in self.graph.nodes:
+            if node.op != "add" or not all(name in self.exponents for name in node.inputs):
+                continue
+            # The operand computed last takes the sum, as the other one must be there by then.
+            for name in sorted(node.inputs, key=lambda name: -order.get(name, -1)):
+                (other,) = [other for other in node.inputs if other != name] or [name]
+                layer = producers.get(name)
+                if layer is None or layer.op not in ("conv2d", "dense") or not _single(self.graph, self.users, name):
+                    continue
+                if self.graph.shape(other) != self.graph.shape(node.output) or layer.inputs[0] not in self.exponents:
+                    continue
+                if layer.attrs.get("groups", 1) != 1:
+                    continue
+                kept = self.exponents.pop(name)
+                self.weights.pop(layer.output, None)
+                shift = self.exponents[other] - self.exponents[layer.inputs[0]] - self.weight(layer)[1]
+                right = self.exponents[self.end(layer)] - self.exponents[layer.inputs[0]] - self.weight(layer)[1]
+                if 0 <= shift <= partition.LARGEST_RESIDUAL_SHIFT and 0 <= right <= partition.LARGEST_SHIFT:
+                    break
+                self.exponents[name] = kept
+                self.weights.pop(layer.output, None)
+
+    def composite(self, composite: Composite) -> None:
+        """A layer or an addition with what is fused into it."""
+        head = composite.nodes[0]
+        if head.op == "add":
+            self.addition(composite)
+            return
+        x = head.inputs[0]
+        if x not in self.exponents:
+            for node in composite.nodes:
+                self.floating(node, "its input is not quantized")
+            return
+        weight, exponent = self.weight(head)
+        sums = self.exponents[x] + exponent
+        if not self.fixed and self.exponents[composite.output] < sums:
+            # Finer than the sums themselves: nothing to gain.
+            self.exponents[composite.output] = sums
+        shift = self.exponents[composite.output] - sums
+        if shift < 0 or self.largest_sum(head, weight, sums) > _SUM_LIMIT:
+            for node in composite.nodes:
+                reason = "its scale is finer than that of its sums" if shift < 0 else "its sums may exceed 32 bits"
+                self.floating(node, reason)
+            return
+        clip = integer_bounds(composite.low, composite.high, self.exponents[composite.output])
+        bias = (self.bias(head, sums) + (1 << shift >> 1)).astype(np.int32)
+        inputs = [self.int_name(x)]
+        residual_shift = None
+        if composite.residual is not None:
+            residual_shift = self.exponents[composite.residual] - sums
+            inputs.append(self.int_name(composite.residual))
+        workload, reason = None, ""
+        try:
+            bits = max(_BIAS_BITS, int(np.abs(bias.astype(np.int64)).max()).bit_length())
+            if shift > partition.LARGEST_SHIFT:
+                raise WorkloadError(f"its shift is {shift}; the VTA's layers have 0 to {partition.LARGEST_SHIFT}")
+            epilogue = Epilogue(True, bits, residual_shift, shift, clip)
+            shape = self.graph.shape(x)
+            matrix = (math.prod(shape[:-1]), shape[-1])
+            data = shape if head.op == "conv2d" else matrix
+            workload = partition.layer_workload(head, data, weight.shape, epilogue)
+        except WorkloadError as error:
+            if residual_shift is not None:
+                self.unfused(composite)
+                return
+            reason = str(error)
+        attrs = {**head.attrs, "shift": shift, "clip": clip, "workload": workload, "reason": reason}
+        attrs["residual_shift"] = residual_shift
+        attrs.pop("weight_scale", None)
+        shape = self.graph.shape(composite.output)
+        value = Value(composite.output, shape, self.exponents[composite.output])
+        if head.op == "conv2d" or len(shape) == 2:
+            self.emit(head.name, f"int_{head.op}", inputs, value, attrs, {"weight": weight, "bias": bias})
+            return
+        # A dense layer sees a matrix, whatever the rank of its operands.
+        rows = math.prod(shape[:-1])
+        flat = [self.flattened(name, rows) for name in inputs]
+        result = Value(f"{value.name}.flat", (rows, shape[-1]), value.exponent)
+        self.emit(head.name, "int_dense", flat, result, attrs, {"weight": weight, "bias": bias})
+        self.emit(f"{head.name}.reshape", "reshape", [result.name], value, {})
+
+    def flattened(self, name: str, rows: int) -> str:
+        """An int8 value as a matrix of ``rows`` rows."""
+        value, target = self.values[name], f"{name}.flat"
+        if target not in self.values:
+            shape = (rows, math.prod(value.shape) // rows)
+            self.emit(target, "reshape", [name], Value(target, shape, value.exponent), {})
+        return target
+
+    def unfused(self, composite: Composite) -> None:
+        """A layer that cannot add its residual itself: its own result is quantized like the sum, and added then."""
+        head, *rest = composite.nodes
+        self.exponents[head.output] = self.exponents[composite.output]
+        self.changes.append(
+            f"{head.name} is rounded to int8 before its residual is added, as its sums need a shift of more than "
+            f"{partition.LARGEST_RESIDUAL_SHIFT} for that"
+        )
+        self.composite(Composite((head,), None, -math.inf, math.inf))
+        self.composite(Composite(tuple(rest), None, composite.low, composite.high))
+
+    def addition(self, composite: Composite) -> None:
+        head = composite.nodes[0]
+        names = [self.int_name(name) for name in head.inputs]
+        exponents = [self.exponents[name] for name in head.inputs]
+        low, out = min(exponents), self.exponents[composite.output]
+        if max(*exponents, out) - low > 20 or self.graph.shape(head.inputs[0]) != self.graph.shape(head.inputs[1]):
+            for node in composite.nodes:
+                self.floating(node, "its operands differ in shape, or too much in scale")
+            return
+        attrs = {
+            "left": tuple(exponent - low for exponent in exponents),
+            "shift": out - low,
+            "clip": integer_bounds(composite.low, composite.high, out),
+        }
+        value = Value(composite.output, self.graph.shape(composite.output), out)
+        self.emit(head.name, "int_add", names, value, attrs)
+
+    # The others --------------------------------------------------------------------------------
+    def single(self, node: Node) -> None:
+        """An operator of its own."""
+        source = node.inputs[0]
+        if node.output not in self.exponents or any(
+            name not in self.exponents for name in node.inputs if name in self.graph.values
+        ):
+            self.floating(node, "its result is not quantized" if node.op in ("conv2d", "dense") else None)
+            return
+        exponent, shape = self.exponents[node.output], self.graph.shape(node.output)
+        limits = partition.bounds(node)
+        if limits is not None or node.op == "identity":
+            clip = integer_bounds(*(limits or (-math.inf, math.inf)), exponent)
+            self.rescaled(self.int_name(source), exponent, node.output, node.name, clip)
+        elif node.op in ("max_pool2d", "reshape", "permute"):
+            before = self.exponents[source]
+            target = node.output if before == exponent else f"{node.output}.before"
+            self.emit(node.name, node.op, [self.int_name(source)], Value(target, shape, before), node.attrs)
+            if before != exponent:
+                self.rescaled(target, exponent, node.output, f"{node.name}.rescale")
+        elif node.op == "concat":
+            parts = []
+            for index, name in enumerate(node.inputs):
+                part = self.int_name(name)
+                if self.exponents[name] != exponent:
+                    part = self.rescaled(part, exponent, f"{node.output}.part{index}", f"{node.name}.rescale{index}")
+                parts.append(part)
+            self.emit(node.name, "concat", parts, Value(node.output, shape, exponent), node.attrs)
+        elif node.op == "avg_pool2d":
+            left = self.exponents[source] - exponent
+            if math.prod(node.attrs["size"]).bit_length() + abs(left) > 20:
+                self.floating(node, "its sums may exceed 32 bits")
+                return
+            attrs = {**node.attrs, "left": left, "clip": (LOW, HIGH)}
+            value = Value(node.output, shape, exponent)
+            self.emit(node.name, "int_avg_pool2d", [self.int_name(source)], value, attrs)
+        else:
+            self.floating(node)
+
+    def floating(self, node: Node, reason: str | None = None) -> None:
+        """An operator in float32, its result quantized if it is to be."""
+        name = self.float_name(node.output)
+        value = Value(name, self.graph.shape(node.output))
+        attrs = {**node.attrs} | ({} if reason is None else {"reason": reason})
+        if node.op == "identity":
+            raise ModelError(f"{node.name}: a tensor is quantized twice with different scales; quantize the model anew")
+        self.emit(node.name, node.op, [self.as_float(name) for name in node.inputs], value, attrs)
+        if node.output in self.exponents:
+            self.to_int8(node.output, node.name)
+
+
+def _int8(array: Array, exponent: int) -> NDArray[np.int8]:
+    # Exact in float32: the scale is a power of two, and what is clipped away may as well be infinite.
+    scaled = np.ldexp(array.astype(np.float32, copy=False), -exponent)
+    np.clip(np.rint(scaled, out=scaled), LOW, HIGH, out=scaled)
+    return scaled.astype(np.int8)
+
+
+def _exponent(value: Value) -> int:
+    assert value.exponent is not None
+    return value.exponent
+
+
+def integer_bounds(low: float, high: float, exponent: int) -> tuple[int, int]:
+    """Real bounds as those of int8 numbers of a scale 2**exponent."""
+    step = 2.0**exponent
+    bound_low = LOW if low == -math.inf else int(np.clip(np.rint(low / step), LOW, HIGH))
+    bound_high = HIGH if high == math.inf else int(np.clip(np.rint(high / step), LOW, HIGH))
+    return bound_low, bound_high
+
+
+def _errors(graph: Graph, sample: Sample, wanted: Mapping[str, Array]) -> tuple[LayerError, ...]:
+    names = {node.output: node.name for node in graph.nodes}
+    found: dict[str, LayerError] = {}
+
+    def observe(name: str, array: Array) -> None:
+        value = graph.values[name]
+        if value.exponent is None or name not in wanted:
+            return
+        expected = wanted[name].astype(np.float64)
+        difference = np.ldexp(array.astype(np.float64), value.exponent) - expected
+        size = float(np.sqrt(np.square(expected).mean()))
+        error = float(np.sqrt(np.square(difference).mean()))
+        found[name] = LayerError(names[name], value.exponent, error / size if size else float(error > 0))
+
+    ir.execute(graph, sample, observe)
+    return tuple(found.values())

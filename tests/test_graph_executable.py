@@ -1,0 +1,504 @@
+"""Compiled models: equal to the integer reference, checked when loaded, and run by processes without PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import RunCommand
+from graph_models import example, needs, residual_qdq, small_net
+
+from oneshot_ml2 import graph, oneshot, runtime
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.errors import ModelError
+from oneshot_ml2.graph import compiler, executable, ir
+from oneshot_ml2.vta import image, simulator, timing
+
+needs("tvm", "onnx")
+
+SHAPE = (1, 3, 12, 12)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> compiler.CompiledGraph:
+    import torch
+
+    return graph.compile_model(
+        small_net(), example_inputs=(torch.zeros(SHAPE),), calibration=example((4, 3, 12, 12), 1)
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(compiled: compiler.CompiledGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "build"
+    compiled.save(folder)
+    return folder
+
+
+@pytest.fixture
+def build(saved: Path, tmp_path: Path) -> Path:
+    """A copy of the saved model to spoil."""
+    return Path(shutil.copytree(saved, tmp_path / "build"))
+
+
+def reference(model: compiler.CompiledGraph, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    (result,) = ir.execute(model.graph, {model.graph.inputs[0]: x}).values()
+    return np.asarray(result)
+
+
+def test_the_whole_model_equals_its_reference(compiled: compiler.CompiledGraph) -> None:
+    assert compiled.ok
+    assert compiled.checked is not None
+    assert compiled.checked.layers == {"stem": 0, "body": 0, "head": 0}
+    assert (compiled.checked.outputs, compiled.checked.allowed) == (0, 0)
+    for seed in range(3):
+        x = example(SHAPE, seed)
+        assert np.array_equal(compiled.run(x)["output"], reference(compiled, x))
+
+
+def test_the_report_says_where_and_why(compiled: compiler.CompiledGraph) -> None:
+    text = compiled.report()
+    assert "3 of 3 VTA layers equal the integer reference bit for bit; the whole model's output equals it." in text
+    assert "pooling is not lowered to the VTA" in text
+    assert all(f"{stage} " in text for stage in compiler.STAGES)
+    assert "peak memory" in text
+    data = json.loads(json.dumps(compiled.to_dict()))
+    where = {layer["layer"]: layer["where"] for layer in data["layers"]}
+    assert where["stem"] == where["body"] == where["head"] == "vta"
+    assert where["pool"] == "host"
+    assert all(("reason" in layer) == (layer["where"] == "host") for layer in data["layers"])
+    assert data["macs_host"] == 0 < data["macs_vta"]
+    on_vta = [layer for layer in data["layers"] if layer["where"] == "vta"]
+    assert all(0 < layer["bound"] <= layer["cycles"] and layer["dram_bytes"] > 0 for layer in on_vta)
+    assert sum(layer["cycles"] for layer in on_vta) == data["cycles"]
+
+
+@pytest.mark.parametrize("chip", ["b8", "b2x16"])
+def test_other_accelerators(chip: str, tmp_path: Path) -> None:
+    model = graph.compile_model(residual_qdq(tmp_path / "m.onnx"), chip)
+    assert model.ok
+    assert model.accelerator == Accelerator.load(chip)
+    assert model.quantized.kind == "qdq"
+
+
+def test_a_layer_adds_its_residual() -> None:
+    import torch
+    from torch import Tensor, nn
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(16, 16, 1)
+            nn.init.uniform_(self.conv.weight, -1.9, 1.9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.conv(x) + x)
+
+    model = graph.compile_model(Net(), example_inputs=(torch.zeros(1, 16, 6, 6),))
+    assert [node.op for node in model.graph.nodes] == ["to_int8", "int_conv2d", "to_float"]
+    assert model.graph.nodes[1].attrs["workload"].epilogue.residual
+    assert model.ok
+
+
+def test_what_the_vta_cannot_take_stays_on_the_host() -> None:
+    """Grouped and oddly padded layers, float operators, several inputs and outputs, and negative numbers in pools."""
+    import torch
+    from torch import Tensor, nn
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+            self.wide = nn.Conv2d(8, 8, 1, padding=1)
+            self.norm = nn.LayerNorm(8)
+            self.dense = nn.Linear(8, 6)
+
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            a = nn.functional.max_pool2d(self.grouped(x), 3, 2, 1, ceil_mode=True)
+            b = nn.functional.avg_pool2d(self.wide(y), 3, 2, 1, count_include_pad=False)
+            c = torch.cat([a, nn.functional.relu6(a) + a], 1).mean((2, 3))
+            t = self.norm(b.flatten(2).permute(0, 2, 1))
+            scores = torch.softmax(t @ t.transpose(1, 2), -1) @ t
+            return self.dense(nn.functional.gelu(scores) * torch.sigmoid(t)), c
+
+    torch.manual_seed(0)
+    model = graph.compile_model(Net().eval(), example_inputs=(torch.zeros(2, 8, 9, 9), torch.zeros(2, 8, 7, 7)))
+    assert model.ok, model.report()
+    reasons = {node.name: compiler.partition.host_reason(node) for node in model.graph.nodes}
+    assert "4 groups" in str(reasons["grouped"])
+    assert "padding" in str(reasons["wide"])
+    assert reasons["dense"] is None
+    assert model.checked is not None
+    assert 0 < model.checked.allowed
+    outputs = model.run({"x": example((2, 8, 9, 9)), "y": example((2, 8, 7, 7))})
+    assert [array.shape for array in outputs.values()] == [(2, 25, 6), (2, 16)]
+
+
+def test_nothing_is_measured_before_the_last_pick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    events: list[str] = []
+
+    def noted(name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            events.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(oneshot, "pick", noted("pick", oneshot.pick))
+    for module, name in ((timing, "measure"), (timing, "simulate"), (simulator, "run"), (image, "execute")):
+        monkeypatch.setattr(module, name, noted("measure", getattr(module, name)))
+    assert graph.compile_model(residual_qdq(tmp_path / "m.onnx")).ok
+    first = events.index("measure")
+    assert events[:first] == ["pick"] * 3
+    assert set(events[first:]) == {"measure"}
+
+
+def test_layers_without_a_legal_schedule_go_to_the_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from oneshot_ml2.schedule import InvalidSchedule, Reason
+
+    def none(workload: Any, chip: Any, weights: Any = None) -> Any:
+        raise InvalidSchedule(Reason.SRAM_OVERFLOW)
+
+    monkeypatch.setattr(oneshot, "pick", none)
+    model = graph.compile_model(residual_qdq(tmp_path / "m.onnx"))
+    assert model.ok
+    assert model.picks == {}
+    assert "sram_overflow" in model.report()
+
+
+def test_a_wrong_program_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_command: RunCommand) -> None:
+    right = runtime.LayerProgram.run
+
+    def wrong(self: runtime.LayerProgram, operands: Any) -> Any:
+        result = right(self, operands)
+        result.flat[0] ^= 64
+        return result
+
+    monkeypatch.setattr(runtime.LayerProgram, "run", wrong)
+    path = residual_qdq(tmp_path / "m.onnx")
+    code, out, err = run_command("compile", path, "-o", tmp_path / "build")
+    assert code == 1
+    assert "WRONG RESULT" in err
+    assert "0 of 3 VTA layers equal" in out
+
+
+# The folder ------------------------------------------------------------------------------------
+def test_a_new_process_runs_it_without_pytorch(compiled: compiler.CompiledGraph, saved: Path, tmp_path: Path) -> None:
+    x = example(SHAPE, 9)
+    np.save(tmp_path / "x.npy", x)
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from oneshot_ml2.cli import main\n"
+        f"sys.exit(main(['run', {str(saved)!r}, '--input', 'x.npy', '--output', 'y.npy', '--accelerator', 'pynq']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**__import__("os").environ, "PYTHONPATH": str(Path(graph.__file__).parents[2])},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Net on pynq (simulated)" in done.stdout
+    assert np.array_equal(np.load(tmp_path / "y.npy"), reference(compiled, x))
+
+
+def test_a_loaded_model_runs_here_too(compiled: compiler.CompiledGraph, saved: Path) -> None:
+    x = example(SHAPE, 2)
+    model = graph.load(saved, Accelerator.load("pynq"))
+    assert np.array_equal(model.run(x)["output"], reference(compiled, x))
+    assert sum((saved / name).stat().st_size for name in executable.FILES) < 2e6
+
+
+def test_saving_replaces_a_model_and_nothing_else(compiled: compiler.CompiledGraph, build: Path) -> None:
+    compiled.save(build)
+    assert {entry.name for entry in build.iterdir()} == {*executable.FILES, executable.MANIFEST}
+    (build / "thesis.tex").write_text("precious")
+    with pytest.raises(ModelError, match=r"'thesis\.tex'"):
+        compiled.save(build)
+    assert (build / "thesis.tex").read_text() == "precious"
+    with pytest.raises(ModelError, match="is a file"):
+        compiled.save(build / "thesis.tex")
+    assert [entry.name for entry in build.parent.iterdir()] == ["build"]
+
+
+def test_a_failed_save_leaves_nothing(compiled: compiler.CompiledGraph, tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="No space"):
+        compiled.save(tmp_path / "build")
+    assert list(tmp_path.iterdir()) == []
+
+
+def refused(run_command: RunCommand, build: Path, *more: str) -> str:
+    np.save(build.parent / "x.npy", example(SHAPE))
+    code, out, err = run_command("run", build, "--input", build.parent / "x.npy", *more)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    return err
+
+
+@pytest.mark.parametrize("name", [*executable.FILES, executable.MANIFEST])
+@pytest.mark.parametrize("how", ["flipped", "cut", "missing"])
+def test_damage_is_refused_by_name(name: str, how: str, build: Path, run_command: RunCommand) -> None:
+    path = build / name
+    content = bytearray(path.read_bytes())
+    if how == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif how == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.unlink()
+    assert name in refused(run_command, build)
+
+
+def rewritten(build: Path, change: Any) -> None:
+    """Change a manifest as another version or machine would have written it, with the right hash."""
+    path = build / executable.MANIFEST
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    manifest["sha256"] = executable._manifest_hash(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m.update(schema=0), "from an older version (schema 0"),
+        (lambda m: m.update(schema=99), "from another version (schema 99"),
+        (lambda m: m.update(format="something"), "not that of a compiled model"),
+        (lambda m: m.update(machine="pdp11"), "compiled for pdp11"),
+        (lambda m: m["versions"].update(tvm="0.9.0"), "made with TVM 0.9.0"),
+        (lambda m: m["accelerator"].update(LOG_BLOCK=77), "its accelerator is unreadable"),
+        (lambda m: m.pop("layers"), "does not fit its files"),
+        (lambda m: m["layers"].append(m["layers"][0]), "does not fit its files"),
+    ],
+)
+def test_foreign_models_are_refused(change: Any, says: str, build: Path, run_command: RunCommand) -> None:
+    rewritten(build, change)
+    assert says in refused(run_command, build)
+
+
+def test_bad_requests(build: Path, run_command: RunCommand, tmp_path: Path) -> None:
+    assert "for the accelerator 'pynq', not for 'b8'" in refused(run_command, build, "--accelerator", "b8")
+    assert "did you mean 'pynq'" in refused(run_command, build, "--accelerator", "pinq")
+    assert "ending in .npy" in refused(run_command, build, "--output", "y.txt")
+    assert "no folder" in refused(run_command, build, "--output", str(tmp_path / "none" / "y.npy"))
+    assert "no folder" in refused(run_command, tmp_path / "none")
+    for content, says in (
+        (example((1, 3, 9, 9)), "has shape (1, 3, 9, 9); the model was compiled for (1, 3, 12, 12)"),
+        (np.full(SHAPE, np.inf), "infinite"),
+        (np.array(["a"]), "float32"),
+    ):
+        np.save(tmp_path / "bad.npy", content)
+        code, _, err = run_command("run", build, "--input", tmp_path / "bad.npy")
+        assert (code, says in err) == (2, True), err
+    (tmp_path / "bad.npy").write_bytes(b"no numpy")
+    for argv in (("--input", tmp_path / "bad.npy"), ("--input", tmp_path / "none.npy"), ()):
+        code, _, err = run_command("run", build, *argv)
+        assert (code, err.count("\n")) == (2, 1)
+
+
+def test_a_pickle_is_never_loaded(build: Path, run_command: RunCommand, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    code, _, err = run_command("run", build, "--input", tmp_path / "x.npy")
+    assert (code, "x.npy" in err) == (2, True)
+
+
+# The command line ------------------------------------------------------------------------------
+def test_onnx_from_the_command_line(tmp_path: Path, run_command: RunCommand) -> None:
+    path = residual_qdq(tmp_path / "m.onnx")
+    build = tmp_path / "build"
+    code, out, err = run_command("compile", path, "--accelerator", "pynq", "-o", build)
+    assert (code, err) == (0, "")
+    assert "3 of 3 VTA layers equal the integer reference bit for bit" in out
+    np.save(tmp_path / "x.npy", example((1, 3, 8, 8)))
+    code, out, _ = run_command("run", build, "--input", f"x={tmp_path / 'x.npy'}", "--json")
+    assert code == 0
+    assert np.array(json.loads(out)["outputs"]["y"]).shape == (1, 10)
+    code, out, _ = run_command("run", build, "--input", tmp_path / "x.npy", "--output", tmp_path / "y.npz")
+    assert (code, "row 0, largest" in out) == (0, True)
+    assert list(np.load(tmp_path / "y.npz")) == ["y"]
+
+    schedules = json.loads((build / executable.SCHEDULES).read_text())
+    assert {entry["source"] for entry in schedules["layers"]} <= {"network", "fallback"}
+    manifest = json.loads((build / executable.MANIFEST).read_text())
+    content = (build / executable.WEIGHTS).read_bytes()
+    assert manifest["files"][executable.WEIGHTS] == hashlib.sha256(content).hexdigest()
+
+
+def test_schedules_are_taken_again(
+    compiled: compiler.CompiledGraph, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def again(entries: Any, **more: Any) -> compiler.CompiledGraph:
+        example_inputs = (torch.zeros(SHAPE),)
+        data = example((4, 3, 12, 12), 1)
+        return graph.compile_model(
+            small_net(), example_inputs=example_inputs, calibration=data, schedules=entries, **more
+        )
+
+    entries = compiler.read_schedules(saved / executable.SCHEDULES)
+    body = next(entry for entry in entries if entry["layer"] == "body")
+    other = again([body])
+    assert [pick.source for pick in other.picks.values()].count("pinned") == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(oneshot, "pick", None)
+        other = again(entries)
+    assert other.ok
+    assert {pick.source for pick in other.picks.values()} == {"pinned"}
+    assert [entry["schedule"] for entry in other.schedules()] == [entry["schedule"] for entry in entries]
+    assert other.cycles == compiled.cycles
+
+    for broken, says in (
+        (body | {"layer": "boby"}, "no such layer"),
+        (body | {"workload": entries[0]["workload"]}, "body does not fit: it is for another workload"),
+        (body | {"schedule": body["schedule"] | {"tile_co": 12345}}, "body does not fit: knob tile_co"),
+        (body | {"schedule": 7}, "body does not fit"),
+        (body | {"space_version": 0}, "of version 0 of its space"),
+    ):
+        with pytest.raises(ModelError, match=says):
+            again([broken])
+    for content in ("", "[]", '{"schema": 9, "layers": []}'):
+        (tmp_path / "s.json").write_text(content)
+        with pytest.raises(ModelError, match=r"s\.json is no schedules\.json"):
+            compiler.read_schedules(tmp_path / "s.json")
+
+
+def test_the_launcher_is_light() -> None:
+    code = (
+        "import oneshot_ml2.runtime, sys; "
+        "print(sorted(set(sys.modules) & {'torch', 'numba', 'h5py', 'tvm', 'tvm_ffi', 'numpy'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("m.onnx",), "give -o a folder"),
+        (("m.onnx", "-o", "b", "--schedules", "none.json"), "cannot read none.json"),
+        (("resnet18", "--schedules", "x.json"), "give -o a folder"),
+        (("none.onnx", "-o", "b"), "cannot read none.onnx"),
+        (("m.onnx", "-o", "b", "--layers", "fc"), "--layers"),
+        (("m.onnx", "-o", "m.onnx"), "is a file"),
+        (("m.onnx", "-o", "b", "--calibration", "none.npy"), "cannot read none.npy"),
+        (("m.onnx", "-o", "b", "--rounding", "half_even"), "half_even"),
+        (("resnet18", "--calibration", "x.npy"), "give -o a folder"),
+        (("resnet-18", "-o", "b"), "did you mean 'resnet18'"),
+        (("m.onnx", "-o", "b", "--accelerator", "pinq"), "did you mean 'pynq'"),
+    ],
+)
+def test_bad_compilations(
+    argv: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command: RunCommand
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    residual_qdq(tmp_path / "m.onnx")
+    code, out, err = run_command("compile", *argv)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert says in err
+    assert not (tmp_path / "b").exists()
+
+
+def random_net(seed: int) -> tuple[Any, tuple[int, ...]]:
+    """Convolutions of all kinds of shapes, some with a residual, then what often follows them; and an input's shape."""
+    import torch
+    from torch import Tensor, nn
+
+    rng = np.random.default_rng(seed)
+    channels, size = int(rng.integers(1, 40)), int(rng.integers(5, 16))
+    shape = (int(rng.integers(1, 4)), channels, size, size)
+    layers, kinds = nn.ModuleList(), []
+    for _ in range(int(rng.integers(1, 5))):
+        kernel, stride, dilation = int(rng.choice([1, 2, 3, 5])), int(rng.integers(1, 3)), int(rng.integers(1, 3))
+        pad, width, residual = int(rng.integers(0, kernel)), int(rng.integers(1, 50)), bool(rng.random() < 0.5)
+        if residual:
+            kernel, stride, dilation, width = int(rng.choice([1, 3])), 1, 1, channels
+            pad = kernel // 2
+        out = (size + 2 * pad - (kernel - 1) * dilation - 1) // stride + 1
+        if out < 2:
+            continue
+        layers.append(nn.Conv2d(channels, width, kernel, stride, pad, dilation, bias=bool(rng.random() < 0.7)))
+        kinds.append((residual, str(rng.choice(["relu", "relu6", "none", "max", "average", "norm"]))))
+        channels, size = width, (out - 1) // 2 + 1 if kinds[-1][1] in ("max", "average") else out
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+            self.norms = nn.ModuleList(nn.BatchNorm2d(layer.out_channels) for layer in layers)  # type: ignore[arg-type]
+            self.head = nn.Linear(channels, int(rng.integers(1, 60)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer, norm, (residual, kind) in zip(self.layers, self.norms, kinds):
+                y = norm(layer(x)) if kind == "norm" else layer(x)
+                y = y + x if residual else y
+                if kind in ("relu", "norm"):
+                    y = torch.relu(y)
+                elif kind == "relu6":
+                    y = nn.functional.relu6(y)
+                elif kind == "max":
+                    y = nn.functional.max_pool2d(y, 3, 2, 1)
+                elif kind == "average":
+                    y = nn.functional.avg_pool2d(y, 3, 2, 1, count_include_pad=False)
+                x = y
+            return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Net().eval(), shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(30))
+def test_random_networks_are_exact(seed: int) -> None:
+    import torch
+
+    net, shape = random_net(seed)
+    chip = ["pynq", "b8", "b32", "b2x16", "b4x8", "bus256"][seed % 6]
+    model = graph.compile_model(net, chip, example_inputs=(torch.zeros(shape),), seed=seed)
+    assert model.ok
+    assert model.checked is not None
+    assert (model.checked.outputs, model.macs()[1]) == (0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16"])
+def test_the_zoo_compiles_and_runs(name: str, tmp_path: Path) -> None:
+    model = graph.compile_model(name, size=64)
+    assert model.ok
+    assert model.macs()[1] == 0
+    model.save(tmp_path / "build")
+    weights = sum(node.arrays["weight"].nbytes for node in model.graph.nodes if "weight" in node.arrays)
+    assert sum(path.stat().st_size for path in (tmp_path / "build").iterdir()) < 1.3 * weights
+    x = example((1, 3, 64, 64), 3)
+    assert np.array_equal(graph.load(tmp_path / "build").run(x)["output"], reference(model, x))
+
+
+def test_the_document_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command: RunCommand) -> None:
+    """Its Python blocks in their order, in one namespace, then its commands on the files that they leave."""
+    needs("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "models.md", "exec"), names)
+    assert names["y"].shape == (1, 10)
+    for argv in (
+        ("compile", "float.onnx", "--calibration", "images.npy", "-o", "build"),
+        ("compile", "model.onnx", "--accelerator", "pynq", "-o", "build"),
+        ("run", "build", "--input", "x.npy", "--output", "y.npy"),
+    ):
+        code, _, err = run_command(*argv)
+        assert code == 0, err
+    expected = names["net"](names["torch"].from_numpy(names["images"][:1])).detach().numpy()
+    assert np.linalg.norm(np.load("y.npy") - expected) < 0.15 * np.linalg.norm(expected)
