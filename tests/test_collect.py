@@ -304,8 +304,19 @@ def start(project: Path, out: Path, workers: int, delay: float = 0.0, *more: str
     command = [sys.executable, fake_space.__file__, "--plan", str(project / "plan.toml"), "--out", str(out)]
     command += ["--workers", str(workers), "--json", *more]
     environment = os.environ | {"PYTHONPATH": str(root), "FAKE_DELAY": str(delay)}
+
+    def heed_interrupts() -> None:
+        # Where the tests themselves run in the background of a shell, interrupts are ignored, and that is inherited.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_interrupts,
     )
 
 
