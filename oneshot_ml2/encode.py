@@ -7,9 +7,6 @@ of a schedule. Every closed-form figure is `plan.summaries`'s; nothing here know
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.parallel import in_parallel
 from oneshot_ml2.vta import emit, plan
 from oneshot_ml2.vta import nest as N
 from oneshot_ml2.vta.bound import engine_bound
@@ -147,27 +145,6 @@ def candidates(space: ScheduleSpace) -> tuple[NDArray[np.int64], NDArray[np.int6
     for row, knob in zip(table, space.knobs, strict=True):
         row[: len(knob.values)] = knob.values
     return table, radix
-
-
-def in_parallel(part: Callable[[int, int], None], n: int) -> None:
-    """Call ``part(begin, end)`` on pieces of range(n), in a thread for each core."""
-    workers = os.cpu_count() or 1
-    cuts = np.linspace(0, n, workers + 1).astype(int)
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(part, cuts[:-1], cuts[1:]))
-
-
-def in_pieces(
-    function: Callable[[NDArray[np.int64]], NDArray[np.int64]], indices: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """``function`` of indices (n,), int64 (n,), computed in a thread for each core."""
-    out = np.empty(len(indices), dtype=np.int64)
-
-    def part(begin: int, end: int) -> None:
-        out[begin:end] = function(indices[begin:end])
-
-    in_parallel(part, len(indices))
-    return out
 
 
 @njit(cache=True, nogil=True)

@@ -116,6 +116,7 @@ def evaluate_task(
     fastest = min([int(ours[ours > 0].min()), *known.valid_cycles.tolist()])
     if fastest < known.best or max(qualities.values()) > 1.0:
         raise OneShotError(f"{task.layer.name}: a schedule beats T* = {known.best}; make the table of optima anew")
+    cycles = int(_cycles(space, np.array([picked.index]))[0])
     sample = sample_of(space)
     scores = network.score(space, sample)
     truth = np.array(known.sample_cycles)
@@ -129,12 +130,12 @@ def evaluate_task(
         exact=known.closed,
         near_share=known.near_share,
         median_ratio=known.median_ratio,
-        cycles=int(_cycles(space, np.array([picked.index]))[0]),
+        cycles=cycles,
         source=picked.source,
         lowered=picked.lowered,
         seconds=picked.seconds,
         size=picked.scored,
-        quality=metrics.pick_quality(known.best, int(_cycles(space, np.array([picked.index]))[0])),
+        quality=metrics.pick_quality(known.best, cycles),
         top5=metrics.top_k_quality(known.best, ours, 5),
         top10=metrics.top_k_quality(known.best, ours, 10),
         first_lowers=lowers[0],

@@ -15,7 +15,6 @@ from oneshot_ml2 import encode
 from oneshot_ml2.predictor import Predictor, Scores
 from oneshot_ml2.pretrained import load_pretrained
 from oneshot_ml2.schedule import InvalidSchedule, Reason, Schedule, ScheduleSpace
-from oneshot_ml2.vta import plan
 
 if TYPE_CHECKING:
     from oneshot_ml2.accelerator import Accelerator
@@ -133,10 +132,9 @@ def rank(space: ScheduleSpace, network: Predictor) -> Ranking:
 def closed_form_pick(space: ScheduleSpace) -> int | None:
     """The closed-form-legal schedule with the least closed-form estimate; None if none is legal."""
     indices = encode.canonical_table(space)
-    estimate = encode.summaries(space, indices)[:, plan.S_ESTIMATE]
-    order = np.argsort(estimate, kind="stable")
-    found = first_legal(space, indices[order])
-    return None if found is None else int(indices[order[found]])
+    indices = indices[np.argsort(space.estimate(indices), kind="stable")]
+    found = first_legal(space, indices)
+    return None if found is None else int(indices[found])
 
 
 def first_legal(space: ScheduleSpace, indices: NDArray[np.int64]) -> int | None:
@@ -195,6 +193,22 @@ def pick(
         index, source = found, "fallback"
         program = space.lower(index)
         lowered += 1
+    warnings = tuple(network.outside(space))
+    return as_pick(space, index, program, network, source, began, lowered, ranking.scored, warnings)
+
+
+def as_pick(
+    space: ScheduleSpace,
+    index: int,
+    program: Program,
+    network: Predictor,
+    source: str,
+    began: float,
+    lowered: int = 1,
+    scored: int = 1,
+    warnings: tuple[str, ...] = (),
+) -> Pick:
+    """A schedule, however it was chosen, as a pick with the network's scores of it; ``began``: by `perf_counter`."""
     scores = network.score(space, np.array([index]))
     return Pick(
         space=space,
@@ -206,7 +220,7 @@ def pick(
         program=program,
         source=source,
         lowered=lowered,
-        scored=ranking.scored,
-        warnings=tuple(network.outside(space)),
+        scored=scored,
+        warnings=warnings,
         seconds=time.perf_counter() - began,
     )

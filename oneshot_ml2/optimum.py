@@ -211,7 +211,7 @@ def find_optimum(task: Task, limit: float, first: NDArray[np.int64] | None = Non
         task.accelerator_path,
         task.layer.count,
         version(),
-        len(encode.canonical_table(space)),
+        len(space.table()),
         found.timed,
         best,
         found.best_timed,

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from oneshot_ml2 import cli
 
 RunCommand = Callable[..., tuple[int, str, str]]
+
+
+def noted(events: list[str], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, each of whose calls adds ``name`` to ``events``."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        events.append(name)
+        return function(*args, **kwargs)
+
+    return call
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import RunCommand
+from conftest import RunCommand, noted
 
 import oneshot_ml2 as o2
 from oneshot_ml2 import compile as compiling
@@ -95,19 +95,11 @@ def test_parts_are_what_the_engines_did(picks: None) -> None:
 
 def test_nothing_is_measured_before_the_last_pick(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-
-    def noted(name: str, function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            events.append(name)
-            return function(*args, **kwargs)
-
-        return call
-
-    monkeypatch.setattr(oneshot, "pick", noted("pick", some_pick))
-    monkeypatch.setattr(ScheduleSpace, "lower", noted("lower", ScheduleSpace.lower))
-    monkeypatch.setattr(timing, "measure", noted("measure", timing.measure))
-    monkeypatch.setattr(timing, "simulate", noted("measure", timing.simulate))
-    monkeypatch.setattr(image, "execute", noted("measure", image.execute))
+    monkeypatch.setattr(oneshot, "pick", noted(events, "pick", some_pick))
+    monkeypatch.setattr(ScheduleSpace, "lower", noted(events, "lower", ScheduleSpace.lower))
+    monkeypatch.setattr(timing, "measure", noted(events, "measure", timing.measure))
+    monkeypatch.setattr(timing, "simulate", noted(events, "measure", timing.simulate))
+    monkeypatch.setattr(image, "execute", noted(events, "measure", image.execute))
     assert o2.compile_layers(LAYERS).ok
     first = events.index("measure")
     assert events[:first].count("pick") == 4

@@ -7,6 +7,7 @@ import pytest
 from oneshot_ml2 import encode
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.parallel import in_parallel
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 from oneshot_ml2.vta import plan
 from oneshot_ml2.workload import Conv2d
@@ -85,5 +86,7 @@ def test_threads_cover_everything_once():
     def part(begin, end):
         hits[begin:end] += 1
 
-    encode.in_parallel(part, len(hits))
-    assert (hits == 1).all()
+    for pieces in (None, 1, 5, 40):
+        hits[:] = 0
+        in_parallel(part, len(hits), pieces)
+        assert (hits == 1).all()

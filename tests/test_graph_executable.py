@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import RunCommand
+from conftest import RunCommand, noted
 from graph_models import example, needs, residual_qdq, small_net
 
 from oneshot_ml2 import graph, oneshot, runtime
@@ -144,17 +144,9 @@ def test_what_the_vta_cannot_take_stays_on_the_host() -> None:
 
 def test_nothing_is_measured_before_the_last_pick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     events: list[str] = []
-
-    def noted(name: str, function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            events.append(name)
-            return function(*args, **kwargs)
-
-        return call
-
-    monkeypatch.setattr(oneshot, "pick", noted("pick", oneshot.pick))
+    monkeypatch.setattr(oneshot, "pick", noted(events, "pick", oneshot.pick))
     for module, name in ((timing, "measure"), (timing, "simulate"), (simulator, "run"), (image, "execute")):
-        monkeypatch.setattr(module, name, noted("measure", getattr(module, name)))
+        monkeypatch.setattr(module, name, noted(events, "measure", getattr(module, name)))
     assert graph.compile_model(residual_qdq(tmp_path / "m.onnx")).ok
     first = events.index("measure")
     assert events[:first] == ["pick"] * 3

@@ -432,23 +432,9 @@ def _pinned(entry: Mapping[str, Any], node: Node, chip: Accelerator, weights: st
         schedule = Schedule(kind, tuple(entry["schedule"].items()))
         index = space.index_of(schedule)
         program = space.lower(index)
-        scores = oneshot.score(space, np.array([index]), weights)
+        return oneshot.as_pick(space, index, program, oneshot.predictor_of(weights), "pinned", begin)
     except (OneShotError, AttributeError) as error:
         raise ModelError(f"the schedule given for layer {node.name} does not fit: {error}") from error
-    return oneshot.Pick(
-        space=space,
-        index=index,
-        schedule=space.schedule(index),
-        predicted_cycles=float(scores.cycles[0]),
-        p_valid=float(scores.p_valid[0]),
-        spread=float(scores.spread[0]),
-        program=program,
-        source="pinned",
-        lowered=1,
-        scored=1,
-        warnings=(),
-        seconds=time.perf_counter() - begin,
-    )
 
 
 def _pick(

@@ -16,18 +16,14 @@ from oneshot_ml2.vta import nest as N
 from oneshot_ml2.vta import plan as P
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta import steps as S
+from oneshot_ml2.vta.steps import FIELD_OVERFLOW, INSTRUCTION_OVERFLOW, TOKEN_OVERFLOW, UOP_OVERFLOW, VALID
 
 MAX_INSNS = S.MAX_INSNS
 _MAX_KERNELS = 2048
 _TABLE = 8192
 _KEY = 9
 
-UOP_OVERFLOW = int(Reason.UOP_OVERFLOW)
-FIELD_OVERFLOW = int(Reason.FIELD_OVERFLOW)
-INSTRUCTION_OVERFLOW = int(Reason.INSTRUCTION_OVERFLOW)
-TOKEN_OVERFLOW = int(Reason.TOKEN_OVERFLOW)
 DEADLOCK = int(Reason.DEADLOCK)
-VALID = int(Reason.VALID)
 
 # Kinds of micro-op kernels, part of their key.
 _ONE, _GROUP = 0, 1
@@ -352,21 +348,13 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
             # GEMMs: one for every pair of (taps with as many valid rows, taps with as many valid columns).
             begin = state[_N_INSN]
             for gh in range(p[N.KH]):
-                count_h = row_taps[hi, gh, 1]
-                lead = count_h > 0
-                for other in range(gh):
-                    if row_taps[hi, other, 1] == count_h:
-                        lead = False
-                if not lead:
+                if not P.leads_group(row_taps[hi], gh):
                     continue
+                count_h = row_taps[hi, gh, 1]
                 for gw in range(p[N.KW]):
-                    count_w = col_taps[wi, gw, 1]
-                    lead = count_w > 0
-                    for other in range(gw):
-                        if col_taps[wi, other, 1] == count_w:
-                            lead = False
-                    if not lead:
+                    if not P.leads_group(col_taps[wi], gw):
                         continue
+                    count_w = col_taps[wi, gw, 1]
                     # Loops: a and b spatial (a is the outer one), channels; strides of each.
                     src_row = col[P.A_SIZE] * (p[N.SH] // step)
                     src_col = p[N.SW] * (nci if p[N.MINOR] else 1)

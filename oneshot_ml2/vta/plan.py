@@ -69,6 +69,15 @@ def load_step(kernel: int, stride: int, pad: int, rows: bool) -> int:
 
 
 @njit(cache=True, nogil=True)
+def leads_group(taps, tap: int) -> bool:  # type: ignore[no-untyped-def]
+    """Whether ``tap`` touches real inputs and is the first of a tile's ``taps`` that has as many outputs."""
+    for other in range(tap):
+        if taps[other, 1] == taps[tap, 1]:
+            return False
+    return bool(taps[tap, 1] > 0)
+
+
+@njit(cache=True, nogil=True)
 def tile_axis(out, size, kernel, stride, dilation, lead, step, tile, pad):  # type: ignore[no-untyped-def]
     """One spatial axis cut into tiles.
 
@@ -96,11 +105,7 @@ def tile_axis(out, size, kernel, stride, dilation, lead, step, tile, pad):  # ty
                 axis[i, A_TAPS] += end - begin
                 low = min(low, begin * stride + offset)
                 high = max(high, (end - 1) * stride + offset)
-                fresh = 1
-                for other in range(k):
-                    if taps[i, other, 1] == end - begin:
-                        fresh = 0
-                axis[i, A_GROUPS] += fresh
+                axis[i, A_GROUPS] += leads_group(taps[i], k)
         if high >= low:
             axis[i, A_LOAD] = max(low, 0)
             axis[i, A_SIZE] = (high - low) // step + 1

@@ -8,12 +8,12 @@ stops at the first limit that program order meets, so both give the same `Reason
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from oneshot_ml2.parallel import in_parallel
 from oneshot_ml2.schedule import Reason
 from oneshot_ml2.vta import nest as N
 from oneshot_ml2.vta import plan as P
@@ -70,6 +70,8 @@ _E_TILES, _E_COUNT, _E_ITEMS, _E_ITEM_COUNT, _E_FACTS = range(5)
 # State of a count: instructions, micro-ops, first failure.
 _INSNS, _UOPS, _FAIL = range(3)
 _TABLE = 8192
+# More than a schedule can have tiles (`too_many_tiles`), so that the hash table of tiles is never full.
+_TILE_TABLE = MAX_INSNS
 # Rows for which another thread is worth its start.
 _PART = 2048
 
@@ -671,9 +673,9 @@ def _counted_reason(p, v, rows, cols, row_facts, col_facts, work, stamp):  # typ
             word = word * res_radix + (res_i if p[N.RES] else 0)
             word = word * co_radix + (c if co_radix > 2 else np.int64(c == co_tiles - 1))
             word = word * (n_h * n_w) + rows[hi, P.A_CLASS] * n_w + cols[wi, P.A_CLASS]
-            slot = _mix(word) & (_TABLE - 1)
+            slot = _mix(word) & (_TILE_TABLE - 1)
             while tile_stamps[slot] == stamp and tile_keys[slot] != word:
-                slot = (slot + 1) & (_TABLE - 1)
+                slot = (slot + 1) & (_TILE_TABLE - 1)
         steps = chunks + (opening if t == 0 else 0)
         if slot >= 0 and tile_stamps[slot] == stamp:
             _count(state, tile_insns[slot])
@@ -815,9 +817,9 @@ def count_tables() -> Tables:
         np.zeros(3, dtype=np.int64),
         np.empty((_TABLE, 3), dtype=np.int64),
         np.zeros(_TABLE, dtype=np.int64),
-        np.empty(_TABLE, dtype=np.int64),
-        np.empty(_TABLE, dtype=np.int64),
-        np.zeros(_TABLE, dtype=np.int64),
+        np.empty(_TILE_TABLE, dtype=np.int64),
+        np.empty(_TILE_TABLE, dtype=np.int64),
+        np.zeros(_TILE_TABLE, dtype=np.int64),
     )
 
 
@@ -834,7 +836,5 @@ def reasons(p: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.uint8
         _part(p, values, out)
         return out
     # Interleaved rows would make the parts' work equal, but not contiguous; many small parts do nearly as well.
-    bounds = np.linspace(0, len(values), 4 * parts + 1).astype(int)
-    with ThreadPoolExecutor(parts) as pool:
-        list(pool.map(lambda b, e: _part(p, values[b:e], out[b:e]), bounds[:-1], bounds[1:]))
+    in_parallel(lambda begin, end: _part(p, values[begin:end], out[begin:end]), len(values), 4 * parts)
     return out
