@@ -199,7 +199,7 @@ def test_impossible_epilogues(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"op": "pool"}, "op is 'pool'; allowed: conv2d, dense"),
+        ({"op": "pool"}, "op is 'pool'; allowed: conv2d, conv2d_transpose, max_pool2d, dense, batch_matmul"),
         ({"n": 1}, "op is None"),
         ([], "op is None"),
         ({"op": "dense", "n": 1, "c": 2}, "dense: missing k"),
