@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from oneshot_ml2.workload import Workload
 
 STAGES = ("import", "quantize", "pick", "lower", "build", "check")
-ROUNDINGS = ("shift",)
 # Float operators without rounding; what the others' last bits change, an int8 step that flips amplifies.
 _EXACT = {*operators.SHAPING, "max_pool2d", "relu", "clip"}
 _FLOAT_TOLERANCE = 0.05
@@ -123,7 +122,7 @@ class CompiledGraph:
         """Multiplications on the VTA, and on the host."""
         on = {True: 0, False: 0}
         for node in self.graph.nodes:
-            on[node.output in self.picks] += node_macs(self.graph, node)
+            on[node.output in self.picks] += partition.node_macs(self.graph, node)
         return on[True], on[False]
 
     def schedules(self) -> list[dict[str, Any]]:
@@ -156,7 +155,7 @@ class CompiledGraph:
                 "operator": node.op.removeprefix("int_"),
                 "where": "host" if pick is None else "vta",
                 "shape": list(self.graph.values[node.output].shape),
-                "macs": node_macs(self.graph, node),
+                "macs": partition.node_macs(self.graph, node),
                 "exponent": self.graph.values[node.output].exponent,
                 "error": None if error is None else error.rms,
             }
@@ -176,7 +175,7 @@ class CompiledGraph:
             "model": self.executable.name,
             "accelerator": json.loads(self.accelerator.to_json()) | {"name": self.accelerator.name},
             "quantization": self.quantized.kind,
-            "rounding": "shift",
+            "rounding": self.quantized.rounding,
             "changes": list(self.quantized.changes),
             "warnings": self.warnings(),
             "ok": self.ok,
@@ -275,22 +274,9 @@ class CompiledGraph:
         lines += [
             f"Wall time: {times}; peak memory {self.peak_bytes / 2**20:,.0f} MiB.",
             "error: of the int8 tensor against the model's own, root mean square, relative, with all errors before it. "
-            "Rounding: half up.",
+            f"Rounding: {'half to even' if self.quantized.rounding == 'half_even' else 'half up'}.",
         ]
         return "\n".join(lines)
-
-
-def node_macs(graph: Graph, node: Node) -> int:
-    """Multiplications of a layer; 0 for other operators."""
-    if node.op in ("int_conv2d", "int_dense"):
-        weight = node.arrays["weight"].shape
-    elif node.op in ("conv2d", "dense"):
-        weight = graph.constants[node.inputs[1]].shape
-    elif node.op == "matmul":
-        return int(np.prod(graph.values[node.output].shape)) * graph.shape(node.inputs[0])[-1]
-    else:
-        return 0
-    return int(np.prod(graph.values[node.output].shape)) * int(np.prod(weight[1:]))
 
 
 def compile_model(
@@ -319,7 +305,7 @@ def compile_model(
         weights: shipped weights by name, or a safetensors file; none: the default ones.
         seed: of the random inputs.
         schedules: entries of a ``schedules.json``: these layers get these schedules, no pick.
-        rounding: ``shift``: half up, by the VTA's shift.
+        rounding: ``shift``: half up, by the VTA's shift; ``half_even``: exact ties to the even neighbour, as onnxruntime.
         check: run the result once, and hold it against the integer reference.
         progress: show a bar on stderr.
 
@@ -329,8 +315,8 @@ def compile_model(
     """
     from tqdm import tqdm
 
-    if rounding not in ROUNDINGS:
-        raise ModelError(f"rounding is {rounding!r}; allowed: {', '.join(ROUNDINGS)}")
+    if rounding not in quantizing.ROUNDINGS:
+        raise ModelError(f"rounding is {rounding!r}; allowed: {', '.join(quantizing.ROUNDINGS)}")
     chip = accelerator if isinstance(accelerator, Accelerator) else Accelerator.load(accelerator)
     seconds: dict[str, float] = {}
     with tqdm(total=len(STAGES), unit="stage", file=sys.stderr, leave=False, disable=None if progress else True) as bar:
@@ -347,7 +333,7 @@ def compile_model(
             source = importer.import_model(model, example_inputs, size)
         with stage("quantize"):
             samples = None if calibration is None else quantizing.split_samples(source, calibration)
-            quantized = quantizing.quantize(source, samples, seed)
+            quantized = quantizing.quantize(source, samples, seed, rounding)
         with stage("pick"):
             quantized, picks = _pick(quantized, chip, weights, schedules, bar.set_description)
         with stage("lower"):
@@ -487,7 +473,7 @@ def layer_program(node: Node, program: Program) -> LayerProgram:
 
     workload: Workload = node.attrs["workload"]
     specs = workload.tensor_specs
-    operands: dict[str, NDArray[Any]] = {name: np.zeros(*specs[name]) for name in ("data", "residual") if name in specs}
+    operands: dict[str, NDArray[Any]] = {name: np.zeros(*specs[name]) for name in partition.operand_names(node)}
     packed = image.packed_tensors(workload, {**operands, **node.arrays}, program.accelerator)
     constants = {name: content for name, content in packed.items() if name not in operands}
     shapes = tuple(specs[name][0] for name in operands)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.errors import ModelError, OneShotError
+from oneshot_ml2.graph import partition
 from oneshot_ml2.graph.ir import Graph, Node, Value
 
 if TYPE_CHECKING:
@@ -35,12 +37,17 @@ _ELEMENTWISE = {
     "relax.sigmoid": "sigmoid",
     "relax.tanh": "tanh",
     "relax.nn.gelu": "gelu",
+    "relax.nn.gelu_tanh": "gelu_tanh",
+    "relax.erf": "erf",
+    "relax.exp": "exp",
+    "relax.sqrt": "sqrt",
+    "relax.power": "power",
     "relax.nn.silu": "silu",
-    "relax.matmul": "matmul",
 }
 # ONNX operator -> ours, to give layers their names in the file.
 _ONNX_OPS = {
     "Conv": "conv2d",
+    "ConvTranspose": "conv2d_transpose",
     "Gemm": "dense",
     "MatMul": "dense",
     "Relu": "relu",
@@ -53,17 +60,30 @@ _ONNX_OPS = {
 }
 _TORCH_OPS = {
     "conv2d.default": "conv2d",
+    "conv_transpose2d.input": "conv2d_transpose",
+    "matmul.default": "batch_matmul",
+    "add.Tensor": "add",
+    "add_.Tensor": "add",
+    "softmax.int": "softmax",
+    "layer_norm.default": "layer_norm",
+    "gelu.default": "gelu",
+    "embedding.default": "take",
     "linear.default": "dense",
     "relu.default": "relu",
     "relu_.default": "relu",
     "max_pool2d.default": "max_pool2d",
     "adaptive_avg_pool2d.default": "avg_pool2d",
 }
+# Those that have no module of their own in PyTorch.
+_NAMELESS = ("batch_matmul", "add", "softmax")
 _SUPPORTED = sorted(
     {name.split(".")[-1] for name in (*_RESHAPES, *_ELEMENTWISE)}
-    | {"conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "softmax", "layer_norm", "batch_norm"}
+    | {"conv2d", "conv2d_transpose", "matmul", "take", "split", "strided_slice", "broadcast_to", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "softmax", "layer_norm", "batch_norm"}
     | {"clip", "concat", "permute_dims", "quantize", "dequantize", "dropout"}
 )
+
+
+_INPUTS = "only float32 inputs are supported, and int64 ones as indices of embeddings"
 
 
 @contextlib.contextmanager
@@ -78,8 +98,8 @@ def import_onnx(path: str | Path) -> Graph:
     """An ONNX file as a graph.
 
     Raises:
-        ModelError: unreadable or broken, dynamic shapes, inputs that are not float32, or an operator that is not
-            supported; each says which.
+        ModelError: unreadable or broken, dynamic shapes, inputs that are neither float32 nor token ids, or an operator
+            that is not supported; each says which.
         ModuleNotFoundError: onnx or tvm is not installed.
     """
     import onnx
@@ -101,9 +121,9 @@ def import_onnx(path: str | Path) -> Graph:
         if entry.name in constants:
             continue
         tensor = entry.type.tensor_type
-        if tensor.elem_type != TensorProto.FLOAT:
+        if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32):
             kind = TensorProto.DataType.Name(tensor.elem_type).lower()
-            raise ModelError(f"{path}: input {entry.name!r} is {kind}; only float32 inputs are supported")
+            raise ModelError(f"{path}: input {entry.name!r} is {kind}; {_INPUTS}")
         for axis, dim in enumerate(tensor.shape.dim):
             if dim.dim_value <= 0:
                 raise ModelError(
@@ -129,7 +149,7 @@ def import_onnx(path: str | Path) -> Graph:
 
 
 def import_torch(module: nn.Module, example_inputs: Sequence[Any], name: str | None = None) -> Graph:
-    """A PyTorch module as a graph, by ``torch.export`` at the shapes of its example inputs (float32 tensors).
+    """A PyTorch module as a graph, by ``torch.export`` at the shapes of its example inputs (float32, or token ids).
 
     Raises:
         ModelError: it cannot be exported, or has an operator that is not supported.
@@ -139,9 +159,10 @@ def import_torch(module: nn.Module, example_inputs: Sequence[Any], name: str | N
     from tvm.relax.frontend.torch import from_exported_program
 
     for index, example in enumerate(example_inputs):
-        if not isinstance(example, torch.Tensor) or example.dtype != torch.float32:
+        allowed = (torch.float32, torch.int64, torch.int32)
+        if not isinstance(example, torch.Tensor) or example.dtype not in allowed:
             kind = example.dtype if isinstance(example, torch.Tensor) else type(example).__name__
-            raise ModelError(f"example input {index} is {kind}; only float32 tensors are supported")
+            raise ModelError(f"example input {index} is {kind}; {_INPUTS}")
     with _quiet():
         try:
             program = torch.export.export(module.eval(), tuple(example_inputs))
@@ -156,7 +177,8 @@ def import_torch(module: nn.Module, example_inputs: Sequence[Any], name: str | N
         op = _TORCH_OPS.get(getattr(node.target, "__name__", "")) if node.op == "call_function" else None
         if op is not None:
             stack = list((node.meta.get("nn_module_stack") or {}).values())
-            names.setdefault(op, []).append((stack[-1][0] if stack else "", node.name))
+            path = stack[-1][0] if stack else ""
+            names.setdefault(op, []).append((f"{path}.{op}" if path and op in _NAMELESS else path, node.name))
     return _from_relax(relax_module, name or type(module).__name__, names)
 
 
@@ -184,8 +206,11 @@ class _Reader:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
+        self.inputs: list[str] = []
         self.values: dict[str, Value] = {}
         self.constants: dict[str, Array] = {}
+        # Values and constants of whole numbers; only indices are.
+        self.integers: set[str] = set()
         # Relax variable -> name, or a tuple of names.
         self.env: dict[Any, Any] = {}
         self.counts: dict[str, int] = {}
@@ -195,7 +220,19 @@ class _Reader:
         self.constants[name] = array
         return name
 
+    def limited(self, name: str, limit: int) -> None:
+        """Note that an index is below ``limit``, if it is an input of the model."""
+        while name not in self.inputs and name in self.values:
+            name = self._producer(name).inputs[0]
+        if name in self.inputs:
+            known = self.values[name].limit
+            self.values[name] = dataclasses.replace(self.values[name], limit=min(limit, known or limit))
+
     def add(self, op: str, inputs: Sequence[str], shape: Sequence[int], **attrs: Any) -> str:
+        if op != "take" and not self.integers.isdisjoint(inputs):
+            if op not in partition.MOVES:
+                raise ModelError(f"operator {op} on integers is not supported; they can only be indices (embeddings)")
+            self.integers.add(f"{op}_{self.counts.get(op, 0)}")
         number = self.counts.get(op, 0)
         self.counts[op] = number + 1
         name = f"{op}_{number}"
@@ -239,10 +276,17 @@ class _Reader:
         if op in ("relax.isnan", "relax.where"):
             # TVM writes the bounds of ONNX's Clip with them.
             return self.constant_choice(op, [self.operand(arg) for arg in call.args])
+        if op == "relax.split":
+            return self.split(self.operand(call.args[0]), attrs)
         shape = _static(call.ty, op)
-        if op == "relax.broadcast_to" and _static(call.args[0].ty, op) == shape:
-            # PyTorch's matmul expands its operands, mostly to what they are.
-            return self.operand(call.args[0])
+        if op == "relax.broadcast_to":
+            return self.broadcast(self.operand(call.args[0]), shape)
+        if op == "relax.astype":
+            return self.cast(self.operand(call.args[0]), str(attrs.dtype))
+        if op == "relax.strided_slice":
+            return self.strided_slice(self.operand(call.args[0]), call.args[1:])
+        if op == "relax.matmul":
+            return self.matmul(self.operand(call.args[0]), self.operand(call.args[1]), shape)
         if op in _RESHAPES:
             return self.reshape(self.operand(call.args[0]), shape)
         if op == "relax.permute_dims":
@@ -314,6 +358,96 @@ class _Reader:
             return operand
         return self.add("reshape", [operand], shape)
 
+    def broadcast(self, operand: str, shape: tuple[int, ...]) -> str:
+        if operand in self.constants:
+            return self.constant(np.ascontiguousarray(np.broadcast_to(self.constants[operand], shape)))
+        # PyTorch's matmul expands its operands, mostly to what they are.
+        return operand if self.values[operand].shape == shape else self.add("broadcast", [operand], shape)
+
+    def cast(self, operand: str, kind: str) -> str:
+        """A change of type: of constants any, of indices to another integer one."""
+        if operand in self.constants:
+            return self.constant(self.constants[operand].astype(kind))
+        if kind == "float32" and operand not in self.integers or kind.startswith("int") and operand in self.integers:
+            return operand
+        raise ModelError(f"a cast to {kind} is not supported; tensors are float32, or integers as indices")
+
+    def slice(self, operand: str, parts: Sequence[tuple[int, int, int]]) -> str:
+        """(begin, end, step) along every axis, within the tensor."""
+        if operand in self.constants:
+            return self.constant(np.ascontiguousarray(self.constants[operand][tuple(slice(*part) for part in parts)]))
+        shape = tuple(len(range(*part)) for part in parts)
+        if shape == self.values[operand].shape:
+            return operand
+        return self.add("slice", [operand], shape, parts=tuple(parts))
+
+    def shape(self, operand: str) -> tuple[int, ...]:
+        return self.values[operand].shape if operand in self.values else self.constants[operand].shape
+
+    def strided_slice(self, operand: str, args: Sequence[Any]) -> str:
+        shape = self.shape(operand)
+        axes, begins, ends, *steps = (
+            [int(getattr(value, "value", value)) for value in getattr(arg, "fields", arg)] for arg in args
+        )
+        parts = [(0, size, 1) for size in shape]
+        for index, axis in enumerate(axes):
+            step = steps[0][index] if steps else 1
+            if step < 1:
+                raise ModelError(f"operator relax.strided_slice with step {step} is not supported; only above 0")
+            parts[axis % len(shape)] = slice(begins[index], ends[index], step).indices(shape[axis % len(shape)])
+        return self.slice(operand, parts)
+
+    def split(self, operand: str, attrs: Any) -> tuple[str, ...]:
+        shape = self.shape(operand)
+        axis = int(attrs.axis) % len(shape)
+        sections, size = attrs.indices_or_sections, shape[axis]
+        try:
+            # A number of equal parts, the last one maybe shorter.
+            each = -(-size // int(sections))
+            cuts = list(range(each, size, each))
+        except TypeError:
+            cuts = [int(cut) for cut in sections]
+        edges = [0, *cuts, size]
+        return tuple(
+            self.slice(operand, [(0, n, 1) if i != axis else (begin, end, 1) for i, n in enumerate(shape)])
+            for begin, end in zip(edges, edges[1:])
+        )
+
+    def _take(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
+        x, index = operands
+        source = self.shape(x)
+        axis = int(attrs.axis) % len(source) if attrs.axis is not None else 0
+        if index in self.constants:
+            numbers = self.constants[index].reshape(-1).astype(np.int64)
+            numbers = np.where(numbers < 0, numbers + source[axis], numbers)
+            if x in self.constants:
+                return self.constant(self.constants[x].take(numbers, axis).reshape(shape))
+            begin, end = int(numbers[0]), int(numbers[-1]) + 1
+            if not np.array_equal(numbers, np.arange(begin, end)):
+                raise ModelError("operator relax.take of an activation is supported for neighbouring constant indices")
+            part = [(0, n, 1) if i != axis else (begin, end, 1) for i, n in enumerate(source)]
+            return self.reshape(self.slice(x, part), shape)
+        if index not in self.integers or x not in self.constants:
+            raise ModelError("operator relax.take is supported on constant tables (embeddings) or with constant indices")
+        self.limited(index, source[axis])
+        return self.add("take", operands, shape, axis=axis)
+
+    def matmul(self, a: str, b: str, shape: tuple[int, ...]) -> str:
+        """Products of two activations become batch_matmul: (B, N, C) times (B, K, C) transposed."""
+        left, right = self.shape(a), self.shape(b)
+        if a in self.constants or b in self.constants or min(len(left), len(right)) < 2:
+            if a in self.constants and b in self.constants:
+                return self.constant(self.constants[a] @ self.constants[b])
+            return self.add("matmul", [a, b], shape)
+        if len(right) == 2:
+            batch, rows = 1, math.prod(left[:-1])
+        else:
+            batch, rows = math.prod(shape[:-2]), left[-2]
+            a, b = (self.broadcast(x, (*shape[:-2], *self.shape(x)[-2:])) for x in (a, b))
+        a, b = self.reshape(a, (batch, rows, left[-1])), self.reshape(b, (batch, *right[-2:]))
+        turned = self.add("permute", [b], (batch, right[-1], right[-2]), axes=(0, 2, 1))
+        return self.reshape(self.add("batch_matmul", [a, turned], (batch, rows, right[-1])), shape)
+
     def permute(self, operand: str, attrs: Any, shape: tuple[int, ...]) -> str:
         rank = len(shape)
         axes = tuple(int(axis) % rank for axis in attrs.axes) if attrs.axes else tuple(reversed(range(rank)))
@@ -340,6 +474,18 @@ class _Reader:
         return self.add(
             "conv2d", operands, shape, strides=_ints(attrs.strides), pads=_pads(attrs.padding),
             dilation=_ints(attrs.dilation), groups=int(attrs.groups),
+        )  # fmt: skip
+
+    def _conv2d_transpose(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
+        if attrs.data_layout != "NCHW" or attrs.kernel_layout != "IOHW":
+            raise ModelError(f"operator relax.nn.conv2d_transpose in layout {attrs.data_layout}; only NCHW is supported")
+        if operands[1] not in self.constants and self._producer(operands[1]).op != "dequantize":
+            raise ModelError("operator relax.nn.conv2d_transpose: the model computes its weight; only constants are")
+        if _ints(attrs.dilation) != (1, 1):
+            raise ModelError("operator relax.nn.conv2d_transpose with dilation is not supported; only 1")
+        return self.add(
+            "conv2d_transpose", operands, shape, strides=_ints(attrs.strides), pads=_pads(attrs.padding),
+            dilation=(1, 1), groups=int(attrs.groups), output_padding=_ints(attrs.output_padding),
         )  # fmt: skip
 
     def _max_pool2d(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
@@ -482,9 +628,13 @@ def _from_relax(
     inputs = []
     for parameter in function.params:
         shape = _static(parameter.ty, f"input {parameter.name!r}")
-        if str(parameter.ty.dtype) != "float32":
-            raise ModelError(f"input {parameter.name!r} is {parameter.ty.dtype}; only float32 inputs are supported")
+        kind = str(parameter.ty.dtype)
+        if kind not in ("float32", "int64", "int32"):
+            raise ModelError(f"input {parameter.name!r} is {kind}; {_INPUTS}")
+        if kind != "float32":
+            reader.integers.add(parameter.name)
         inputs.append(parameter.name)
+        reader.inputs.append(parameter.name)
         reader.env[parameter] = parameter.name
         reader.values[parameter.name] = Value(parameter.name, shape)
     for block in function.body.blocks:
@@ -506,7 +656,7 @@ def _from_relax(
 
 def _simplify(graph: Graph, names: Mapping[str, list[tuple[str, str]]]) -> Graph:
     """Fold constants into layers, name nodes as the model does, and drop what nothing reads."""
-    graph = drop_unused(fold_layers(fold_constants(graph)))
+    graph = drop_unused(fold_moves(fold_layers(fold_constants(graph))))
     renamed, labels = [], {}
     taken: set[str] = set()
     kinds: dict[str, int] = {}
@@ -521,6 +671,8 @@ def _simplify(graph: Graph, names: Mapping[str, list[tuple[str, str]]]) -> Graph
         if len(known) == kinds[node.op]:
             label, tensor = known[index]
             labels[node.output] = tensor
+            if node.op in _NAMELESS and label in taken:
+                label = next(name for n in itertools.count(1) if (name := f"{label}_{n}") not in taken)
             if label and label not in taken:
                 taken.add(label)
                 node = dataclasses.replace(node, name=label)
@@ -556,7 +708,7 @@ def fold_constants(graph: Graph) -> Graph:
     values = {name: value for name, value in graph.values.items() if name not in constants}
     nodes = [
         dataclasses.replace(node, attrs={**node.attrs, "weight_scale": scales[node.inputs[1]]})
-        if len(node.inputs) > 1 and node.inputs[1] in scales and node.op in ("conv2d", "matmul")
+        if len(node.inputs) > 1 and node.inputs[1] in scales and node.op in ("conv2d", "conv2d_transpose", "matmul")
         else node
         for node in kept
     ]
@@ -592,19 +744,23 @@ def fold_layers(graph: Graph) -> Graph:
         elif (
             node.op in ("add", "multiply")
             and source is not None
-            and source.op in ("conv2d", "dense")
+            and source.op in ("conv2d", "conv2d_transpose", "dense")
             and alone
             and len(inputs) == 2
             and inputs[1] in constants
         ):
-            channels = _per_channel(constants[inputs[1]], graph.values[node.output].shape, source.op)
-            if channels is not None and not (node.op == "multiply" and "weight_scale" in source.attrs):
+            shape = graph.values[node.output].shape
+            channels = _per_channel(constants[inputs[1]], shape, source.op)
+            scales = node.op == "multiply"
+            grouped = source.op == "conv2d_transpose" and source.attrs["groups"] > 1
+            if channels is not None and not (scales and ("weight_scale" in source.attrs or grouped)):
                 weight = constants[source.inputs[1]]
-                bias = constants[source.inputs[2]] if len(source.inputs) > 2 else np.zeros(len(weight), np.float32)
+                bias = constants[source.inputs[2]] if len(source.inputs) > 2 else np.zeros(len(channels), np.float32)
                 if node.op == "add":
                     bias = bias + channels
                 else:
-                    weight = weight * channels.reshape((-1,) + (1,) * (weight.ndim - 1))
+                    outer = (1,) if source.op == "conv2d_transpose" else ()
+                    weight = weight * channels.reshape((*outer, -1) + (1,) * (weight.ndim - 1 - len(outer)))
                     bias = bias * channels
                 folded = (source.inputs[0], source.inputs[1] if node.op == "add" else constant(weight), constant(bias))
                 made[source.output] = dataclasses.replace(source, inputs=folded)
@@ -616,9 +772,83 @@ def fold_layers(graph: Graph) -> Graph:
     return dataclasses.replace(graph, nodes=tuple(made[name] for name in order), constants=constants, outputs=outputs)
 
 
+def fold_moves(graph: Graph) -> Graph:
+    """Compose reshapes with reshapes and permutes with permutes, and drop those that change nothing.
+
+    Dense layers take tensors as they are, without a reshape to a matrix before and one back after them. The permute of
+    a product's operand meets the one before it, past the reshape between them.
+    """
+    graph = _unflattened(graph)
+    values = dict(graph.values)
+    made: dict[str, Node] = {}
+    alias: dict[str, str] = {}
+    kept: list[Node] = []
+
+    def keep(node: Node) -> str:
+        made[node.output] = node
+        kept.append(node)
+        return node.output
+
+    def permuted(x: str, axes: tuple[int, ...], name: str) -> str:
+        """``x`` with its axes in another order, as the value ``name``; what it is anyway, if that changes nothing."""
+        source, shape = made.get(x), values[x].shape
+        if source is not None and source.op == "permute":
+            return permuted(source.inputs[0], tuple(source.attrs["axes"][axis] for axis in axes), name)
+        if axes == tuple(range(len(axes))):
+            return x
+        if source is not None and source.op == "reshape" and axes == (0, 2, 1):
+            before = values[source.inputs[0]].shape
+            if len(before) > 3 and before[-2:] == shape[-2:]:
+                # The reshape merges leading axes only: turn the last two before it.
+                rank = len(before)
+                swapped = (*range(rank - 2), rank - 1, rank - 2)
+                inner = permuted(source.inputs[0], swapped, f"{name}.permuted")
+                return reshaped(inner, (shape[0], shape[2], shape[1]), name)
+        values[name] = dataclasses.replace(values[x], name=name, shape=tuple(shape[axis] for axis in axes))
+        return keep(Node(name, "permute", (x,), name, {"axes": axes}))
+
+    def reshaped(x: str, shape: tuple[int, ...], name: str) -> str:
+        source = made.get(x)
+        if source is not None and source.op == "reshape":
+            return reshaped(source.inputs[0], shape, name)
+        if values[x].shape == shape:
+            return x
+        values[name] = dataclasses.replace(values[x], name=name, shape=shape)
+        return keep(Node(name, "reshape", (x,), name))
+
+    for node in graph.nodes:
+        inputs = tuple(alias.get(name, name) for name in node.inputs)
+        if node.op == "permute" and inputs[0] in values:
+            alias[node.output] = permuted(inputs[0], tuple(node.attrs["axes"]), node.output)
+        elif node.op == "reshape" and inputs[0] in values:
+            alias[node.output] = reshaped(inputs[0], values[node.output].shape, node.output)
+        else:
+            keep(dataclasses.replace(node, inputs=inputs))
+    outputs = tuple(alias.get(name, name) for name in graph.outputs)
+    return drop_unused(dataclasses.replace(graph, nodes=tuple(kept), values=values, outputs=outputs))
+
+
+def _unflattened(graph: Graph) -> Graph:
+    """Dense layers between a reshape to a matrix and reshapes back, without the first one."""
+    users, producers = graph.users(), graph.producers()
+    values = dict(graph.values)
+    nodes = []
+    for node in graph.nodes:
+        source = producers.get(node.inputs[0]) if node.op == "dense" else None
+        if source is not None and source.op == "reshape" and node.output not in graph.outputs:
+            before, after = graph.shape(source.inputs[0]), graph.shape(source.output)
+            back = all(user.op == "reshape" for user in users[node.output])
+            if back and len(before) > 2 and len(after) == 2 and before[-1] == after[-1]:
+                node = dataclasses.replace(node, inputs=(source.inputs[0], *node.inputs[1:]))
+                shape = (*before[:-1], graph.shape(node.output)[-1])
+                values[node.output] = dataclasses.replace(values[node.output], shape=shape)
+        nodes.append(node)
+    return dataclasses.replace(graph, nodes=tuple(nodes), values=values)
+
+
 def _per_channel(array: Array, shape: tuple[int, ...], op: str) -> Array | None:
     """A constant as one number per output channel (K,), or None if it is not that."""
-    axis = 1 if op == "conv2d" else len(shape) - 1
+    axis = len(shape) - 1 if op == "dense" else 1
     full = (1,) * (len(shape) - array.ndim) + tuple(array.shape)
     if len(full) != len(shape) or any(size != 1 for i, size in enumerate(full) if i != axis):
         return None
@@ -654,13 +884,13 @@ def import_model(model: Any, example_inputs: Sequence[Any] | None = None, size: 
         from oneshot_ml2 import models
 
         if size < 1:
-            raise OneShotError(f"images of {size} x {size}; allowed: a size of at least 1")
+            raise OneShotError(f"size is {size}; allowed: at least 1")
         import torch
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             module = models.build(str(model))
-        return import_torch(module, (torch.zeros(1, 3, size, size),), str(model))
+        return import_torch(module, (models.example_input(str(model), size),), str(model))
     if example_inputs is None:
-        raise ModelError("a PyTorch module needs example_inputs, a tuple of float32 tensors that fix the shapes")
+        raise ModelError("a PyTorch module needs example_inputs, a tuple of tensors that fix the shapes")
     return import_torch(model, example_inputs)

@@ -18,11 +18,16 @@ from oneshot_ml2.errors import ModelError
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor between operators; ``exponent`` is that of an int8 tensor's scale, None for float32."""
+    """A tensor between operators; ``exponent`` is that of an int8 tensor's scale, None for float32.
+
+    ``limit``: of an input that holds whole numbers, 0 to one less than it (token ids); they cross the border to the
+    compiled code as float32, which is exact.
+    """
 
     name: str
     shape: tuple[int, ...]
     exponent: int | None = None
+    limit: int | None = None
 
     @property
     def dtype(self) -> str:
@@ -83,10 +88,15 @@ def check_inputs(graph: Graph, inputs: Mapping[str, NDArray[Any]]) -> dict[str, 
     """The inputs as contiguous float32 arrays.
 
     Raises:
-        ModelError: one is missing, unknown, of another shape, no number, or not finite.
+        ModelError: one is missing, unknown, of another shape, no number, not finite, or no index where it has to be.
     """
     expected = {name: graph.values[name].shape for name in graph.inputs}
-    return check_tensors(expected, inputs)
+    arrays = check_tensors(expected, inputs)
+    for name, array in arrays.items():
+        limit = graph.values[name].limit
+        if limit is not None and not ((array >= 0) & (array < limit) & (array == np.rint(array))).all():
+            raise ModelError(f"input {name!r} holds other values than the whole numbers 0 to {limit - 1}")
+    return arrays
 
 
 def check_tensors(
