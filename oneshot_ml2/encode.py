@@ -128,7 +128,7 @@ def task_features(space: ScheduleSpace) -> NDArray[np.float32]:
     logs = [*_ACCELERATOR_LOGS.values(), *_WORKLOAD_LOGS.values()]
     row = [math.log2(1 + p[column]) for column in logs]
     row += [float(p[column]) for column in _FLAGS.values()]
-    row += [float(space.workload.epilogue.immediate_stages), math.log2(bound.bound)]
+    row += [float(space.workload.epilogue.stage_cycles), math.log2(bound.bound)]
     row += [part / bound.bound for part in (bound.compute, bound.read_beats, bound.store_cycles)]
     return np.array(row, dtype=np.float32)
 

@@ -20,8 +20,6 @@ Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 ShapeKey: TypeAlias = tuple[int, int, tuple[int, int], tuple[int, int], tuple[int, int]]
 
 _LARGEST = 1 << 20
-# Rounding half to even, cycles an element: reset and copy (1 + 2), two shifts left, two bounds, the sum (2).
-EVEN_CYCLES = 9
 
 
 def _integer(what: str, value: Any, low: int, high: int) -> int:
@@ -63,7 +61,7 @@ class Epilogue:
         pre_shift: 0..15, only with a residual, whose scale may so be far above the sums': with ``a`` of them,
             ``((sums >> a) + (residual << d - a)) >> s - a`` is ``(sums + (residual << d)) >> s`` exactly.
         half_even: sums whose bias holds half a step of the shift are rounded half to even, not half up: one is taken
-            from odd results' sums before the shift. Costs a copy and six more ALU passes.
+            from odd results' sums before the shift. Costs a copy and five or six more ALU passes.
     """
 
     bias: bool = False
@@ -114,7 +112,8 @@ class Epilogue:
     @property
     def stage_cycles(self) -> int:
         """Compute cycles an output element takes in all passes but those for bias and residual."""
-        return self.immediate_stages + (EVEN_CYCLES if self.rounds_even else 0)
+        # Half to even: a reset, a copy (2), one or two shifts left, two bounds, and the sum (2).
+        return self.immediate_stages + ((8 if self.shift == 15 else 9) if self.rounds_even else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; absent options (no residual, no clip) are left out, so that TOML can hold it too."""

@@ -53,14 +53,16 @@ def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
     fits = [s for s in _ceilings(co) if s <= p[nest.ACC_DEPTH]]
     padded = isinstance(workload, Conv2d) and any(workload.pads)
     strided = int(p[nest.KH]) == 1 and int(p[nest.SH]) > 1
+    pool = bool(p[nest.POOL])
+    head = (ci > 1 or co > 5) and not pool
     fixed = {
-        "dataflow": tuple(range(6)),
+        "dataflow": plan.dataflows(p),
         "inp_buffers": _BUFFERS,
-        "wgt_buffers": _BUFFERS,
+        "wgt_buffers": (1,) if pool else _BUFFERS,
         "acc_buffers": _BUFFERS,
         "fold": (plan.FOLD_SPACE, plan.FOLD_CI_ROWS, plan.FOLD_CI_CO),
         "pad": (plan.PAD_SKIP, plan.PAD_LOAD) if padded or strided else (plan.PAD_SKIP,),
-        "head": (plan.HEAD_WHOLE, plan.HEAD_SINGLE, plan.HEAD_DOUBLING) if ci > 1 or co > 5 else (plan.HEAD_WHOLE,),
+        "head": (plan.HEAD_WHOLE, plan.HEAD_SINGLE, plan.HEAD_DOUBLING) if head else (plan.HEAD_WHOLE,),
         "drain": plan.DRAIN,
         "bias": (plan.BIAS_ADD, plan.BIAS_LOAD, plan.BIAS_GEMM) if workload.epilogue.bias else (0,),
     }
