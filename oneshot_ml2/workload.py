@@ -363,9 +363,9 @@ class _Windowed(_Operator):
             raise WorkloadError(f"{self.op} epilogue is {self.epilogue!r}; allowed: an Epilogue")
 
     def _check_pads(self, reaches: tuple[int, int], pads: tuple[int, ...]) -> None:
-        for axis, reach, before, after, size in (
-            ("height", reaches[0], *pads[:2], self.h),
-            ("width", reaches[1], *pads[2:], self.w),
+        for axis, reach, (before, after), size in (
+            ("height", reaches[0], pads[:2], self.h),
+            ("width", reaches[1], pads[2:], self.w),
         ):
             if max(before, after) > reach:
                 raise WorkloadError(
@@ -528,7 +528,7 @@ class Conv2dTranspose(_Windowed):
     epilogue: Epilogue = Epilogue()
 
     op = "conv2d_transpose"
-    groups = 1  # type: ignore[assignment]
+    groups = 1
 
     def __post_init__(self) -> None:
         self._normalised(("n", "c", "h", "w", "k", "r", "s"))
@@ -536,13 +536,10 @@ class Conv2dTranspose(_Windowed):
         object.__setattr__(self, "padding", _four_pads(f"{self.op} padding", self.padding))
         more = _integers(f"{self.op} output_padding", self.output_padding, (2,), 0, _LARGEST)
         object.__setattr__(self, "output_padding", more)
-        if any(extra >= max(step, 1) and extra for extra, step in zip(more, self.out_steps, strict=True)):
+        if any(extra >= step for extra, step in zip(more, self.out_steps, strict=True)):
             raise WorkloadError(f"{self.op} output_padding is {more}; allowed: less than the stride {self.out_steps}")
-        for axis, kernel, before, after in (
-            ("height", self.r, *self.pads[:2]),
-            ("width", self.s, *self.pads[2:]),
-        ):
-            if max(before, after) >= kernel:
+        for axis, kernel, pads in (("height", self.r, self.pads[:2]), ("width", self.s, self.pads[2:])):
+            if max(pads) >= kernel:
                 raise WorkloadError(f"{self.op} padding is {self.pads}; allowed in {axis}: 0 to {kernel - 1}")
         if min(self.out_h, self.out_w) < 1:
             raise WorkloadError(f"{self.op} output is {self.out_h} x {self.out_w}; allowed: at least one pixel")

@@ -68,6 +68,8 @@ def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
     }
     rest = int(np.prod([len(v) for v in fixed.values()]))
     counts = {"tile_co": 8, "tile_h": 10, "tile_w": 4 if oh > 1 else 14, "tile_ci": 4}
+    if pool:
+        counts |= {"tile_co": 16, "tile_h": 16, "tile_w": 16}
     sizes = {"tile_co": fits, "tile_h": _ceilings(oh), "tile_w": _ceilings(ow), "tile_ci": _ceilings(ci)}
     extents = {"tile_co": co, "tile_h": oh, "tile_w": ow, "tile_ci": ci}
     while True:

@@ -5,8 +5,8 @@ kernel taps, all channel counts in blocks. A 1x1 convolution with stride 1 and n
 pixels; dense is one row whose pixels are the batch blocks, with the channel blocks innermost in memory (``MINOR``).
 
 Groups (``GROUPS``) repeat the nest with inputs and weights of their own: groups of channels, or the pairs of a batched
-matrix product. Groups so small that a block holds whole ones are one nest whose output block reads the input block of
-its own number only (``DEPTHWISE``, for depthwise). Max pooling (``POOL``) is such a nest too: an identity weight copies the
+matrix product. Groups so small that a block holds whole ones are one nest whose output block reads the input block
+of its own number only (``DEPTHWISE``). Max pooling (``POOL``) is such a nest too: an identity weight copies the
 inputs into ACC, and the ALU takes the maximum where others multiply. A transposed convolution has outputs that lie
 ``TH``, ``TW`` apart for neighbouring inputs, in place of inputs that lie ``SH``, ``SW`` apart.
 """

@@ -786,7 +786,8 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
         else:
             kernel = taps * a * b
             distinct = few_a * few_b if taps > 1 else (few_a * few_b * few_co if tci > 1 else 64)
-        inp_variants = v[K_INP_BUF] if inp_mode == STREAM else (v[K_INP_BUF] if inp_mode == SET else sp_tiles * p[N.GROUPS]) * whole
+        inp_sets = v[K_INP_BUF] if inp_mode == SET else sp_tiles * p[N.GROUPS]
+        inp_variants = v[K_INP_BUF] if inp_mode == STREAM else inp_sets * whole
         wgt_variants = v[K_WGT_BUF] if wgt_mode == STREAM else (v[K_WGT_BUF] if wgt_mode == SET else co_tiles) * whole
         variants = min(steps, v[K_ACC_BUF] * max(inp_variants, wgt_variants)) * g[_R_CLASSES]
 
