@@ -284,9 +284,9 @@ def _value(value: object) -> str:
     return str(value)
 
 
-def write(name: str, comment: str, layers: list[Layer]) -> None:
-    """One ``[[workload]]`` table a layer."""
-    lines = [f"# {line}" for line in comment.split("\n")] + ["# Written by datasets/make_workloads.py."]
+def write(name: str, comment: str, layers: list[Layer], script: str = "make_workloads.py") -> None:
+    """One ``[[workload]]`` table a layer; ``script``: who writes the list."""
+    lines = [f"# {line}" for line in comment.split("\n")] + [f"# Written by datasets/{script}."]
     for layer in layers:
         fields: dict[str, object] = {"name": layer.name, "count": layer.count} | layer.workload.to_dict()
         lines += ["", "[[workload]]", *(f"{key} = {_value(value)}" for key, value in fields.items())]

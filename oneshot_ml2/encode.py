@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.schedule import ScheduleSpace
 
 # Raised whenever a feature changes its meaning; weights of another version are refused.
-FEATURE_VERSION = 3
+FEATURE_VERSION = 4
 
 # Logarithms of nest columns, by name.
 _ACCELERATOR_LOGS = {
@@ -55,9 +55,20 @@ _WORKLOAD_LOGS = {
     "dilation width": N.DW,
     "pad top": N.PT,
     "pad left": N.PL,
+    "groups": N.GROUPS,
+    "output step height": N.TH,
+    "output step width": N.TW,
 }
-_FLAGS = {"channels innermost": N.MINOR, "bias": N.BIAS, "bias by GEMM": N.BIAS_GEMM_FITS, "residual": N.RES}
-_EXTRA = ("immediate stages", "engine bound", "compute share", "read share", "store share")
+_FLAGS = {
+    "channels innermost": N.MINOR,
+    "bias": N.BIAS,
+    "bias by GEMM": N.BIAS_GEMM_FITS,
+    "residual": N.RES,
+    "depthwise": N.DEPTHWISE,
+    "pooling": N.POOL,
+    "half to even": N.EVEN,
+}
+_EXTRA = ("stage cycles", "engine bound", "compute share", "read share", "store share")
 TASK_FEATURES = (*_ACCELERATOR_LOGS, *_WORKLOAD_LOGS, *_FLAGS, *_EXTRA)
 
 _TILES = (("co", plan.K_CO, N.CO), ("h", plan.K_H, N.OH), ("w", plan.K_W, N.OW), ("ci", plan.K_CI, N.CI))
@@ -128,7 +139,7 @@ def task_features(space: ScheduleSpace) -> NDArray[np.float32]:
     logs = [*_ACCELERATOR_LOGS.values(), *_WORKLOAD_LOGS.values()]
     row = [math.log2(1 + p[column]) for column in logs]
     row += [float(p[column]) for column in _FLAGS.values()]
-    row += [float(space.workload.epilogue.immediate_stages), math.log2(bound.bound)]
+    row += [float(space.workload.epilogue.stage_cycles), math.log2(bound.bound)]
     row += [part / bound.bound for part in (bound.compute, bound.read_beats, bound.store_cycles)]
     return np.array(row, dtype=np.float32)
 

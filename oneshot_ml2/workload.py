@@ -20,8 +20,6 @@ Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 ShapeKey: TypeAlias = tuple[int, int, tuple[int, int], tuple[int, int], tuple[int, int]]
 
 _LARGEST = 1 << 20
-# Rounding half to even, cycles an element: reset and copy (1 + 2), two shifts left, two bounds, the sum (2).
-EVEN_CYCLES = 9
 
 
 def _integer(what: str, value: Any, low: int, high: int) -> int:
@@ -63,7 +61,7 @@ class Epilogue:
         pre_shift: 0..15, only with a residual, whose scale may so be far above the sums': with ``a`` of them,
             ``((sums >> a) + (residual << d - a)) >> s - a`` is ``(sums + (residual << d)) >> s`` exactly.
         half_even: sums whose bias holds half a step of the shift are rounded half to even, not half up: one is taken
-            from odd results' sums before the shift. Costs a copy and six more ALU passes.
+            from odd results' sums before the shift. Costs a copy and five or six more ALU passes.
     """
 
     bias: bool = False
@@ -114,7 +112,8 @@ class Epilogue:
     @property
     def stage_cycles(self) -> int:
         """Compute cycles an output element takes in all passes but those for bias and residual."""
-        return self.immediate_stages + (EVEN_CYCLES if self.rounds_even else 0)
+        # Half to even: a reset, a copy (2), one or two shifts left, two bounds, and the sum (2).
+        return self.immediate_stages + ((8 if self.shift == 15 else 9) if self.rounds_even else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; absent options (no residual, no clip) are left out, so that TOML can hold it too."""
@@ -364,9 +363,9 @@ class _Windowed(_Operator):
             raise WorkloadError(f"{self.op} epilogue is {self.epilogue!r}; allowed: an Epilogue")
 
     def _check_pads(self, reaches: tuple[int, int], pads: tuple[int, ...]) -> None:
-        for axis, reach, before, after, size in (
-            ("height", reaches[0], *pads[:2], self.h),
-            ("width", reaches[1], *pads[2:], self.w),
+        for axis, reach, (before, after), size in (
+            ("height", reaches[0], pads[:2], self.h),
+            ("width", reaches[1], pads[2:], self.w),
         ):
             if max(before, after) > reach:
                 raise WorkloadError(
@@ -529,7 +528,7 @@ class Conv2dTranspose(_Windowed):
     epilogue: Epilogue = Epilogue()
 
     op = "conv2d_transpose"
-    groups = 1  # type: ignore[assignment]
+    groups = 1
 
     def __post_init__(self) -> None:
         self._normalised(("n", "c", "h", "w", "k", "r", "s"))
@@ -537,13 +536,10 @@ class Conv2dTranspose(_Windowed):
         object.__setattr__(self, "padding", _four_pads(f"{self.op} padding", self.padding))
         more = _integers(f"{self.op} output_padding", self.output_padding, (2,), 0, _LARGEST)
         object.__setattr__(self, "output_padding", more)
-        if any(extra >= max(step, 1) and extra for extra, step in zip(more, self.out_steps, strict=True)):
+        if any(extra >= step for extra, step in zip(more, self.out_steps, strict=True)):
             raise WorkloadError(f"{self.op} output_padding is {more}; allowed: less than the stride {self.out_steps}")
-        for axis, kernel, before, after in (
-            ("height", self.r, *self.pads[:2]),
-            ("width", self.s, *self.pads[2:]),
-        ):
-            if max(before, after) >= kernel:
+        for axis, kernel, pads in (("height", self.r, self.pads[:2]), ("width", self.s, self.pads[2:])):
+            if max(pads) >= kernel:
                 raise WorkloadError(f"{self.op} padding is {self.pads}; allowed in {axis}: 0 to {kernel - 1}")
         if min(self.out_h, self.out_w) < 1:
             raise WorkloadError(f"{self.op} output is {self.out_h} x {self.out_w}; allowed: at least one pixel")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.vta.nest import channel_blocks
 from oneshot_ml2.vta.packing import blocks
-from oneshot_ml2.workload import Dense, Workload
+from oneshot_ml2.workload import BatchMatmul, Dense, MaxPool2d, Workload
 
 
 @dataclass(frozen=True)
@@ -45,24 +46,35 @@ def engine_bound(workload: Workload, accelerator: Accelerator) -> EngineBound:
 
     A bias takes the cheapest of: a tensor ADD (2 cycles an element), a GEMM with a constant input tile (1 for as many
     as ``bias_bits`` needs), or a LOAD ACC at its beats in place of the reset. A residual takes one GEMM with an
-    identity weight tile an element.
+    identity weight tile an element. Max pooling takes a GEMM for every input that comes into ACC, and an ALU operation
+    (2 cycles) for every comparison; its outputs need not be initialised, as one of these inputs does that.
     """
-    conv = workload.as_conv2d() if isinstance(workload, Dense) else workload
     epilogue, bus = workload.epilogue, accelerator.bus_bytes
-    nb = blocks(conv.n, accelerator.batch)
-    ib, ob = blocks(conv.c, accelerator.block), blocks(conv.k, accelerator.block)
-    elements = nb * ob * conv.out_h * conv.out_w
-    gemm_real = nb * ob * ib * conv.real_tap_pairs
-    gemm_all = elements * ib * conv.r * conv.s
+    nb = blocks(workload.n, accelerator.batch)
+    channels = channel_blocks(workload, accelerator.block)
+    ib, ob = channels.inputs, channels.groups * channels.outputs
+    inputs = ob if channels.depthwise else channels.groups * ib
+    if isinstance(workload, (Dense, BatchMatmul)):
+        out_pixels = pairs = all_pairs = taps = pixels = 1
+    else:
+        out_pixels, taps, pixels = workload.out_h * workload.out_w, workload.used_taps, workload.used_pixels
+        pairs, all_pairs = workload.real_tap_pairs, out_pixels * workload.r * workload.s
+    elements = nb * ob * out_pixels
+    gemm_real, gemm_all, weights = nb * ob * ib * pairs, nb * ob * ib * all_pairs, ob * ib * taps
+    compute = gemm_real
+    pool = isinstance(workload, MaxPool2d)
+    if pool:
+        gemm_real = gemm_all = nb * inputs * pixels
+        compute, weights = gemm_real + 2 * (nb * ob * pairs - elements), 1
 
-    compute = gemm_real + elements * epilogue.immediate_stages
-    read_bytes = ob * ib * conv.used_taps * accelerator.wgt_bytes + nb * ib * conv.used_pixels * accelerator.inp_bytes
+    compute += elements * epilogue.stage_cycles
+    read_bytes = weights * accelerator.wgt_bytes + nb * inputs * pixels * accelerator.inp_bytes
     if epilogue.residual:
         compute += elements
         read_bytes += elements * accelerator.inp_bytes + accelerator.wgt_bytes
 
     # How an output element starts and gets its bias: (compute cycles, bytes read) of each form.
-    forms = [(elements, 0)]
+    forms = [(0 if pool else elements, 0)]
     if epilogue.bias:
         constant_gemms = -(-(1 << epilogue.bias_bits) // (accelerator.block << 14))
         acc_bytes = elements * accelerator.acc_bytes

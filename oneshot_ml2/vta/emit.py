@@ -24,6 +24,7 @@ _TABLE = 8192
 _KEY = 9
 
 DEADLOCK = int(Reason.DEADLOCK)
+_LEAST = -128
 
 # Kinds of micro-op kernels, part of their key.
 _ONE, _GROUP = 0, 1
@@ -123,6 +124,18 @@ def _immediate(insns, state, opcode, value, uop, n):  # type: ignore[no-untyped-
 
 
 @njit(cache=True, nogil=True)
+def _tensor(insns, state, opcode, begin, end, outer, inner):  # type: ignore[no-untyped-def]
+    """An ALU pass with two operands in ACC; ``outer``, ``inner`` as of `_gemm`, without their last factor."""
+    i = _gemm(insns, state, 0, begin, end, outer, inner)
+    row = insns[i]
+    row[G.C_OP] = G.ALU
+    # What are the weight's factors of a GEMM are other fields here.
+    row[G.C_WGT_OUT : G.COLUMNS] = 0
+    row[G.C_ALU_OP] = opcode
+    return i
+
+
+@njit(cache=True, nogil=True)
 def _find_kernel(key, keys, begins, table, state):  # type: ignore[no-untyped-def]
     """Kernel number of ``key`` (int64 (9,)), and whether it is new: then it begins at the end of the micro-ops."""
     h = np.int64(0)
@@ -177,30 +190,65 @@ def _single(dst, src, wgt, p, uops, key, keys, begins, table, state):  # type: i
 
 
 @njit(cache=True, nogil=True)
+def _add_bias(p, insns, state, acc, bias, nco, area, uops, key, keys, begins, table):  # type: ignore[no-untyped-def]
+    """Adds the biases of ``nco`` channel blocks to their ``area`` accumulators each."""
+    u = _single(acc, bias, 0, p, uops, key, keys, begins, table, state)
+    if p[N.MINOR]:
+        _tensor(insns, state, G.ALU_ADD, u, u + 1, (area, nco, 0, 0), (nco, 1, 1, 0))
+    else:
+        _tensor(insns, state, G.ALU_ADD, u, u + 1, (nco, area, 1, 0), (area, 1, 0, 0))
+
+
+@njit(cache=True, nogil=True)
+def _round_even(p, insns, state, acc, scratch, n, uops, key, keys, begins, table):  # type: ignore[no-untyped-def]
+    """Takes one from accumulators that the shift leaves odd: ties, which half a step has rounded up, become even.
+
+    A copy whose sign is the lowest bit that the shift leaves is -1 or 0 between these two bounds.
+    """
+    copies = (np.int64(n), 1, 1, 0)
+    once = (np.int64(1), 0, 0, 0)
+    u = _single(scratch, 0, 0, p, uops, key, keys, begins, table, state)
+    _gemm(insns, state, 1, u, u + 1, (np.int64(n), 1, 0, 0), once)
+    u = _single(scratch, acc, 0, p, uops, key, keys, begins, table, state)
+    _tensor(insns, state, G.ALU_ADD, u, u + 1, copies, once)
+    u = _single(scratch, scratch, 0, p, uops, key, keys, begins, table, state)
+    first, second = P.left_shifts(p)
+    _immediate(insns, state, G.ALU_SHR, -first, u, n)
+    if second > 0:
+        _immediate(insns, state, G.ALU_SHR, -second, u, n)
+    _immediate(insns, state, G.ALU_MAX, -1, u, n)
+    _immediate(insns, state, G.ALU_MIN, 0, u, n)
+    u = _single(acc, scratch, 0, p, uops, key, keys, begins, table, state)
+    _tensor(insns, state, G.ALU_ADD, u, u + 1, copies, once)
+
+
+@njit(cache=True, nogil=True)
 def _output_block(p, insns, state, op, mem, sram, dram, n, c0, nc, h0, nh, w0, nw):  # type: ignore[no-untyped-def]
-    """Moves a block of an output-shaped tensor that is compact in SRAM."""
+    """Moves a block of an output-shaped tensor that is compact in SRAM; ``c0`` counts the blocks of all groups."""
     count, y, x, stride = S.output_shape(p, nc, nh, nw)
     plane = p[N.OH] * p[N.OW]
     if p[N.MINOR]:
-        base = dram + w0 * p[N.CO] + c0
+        # Groups lie one after the other.
+        base = dram + (c0 // p[N.CO] * p[N.OW] + w0) * p[N.CO] + c0 % p[N.CO]
     else:
-        base = dram + (n * p[N.CO] + c0) * plane + h0 * p[N.OW] + w0
+        base = dram + (n * p[N.OUT_BLOCKS] + c0) * plane + h0 * p[N.OW] + w0
     for c in range(count):
         _memory(insns, state, op, mem, sram + c * nh * nw, base + c * plane, y, x, stride, 0, 0, 0, 0)
 
 
 @njit(cache=True, nogil=True)
-def _input_chunk(p, v, insns, state, sram, n, ci0, nci, row, col, step):  # type: ignore[no-untyped-def]
-    """Loads input channels ``ci0..ci0+nci`` of a spatial tile, compact in SRAM."""
+def _input_chunk(p, v, insns, state, sram, n, group, ci0, nci, row, col, step):  # type: ignore[no-untyped-def]
+    """Loads input channels ``ci0..ci0+nci`` of a group and spatial tile, compact in SRAM."""
     size_h, size_w = row[P.A_SIZE], col[P.A_SIZE]
     top = bottom = left = right = 0
     if v[P.K_PAD] == P.PAD_LOAD:
         top, bottom, left, right = row[P.A_BEFORE], row[P.A_AFTER], col[P.A_BEFORE], col[P.A_AFTER]
     plane = p[N.IH] * p[N.IW]
     if p[N.MINOR]:
-        base = p[N.D_INP] + col[P.A_LOAD] * p[N.CI] + ci0
+        base = p[N.D_INP] + (group * p[N.IW] + col[P.A_LOAD]) * p[N.CI] + ci0
     else:
-        base = p[N.D_INP] + (n * p[N.CI] + ci0) * plane + row[P.A_LOAD] * p[N.IW] + col[P.A_LOAD]
+        channel = n * p[N.INP_BLOCKS] + group * p[N.CI] + ci0
+        base = p[N.D_INP] + channel * plane + row[P.A_LOAD] * p[N.IW] + col[P.A_LOAD]
     count, y, x, stride = S.input_shape(p, nci, size_h, size_w, top + bottom, left + right, step)
     for c in range(count):
         at = sram + c * size_h * size_w
@@ -247,8 +295,7 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
     rows, row_taps, cols, col_taps, step = P.axes(p, v)
     n_h, n_w = len(rows), len(cols)
     sp_tiles = p[N.NB] * n_h * n_w
-    co_tiles = P.ceil_div(p[N.CO], v[P.K_CO])
-    tiles = sp_tiles * co_tiles
+    tiles = sp_tiles * P.channel_tiles(p, v)
     row_facts, row_items = S.axis_facts(rows, row_taps, v[P.K_PAD])
     col_facts, col_items = S.axis_facts(cols, col_taps, v[P.K_PAD])
     reason = S.static_reason(p, v, sp_tiles, row_facts, row_items, col_facts, col_items)
@@ -260,7 +307,9 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
         return INSTRUCTION_OVERFLOW, 0, 0
     at, _ = P.sram_layout(p, v, rows[:, P.A_SIZE].max(), cols[:, P.A_SIZE].max(), sp_tiles)
     res_slot, res_base, const_base = at[2], at[3], at[4]
-    ident_base, bias_wgt_base, acc_slot, bias_base = at[6], at[7], at[8], at[9]
+    ident_base, bias_wgt_base, acc_slot, bias_base, scratch = at[6], at[7], at[8], at[9], at[10]
+    pool = p[N.POOL] == 1
+    adds_bias = p[N.BIAS] == 1 and v[P.K_BIAS] == P.BIAS_ADD
     taps_all = p[N.KH] * p[N.KW]
     inp_buf, acc_buf = v[P.K_INP_BUF], v[P.K_ACC_BUF]
     ci = p[N.CI]
@@ -282,8 +331,7 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
         c, s = records[k, S.S_CO], records[k, S.S_SP]
         hi, wi, n = (s // n_w) % n_h, s % n_w, s // (n_w * n_h)
         row, col = rows[hi], cols[wi]
-        c0 = c * v[P.K_CO]
-        nco = min(v[P.K_CO], p[N.CO] - c0)
+        c0, nco, group, _ = S.channel_tile(p, v, c)
         nh, nw = row[P.A_COUNT], col[P.A_COUNT]
         area = nh * nw
         acc = (t % acc_buf) * acc_slot
@@ -300,12 +348,16 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
                 _memory(insns, state, G.LOAD, G.ACC, acc + b * area, p[N.D_BIAS] + c0 + b, y, x, 0, 0, 0, 0, 0)
         else:
             if p[N.BIAS] and v[P.K_BIAS] == P.BIAS_ADD and t == 0:
-                _memory(insns, state, G.LOAD, G.ACC, bias_base, p[N.D_BIAS], 1, p[N.CO], 0, 0, 0, 0, 0)
+                _memory(insns, state, G.LOAD, G.ACC, bias_base, p[N.D_BIAS], 1, p[N.OUT_BLOCKS], 0, 0, 0, 0, 0)
             at_reset = _single(acc, 0, 0, p, uops, key, keys, begins, table, state)
             total = nco * area
             first = _gemm(insns, state, 1, at_reset, at_reset + 1, (total, 1, 0, 0), (1, 0, 0, 0))
         if waits_store:
             insns[first, G.C_FLAGS] |= G.POP_NEXT
+        if pool:
+            # The least number, for the first maximum.
+            u = _single(acc, acc, 0, p, uops, key, keys, begins, table, state)
+            _immediate(insns, state, G.ALU_MIN, _LEAST, u, nco * area)
 
         last_chunk = False
         while not last_chunk:
@@ -315,10 +367,14 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
             loads = records[k, S.S_LOADS]
             last_chunk = records[k, S.S_LAST] == 1
             acc_q = acc + q0 * acc_co
+            source = scratch if pool else S.part_inputs(p, inp_base, q0, plane)
             # Loads of the step.
             begin = state[_N_INSN]
             if loads & S.L_INP:
-                _input_chunk(p, v, insns, state, inp_base, n, ci0, nci, row, col, step)
+                if p[N.DEPTHWISE]:
+                    _input_chunk(p, v, insns, state, inp_base, n, group, c0, nco, row, col, step)
+                else:
+                    _input_chunk(p, v, insns, state, inp_base, n, group, ci0, nci, row, col, step)
             if loads & S.L_WGT:
                 dram = p[N.D_WGT] + ((c0 + q0) * ci + ci0) * taps_all
                 y, x, stride = S.weight_shape(p, nci, mco)
@@ -332,7 +388,7 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
                 if t == 0:
                     _memory(insns, state, G.LOAD, G.WGT, ident_base, p[N.D_IDENT], 1, 1, 0, 0, 0, 0, 0)
             if loads & S.L_CONST:
-                _memory(insns, state, G.LOAD, G.WGT, bias_wgt_base, p[N.D_BIAS_WGT], 1, p[N.CO], 0, 0, 0, 0, 0)
+                _memory(insns, state, G.LOAD, G.WGT, bias_wgt_base, p[N.D_BIAS_WGT], 1, p[N.OUT_BLOCKS], 0, 0, 0, 0, 0)
                 _memory(insns, state, G.LOAD, G.INP, const_base, p[N.D_CONST], 1, 1, 0, 0, 0, 0, 0)
             # The kernels of a step whose GEMMs do not fit any more are not looked at.
             if state[_N_INSN] + row[P.A_GROUPS] * col[P.A_GROUPS] > len(insns) - S.SPARE:
@@ -347,6 +403,12 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
 
             # GEMMs: one for every pair of (taps with as many valid rows, taps with as many valid columns).
             begin = state[_N_INSN]
+            if pool and plane > 0:
+                # The inputs come into ACC as products with one.
+                u = _single(scratch, 0, 0, p, uops, key, keys, begins, table, state)
+                _gemm(insns, state, 1, u, u + 1, (nco * plane, 1, 0, 0), (1, 0, 0, 0))
+                u = _single(scratch, inp_base, 0, p, uops, key, keys, begins, table, state)
+                _gemm(insns, state, 0, u, u + 1, (nco * plane, 1, 1, 0), (1, 0, 0, 0))
             for gh in range(p[N.KH]):
                 if not P.leads_group(row_taps[hi], gh):
                     continue
@@ -359,13 +421,15 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
                     src_row = col[P.A_SIZE] * (p[N.SH] // step)
                     src_col = p[N.SW] * (nci if p[N.MINOR] else 1)
                     src_ci = 1 if p[N.MINOR] else plane
+                    src_co = plane if p[N.DEPTHWISE] else np.int64(0)
+                    dst_row, dst_col = nw * acc_col * p[N.TH], acc_col * p[N.TW]
                     if count_h == 1:
-                        na, nb_, da, sa, db, sb = count_w, 1, acc_col, src_col, 0, 0
+                        na, nb_, da, sa, db, sb = count_w, 1, dst_col, src_col, 0, 0
                     else:
-                        na, nb_, da, sa, db, sb = count_h, count_w, nw * acc_col, src_row, acc_col, src_col
+                        na, nb_, da, sa, db, sb = count_h, count_w, dst_row, src_row, dst_col, src_col
                     fold = v[P.K_FOLD]
                     key[0] = _GROUP + gh * 64 + gw * 8192
-                    key[1], key[2], key[3] = acc_q, inp_base, wgt_base
+                    key[1], key[2], key[3] = acc_q, source, wgt_base
                     key[4], key[5], key[6], key[7] = nci, mco, row[P.A_CLASS], col[P.A_CLASS]
                     key[8] = 0
                     kernel, fresh_kernel = _find_kernel(key, keys, begins, table, state)
@@ -389,15 +453,15 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
                             if row_taps[hi, kh, 1] != count_h:
                                 continue
                             out_h = row_taps[hi, kh, 0]
-                            in_h = P.tap_source(row, out_h, kh, p[N.SH], p[N.DH], p[N.PT], step)
+                            in_h = P.tap_source(row, out_h, kh, p[N.SH], p[N.TH], p[N.DH], p[N.PT], step)
                             for kw in range(p[N.KW]):
                                 if col_taps[wi, kw, 1] != count_w:
                                     continue
                                 out_w = col_taps[wi, kw, 0]
-                                in_w = P.tap_source(col, out_w, kw, p[N.SW], p[N.DW], p[N.PL], 1)
+                                in_w = P.tap_source(col, out_w, kw, p[N.SW], p[N.TW], p[N.DW], p[N.PL], 1)
                                 d = acc_q + ((out_h - row[P.A_FIRST]) * nw + out_w - col[P.A_FIRST]) * acc_col
-                                i = inp_base + (in_h * col[P.A_SIZE] + in_w) * (nci if p[N.MINOR] else 1)
-                                w = wgt_base + kh * p[N.KW] + kw
+                                i = source + (in_h * col[P.A_SIZE] + in_w) * (nci if p[N.MINOR] else 1)
+                                w = np.int64(0) if pool else wgt_base + kh * p[N.KW] + kw
                                 for x_ci in range(n_ci):
                                     for x_co in range(n_co):
                                         for x_a in range(n_a):
@@ -405,28 +469,36 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
                                                 _uop(
                                                     uops, state, p[N.UOP_LIMIT],
                                                     d + x_co * acc_co + x_a * da + x_b * db,
-                                                    i + x_ci * src_ci + x_a * sa + x_b * sb,
-                                                    w + x_ci * taps_all + x_co * nci * taps_all,
+                                                    i + x_ci * src_ci + x_co * src_co + x_a * sa + x_b * sb,
+                                                    w if pool else w + x_ci * taps_all + x_co * nci * taps_all,
                                                 )  # fmt: skip
                         begins[kernel, 1] = state[_N_UOP]
                     loop_a = (na, da, sa, np.int64(0))
                     loop_b = (nb_, db, sb, np.int64(0))
                     loop_ci = (nci, np.int64(0), src_ci, taps_all)
-                    loop_co = (mco, acc_co, np.int64(0), nci * taps_all)
+                    loop_co = (mco, acc_co, src_co, nci * taps_all)
                     if fold == P.FOLD_SPACE:
                         outer, inner_loop = loop_a, loop_b
                     elif fold == P.FOLD_CI_ROWS:
                         outer, inner_loop = loop_ci, loop_a
                     else:
                         outer, inner_loop = loop_ci, loop_co
-                    _gemm(insns, state, 0, begins[kernel, 0], begins[kernel, 1], outer, inner_loop)
+                    if pool:
+                        _tensor(insns, state, G.ALU_MAX, begins[kernel, 0], begins[kernel, 1], outer, inner_loop)
+                    else:
+                        _gemm(insns, state, 0, begins[kernel, 0], begins[kernel, 1], outer, inner_loop)
             if last_chunk:
+                if adds_bias and p[N.PRE] >= 0:
+                    _add_bias(p, insns, state, acc, bias_base + c0, nco, area, uops, key, keys, begins, table)
                 if p[N.BIAS] and v[P.K_BIAS] == P.BIAS_GEMM:
                     u = _single(acc, const_base, bias_wgt_base + c0, p, uops, key, keys, begins, table, state)
                     if p[N.MINOR]:
                         _gemm(insns, state, 0, u, u + 1, (area, nco, 0, 0), (nco, 1, 0, 1))
                     else:
                         _gemm(insns, state, 0, u, u + 1, (nco, area, 0, 1), (area, 1, 0, 0))
+                if p[N.PRE] >= 0:
+                    u = _single(acc, acc, 0, p, uops, key, keys, begins, table, state)
+                    _immediate(insns, state, G.ALU_SHR, p[N.PRE], u, nco * area)
                 if p[N.RES]:
                     u = _single(acc, res_at, ident_base, p, uops, key, keys, begins, table, state)
                     _gemm(insns, state, 0, u, u + 1, (nco * area, 1, 1, 0), (1, 0, 0, 0))
@@ -441,22 +513,8 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
             k += 1
 
         # Epilogue and stores.
-        if p[N.BIAS] and v[P.K_BIAS] == P.BIAS_ADD:
-            u = _single(acc, bias_base + c0, 0, p, uops, key, keys, begins, table, state)
-            i = _row(insns, state)
-            insns[i, G.C_OP] = G.ALU
-            insns[i, G.C_ALU_OP] = G.ALU_ADD
-            insns[i, G.C_UOP_BGN] = u
-            insns[i, G.C_UOP_END] = u + 1
-            out, inner = (area, nco) if p[N.MINOR] else (nco, area)
-            insns[i, G.C_ITER_OUT] = out
-            insns[i, G.C_ITER_IN] = inner
-            if out > 1:
-                insns[i, G.C_DST_OUT] = inner
-                insns[i, G.C_SRC_OUT] = 0 if p[N.MINOR] else 1
-            if inner > 1:
-                insns[i, G.C_DST_IN] = 1
-                insns[i, G.C_SRC_IN] = 1 if p[N.MINOR] else 0
+        if adds_bias and p[N.PRE] < 0:
+            _add_bias(p, insns, state, acc, bias_base + c0, nco, area, uops, key, keys, begins, table)
         drain = P.drains(v, t, tiles)
         piece_c, piece_h, piece_w = P.pieces(p, nco, nh, nw, drain)
         signals = t + acc_buf < tiles or t == tiles - 1
@@ -466,6 +524,8 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
                     mc, mh, mw = min(piece_c, nco - b), min(piece_h, nh - h), min(piece_w, nw - w)
                     offset = (w * nco + b) if p[N.MINOR] else b * area + h * nw + w
                     count = mc * mh * mw
+                    if p[N.EVEN]:
+                        _round_even(p, insns, state, acc + offset, scratch, count, uops, key, keys, begins, table)
                     u = _single(acc + offset, acc + offset, 0, p, uops, key, keys, begins, table, state)
                     if p[N.SHIFT] >= 0:
                         _immediate(insns, state, G.ALU_SHR, p[N.SHIFT], u, count)

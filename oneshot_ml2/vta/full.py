@@ -53,19 +53,23 @@ def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
     fits = [s for s in _ceilings(co) if s <= p[nest.ACC_DEPTH]]
     padded = isinstance(workload, Conv2d) and any(workload.pads)
     strided = int(p[nest.KH]) == 1 and int(p[nest.SH]) > 1
+    pool = bool(p[nest.POOL])
+    head = (ci > 1 or co > 5) and not pool
     fixed = {
-        "dataflow": tuple(range(6)),
+        "dataflow": plan.dataflows(p),
         "inp_buffers": _BUFFERS,
-        "wgt_buffers": _BUFFERS,
+        "wgt_buffers": (1,) if pool else _BUFFERS,
         "acc_buffers": _BUFFERS,
         "fold": (plan.FOLD_SPACE, plan.FOLD_CI_ROWS, plan.FOLD_CI_CO),
         "pad": (plan.PAD_SKIP, plan.PAD_LOAD) if padded or strided else (plan.PAD_SKIP,),
-        "head": (plan.HEAD_WHOLE, plan.HEAD_SINGLE, plan.HEAD_DOUBLING) if ci > 1 or co > 5 else (plan.HEAD_WHOLE,),
+        "head": (plan.HEAD_WHOLE, plan.HEAD_SINGLE, plan.HEAD_DOUBLING) if head else (plan.HEAD_WHOLE,),
         "drain": plan.DRAIN,
         "bias": (plan.BIAS_ADD, plan.BIAS_LOAD, plan.BIAS_GEMM) if workload.epilogue.bias else (0,),
     }
     rest = int(np.prod([len(v) for v in fixed.values()]))
     counts = {"tile_co": 8, "tile_h": 10, "tile_w": 4 if oh > 1 else 14, "tile_ci": 4}
+    if pool:
+        counts |= {"tile_co": 16, "tile_h": 16, "tile_w": 16}
     sizes = {"tile_co": fits, "tile_h": _ceilings(oh), "tile_w": _ceilings(ow), "tile_ci": _ceilings(ci)}
     extents = {"tile_co": co, "tile_h": oh, "tile_w": ow, "tile_ci": ci}
     while True:

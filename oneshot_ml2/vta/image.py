@@ -9,7 +9,7 @@ from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import WorkloadError
 from oneshot_ml2.vta import nest, packing, simulator
 from oneshot_ml2.vta.program import Program, element_bytes
-from oneshot_ml2.workload import Tensors, Workload
+from oneshot_ml2.workload import BatchMatmul, Conv2d, Conv2dTranspose, MaxPool2d, Tensors, Workload
 
 _BIAS_SCALE = 127
 
@@ -39,19 +39,56 @@ def bias_tiles(bias: NDArray[np.int32], accelerator: Accelerator) -> tuple[NDArr
     return weights, constant
 
 
+def _packed_data(workload: Workload, data: NDArray[np.int8], accelerator: Accelerator) -> NDArray[np.int8]:
+    if isinstance(workload, BatchMatmul):
+        return np.stack([packing.pack_activation(matrix, accelerator) for matrix in data])
+    return packing.pack_activation(data, accelerator)
+
+
+def packed_weight(workload: Workload, tensors: Tensors, accelerator: Accelerator) -> NDArray[np.int8]:
+    """The weight tiles of a nest, int8 (groups * OB, IB, KH, KW, BLOCK, BLOCK) or without KH, KW.
+
+    Groups that share blocks are block-diagonal; a transposed convolution's kernel is turned around; pooling has one
+    identity tile.
+    """
+    if isinstance(workload, MaxPool2d):
+        return np.eye(accelerator.block, dtype=np.int8)[None, None, None, None]
+    weight = tensors["weight"]
+    if isinstance(workload, BatchMatmul):
+        return np.concatenate([packing.pack_weight(matrix, accelerator) for matrix in weight])
+    if isinstance(workload, Conv2dTranspose):
+        return packing.pack_weight(workload.turned(weight), accelerator)
+    if not isinstance(workload, Conv2d) or workload.groups == 1:
+        return packing.pack_weight(weight, accelerator)
+    block, channels = accelerator.block, nest.channel_blocks(workload, accelerator.block)
+    # Nests side by side, each with the groups that its blocks hold.
+    nests = channels.outputs if channels.depthwise else channels.groups
+    k, c = workload.k // workload.groups, workload.c // workload.groups
+    merged = -(-workload.groups // nests) if nests == 1 else channels.inputs * block // c
+    full = np.zeros((nests, merged * k, merged * c, workload.r, workload.s), dtype=np.int8)
+    for group in range(workload.groups):
+        nest_index, place = divmod(group, merged)
+        rows, columns = slice(place * k, (place + 1) * k), slice(place * c, (place + 1) * c)
+        full[nest_index, rows, columns] = weight[group * k : (group + 1) * k]
+    return np.concatenate([packing.pack_weight(part, accelerator) for part in full])
+
+
 def packed_tensors(workload: Workload, tensors: Tensors, accelerator: Accelerator) -> dict[str, NDArray[np.generic]]:
     """Every DRAM buffer's content by name, packed for the accelerator."""
     epilogue = workload.epilogue
     packed: dict[str, NDArray[np.generic]] = {
-        "data": packing.pack_activation(tensors["data"], accelerator),
-        "weight": packing.pack_weight(tensors["weight"], accelerator),
+        "data": _packed_data(workload, tensors["data"], accelerator),
+        "weight": packed_weight(workload, tensors, accelerator),
     }
     if epilogue.bias:
         if (np.abs(tensors["bias"].astype(np.int64)) > 1 << epilogue.bias_bits).any():
             raise WorkloadError(f"a bias exceeds 2**{epilogue.bias_bits}; declare more bias_bits")
-        packed["bias"] = packing.pack_bias(tensors["bias"], accelerator)
+        # The pairs of a batched product share one bias.
+        repeats = workload.b if isinstance(workload, BatchMatmul) else 1
+        packed["bias"] = np.concatenate([packing.pack_bias(tensors["bias"], accelerator)] * repeats)
         if nest.bias_gemm_fits(epilogue.bias_bits, accelerator.block):
-            packed["bias_weight"], packed["constant"] = bias_tiles(tensors["bias"], accelerator)
+            tiles, packed["constant"] = bias_tiles(tensors["bias"], accelerator)
+            packed["bias_weight"] = np.concatenate([tiles] * repeats)
     if epilogue.residual_shift is not None:
         packed["residual"] = packing.pack_activation(tensors["residual"], accelerator)
         packed["identity"] = np.eye(accelerator.block, dtype=np.int8) * np.int8(1 << epilogue.residual_shift)
@@ -79,9 +116,19 @@ def execute(program: Program, workload: Workload, tensors: Tensors) -> NDArray[n
     simulator.run(program, dram)
     buffer = program.buffer("output")
     size = element_bytes(program.accelerator)[buffer.memory] * buffer.elements
+    return unpacked_output(workload, dram[buffer.address : buffer.address + size].view(np.int8), program.accelerator)
+
+
+def unpacked_output(workload: Workload, packed: NDArray[np.int8], accelerator: Accelerator) -> NDArray[np.int8]:
+    """A workload's result from its output buffer's bytes, int8 (bytes,)."""
     shape = workload.output_shape
-    accelerator = program.accelerator
+    if isinstance(workload, BatchMatmul):
+        parts = packed.reshape(workload.b, -1)
+        return np.stack([_unpacked(part, shape[1:], accelerator) for part in parts])
+    return _unpacked(packed, shape, accelerator)
+
+
+def _unpacked(packed: NDArray[np.int8], shape: tuple[int, ...], accelerator: Accelerator) -> NDArray[np.int8]:
     blocks = (packing.blocks(shape[0], accelerator.batch), packing.blocks(shape[1], accelerator.block))
-    packed = dram[buffer.address : buffer.address + size].view(np.int8)
-    packed = packed.reshape(*blocks, *shape[2:], accelerator.batch, accelerator.block)
-    return packing.unpack_activation(packed, shape)
+    full = packed.reshape(*blocks, *shape[2:], accelerator.batch, accelerator.block)
+    return packing.unpack_activation(full, shape)

@@ -1,26 +1,33 @@
 """A workload on an accelerator as one tiled GEMM loop nest: a flat int64 vector that numba code reads.
 
-conv2d and dense are the same nest: output channels x output rows x output columns, reduced over input
-channels and kernel taps, all channel counts in blocks. A 1x1 convolution with stride 1 and no padding is
-flattened to one row of pixels; dense is one row whose pixels are the batch blocks, with the channel blocks
-innermost in memory (``MINOR``).
+All operators are the same nest: output channels x output rows x output columns, reduced over input channels and
+kernel taps, all channel counts in blocks. A 1x1 convolution with stride 1 and no padding is flattened to one row of
+pixels; dense is one row whose pixels are the batch blocks, with the channel blocks innermost in memory (``MINOR``).
+
+Groups (``GROUPS``) repeat the nest with inputs and weights of their own: groups of channels, or the pairs of a batched
+matrix product. Groups so small that a block holds whole ones are one nest whose output block reads the input block
+of its own number only (``DEPTHWISE``). Max pooling (``POOL``) is such a nest too: an identity weight copies the
+inputs into ACC, and the ALU takes the maximum where others multiply. A transposed convolution has outputs that lie
+``TH``, ``TW`` apart for neighbouring inputs, in place of inputs that lie ``SH``, ``SW`` apart.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from oneshot_ml2.vta.packing import blocks
 from oneshot_ml2.vta.program import ACC, INP, OUT, PAGE, UOP, WGT, Buffer, element_bytes
-from oneshot_ml2.workload import Conv2d, Dense, Workload
+from oneshot_ml2.workload import BatchMatmul, Conv2d, Dense, MaxPool2d, Workload
 
 if TYPE_CHECKING:
     from oneshot_ml2.accelerator import Accelerator
 
-# Loop extents: batch blocks, channel blocks, spatial sizes, kernel, stride, dilation, leading pads.
+# Loop extents: batch blocks, channel blocks (of a group), spatial sizes, kernel, stride, dilation, leading pads.
 NB, CO, CI, OH, OW, IH, IW, KH, KW, SH, SW, DH, DW, PT, PL, MINOR = range(16)
 # Epilogue: bias (0/1), residual (0/1), immediate stages (shift amount or -1, clip or none).
 BIAS, BIAS_GEMM_FITS, RES, SHIFT, CLIP, LO, HI = range(16, 23)
@@ -30,7 +37,11 @@ INP_DEPTH, WGT_DEPTH, ACC_DEPTH, UOP_LIMIT, INP_BITS, WGT_BITS, ACC_BITS = range
 D_INP, D_WGT, D_OUT, D_BIAS, D_BIAS_WGT, D_CONST, D_RES, D_IDENT, D_UOP = range(30, 39)
 # Facts for bounds and features: bus bytes, beats of a burst, latency, element bytes, GEMM lanes.
 BUS, BURST, LATENCY, INP_B, WGT_B, ACC_B, BATCH, BLOCK, QUEUE = range(39, 48)
-SIZE = 48
+# Groups, kinds of nest (0/1), output steps; input and output channel blocks of a whole image or of all pairs.
+GROUPS, DEPTHWISE, POOL, TH, TW, INP_BLOCKS, OUT_BLOCKS = range(48, 55)
+# More of the epilogue: shift before the residual (or -1), rounding half to even (0/1).
+PRE, EVEN = range(55, 57)
+SIZE = 57
 
 # `full` schedules keep to the micro-op SRAM of the unmodified RTL (VTA reference, 9).
 PORTABLE_UOPS = 2048
@@ -41,25 +52,66 @@ def bias_gemm_fits(bias_bits: int, block: int) -> bool:
     return (1 << bias_bits) <= (block - 1) * 127 * 127
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """A workload's channels in blocks of an accelerator.
+
+    ``groups`` of ``outputs`` blocks, each reduced over ``inputs``; ``depthwise``: every output block reads the input
+    block of its number only (one group).
+    """
+
+    groups: int
+    inputs: int
+    outputs: int
+    depthwise: bool = False
+
+
+def channel_blocks(workload: Workload, block: int) -> Blocks:
+    """How a workload's channels lie in blocks.
+
+    Groups that do not fill blocks are merged until they do, their weights block-diagonal; where no number of them
+    fills whole blocks and divides all, they become one dense group.
+    """
+    if isinstance(workload, BatchMatmul):
+        return Blocks(workload.b, blocks(workload.c, block), blocks(workload.k, block))
+    if isinstance(workload, MaxPool2d):
+        return Blocks(1, 1, blocks(workload.c, block), depthwise=True)
+    groups = workload.groups if isinstance(workload, Conv2d) else 1
+    c, k = workload.c // groups, workload.k // groups
+    merged = math.lcm(block // math.gcd(block, c), block // math.gcd(block, k))
+    if groups == 1 or merged >= groups:
+        return Blocks(1, blocks(workload.c, block), blocks(workload.k, block))
+    inputs, outputs = merged * c // block, merged * k // block
+    if inputs == outputs == 1:
+        return Blocks(1, 1, blocks(workload.c, block), depthwise=True)
+    if groups % merged:
+        return Blocks(1, blocks(workload.c, block), blocks(workload.k, block))
+    return Blocks(groups // merged, inputs, outputs)
+
+
 def buffers(workload: Workload, accelerator: Accelerator) -> tuple[tuple[Buffer, ...], int]:
     """DRAM buffers of a layer, each aligned to a page and to a whole burst, and the first free byte after them."""
     a = accelerator
     sizes = element_bytes(a)
     align = max(PAGE, a.burst_bytes)
-    nb, cb, kb = (-(-n // size) for n, size in ((workload.n, a.batch), (workload.c, a.block), (workload.k, a.block)))
-    if isinstance(workload, Conv2d):
-        pixels_in, pixels_out, taps = workload.h * workload.w, workload.out_h * workload.out_w, workload.r * workload.s
-    else:
+    nb = blocks(workload.n, a.batch)
+    channels = channel_blocks(workload, a.block)
+    inputs = channels.outputs if channels.depthwise else channels.groups * channels.inputs
+    outputs = channels.groups * channels.outputs
+    if isinstance(workload, (Dense, BatchMatmul)):
         pixels_in = pixels_out = taps = 1
+    else:
+        pixels_in, pixels_out, taps = workload.h * workload.w, workload.out_h * workload.out_w, workload.r * workload.s
+    weights = 1 if isinstance(workload, MaxPool2d) else outputs * channels.inputs * taps
     wanted = [
-        ("data", INP, nb * cb * pixels_in),
-        ("weight", WGT, kb * cb * taps),
-        ("output", OUT, nb * kb * pixels_out),
+        ("data", INP, nb * inputs * pixels_in),
+        ("weight", WGT, weights),
+        ("output", OUT, nb * outputs * pixels_out),
     ]
     if workload.epilogue.bias:
-        wanted += [("bias", ACC, kb), ("bias_weight", WGT, kb), ("constant", INP, 1)]
+        wanted += [("bias", ACC, outputs), ("bias_weight", WGT, outputs), ("constant", INP, 1)]
     if workload.epilogue.residual:
-        wanted += [("residual", INP, nb * kb * pixels_out), ("identity", WGT, 1)]
+        wanted += [("residual", INP, nb * outputs * pixels_out), ("identity", WGT, 1)]
     wanted.append(("uops", UOP, PORTABLE_UOPS))
     address = align
     placed = []
@@ -73,27 +125,32 @@ def nest(workload: Workload, accelerator: Accelerator) -> NDArray[np.int64]:
     """The nest vector, int64 (SIZE,), of a workload on an accelerator."""
     a = accelerator
     p = np.zeros(SIZE, dtype=np.int64)
-    p[NB] = -(-workload.n // a.batch)
-    p[CI] = -(-workload.c // a.block)
-    p[CO] = -(-workload.k // a.block)
-    if isinstance(workload, Dense):
+    channels = channel_blocks(workload, a.block)
+    p[NB] = blocks(workload.n, a.batch)
+    p[[GROUPS, CI, CO, DEPTHWISE]] = channels.groups, channels.inputs, channels.outputs, channels.depthwise
+    p[OUT_BLOCKS] = channels.groups * channels.outputs
+    p[INP_BLOCKS] = channels.outputs if channels.depthwise else channels.groups * channels.inputs
+    p[POOL] = isinstance(workload, MaxPool2d)
+    p[[TH, TW]] = 1
+    if isinstance(workload, (Dense, BatchMatmul)):
         p[[OH, IH, KH, KW, SH, SW, DH, DW, MINOR]] = 1
         p[[OW, IW]] = p[NB]
         p[NB] = 1
     else:
-        top, _, left, _ = workload.pads
         p[[OH, OW, IH, IW]] = workload.out_h, workload.out_w, workload.h, workload.w
-        p[[KH, KW, SH, SW, DH, DW]] = workload.r, workload.s, *workload.strides, *workload.dilations
-        p[[PT, PL]] = top, left
-        if workload.r == workload.s == 1 and workload.strides == (1, 1) and not any(workload.pads):
+        p[[KH, KW, SH, SW, DH, DW]] = workload.r, workload.s, *workload.in_steps, *workload.dilations
+        p[[TH, TW]] = workload.out_steps
+        p[[PT, PL]] = workload.leads
+        if workload.r == workload.s == 1 and (p[OH], p[OW]) == (p[IH], p[IW]) and not any(workload.leads):
             p[[OW, IW]] = workload.h * workload.w
             p[[OH, IH]] = 1
     epilogue = workload.epilogue
     fits = bias_gemm_fits(epilogue.bias_bits, a.block)
     p[[BIAS, BIAS_GEMM_FITS, RES, SHIFT]] = epilogue.bias, fits, epilogue.residual, epilogue.shift or -1
+    p[[PRE, EVEN]] = epilogue.pre_shift or -1, epilogue.rounds_even
     if epilogue.clip is not None:
         p[[CLIP, LO, HI]] = 1, *epilogue.clip
-    elif p[SHIFT] < 0:
+    elif p[SHIFT] < 0 and not p[POOL]:
         # A stored index must have been written by a GEMM or the ALU (VTA reference, 3.4): copy where neither is sure.
         p[SHIFT] = 0
     p[[INP_DEPTH, WGT_DEPTH, ACC_DEPTH]] = a.inp_depth, a.wgt_depth, a.acc_depth

@@ -36,6 +36,10 @@ FLOW_CO_STREAM, FLOW_CO_WGT, FLOW_CO_WGT_ALL_INP, FLOW_SP_INP, FLOW_SP_INP_ALL_W
 STREAM, SET, ALL = 0, 1, 2
 INP_MODE = np.array([STREAM, STREAM, ALL, SET, SET, STREAM], dtype=np.int64)
 WGT_MODE = np.array([STREAM, SET, SET, STREAM, ALL, ALL], dtype=np.int64)
+# The dataflow that stands for each where every channel tile has inputs of its own: these are streamed.
+_OWN_INPUTS = np.array(
+    [FLOW_CO_STREAM, FLOW_CO_WGT, FLOW_CO_WGT, FLOW_CO_STREAM, FLOW_SP_ALL_WGT, FLOW_SP_ALL_WGT], dtype=np.int64
+)
 
 FOLD_SPACE, FOLD_CI_ROWS, FOLD_CI_CO = 0, 1, 2
 PAD_SKIP, PAD_LOAD = 0, 1
@@ -78,8 +82,8 @@ def leads_group(taps, tap: int) -> bool:  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def tile_axis(out, size, kernel, stride, dilation, lead, step, tile, pad):  # type: ignore[no-untyped-def]
-    """One spatial axis cut into tiles.
+def tile_axis(out, size, kernel, stride, spread, dilation, lead, step, tile, pad):  # type: ignore[no-untyped-def]
+    """One spatial axis cut into tiles; ``spread``: outputs from one input to the next (a transposed convolution's).
 
     Returns int64 (tiles, 9), columns ``A_*``, and int64 (tiles, kernel, 2): for every tap the first output
     of the tile whose input is real and how many such outputs there are (all of them when pads are loaded).
@@ -96,15 +100,20 @@ def tile_axis(out, size, kernel, stride, dilation, lead, step, tile, pad):  # ty
         for k in range(kernel):
             offset = k * dilation - lead
             begin, end = first, first + count
-            if pad == PAD_SKIP:
+            if spread > 1:
+                begin = max(begin, -offset)
+                begin += (-offset - begin) % spread
+                end = min(end, (size - 1) * spread - offset + 1)
+            elif pad == PAD_SKIP:
                 begin = max(begin, ceil_div(-offset, stride))
                 end = min(end, (size - 1 - offset) // stride + 1)
+            met = max(ceil_div(end - begin, spread), 0)
             taps[i, k, 0] = begin
-            taps[i, k, 1] = max(end - begin, 0)
-            if end > begin:
-                axis[i, A_TAPS] += end - begin
-                low = min(low, begin * stride + offset)
-                high = max(high, (end - 1) * stride + offset)
+            taps[i, k, 1] = met
+            if met > 0:
+                axis[i, A_TAPS] += met
+                low = min(low, (begin * stride + offset) // spread)
+                high = max(high, ((begin + (met - 1) * spread) * stride + offset) // spread)
                 axis[i, A_GROUPS] += leads_group(taps[i], k)
         if high >= low:
             axis[i, A_LOAD] = max(low, 0)
@@ -121,8 +130,8 @@ def tile_axis(out, size, kernel, stride, dilation, lead, step, tile, pad):  # ty
                 if taps[other, k, 1] != count_k:
                     same = False
                 elif count_k > 0:
-                    here = tap_source(axis[i], taps[i, k, 0], k, stride, dilation, lead, step)
-                    there = tap_source(axis[other], taps[other, k, 0], k, stride, dilation, lead, step)
+                    here = tap_source(axis[i], taps[i, k, 0], k, stride, spread, dilation, lead, step)
+                    there = tap_source(axis[other], taps[other, k, 0], k, stride, spread, dilation, lead, step)
                     if here != there or taps[i, k, 0] - first != taps[other, k, 0] - axis[other, A_FIRST]:
                         same = False
             if same:
@@ -132,9 +141,9 @@ def tile_axis(out, size, kernel, stride, dilation, lead, step, tile, pad):  # ty
 
 
 @njit(cache=True, nogil=True)
-def tap_source(tile, output, tap, stride, dilation, lead, step):  # type: ignore[no-untyped-def]
+def tap_source(tile, output, tap, stride, spread, dilation, lead, step):  # type: ignore[no-untyped-def]
     """Index within the loaded tile of the input that ``tap`` reads for ``output``."""
-    return (output * stride + tap * dilation - lead - tile[A_LOAD] + tile[A_BEFORE]) // step
+    return ((output * stride + tap * dilation - lead) // spread - tile[A_LOAD] + tile[A_BEFORE]) // step
 
 
 @njit(cache=True, nogil=True)
@@ -152,8 +161,28 @@ def chunk_starts(ci: int, chunk: int, head: int):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True, nogil=True)
+def channel_tiles(p, v) -> int:  # type: ignore[no-untyped-def]
+    """Tiles of the output channels of all groups; those of a group follow each other."""
+    return p[N.GROUPS] * ceil_div(p[N.CO], v[K_CO])
+
+
+@njit(cache=True, nogil=True)
+def input_channels(p, v):  # type: ignore[no-untyped-def]
+    """(input channel blocks of a chunk, of all chunks of a tile), at most."""
+    return (v[K_CO], v[K_CO]) if p[N.DEPTHWISE] else (v[K_CI], p[N.CI])
+
+
+@njit(cache=True, nogil=True)
+def scratch_size(p, v, plane: int) -> int:  # type: ignore[no-untyped-def]
+    """Accumulators beside the output tiles: pooled inputs of a tile (``plane`` a channel), or copies to round."""
+    if p[N.POOL]:
+        return plane * v[K_CO]
+    return v[K_CO] * v[K_H] * v[K_W] if p[N.EVEN] else 0
+
+
+@njit(cache=True, nogil=True)
 def is_tapered(p, flow: int, head: int, co_tile: int, sp_tile: int) -> bool:  # type: ignore[no-untyped-def]
-    """Whether an output tile uses the tapered chunks.
+    """Whether an output tile uses the tapered chunks; ``co_tile`` counts those of all groups.
 
     Resident operands fix the chunks of every tile that shares them, because a chunk is compact in SRAM.
     """
@@ -202,53 +231,57 @@ def drains(v, tile: int, tiles: int) -> int:  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def sram_layout_into(p, v, plane: int, sp_tiles: int, at, need):  # type: ignore[no-untyped-def]
     """`sram_layout` with the largest loaded ``plane`` of a tile, in place."""
-    ci, co, tco = p[N.CI], p[N.CO], v[K_CO]
+    ci, tco = p[N.CI], v[K_CO]
     tci = v[K_CI]
     taps = p[N.KH] * p[N.KW]
     inp_mode, wgt_mode = INP_MODE[v[K_FLOW]], WGT_MODE[v[K_FLOW]]
-    co_tiles = ceil_div(co, tco)
+    chunk_channels, tile_channels = input_channels(p, v)
     at[:] = 0
     if inp_mode == STREAM:
-        at[0] = plane * tci
+        at[0] = plane * chunk_channels
         need[0] = at[0] * v[K_INP_BUF]
     else:
-        at[0] = plane * ci
-        need[0] = at[0] * (v[K_INP_BUF] if inp_mode == SET else sp_tiles)
+        at[0] = plane * tile_channels
+        need[0] = at[0] * (v[K_INP_BUF] if inp_mode == SET else sp_tiles * p[N.GROUPS])
     at[1] = need[0]
     at[8] = tco * v[K_H] * v[K_W]
     if p[N.RES]:
         at[2] = at[8]
         at[3] = need[0]
         need[0] += at[2] * v[K_INP_BUF]
-    if wgt_mode == STREAM:
+    if p[N.POOL]:
+        need[1] = 1
+    elif wgt_mode == STREAM:
         at[5] = tco * tci * taps
         need[1] = at[5] * v[K_WGT_BUF]
     else:
         at[5] = tco * ci * taps
-        need[1] = at[5] * (v[K_WGT_BUF] if wgt_mode == SET else co_tiles)
+        need[1] = at[5] * (v[K_WGT_BUF] if wgt_mode == SET else channel_tiles(p, v))
     if p[N.RES]:
         at[6] = need[1]
         need[1] += 1
     need[2] = at[8] * v[K_ACC_BUF]
+    at[10] = need[2]
+    need[2] += scratch_size(p, v, plane)
     if p[N.BIAS]:
         if v[K_BIAS] == BIAS_GEMM:
             at[4] = need[0]
             need[0] += 1
             at[7] = need[1]
-            need[1] += co
+            need[1] += p[N.OUT_BLOCKS]
         elif v[K_BIAS] == BIAS_ADD:
             at[9] = need[2]
-            need[2] += co
+            need[2] += p[N.OUT_BLOCKS]
 
 
 @njit(cache=True, nogil=True)
 def sram_layout(p, v, max_rows: int, max_cols: int, sp_tiles: int):  # type: ignore[no-untyped-def]
     """SRAM regions of a schedule in elements.
 
-    Returns int64 (10,): input slot, input total, residual slot, residual base, constant, weight slot,
-    identity, bias weights, ACC tile, ACC bias; and the totals of INP, WGT, ACC, int64 (3,).
+    Returns int64 (11,): input slot, input total, residual slot, residual base, constant, weight slot,
+    identity, bias weights, ACC tile, ACC bias, scratch; and the totals of INP, WGT, ACC, int64 (3,).
     """
-    at = np.zeros(10, dtype=np.int64)
+    at = np.zeros(11, dtype=np.int64)
     need = np.zeros(3, dtype=np.int64)
     sram_layout_into(p, v, max_rows * max_cols, sp_tiles, at, need)
     return at, need
@@ -260,8 +293,8 @@ def sram_needed(p, v, plane: int, need):  # type: ignore[no-untyped-def]
 
     One LOAD of a whole SRAM can be reported done before its data arrive (VTA reference, 6.3): it needs one more.
     """
-    need[0] = max(need[0], plane * v[K_CI] + 1)
-    need[1] = max(need[1], v[K_CO] * v[K_CI] * p[N.KH] * p[N.KW] + 1)
+    need[0] = max(need[0], plane * input_channels(p, v)[0] + 1)
+    need[1] = max(need[1], 2 if p[N.POOL] else v[K_CO] * v[K_CI] * p[N.KH] * p[N.KW] + 1)
     if p[N.BIAS] and v[K_BIAS] == BIAS_LOAD:
         need[2] = max(need[2], v[K_H] * v[K_W] * (v[K_CO] if p[N.MINOR] else 1) + 1)
 
@@ -270,24 +303,42 @@ def sram_needed(p, v, plane: int, need):  # type: ignore[no-untyped-def]
 def axes(p, v):  # type: ignore[no-untyped-def]
     """`tile_axis` of the rows and of the columns of a schedule, and the row step of its loads."""
     step = load_step(p[N.KH], p[N.SH], v[K_PAD], True)
-    rows, row_taps = tile_axis(p[N.OH], p[N.IH], p[N.KH], p[N.SH], p[N.DH], p[N.PT], step, v[K_H], v[K_PAD])
-    cols, col_taps = tile_axis(p[N.OW], p[N.IW], p[N.KW], p[N.SW], p[N.DW], p[N.PL], 1, v[K_W], v[K_PAD])
+    rows, row_taps = tile_axis(p[N.OH], p[N.IH], p[N.KH], p[N.SH], p[N.TH], p[N.DH], p[N.PT], step, v[K_H], v[K_PAD])
+    cols, col_taps = tile_axis(p[N.OW], p[N.IW], p[N.KW], p[N.SW], p[N.TW], p[N.DW], p[N.PL], 1, v[K_W], v[K_PAD])
     return rows, row_taps, cols, col_taps, step
+
+
+@njit(cache=True, nogil=True)
+def last_channels(p, v) -> int:  # type: ignore[no-untyped-def]
+    """Channel blocks of the last channel tile of a group."""
+    return p[N.CO] - (ceil_div(p[N.CO], v[K_CO]) - 1) * v[K_CO]
 
 
 @njit(cache=True, nogil=True)
 def canonical_row(p, v):  # type: ignore[no-untyped-def]
     """Rewrite one row of knob values, in place, to the alias that stands for it; lowering starts here too."""
-    co_tiles = ceil_div(p[N.CO], v[K_CO])
+    co_tiles = channel_tiles(p, v)
     rows, cols = ceil_div(p[N.OH], v[K_H]), ceil_div(p[N.OW], v[K_W])
     sp_tiles = p[N.NB] * rows * cols
     tiles = co_tiles * sp_tiles
     if p[N.BIAS] == 0:
         v[K_BIAS] = 0
+    if p[N.POOL]:
+        v[K_FLOW] = FLOW_CO_STREAM
+    elif p[N.DEPTHWISE]:
+        v[K_FLOW] = _OWN_INPUTS[v[K_FLOW]]
+    if p[N.POOL]:
+        v[K_HEAD], v[K_WGT_BUF] = HEAD_WHOLE, 1
+        if p[N.SHIFT] < 0 and p[N.CLIP] == 0:
+            # The stages whose pieces a drain would be are not there.
+            v[K_DRAIN] = DRAIN[0]
     high_r = (p[N.OH] - 1) * p[N.SH] - p[N.PT] + (p[N.KH] - 1) * p[N.DH]
     high_c = (p[N.OW] - 1) * p[N.SW] - p[N.PL] + (p[N.KW] - 1) * p[N.DW]
     unpadded = p[N.PT] == 0 and p[N.PL] == 0 and high_r < p[N.IH] and high_c < p[N.IW]
-    if unpadded and not (p[N.KH] == 1 and p[N.SH] > 1 and v[K_H] > 1):
+    if p[N.POOL] or p[N.TH] > 1 or p[N.TW] > 1:
+        # Loaded zeros could be the largest, and would have to lie between the inputs.
+        v[K_PAD] = PAD_SKIP
+    elif unpadded and not (p[N.KH] == 1 and p[N.SH] > 1 and v[K_H] > 1):
         v[K_PAD] = PAD_SKIP
     if v[K_HEAD] == HEAD_DOUBLING and (v[K_CI] == 1 or p[N.CI] == 2):
         v[K_HEAD] = HEAD_SINGLE
@@ -303,7 +354,7 @@ def canonical_row(p, v):  # type: ignore[no-untyped-def]
     if sp_tiles == 1 and one_chunk:
         if flow == FLOW_CO_WGT:
             flow = FLOW_CO_STREAM
-        elif flow == FLOW_CO_WGT_ALL_INP:
+        elif flow == FLOW_CO_WGT_ALL_INP and p[N.GROUPS] == 1:
             flow = FLOW_SP_INP
     if co_tiles == 1:
         if flow == FLOW_SP_ALL_WGT:
@@ -322,7 +373,7 @@ def canonical_row(p, v):  # type: ignore[no-untyped-def]
     chunks = ceil_div(p[N.CI], v[K_CI])
     if v[K_HEAD] != HEAD_WHOLE and v[K_CI] > 1:
         chunks = max(chunks, 2)
-    used = _used_buffers(INP_MODE[flow], sp_tiles, tiles, chunks)
+    used = _used_buffers(INP_MODE[flow], sp_tiles * p[N.GROUPS], tiles, chunks)
     v[K_INP_BUF] = min(v[K_INP_BUF], max(used, tiles if p[N.RES] else 1))
     v[K_WGT_BUF] = min(v[K_WGT_BUF], _used_buffers(WGT_MODE[flow], co_tiles, tiles, chunks))
     a, b = v[K_H], v[K_W]
@@ -340,7 +391,7 @@ def canonical_row(p, v):  # type: ignore[no-untyped-def]
             break
         same = True
         for i in range(8 if every else 1):
-            co = v[K_CO] if i & 1 else p[N.CO] - (co_tiles - 1) * v[K_CO]
+            co = v[K_CO] if i & 1 else last_channels(p, v)
             h = v[K_H] if i & 2 else p[N.OH] - (rows - 1) * v[K_H]
             w = v[K_W] if i & 4 else p[N.OW] - (cols - 1) * v[K_W]
             same = same and pieces(p, co, h, w, candidate) == pieces(p, co, h, w, drain)
@@ -362,6 +413,13 @@ def canonical_rows(p, values):  # type: ignore[no-untyped-def]
     """`canonical_row` of every row, in place."""
     for i in range(len(values)):
         canonical_row(p, values[i])
+
+
+def dataflows(p: NDArray[np.int64]) -> tuple[int, ...]:
+    """Candidates of the dataflow knob: those that can differ."""
+    if p[N.POOL]:
+        return (FLOW_CO_STREAM,)
+    return tuple(np.unique(_OWN_INPUTS).tolist()) if p[N.DEPTHWISE] else tuple(range(len(INP_MODE)))
 
 
 def canonical(p: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -450,13 +508,14 @@ SUMMARY = (
     _R_CLASSES,
     _R_MIN_ROWS,
     _R_MIN_COLS,
-) = range(18)
+    _R_REAL,
+) = range(19)
 _RECORDS = 1024
 
 
 @njit(cache=True, nogil=True)
 def _geometry(p, v, record):  # type: ignore[no-untyped-def]
-    """Fill a geometry record (int64 (18,)) of the spatial tiles of schedule ``v``, for one batch block."""
+    """Fill a geometry record (int64 (19,)) of the spatial tiles of schedule ``v``, for one batch block."""
     rows, _, cols, _, step = axes(p, v)
     n_h, n_w = len(rows), len(cols)
     record[:] = 0
@@ -480,6 +539,7 @@ def _geometry(p, v, record):  # type: ignore[no-untyped-def]
             compact = p[N.MINOR] == 1
             if pads == 0 and ((width == p[N.IW] and (step == 1 or height == 1)) or height == 1):
                 compact = True
+            record[_R_REAL] += 1
             elements = max(height, 0) * max(width, 0)
             record[_R_LOADED] += elements
             if compact:
@@ -509,6 +569,24 @@ def _beats(p, elements: int, size: int) -> int:  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def stage_passes(p):  # type: ignore[no-untyped-def]
+    """(passes over a piece of an output tile before its store, cycles an element of all of them)."""
+    stages = (p[N.SHIFT] >= 0) + 2 * p[N.CLIP]
+    if p[N.EVEN] == 0:
+        return stages, stages
+    # A reset, a copy (2), one or two shifts left, two bounds, and the sum (2).
+    passes = 6 + (left_shifts(p)[1] > 0)
+    return stages + passes, stages + passes + 2
+
+
+@njit(cache=True, nogil=True)
+def left_shifts(p):  # type: ignore[no-untyped-def]
+    """Two shifts left, the second perhaps 0, that bring the lowest bit of what a right shift leaves to the sign."""
+    total = 31 - p[N.SHIFT]
+    return min(total, 16), max(total - 16, 0)
+
+
+@njit(cache=True, nogil=True)
 def _store_cycles(p, elements: int, rows: int) -> int:  # type: ignore[no-untyped-def]
     """Cycles of storing ``elements`` in ``rows`` rows, at least (VTA reference, 6.4)."""
     beats = _beats(p, elements, p[N.INP_B])
@@ -522,14 +600,15 @@ def _store_cycles(p, elements: int, rows: int) -> int:  # type: ignore[no-untype
 @njit(cache=True, nogil=True)
 def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
     """`summaries` of canonical rows, into float64 (n, 26)."""
-    records = np.zeros((_RECORDS, 18), dtype=np.int64)
-    at, need = np.empty(10, dtype=np.int64), np.empty(3, dtype=np.int64)
+    records = np.zeros((_RECORDS, 19), dtype=np.int64)
+    at, need = np.empty(11, dtype=np.int64), np.empty(3, dtype=np.int64)
     tags = np.full(_RECORDS, -1, dtype=np.int64)
     taps = p[N.KH] * p[N.KW]
-    ci, co, nb = p[N.CI], p[N.CO], p[N.NB]
+    ci, co, nb, out_blocks = p[N.CI], p[N.CO], p[N.NB], p[N.OUT_BLOCKS]
     latency = p[N.LATENCY]
-    outputs = nb * p[N.OH] * p[N.OW] * co
-    stages = (p[N.SHIFT] >= 0) + 2 * p[N.CLIP]
+    outputs = nb * p[N.OH] * p[N.OW] * out_blocks
+    stages, stage_cycles = stage_passes(p)
+    pool = p[N.POOL] == 1
     inp_beat, wgt_beat = p[N.INP_B] / p[N.BUS], p[N.WGT_B] / p[N.BUS]
     acc_beats = max(p[N.ACC_B] // p[N.BUS], 1)
     wide_bus = p[N.BUS] > 8
@@ -547,9 +626,10 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
         flow, head_kind = v[K_FLOW], v[K_HEAD]
         inp_mode, wgt_mode = INP_MODE[flow], WGT_MODE[flow]
         tco, tci = v[K_CO], v[K_CI]
-        co_tiles = ceil_div(co, tco)
+        co_tiles = channel_tiles(p, v)
         sp_tiles = nb * g[_R_TILES]
         tiles = co_tiles * sp_tiles
+        co_first, co_last = min(tco, co), last_channels(p, v)
         groups = nb * g[_R_GROUPS]
         whole = ceil_div(ci, tci)
         tapered = whole
@@ -582,11 +662,18 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
         gemms += g[_R_GROUPS_FIRST] * (parts - 1)
 
         # Loads: elements and instructions.
-        repeats = co_tiles if inp_mode == STREAM else 1
-        inp_elements = nb * g[_R_LOADED] * ci * repeats
-        inp_insns = nb * (g[_R_COMPACT] * whole + g[_R_SPREAD] * ci) * repeats
-        wgt_elements = co * ci * taps * (sp_tiles if wgt_mode == STREAM else 1)
-        wgt_insns = whole * co_tiles * (sp_tiles if wgt_mode == STREAM else 1)
+        if p[N.DEPTHWISE]:
+            inp_elements = nb * g[_R_LOADED] * co
+            inp_insns = nb * (g[_R_COMPACT] * co_tiles + g[_R_SPREAD] * co)
+        else:
+            repeats = co_tiles if inp_mode == STREAM else p[N.GROUPS]
+            inp_elements = nb * g[_R_LOADED] * ci * repeats
+            inp_insns = nb * (g[_R_COMPACT] * whole + g[_R_SPREAD] * ci) * repeats
+        if pool:
+            wgt_elements = wgt_insns = 1
+        else:
+            wgt_elements = out_blocks * ci * taps * (sp_tiles if wgt_mode == STREAM else 1)
+            wgt_insns = whole * co_tiles * (sp_tiles if wgt_mode == STREAM else 1)
         extra_elements = extra_insns = 0
         if p[N.RES]:
             extra_elements, extra_insns = outputs, tiles + 1
@@ -595,10 +682,10 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
         loads = inp_insns + wgt_insns + extra_insns
         # A load that finds the memory busy does not pay its latency (VTA reference, 6.2 rule 4): 7, not 7 + latency.
         load = inp_beats + wgt_beats + 6 * loads
-        co_first, co_last = min(tco, co), co - (co_tiles - 1) * tco
-        first_elements = g[_R_LOADED_FIRST] * first_chunk
-        first_insns = (1 if g[_R_COMPACT_FIRST] else first_chunk) + 1
-        first_wgt = part * first_chunk * taps
+        first_channels = co_first if p[N.DEPTHWISE] else first_chunk
+        first_elements = g[_R_LOADED_FIRST] * first_channels
+        first_insns = (1 if g[_R_COMPACT_FIRST] else first_channels) + 1
+        first_wgt = 1 if pool else part * first_chunk * taps
         first_load = int(first_elements * inp_beat) + int(first_wgt * wgt_beat) + 6 * first_insns
 
         # Compute: GEMM work, initialisation, epilogue.
@@ -609,25 +696,35 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
         every = v[K_ACC_BUF] == 1
         # Of a tile that drains before the next may start, only one piece is counted: it may be cut otherwise.
         all_cuts = tiles - 1 + cuts
-        work = nb * g[_R_WORK] * ci * co
+        work = nb * g[_R_WORK] * ci * out_blocks
         gemm = work + 7 * gemms
         start = outputs + 7 * tiles
         extra = 0
+        if pool:
+            # Twice for two operands; the least number first, and the inputs' way into ACC.
+            gemm = 2 * work + 7 * gemms + 2 * inp_elements + 14 * g[_R_REAL] * nb * co_tiles
+            start += outputs + 7 * tiles
+        if p[N.PRE] >= 0:
+            extra += outputs + 7 * tiles
         if p[N.BIAS]:
             if v[K_BIAS] == BIAS_LOAD:
                 start = outputs * max(acc_beats, 2) + 6 * tiles
             elif v[K_BIAS] == BIAS_ADD:
-                extra += 2 * outputs + 7 * tiles + co * acc_beats
+                extra += 2 * outputs + 7 * tiles + out_blocks * acc_beats
             else:
                 extra += outputs + 7 * tiles
         if p[N.RES]:
             extra += outputs + 7 * tiles
-        finish = stages * (outputs + 7 * all_cuts)
+        finish = stage_cycles * outputs + 7 * stages * all_cuts
         compute = gemm + start + extra + finish + 8
         first_tile_start = start // tiles if p[N.BIAS] and v[K_BIAS] == BIAS_LOAD else co_first * v[K_H] * v[K_W] + 7
+        if pool:
+            first_tile_start *= 2
 
         # Head and tail.
         insns = gemms + tiles * 2 + all_cuts * stages + loads + all_cuts - tiles + 3
+        insns += (tiles + 2 * g[_R_REAL] * nb * co_tiles) if pool else 0
+        insns += tiles if p[N.PRE] >= 0 else 0
         fetched = min(chunk_insns, insns)
         if wide_bus:
             head = latency + 8 + ceil_div(fetched * 16, p[N.BUS])
@@ -643,7 +740,7 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
             last_extra += last_outputs + 7
         if p[N.BIAS] and v[K_BIAS] != BIAS_LOAD:
             last_extra += (2 if v[K_BIAS] == BIAS_ADD else 1) * last_outputs + 7
-        last_finish = stages * (last_outputs + 7 * cuts)
+        last_finish = stage_cycles * last_outputs + 7 * stages * cuts
         last_ci = ci - (whole - 1) * tci if last_chunks == whole else 1
         last_co = part if steps == parts else co_last
         last_step = g[_R_WORK_LAST] * last_co * min(last_ci, tci) + 7 * g[_R_GROUPS_LAST] + last_extra + last_finish
@@ -660,11 +757,11 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
         per_load = latency
         if inp_mode == STREAM and v[K_INP_BUF] == 1:
             serial += inp_beats + (7 + per_load) * inp_insns
-        if wgt_mode == STREAM and v[K_WGT_BUF] == 1:
+        if wgt_mode == STREAM and v[K_WGT_BUF] == 1 and not pool:
             serial += wgt_beats + (7 + per_load) * wgt_insns
         if inp_mode == SET and v[K_INP_BUF] == 1 and sp_tiles > 1:
             serial += (inp_beats + (7 + per_load) * inp_insns) // max(whole, 1)
-        if wgt_mode == SET and v[K_WGT_BUF] == 1 and co_tiles > 1:
+        if wgt_mode == SET and v[K_WGT_BUF] == 1 and co_tiles > 1 and not pool:
             serial += (wgt_beats + (7 + per_load) * wgt_insns) // max(whole, 1)
         exposed = 0
         if every and tiles > 1:
@@ -689,7 +786,8 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
         else:
             kernel = taps * a * b
             distinct = few_a * few_b if taps > 1 else (few_a * few_b * few_co if tci > 1 else 64)
-        inp_variants = v[K_INP_BUF] if inp_mode == STREAM else (v[K_INP_BUF] if inp_mode == SET else sp_tiles) * whole
+        inp_sets = v[K_INP_BUF] if inp_mode == SET else sp_tiles * p[N.GROUPS]
+        inp_variants = v[K_INP_BUF] if inp_mode == STREAM else inp_sets * whole
         wgt_variants = v[K_WGT_BUF] if wgt_mode == STREAM else (v[K_WGT_BUF] if wgt_mode == SET else co_tiles) * whole
         variants = min(steps, v[K_ACC_BUF] * max(inp_variants, wgt_variants)) * g[_R_CLASSES]
 

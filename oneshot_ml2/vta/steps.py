@@ -181,10 +181,11 @@ def static_reason(p, v, sp_tiles, row_facts, row_items, col_facts, col_items):  
         return col_facts[_F_PADS]
     if p[N.CI] * taps > MAX_SIZE and chunk < p[N.CI]:
         return FIELD_OVERFLOW
+    channels = P.input_channels(p, v)[0]
     if p[N.IW] * p[N.SH] > MAX_SIZE:
         return FIELD_OVERFLOW
     if not p[N.MINOR]:
-        if p[N.IH] * p[N.IW] > MAX_SIZE and chunk > 1:
+        if p[N.IH] * p[N.IW] > MAX_SIZE and channels > 1:
             return FIELD_OVERFLOW
         if p[N.OH] * p[N.OW] > MAX_SIZE and v[P.K_CO] > 1:
             return FIELD_OVERFLOW
@@ -252,6 +253,20 @@ def field_fits(y, x, stride, sram):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def channel_tile(p, v, c):  # type: ignore[no-untyped-def]
+    """Channel tile ``c`` of all groups: (first output channel block, how many, its group, its number in the group)."""
+    of_group = P.ceil_div(p[N.CO], v[P.K_CO])
+    group, within = c // of_group, c % of_group
+    return group * p[N.CO] + within * v[P.K_CO], min(v[P.K_CO], p[N.CO] - within * v[P.K_CO]), group, within
+
+
+@njit(cache=True, nogil=True)
+def part_inputs(p, inp_base, q0, plane):  # type: ignore[no-untyped-def]
+    """SRAM base of the inputs that the output channels from ``q0`` of a tile on are reduced over."""
+    return inp_base + q0 * plane if p[N.DEPTHWISE] else inp_base
+
+
+@njit(cache=True, nogil=True)
 def tile_steps(p, v, at, records, k, t, c, s, plane, starts, inp_ring, wgt_ring):  # type: ignore[no-untyped-def]
     """Records of the steps of output tile ``t`` from row ``k`` on, but for needs and pushes.
 
@@ -262,13 +277,14 @@ def tile_steps(p, v, at, records, k, t, c, s, plane, starts, inp_ring, wgt_ring)
     inp_mode, wgt_mode = P.INP_MODE[flow], P.WGT_MODE[flow]
     inp_buf, wgt_buf = v[P.K_INP_BUF], v[P.K_WGT_BUF]
     taps = p[N.KH] * p[N.KW]
-    nco = min(v[P.K_CO], p[N.CO] - c * v[P.K_CO])
+    _, nco, group, within = channel_tile(p, v, c)
     part, parts = nco, 1
     chunks = len(starts) - 1
-    inp_slot = (s % inp_buf) if inp_mode == P.SET else s
+    inputs = s * p[N.GROUPS] + group
+    inp_slot = (inputs % inp_buf) if inp_mode == P.SET else inputs
     wgt_slot = (c % wgt_buf) if wgt_mode == P.SET else c
-    loads_inp = plane > 0 and (inp_mode == P.STREAM or c == 0)
-    loads_wgt = wgt_mode == P.STREAM or s == 0
+    loads_inp = plane > 0 and (inp_mode == P.STREAM or within == 0)
+    loads_wgt = t == 0 if p[N.POOL] else (wgt_mode == P.STREAM or s == 0)
     for j in range(chunks):
         ci0 = starts[j]
         nci = starts[j + 1] - ci0
@@ -281,7 +297,9 @@ def tile_steps(p, v, at, records, k, t, c, s, plane, starts, inp_ring, wgt_ring)
             inp_ring += plane > 0
         else:
             inp_base = inp_slot * at[0] + ci0 * plane
-        if wgt_mode == P.STREAM:
+        if p[N.POOL]:
+            wgt_base = np.int64(0)
+        elif wgt_mode == P.STREAM:
             wgt_slot = wgt_ring % wgt_buf
             wgt_base = wgt_slot * at[5]
             wgt_ring += 1
@@ -307,7 +325,7 @@ def tile_steps(p, v, at, records, k, t, c, s, plane, starts, inp_ring, wgt_ring)
             records[k, S_Q0] = q0
             records[k, S_MCO] = nco - q0 if index == parts - 1 else part
             records[k, S_INP_BASE] = inp_base
-            records[k, S_WGT_BASE] = wgt_base + q0 * nci * taps
+            records[k, S_WGT_BASE] = 0 if p[N.POOL] else wgt_base + q0 * nci * taps
             records[k, S_INP_SLOT] = inp_slot
             records[k, S_WGT_SLOT] = wgt_slot
             records[k, S_LOADS] = loads
@@ -330,7 +348,7 @@ def walk(p, v, at, rows, cols, whole, tapered, records):  # type: ignore[no-unty
     """Records of all steps; ``rows``, ``cols``: int64 (tiles, at least 9), columns ``A_*``. Returns how many."""
     n_h, n_w = len(rows), len(cols)
     sp_tiles = p[N.NB] * n_h * n_w
-    co_tiles = P.ceil_div(p[N.CO], v[P.K_CO])
+    co_tiles = P.channel_tiles(p, v)
     flow = v[P.K_FLOW]
     co_outer = P.outer_is_co(flow)
     inp_ring = wgt_ring = np.int64(0)
@@ -371,14 +389,14 @@ def _waits(p, v, rows, cols, records):  # type: ignore[no-untyped-def]
         if records[k, S_TILE] != tile:
             tile = records[k, S_TILE]
             plane = rows[(s // n_w) % n_h, P.A_SIZE] * cols[s % n_w, P.A_SIZE]
-            if inp_mode == P.SET and c == 0 and plane > 0:
+            _, width, _, within = channel_tile(p, v, c)
+            if inp_mode == P.SET and within == 0 and plane > 0:
                 inp_wait = np.int64(-1)
                 if inp_extent[inp_slot] != plane:
                     inp_wait = inp_read[inp_slot].max()
                     inp_extent[inp_slot] = plane
             if wgt_mode == P.SET and s == 0:
                 wgt_wait = np.int64(-1)
-                width = min(v[P.K_CO], p[N.CO] - c * v[P.K_CO])
                 if wgt_extent[wgt_slot] != width:
                     wgt_wait = wgt_read[wgt_slot].max()
                     wgt_extent[wgt_slot] = width
@@ -394,8 +412,9 @@ def _waits(p, v, rows, cols, records):  # type: ignore[no-untyped-def]
                     wait = max(wait, inp_wait, inp_read[inp_slot, i])
                 inp_read[inp_slot, i] = k
         if wgt_mode == P.STREAM:
-            wait = max(wait, wgt_read[wgt_slot, 0])
-            wgt_read[wgt_slot, 0] = k
+            if not p[N.POOL]:
+                wait = max(wait, wgt_read[wgt_slot, 0])
+                wgt_read[wgt_slot, 0] = k
         elif wgt_mode == P.SET:
             for i in range(ci0, after):
                 if loads & L_WGT:
@@ -439,11 +458,13 @@ def _tokens_surely_fit(p, v, sp_tiles, co_tiles, chunks, empty):  # type: ignore
     """
     flow = v[P.K_FLOW]
     parts = P.head_parts(min(v[P.K_CO], p[N.CO]), v[P.K_HEAD])[1]
-    if P.WGT_MODE[flow] == P.STREAM:
+    if P.WGT_MODE[flow] == P.STREAM and not p[N.POOL]:
         return v[P.K_WGT_BUF] + parts <= _MAX_TOKENS
     if P.INP_MODE[flow] == P.STREAM and not empty:
         return v[P.K_INP_BUF] + parts <= _MAX_TOKENS
-    fresh = sp_tiles + co_tiles - 1 if P.INP_MODE[flow] != P.STREAM else sp_tiles * co_tiles
+    fresh = sp_tiles * co_tiles
+    if P.INP_MODE[flow] != P.STREAM:
+        fresh = sp_tiles * p[N.GROUPS] + co_tiles
     return fresh * chunks + parts + (sp_tiles * co_tiles if p[N.RES] else 0) <= _MAX_TOKENS
 
 
@@ -522,8 +543,7 @@ def _count_tile(p, v, at, rows, cols, step, tiles, records, k, end, state, kerne
     n_h, n_w = len(rows), len(cols)
     hi, wi = (s // n_w) % n_h, s % n_w
     minor, bias = p[N.MINOR], v[P.K_BIAS] if p[N.BIAS] else -1
-    c0 = c * v[P.K_CO]
-    nco = min(v[P.K_CO], p[N.CO] - c0)
+    c0, nco, _, _ = channel_tile(p, v, c)
     nh, nw = rows[hi, P.A_COUNT], cols[wi, P.A_COUNT]
     area = nh * nw
     size_h, size_w = rows[hi, P.A_SIZE], cols[wi, P.A_SIZE]
@@ -541,15 +561,20 @@ def _count_tile(p, v, at, rows, cols, step, tiles, records, k, end, state, kerne
         _count_moves(state, n, y, x, 0, acc, area)
     else:
         if bias == P.BIAS_ADD and t == 0:
-            _count_moves(state, 1, 1, p[N.CO], 0, at[9], 0)
+            _count_moves(state, 1, 1, p[N.OUT_BLOCKS], 0, at[9], 0)
         _count_single(p, state, kernels, stamps, stamp, acc, 0, 0)
+        _count(state, 1)
+    pool, scratch = p[N.POOL], at[10]
+    if pool:
+        _count_single(p, state, kernels, stamps, stamp, acc, acc, 0)
         _count(state, 1)
     res_at = at[3] + (t % v[P.K_INP_BUF]) * at[2]
     for i in range(k, end):
         nci, mco, loads = records[i, S_NCI], records[i, S_MCO], records[i, S_LOADS]
         inp_base, wgt_base = records[i, S_INP_BASE], records[i, S_WGT_BASE]
         if loads & L_INP:
-            n, y, x, stride = input_shape(p, nci, size_h, size_w, pads_h, pads_w, step)
+            channels = nco if p[N.DEPTHWISE] else nci
+            n, y, x, stride = input_shape(p, channels, size_h, size_w, pads_h, pads_w, step)
             _count_moves(state, n, y, x, stride, inp_base, size_h * size_w)
         if loads & L_WGT:
             y, x, stride = weight_shape(p, nci, mco)
@@ -560,18 +585,31 @@ def _count_tile(p, v, at, rows, cols, step, tiles, records, k, end, state, kerne
             if t == 0:
                 _count_moves(state, 1, 1, 1, 0, at[6], 0)
         if loads & L_CONST:
-            _count_moves(state, 1, 1, p[N.CO], 0, at[7], 0)
+            _count_moves(state, 1, 1, p[N.OUT_BLOCKS], 0, at[7], 0)
             _count_moves(state, 1, 1, 1, 0, at[4], 0)
+        if pool and size_h * size_w > 0:
+            _count_single(p, state, kernels, stamps, stamp, scratch, 0, 0)
+            _count_single(p, state, kernels, stamps, stamp, scratch, inp_base, 0)
+            _count(state, 2)
         _count(state, groups)
         if groups:
             acc_q = acc + records[i, S_Q0] * acc_co
             uops = _tap_uops(v, rows, hi, cols, wi, nci, mco)
-            first, second = (acc_q << 32) | inp_base, (wgt_base << 32) | nci
+            source = scratch if pool else part_inputs(p, inp_base, records[i, S_Q0], size_h * size_w)
+            first, second = (acc_q << 32) | source, (wgt_base << 32) | nci
             _count_kernel(p, state, kernels, stamps, stamp, first, second, (mco << 32) | signature, uops)
         extra = 0
         if records[i, S_LAST]:
+            if bias == P.BIAS_ADD and p[N.PRE] >= 0:
+                _count_single(p, state, kernels, stamps, stamp, acc, at[9] + c0, 0)
+                _count(state, 1)
+                extra += 1
             if bias == P.BIAS_GEMM:
                 _count_single(p, state, kernels, stamps, stamp, acc, at[4], at[7] + c0)
+                _count(state, 1)
+                extra += 1
+            if p[N.PRE] >= 0:
+                _count_single(p, state, kernels, stamps, stamp, acc, acc, 0)
                 _count(state, 1)
                 extra += 1
             if p[N.RES]:
@@ -582,16 +620,21 @@ def _count_tile(p, v, at, rows, cols, step, tiles, records, k, end, state, kerne
             _count(state, 1)
         if state[_FAIL] != VALID:
             return
-    if bias == P.BIAS_ADD:
+    if bias == P.BIAS_ADD and p[N.PRE] < 0:
         _count_single(p, state, kernels, stamps, stamp, acc, at[9] + c0, 0)
         _count(state, 1)
-    stages = (p[N.SHIFT] >= 0) + 2 * p[N.CLIP]
+    stages = P.stage_passes(p)[0]
     piece_c, piece_h, piece_w = P.pieces(p, nco, nh, nw, P.drains(v, t, tiles))
     for b in range(0, nco, piece_c):
         for h in range(0, nh, piece_h):
             for w in range(0, nw, piece_w):
                 mc, mh, mw = min(piece_c, nco - b), min(piece_h, nh - h), min(piece_w, nw - w)
                 piece = acc + ((w * nco + b) if minor else b * area + h * nw + w)
+                if p[N.EVEN]:
+                    _count_single(p, state, kernels, stamps, stamp, scratch, 0, 0)
+                    _count_single(p, state, kernels, stamps, stamp, scratch, piece, 0)
+                    _count_single(p, state, kernels, stamps, stamp, scratch, scratch, 0)
+                    _count_single(p, state, kernels, stamps, stamp, piece, scratch, 0)
                 _count_single(p, state, kernels, stamps, stamp, piece, piece, 0)
                 _count(state, stages)
                 n, y, x, stride = output_shape(p, mc, mh, mw)
@@ -604,7 +647,7 @@ def _count_tile(p, v, at, rows, cols, step, tiles, records, k, end, state, kerne
 def _fields_surely_fit(p):  # type: ignore[no-untyped-def]
     """Whether no memory instruction of any schedule that fits the SRAMs can overflow a field."""
     most = max(p[N.INP_DEPTH], p[N.WGT_DEPTH], p[N.ACC_DEPTH], p[N.IH] * p[N.IW] * p[N.SH], p[N.OH] * p[N.OW])
-    return max(most, p[N.CI] * p[N.KH] * p[N.KW], p[N.CO]) <= MAX_SIZE
+    return max(most, p[N.CI] * p[N.KH] * p[N.KW], p[N.OUT_BLOCKS]) <= MAX_SIZE
 
 
 @njit(cache=True, nogil=True)
@@ -613,7 +656,7 @@ def _counted_reason(p, v, rows, cols, row_facts, col_facts, work, stamp):  # typ
     records, state, kernels, kernel_stamps, tile_keys, tile_insns, tile_stamps = work
     n_h, n_w = len(rows), len(cols)
     sp_tiles = p[N.NB] * n_h * n_w
-    co_tiles = P.ceil_div(p[N.CO], v[P.K_CO])
+    co_tiles, groups = P.channel_tiles(p, v), p[N.GROUPS]
     tiles = sp_tiles * co_tiles
     flow = v[P.K_FLOW]
     inp_mode, wgt_mode = P.INP_MODE[flow], P.WGT_MODE[flow]
@@ -642,7 +685,7 @@ def _counted_reason(p, v, rows, cols, row_facts, col_facts, work, stamp):  # typ
 
     # Radices of a word that tells apart all tiles but those that repeat another's kernels and instructions.
     inp_buf, wgt_buf, acc_buf = v[P.K_INP_BUF], v[P.K_WGT_BUF], v[P.K_ACC_BUF]
-    inp_radix = sp_tiles if inp_mode == P.ALL else inp_buf
+    inp_radix = sp_tiles * groups if inp_mode == P.ALL else inp_buf
     wgt_radix = co_tiles if wgt_mode == P.ALL else wgt_buf
     res_radix = inp_buf if p[N.RES] else 1
     co_radix = max(co_tiles, 2) if p[N.BIAS] and v[P.K_BIAS] != P.BIAS_LOAD else 2
@@ -660,7 +703,9 @@ def _counted_reason(p, v, rows, cols, row_facts, col_facts, work, stamp):  # typ
         starts = tapered if taper else whole
         chunks = len(starts) - 1
         if repeats and 0 < t < tiles - 1:
-            loads_inp = inp_mode == P.STREAM or c == 0
+            _, width, group, within = channel_tile(p, v, c)
+            inputs = s * groups + group
+            loads_inp = inp_mode == P.STREAM or within == 0
             loads_wgt = wgt_mode == P.STREAM or s == 0
             pads = 0
             if v[P.K_PAD] == P.PAD_LOAD:
@@ -668,10 +713,10 @@ def _counted_reason(p, v, rows, cols, row_facts, col_facts, work, stamp):  # typ
             compact = input_is_compact(p, rows[hi, P.A_SIZE], cols[wi, P.A_SIZE], pads, step)
             word = np.int64(taper) * 8 + loads_inp * 4 + loads_wgt * 2 + compact
             word = word * acc_buf + acc_i
-            word = word * inp_radix + (inp_ring if inp_mode == P.STREAM else (s if inp_mode == P.ALL else s % inp_buf))
+            word = word * inp_radix + (inp_ring if inp_mode == P.STREAM else (inputs % inp_radix))
             word = word * wgt_radix + (wgt_ring if wgt_mode == P.STREAM else (c if wgt_mode == P.ALL else c % wgt_buf))
             word = word * res_radix + (res_i if p[N.RES] else 0)
-            word = word * co_radix + (c if co_radix > 2 else np.int64(c == co_tiles - 1))
+            word = word * co_radix + (c if co_radix > 2 else np.int64(width < v[P.K_CO]))
             word = word * (n_h * n_w) + rows[hi, P.A_CLASS] * n_w + cols[wi, P.A_CLASS]
             slot = _mix(word) & (_TILE_TABLE - 1)
             while tile_stamps[slot] == stamp and tile_keys[slot] != word:
@@ -735,9 +780,11 @@ def _cut_axis(p, values, is_rows):  # type: ignore[no-untyped-def]
     (tiles, 11), and all their tap items int64 (items, 3).
     """
     if is_rows:
-        out, size, kernel, stride, dilation, lead = p[N.OH], p[N.IH], p[N.KH], p[N.SH], p[N.DH], p[N.PT]
+        out, size, kernel, stride, spread = p[N.OH], p[N.IH], p[N.KH], p[N.SH], p[N.TH]
+        dilation, lead = p[N.DH], p[N.PT]
     else:
-        out, size, kernel, stride, dilation, lead = p[N.OW], p[N.IW], p[N.KW], p[N.SW], p[N.DW], p[N.PL]
+        out, size, kernel, stride, spread = p[N.OW], p[N.IW], p[N.KW], p[N.SW], p[N.TW]
+        dilation, lead = p[N.DW], p[N.PL]
     tile_column = P.K_H if is_rows else P.K_W
     which = np.empty(len(values), dtype=np.int64)
     known = np.full(2 * (out + 1), -1, dtype=np.int64)
@@ -759,7 +806,7 @@ def _cut_axis(p, values, is_rows):  # type: ignore[no-untyped-def]
             continue
         tile, pad = key // 2, P.PAD_LOAD if key & 1 else P.PAD_SKIP
         step = P.load_step(kernel, stride, pad, is_rows)
-        axis, taps = P.tile_axis(out, size, kernel, stride, dilation, lead, step, tile, pad)
+        axis, taps = P.tile_axis(out, size, kernel, stride, spread, dilation, lead, step, tile, pad)
         facts, items = axis_facts(axis, taps, pad)
         n, m = len(axis), len(items)
         cut = cuts[known[key]]
