@@ -404,8 +404,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--schedules", metavar="FILE", help="schedules.json of a compiled model: its layers keep theirs; with -o DIR"
     )
     parser.add_argument(
-        "--rounding", choices=("shift", "half_even"), default="shift",
-        help="of whole models: half up by VTA's shift (default), or exact ties to even as onnxruntime does, for more work"
+        "--rounding",
+        choices=("shift", "half_even"),
+        default="shift",
+        help="of whole models: half up by VTA's shift (default), or ties to even as onnxruntime, for more cycles",
     )
     parser.add_argument(
         "--no-check", action="store_true", help="do not run the whole model once against the integer reference"

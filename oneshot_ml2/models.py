@@ -28,7 +28,7 @@ VOCABULARY, TOKENS = 30522, 512
 
 def _resnet(bottleneck: bool, depths: tuple[int, ...]) -> nn.Module:
     """ResNet for 1000 classes (He et al., 2015), strides of the bottleneck in its 3x3."""
-    from torch import Tensor, nn
+    from torch import nn
 
     expansion = 4 if bottleneck else 1
 
@@ -136,7 +136,7 @@ def _mobilenet_v1() -> nn.Module:
 
 def _mobilenet_v2() -> nn.Module:
     """MobileNetV2 of width 1 for 1000 classes (Sandler et al., 2018)."""
-    from torch import Tensor, nn
+    from torch import nn
 
     class Bottleneck(nn.Module):
         def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
@@ -168,7 +168,7 @@ def _mobilenet_v2() -> nn.Module:
 def _squeezenet() -> nn.Module:
     """SqueezeNet 1.1 for 1000 classes (Iandola et al., 2016)."""
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     class Fire(nn.Module):
         def __init__(self, inputs: int, squeezed: int, expanded: int) -> None:
@@ -198,7 +198,7 @@ def _encoder(width: int, depth: int, heads: int, norm_first: bool) -> nn.Module:
 
     Four times as wide between, with GELU; without dropout and masks.
     """
-    from torch import Tensor, nn
+    from torch import nn
 
     class Attention(nn.Module):
         def __init__(self) -> None:
@@ -225,9 +225,9 @@ def _encoder(width: int, depth: int, heads: int, norm_first: bool) -> nn.Module:
         def forward(self, x: Tensor) -> Tensor:
             if norm_first:
                 x = x + self.attention(self.norm1(x))
-                return x + self.narrow(self.gelu(self.wide(self.norm2(x))))  # type: ignore[no-any-return]
+                return x + self.narrow(self.gelu(self.wide(self.norm2(x))))
             x = self.norm1(x + self.attention(x))
-            return self.norm2(x + self.narrow(self.gelu(self.wide(x))))  # type: ignore[no-any-return]
+            return self.norm2(x + self.narrow(self.gelu(self.wide(x))))
 
     return nn.Sequential(*(Block() for _ in range(depth)))
 
@@ -235,7 +235,7 @@ def _encoder(width: int, depth: int, heads: int, norm_first: bool) -> nn.Module:
 def _vit_tiny() -> nn.Module:
     """ViT-Ti/16 for 1000 classes (Touvron et al., 2021), for images of 16 x 16 up to 512 x 512."""
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     width = 192
 
@@ -252,7 +252,7 @@ def _vit_tiny() -> nn.Module:
             x = self.patches(x).flatten(2).transpose(1, 2)
             x = torch.cat([self.token.expand(x.shape[0], 1, width), x], 1)
             x = self.blocks(x + self.positions[:, : x.shape[1]])
-            return self.head(self.norm(x)[:, 0])  # type: ignore[no-any-return]
+            return self.head(self.norm(x)[:, 0])
 
     return ViT()
 
@@ -260,7 +260,7 @@ def _vit_tiny() -> nn.Module:
 def _bert(width: int, depth: int, heads: int) -> nn.Module:
     """A BERT encoder (Devlin et al., 2018): token ids (B, S) int64, S up to ``TOKENS``, to the last hidden states."""
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     class Bert(nn.Module):
         def __init__(self) -> None:
@@ -277,7 +277,6 @@ def _bert(width: int, depth: int, heads: int) -> nn.Module:
             return y
 
     return Bert()
-
 
 
 _MODELS: dict[str, Callable[[], nn.Module]] = {

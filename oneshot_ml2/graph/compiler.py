@@ -305,7 +305,7 @@ def compile_model(
         weights: shipped weights by name, or a safetensors file; none: the default ones.
         seed: of the random inputs.
         schedules: entries of a ``schedules.json``: these layers get these schedules, no pick.
-        rounding: ``shift``: half up, by the VTA's shift; ``half_even``: exact ties to the even neighbour, as onnxruntime.
+        rounding: ``shift``: half up, by the VTA's shift; ``half_even``: ties to the even neighbour, as onnxruntime.
         check: run the result once, and hold it against the integer reference.
         progress: show a bar on stderr.
 

@@ -85,8 +85,8 @@ class _Host:
     def rounded(self, x: Expr, shift: int, attrs: Mapping[str, Any]) -> Expr:
         """As `operators.rounded`."""
         if shift and attrs["half_even"]:
-            odd = self.emit(self.op.bitwise_and(self.emit(self.op.right_shift(x, self.integer(shift))), self.integer(1)))
-            x = self.emit(self.op.subtract(x, odd))
+            floor = self.emit(self.op.right_shift(x, self.integer(shift)))
+            x = self.emit(self.op.subtract(x, self.op.bitwise_and(floor, self.integer(1))))
         if shift:
             x = self.emit(self.op.right_shift(x, self.integer(shift)))
         return self.narrow(x, attrs["clip"])

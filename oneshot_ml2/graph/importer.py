@@ -78,7 +78,8 @@ _TORCH_OPS = {
 _NAMELESS = ("batch_matmul", "add", "softmax")
 _SUPPORTED = sorted(
     {name.split(".")[-1] for name in (*_RESHAPES, *_ELEMENTWISE)}
-    | {"conv2d", "conv2d_transpose", "matmul", "take", "split", "strided_slice", "broadcast_to", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "softmax", "layer_norm", "batch_norm"}
+    | {"conv2d", "conv2d_transpose", "matmul", "take", "split", "strided_slice", "broadcast_to", "max_pool2d"}
+    | {"avg_pool2d", "adaptive_avg_pool2d", "mean", "softmax", "layer_norm", "batch_norm"}
     | {"clip", "concat", "permute_dims", "quantize", "dequantize", "dropout"}
 )
 
@@ -368,7 +369,7 @@ class _Reader:
         """A change of type: of constants any, of indices to another integer one."""
         if operand in self.constants:
             return self.constant(self.constants[operand].astype(kind))
-        if kind == "float32" and operand not in self.integers or kind.startswith("int") and operand in self.integers:
+        if (operand in self.integers) == kind.startswith("int") and kind in ("float32", "int32", "int64"):
             return operand
         raise ModelError(f"a cast to {kind} is not supported; tensors are float32, or integers as indices")
 
@@ -410,7 +411,7 @@ class _Reader:
         edges = [0, *cuts, size]
         return tuple(
             self.slice(operand, [(0, n, 1) if i != axis else (begin, end, 1) for i, n in enumerate(shape)])
-            for begin, end in zip(edges, edges[1:])
+            for begin, end in itertools.pairwise(edges)
         )
 
     def _take(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
@@ -428,7 +429,7 @@ class _Reader:
             part = [(0, n, 1) if i != axis else (begin, end, 1) for i, n in enumerate(source)]
             return self.reshape(self.slice(x, part), shape)
         if index not in self.integers or x not in self.constants:
-            raise ModelError("operator relax.take is supported on constant tables (embeddings) or with constant indices")
+            raise ModelError("operator relax.take needs a constant table (an embedding) or constant indices")
         self.limited(index, source[axis])
         return self.add("take", operands, shape, axis=axis)
 
@@ -478,7 +479,7 @@ class _Reader:
 
     def _conv2d_transpose(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
         if attrs.data_layout != "NCHW" or attrs.kernel_layout != "IOHW":
-            raise ModelError(f"operator relax.nn.conv2d_transpose in layout {attrs.data_layout}; only NCHW is supported")
+            raise ModelError(f"operator relax.nn.conv2d_transpose in layout {attrs.data_layout}; only NCHW is")
         if operands[1] not in self.constants and self._producer(operands[1]).op != "dequantize":
             raise ModelError("operator relax.nn.conv2d_transpose: the model computes its weight; only constants are")
         if _ints(attrs.dilation) != (1, 1):

@@ -59,7 +59,7 @@ def _conv2d(args: Sequence[Array], attrs: Attrs, out: Sequence[int]) -> Array:
 def transposed_convolution(x: Array, weight: Array, attrs: Attrs, out: Sequence[int]) -> Array:
     """Sums of a transposed convolution with weight IOHW, (N, K, OH, OW), in the operands' type."""
     groups = attrs["groups"]
-    top, bottom, left, right = attrs["pads"]
+    top, _, left, _ = attrs["pads"]
     (sh, sw), (dh, dw) = attrs["strides"], attrs["dilation"]
     n, c, h, w = x.shape
     _, k, r, s = weight.shape

@@ -90,14 +90,17 @@ def layer_workload(node: Node, data: tuple[int, ...], weight: tuple[int, ...], e
     if node.op == "dense":
         return Dense(data[0], data[1], weight[0], epilogue)
     if node.op == "batch_matmul":
-        return BatchMatmul(*data, weight[1], epilogue)
+        b, rows, c = data
+        return BatchMatmul(b, rows, c, weight[1], epilogue)
+    n, c, h, w = data
     if node.op == "conv2d_transpose":
         if attrs["groups"] != 1 or tuple(attrs["dilation"]) != (1, 1):
             raise WorkloadError("transposed convolutions with groups or dilation are not lowered to the VTA")
-        return Conv2dTranspose(*data, *weight[1:], attrs["strides"], attrs["pads"], attrs["output_padding"], epilogue)
-    return Conv2d(
-        *data, weight[0], *weight[2:], attrs["strides"], attrs["pads"], attrs["dilation"], epilogue, attrs["groups"]
-    )
+        _, k, r, s = weight
+        more = attrs["output_padding"]
+        return Conv2dTranspose(n, c, h, w, k, r, s, attrs["strides"], attrs["pads"], more, epilogue)
+    k, _, r, s = weight
+    return Conv2d(n, c, h, w, k, r, s, attrs["strides"], attrs["pads"], attrs["dilation"], epilogue, attrs["groups"])
 
 
 def max_pool_workload(node: Node, data: Sequence[int], out: Sequence[int]) -> MaxPool2d:
@@ -107,8 +110,10 @@ def max_pool_workload(node: Node, data: Sequence[int], out: Sequence[int]) -> Ma
         WorkloadError: VTA's layers cannot be that; says why.
     """
     attrs = node.attrs
+    n, c, h, w = data
+    r, s = attrs["size"]
     for ceil_mode in (False, True):
-        workload = MaxPool2d(*data, *attrs["size"], attrs["strides"], attrs["pads"], ceil_mode)
+        workload = MaxPool2d(n, c, h, w, r, s, attrs["strides"], attrs["pads"], ceil_mode)
         if workload.output_shape == tuple(out):
             return workload
     raise WorkloadError(f"its output is {tuple(out)}; the VTA's would be {workload.output_shape}")
@@ -162,6 +167,9 @@ def host_reason(node: Node) -> str | None:
     return _REASONS.get(node.op, "computed in float32")
 
 
-_REASONS = {"to_int8": "float32 meets int8", "to_float": "int8 meets float32", "take": "looks up rows of a table"} | {
-    op: "moves data only" for op in (*MOVES, "concat")
+_REASONS = {
+    "to_int8": "float32 meets int8",
+    "to_float": "int8 meets float32",
+    "take": "looks up rows of a table",
+    **dict.fromkeys((*MOVES, "concat"), "moves data only"),
 }

@@ -146,7 +146,8 @@ def quantize(
     integer = builder.build()
     errors = _errors(integer, samples[0], wanted)
     labels = {value: graph.labels[tensor] for value, tensor in tensors.items() if tensor in graph.labels}
-    return Quantized(integer, "qdq" if qdq else "float", (*changes, *builder.changes), tuple(warned), labels, errors, rounding)
+    kind, all_changes = "qdq" if qdq else "float", (*changes, *builder.changes)
+    return Quantized(integer, kind, all_changes, tuple(warned), labels, errors, rounding)
 
 
 def random_samples(graph: Graph, count: int, seed: int) -> list[dict[str, Array]]:
@@ -441,7 +442,7 @@ class _Builder:
         self, layer: str, op: str, sources: Sequence[str], value: Value, attrs: Mapping[str, Any],
         lefts: tuple[int, ...], shift: int,
     ) -> str:  # fmt: skip
-        """Sums of one or two int8 tensors shifted left by ``lefts``, then right by ``shift``: a depthwise convolution."""
+        """Sums of one or two int8 tensors shifted left by ``lefts``, then right: a depthwise convolution."""
         attrs = {**attrs, "workload": None}
         arrays: dict[str, Array] = {}
         bias = np.full(partition.pixelwise_shape(value.shape)[1], 1 << shift >> 1, dtype=np.int32)
@@ -730,11 +731,12 @@ class _Builder:
                 why = "half to even is exact" if self.half_even else "the scales are the model's"
                 raise WorkloadError(f"its divisor {count} is no power of two, and {why}")
             if off > _AVERAGE_ERROR:
-                raise WorkloadError(f"its divisor {count} is no power of two, and int8 weights could be off by {off:.1f}")
+                raise WorkloadError(f"its divisor {count} is no power of two; int8 weights could be off by {off:.1f}")
             n, c, h, w = self.graph.shape(source)
+            r, s = node.attrs["size"]
             bias = np.full(c, 1 << shift >> 1, dtype=np.int32)
             workload = Conv2d(
-                n, c, h, w, c, *node.attrs["size"], node.attrs["strides"], node.attrs["pads"],
+                n, c, h, w, c, r, s, node.attrs["strides"], node.attrs["pads"],
                 epilogue=self.epilogue(bias, None, shift, clip), groups=c,
             )  # fmt: skip
             if workload.output_shape != shape:
@@ -743,8 +745,8 @@ class _Builder:
             arrays = {"weight": np.broadcast_to(kernel, (c, 1, *kernel.shape)).copy(), "bias": bias}
             if off:
                 self.changes.append(
-                    f"{node.name} divides by {count}, no power of two: weights of {kernel.min()} to {kernel.max()} and a "
-                    f"shift of {shift} instead, off by at most {off:.2f} of a step of int8"
+                    f"{node.name} divides by {count}, no power of two: weights of {kernel.min()} to {kernel.max()} and "
+                    f"a shift of {shift} instead, off by at most {off:.2f} of a step of int8"
                 )
         except WorkloadError as error:
             attrs["reason"] = str(error)
