@@ -212,6 +212,8 @@ class _Reader:
         self.constants: dict[str, Array] = {}
         # Values and constants of whole numbers; only indices are.
         self.integers: set[str] = set()
+        # Values that follow from constants alone (dequantized weights).
+        self.fixed: set[str] = set()
         # Relax variable -> name, or a tuple of names.
         self.env: dict[Any, Any] = {}
         self.counts: dict[str, int] = {}
@@ -220,6 +222,9 @@ class _Reader:
         name = f"const_{len(self.constants)}"
         self.constants[name] = array
         return name
+
+    def is_constant(self, name: str) -> bool:
+        return name in self.constants or name in self.fixed
 
     def limited(self, name: str, limit: int) -> None:
         """Note that an index is below ``limit``, if it is an input of the model."""
@@ -237,6 +242,8 @@ class _Reader:
         number = self.counts.get(op, 0)
         self.counts[op] = number + 1
         name = f"{op}_{number}"
+        if all(self.is_constant(operand) for operand in inputs):
+            self.fixed.add(name)
         self.nodes.append(Node(name, op, tuple(inputs), name, attrs))
         self.values[name] = Value(name, tuple(shape))
         return name
@@ -428,7 +435,7 @@ class _Reader:
                 raise ModelError("operator relax.take of an activation is supported for neighbouring constant indices")
             part = [(0, n, 1) if i != axis else (begin, end, 1) for i, n in enumerate(source)]
             return self.reshape(self.slice(x, part), shape)
-        if index not in self.integers or x not in self.constants:
+        if index not in self.integers or not self.is_constant(x):
             raise ModelError("operator relax.take needs a constant table (an embedding) or constant indices")
         self.limited(index, source[axis])
         return self.add("take", operands, shape, axis=axis)
@@ -436,7 +443,7 @@ class _Reader:
     def matmul(self, a: str, b: str, shape: tuple[int, ...]) -> str:
         """Products of two activations become batch_matmul: (B, N, C) times (B, K, C) transposed."""
         left, right = self.shape(a), self.shape(b)
-        if a in self.constants or b in self.constants or min(len(left), len(right)) < 2:
+        if self.is_constant(a) or self.is_constant(b) or min(len(left), len(right)) < 2:
             if a in self.constants and b in self.constants:
                 return self.constant(self.constants[a] @ self.constants[b])
             return self.add("matmul", [a, b], shape)
@@ -470,7 +477,7 @@ class _Reader:
 
     def _conv2d(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
         _layout(attrs, "relax.nn.conv2d")
-        if operands[1] not in self.constants and self._producer(operands[1]).op != "dequantize":
+        if not self.is_constant(operands[1]):
             raise ModelError("operator relax.nn.conv2d: the model computes its weight; only constants are supported")
         return self.add(
             "conv2d", operands, shape, strides=_ints(attrs.strides), pads=_pads(attrs.padding),
@@ -480,7 +487,7 @@ class _Reader:
     def _conv2d_transpose(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
         if attrs.data_layout != "NCHW" or attrs.kernel_layout != "IOHW":
             raise ModelError(f"operator relax.nn.conv2d_transpose in layout {attrs.data_layout}; only NCHW is")
-        if operands[1] not in self.constants and self._producer(operands[1]).op != "dequantize":
+        if not self.is_constant(operands[1]):
             raise ModelError("operator relax.nn.conv2d_transpose: the model computes its weight; only constants are")
         if _ints(attrs.dilation) != (1, 1):
             raise ModelError("operator relax.nn.conv2d_transpose with dilation is not supported; only 1")
