@@ -143,10 +143,59 @@ def import_onnx(path: str | Path) -> Graph:
             names.setdefault(_ONNX_OPS.get(kind, kind), []).append((_module_path(node.name), node.output[0]))
     with _quiet():
         try:
-            module = from_onnx(model)
+            module = from_onnx(_fold_shapes(model))
         except Exception as error:
             raise ModelError(f"{path}: TVM cannot import it: {_first_line(error)}") from error
     return _from_relax(module, path.stem, names, [entry.name for entry in model.graph.output])
+
+
+def _fold_shapes(model: Any) -> Any:
+    """An ONNX model whose shapes are constants, where its operators compute them from those of its tensors."""
+    import onnx
+    from onnx import numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    if not any(node.op_type in ("Shape", "Size") for node in model.graph.node):
+        return model
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    known: dict[str, Array] = {}
+    while True:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        shapes = {
+            entry.name: [dim.dim_value for dim in entry.type.tensor_type.shape.dim]
+            for entry in (*inferred.graph.value_info, *inferred.graph.input)
+            if all(dim.HasField("dim_value") for dim in entry.type.tensor_type.shape.dim)
+        }
+        shapes |= {name: list(tensor.dims) for name, tensor in constants.items()}
+        left = []
+        for node in model.graph.node:
+            for name in node.input:
+                # Only what shapes are made of; tables and weights are none.
+                if name in constants and name not in known and math.prod(constants[name].dims) <= 64:
+                    known[name] = numpy_helper.to_array(constants[name])
+            if node.op_type == "Shape" and node.input[0] in shapes:
+                begin, end = ([a.i for a in node.attribute if a.name == key] for key in ("start", "end"))
+                size = shapes[node.input[0]][slice(begin[0] if begin else None, end[0] if end else None)]
+                known[node.output[0]] = np.array(size, dtype=np.int64)
+            elif node.op_type != "DequantizeLinear" and all(name in known or not name for name in node.input):
+                if any(attribute.g.node or attribute.graphs for attribute in node.attribute):
+                    left.append(node)
+                    continue
+                operands = {name: known[name] for name in node.input if name}
+                known |= zip(node.output, ReferenceEvaluator(node).run(None, operands), strict=True)
+            else:
+                left.append(node)
+        if len(left) == len(model.graph.node):
+            return model
+        kept = onnx.ModelProto()
+        kept.CopyFrom(model)
+        del kept.graph.node[:]
+        kept.graph.node.extend(left)
+        needed = {name for node in left for name in node.input} | {entry.name for entry in model.graph.output}
+        for name in sorted(needed & set(known) - set(constants)):
+            constants[name] = numpy_helper.from_array(known[name], name)
+            kept.graph.initializer.append(constants[name])
+        model = kept
 
 
 def import_torch(module: nn.Module, example_inputs: Sequence[Any], name: str | None = None) -> Graph:
@@ -271,9 +320,10 @@ class _Reader:
 
     def call(self, call: Any) -> Any:
         op = getattr(call.op, "name", type(call.op).__name__)
-        if op in ("relax.zeros_like", "relax.ones_like", "relax.full_like"):
-            # TVM emits them as a pool's indices; a use of them is what is not supported.
-            return f"the result of {op}"
+        if op in ("relax.zeros_like", "relax.ones_like"):
+            return self.filled(call, op, float(op == "relax.ones_like"))
+        if op == "relax.full_like":
+            return self.filled(call, op, float(self.constants[self.operand(call.args[1])]))
         if op == "relax.nn.dropout":
             return (self.operand(call.args[0]),) * 2
         attrs = call.attrs
@@ -281,9 +331,13 @@ class _Reader:
             return (self.batch_norm([self.operand(arg) for arg in call.args], attrs),) * 3
         if op == "relax.call_tir":
             return self.bounded(call)
-        if op in ("relax.isnan", "relax.where"):
-            # TVM writes the bounds of ONNX's Clip with them.
-            return self.constant_choice(op, [self.operand(arg) for arg in call.args])
+        if op == "relax.shape_of":
+            return self.constant(np.array(_static(call.args[0].ty, op), dtype=np.int64))
+        if op == "relax.shape_to_tensor":
+            return self.operand(call.args[0])
+        if op in ("relax.isnan", "relax.equal", "relax.less", "relax.logical_not", "relax.where", "relax.max"):
+            # TVM writes ONNX's Clip and Gather and the masks of PyTorch's attention with them.
+            return self.choice(op, [self.operand(arg) for arg in call.args], attrs)
         if op == "relax.split":
             return self.split(self.operand(call.args[0]), attrs)
         shape = _static(call.ty, op)
@@ -314,6 +368,9 @@ class _Reader:
         for operand in operands:
             if not isinstance(operand, str) or (operand not in self.values and operand not in self.constants):
                 raise ModelError(f"operator {op}: operand {operand!r} is not supported")
+        if op == "relax.add" and not self.integers.isdisjoint(operands):
+            # ONNX's Gather counts negative indices from the end; ours are none. A use of them is not supported.
+            return "a sum of integers"
         if op in _ELEMENTWISE:
             return self.elementwise(_ELEMENTWISE[op], operands, shape)
         assert method is not None
@@ -341,12 +398,30 @@ class _Reader:
         """The values that operators of a kind have made."""
         return {node.output for node in self.nodes if node.op == op}
 
-    def constant_choice(self, op: str, operands: list[str]) -> str:
-        """``isnan`` or ``where`` of constants."""
-        if not all(name in self.constants for name in operands):
+    def filled(self, call: Any, op: str, fill: float) -> str:
+        return self.constant(np.broadcast_to(np.array(fill, dtype=str(call.ty.dtype)), _static(call.ty, op)))
+
+    def choice(self, op: str, operands: list[str], attrs: Any) -> str:
+        """Conditions, and choices by them, as far as they are constants: all tensors of the model are finite."""
+        arrays = [self.constants.get(name) for name in operands]
+        first, *others = arrays
+        if op == "relax.equal" and first is None and others[0] is not None and np.isneginf(others[0]).all():
+            # Nothing of an attention without a mask is.
+            return self.constant(np.broadcast_to(np.array(False), self.shape(operands[0])))
+        if op == "relax.less" and operands[0] in self.integers and others[0] is not None and not others[0].any():
+            return self.constant(np.broadcast_to(np.array(False), self.shape(operands[0])))
+        if op == "relax.where" and first is not None and first.size and (first.all() or not first.any()):
+            chosen = operands[1 if first.all() else 2]
+            return self.broadcast(chosen, np.broadcast_shapes(first.shape, self.shape(chosen)))
+        if first is None or any(other is None for other in others):
             raise ModelError(f"operator {op} is supported on constants only; remove it from the model")
-        arrays = [self.constants[name] for name in operands]
-        return self.constant(np.asarray(np.isnan(arrays[0]) if op == "relax.isnan" else np.where(*arrays)))
+        if op == "relax.max":
+            axes = None if attrs.axis is None else tuple(int(axis) for axis in attrs.axis)
+            return self.constant(np.asarray(first.max(axis=axes, keepdims=bool(attrs.keepdims))))
+        functions = {
+            "isnan": np.isnan, "equal": np.equal, "less": np.less, "logical_not": np.logical_not, "where": np.where,
+        }  # fmt: skip
+        return self.constant(np.asarray(functions[op.removeprefix("relax.")](*arrays)))
 
     # One method for an operator whose attributes need translation ------------------------------
     def elementwise(self, op: str, operands: list[str], shape: tuple[int, ...]) -> str:
@@ -368,7 +443,7 @@ class _Reader:
 
     def broadcast(self, operand: str, shape: tuple[int, ...]) -> str:
         if operand in self.constants:
-            return self.constant(np.ascontiguousarray(np.broadcast_to(self.constants[operand], shape)))
+            return self.constant(np.broadcast_to(self.constants[operand], shape))
         # PyTorch's matmul expands its operands, mostly to what they are.
         return operand if self.values[operand].shape == shape else self.add("broadcast", [operand], shape)
 
@@ -442,6 +517,11 @@ class _Reader:
 
     def matmul(self, a: str, b: str, shape: tuple[int, ...]) -> str:
         """Products of two activations become batch_matmul: (B, N, C) times (B, K, C) transposed."""
+        if b in self.constants and self.constants[b].ndim > 2:
+            array = self.constants[b]
+            if all(step == 0 or size == 1 for step, size in zip(array.strides[:-2], array.shape[:-2])):
+                # The same matrix over and over, as PyTorch expands it.
+                b = self.constant(array[(0,) * (array.ndim - 2)])
         left, right = self.shape(a), self.shape(b)
         if self.is_constant(a) or self.is_constant(b) or min(len(left), len(right)) < 2:
             if a in self.constants and b in self.constants:
@@ -664,7 +744,7 @@ def _from_relax(
 
 def _simplify(graph: Graph, names: Mapping[str, list[tuple[str, str]]]) -> Graph:
     """Fold constants into layers, name nodes as the model does, and drop what nothing reads."""
-    graph = drop_unused(fold_moves(fold_layers(fold_constants(graph))))
+    graph = drop_unused(fold_moves(hoist_scales(fold_layers(fold_constants(graph)))))
     renamed, labels = [], {}
     taken: set[str] = set()
     kinds: dict[str, int] = {}
@@ -778,6 +858,44 @@ def fold_layers(graph: Graph) -> Graph:
         order.append(node.output)
     outputs = tuple(alias.get(name, name) for name in graph.outputs)
     return dataclasses.replace(graph, nodes=tuple(made[name] for name in order), constants=constants, outputs=outputs)
+
+
+def hoist_scales(graph: Graph) -> Graph:
+    """Scalars that multiply the operands of a batch_matmul, as attention has them, multiply its result instead."""
+    users, producers = graph.users(), graph.producers()
+    values, constants = dict(graph.values), dict(graph.constants)
+    # Value of a multiplication that moves -> its operand; product -> what multiplies it now.
+    alias: dict[str, str] = {}
+    factors: dict[str, float] = {}
+    for node in graph.nodes:
+        for name in node.inputs if node.op == "batch_matmul" else ():
+            source = producers.get(name)
+            while source is not None and len(users[source.output]) == 1 and source.output not in graph.outputs:
+                if source.op == "multiply" and constants.get(source.inputs[1], np.zeros(2)).size == 1:
+                    alias[source.output] = source.inputs[0]
+                    factors[node.output] = factors.get(node.output, 1.0) * float(constants[source.inputs[1]].reshape(()))
+                elif source.op not in partition.MOVES:
+                    break
+                source = producers.get(source.inputs[0])
+    nodes = []
+    for node in graph.nodes:
+        if node.output in alias:
+            continue
+        inputs = []
+        for name in node.inputs:
+            while name in alias:
+                name = alias[name]
+            inputs.append(name)
+        node = dataclasses.replace(node, inputs=tuple(inputs))
+        if node.output not in factors:
+            nodes.append(node)
+            continue
+        product, factor = f"{node.output}.product", f"{node.output}.factor"
+        values[product] = dataclasses.replace(values[node.output], name=product)
+        constants[factor] = np.array(factors[node.output], dtype=np.float32)
+        nodes.append(dataclasses.replace(node, output=product))
+        nodes.append(Node(f"{node.name}.scale", "multiply", (product, factor), node.output))
+    return dataclasses.replace(graph, nodes=tuple(nodes), values=values, constants=constants)
 
 
 def fold_moves(graph: Graph) -> Graph:
