@@ -749,7 +749,7 @@ class _Builder:
             if worst:
                 self.changes.append(
                     f"{node.name} divides by {count}, no power of two: weights of {kernel.min()} to {kernel.max()} and "
-                    f"a shift of {shift} instead, off by {usual:.2f} steps of int8 for random inputs, and never by more "
+                    f"a shift of {shift} instead, off by {usual:.2f} steps of int8 for random inputs and never by more "
                     f"than {worst:.1f}"
                 )
         except WorkloadError as error:
