@@ -418,6 +418,7 @@ def operator_nets() -> dict[str, tuple[Any, tuple[int, ...]]]:
         "transposed": (
             nn.Sequential(nn.ConvTranspose2d(8, 6, 3, 2, 1, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU()), image,
         ),
+        "transposed_groups": (nn.Sequential(nn.ConvTranspose2d(8, 6, 2, 2, groups=2), nn.ReLU()), image),
         "max_pool": (nn.Sequential(nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.Conv2d(8, 4, 1)), image),
         "avg_pool": (nn.Sequential(nn.Conv2d(8, 4, 1), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1)), image),
         "padded_pool": (nn.AvgPool2d(4, 2, 1), image),
@@ -431,7 +432,8 @@ def operator_nets() -> dict[str, tuple[Any, tuple[int, ...]]]:
 
 
 OPERATORS = (
-    "grouped", "depthwise", "transposed", "max_pool", "avg_pool", "padded_pool", "attention", "multihead", "shapes",
+    "grouped", "depthwise", "transposed",
+    "transposed_groups", "max_pool", "avg_pool", "padded_pool", "attention", "multihead", "shapes",
     "product", "sum", "activation",
 )  # fmt: skip
 
@@ -464,7 +466,11 @@ def test_operators(name: str, rounding: str, tmp_path: Path) -> None:
     if name == "multihead":
         # The same operators as "attention", and slow to build.
         return
-    same_on_the_host(result.graph, {graph.inputs[0]: x}, exact=name in ("grouped", "depthwise", "transposed", "sum"))
+    same_on_the_host(
+        result.graph,
+        {graph.inputs[0]: x},
+        exact=name in ("grouped", "depthwise", "transposed", "transposed_groups", "sum"),
+    )
 
 
 def vta_operators(graph: Graph) -> list[str]:

@@ -189,6 +189,7 @@ class CompiledGraph:
             "milliseconds": self.milliseconds,
             "macs_vta": on_vta,
             "macs_host": on_host,
+            "host_shares": partition.host_shares(self.graph),
             "seconds": dict(self.seconds),
             "peak_bytes": self.peak_bytes,
             "layers": layers,

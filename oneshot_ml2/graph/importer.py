@@ -873,8 +873,8 @@ def hoist_scales(graph: Graph) -> Graph:
             while source is not None and len(users[source.output]) == 1 and source.output not in graph.outputs:
                 if source.op == "multiply" and constants.get(source.inputs[1], np.zeros(2)).size == 1:
                     alias[source.output] = source.inputs[0]
-                    factor = float(constants[source.inputs[1]].reshape(()))
-                    factors[node.output] = factors.get(node.output, 1.0) * factor
+                    scalar = float(constants[source.inputs[1]].reshape(()))
+                    factors[node.output] = factors.get(node.output, 1.0) * scalar
                 elif source.op not in partition.MOVES:
                     break
                 source = producers.get(source.inputs[0])

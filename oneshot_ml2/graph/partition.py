@@ -94,8 +94,6 @@ def layer_workload(node: Node, data: tuple[int, ...], weight: tuple[int, ...], e
         return BatchMatmul(b, rows, c, weight[1], epilogue)
     n, c, h, w = data
     if node.op == "conv2d_transpose":
-        if attrs["groups"] != 1 or tuple(attrs["dilation"]) != (1, 1):
-            raise WorkloadError("transposed convolutions with groups or dilation are not lowered to the VTA")
         _, k, r, s = weight
         more = attrs["output_padding"]
         return Conv2dTranspose(n, c, h, w, k, r, s, attrs["strides"], attrs["pads"], more, epilogue)

@@ -583,6 +583,10 @@ class _Builder:
         if composite.residual is not None:
             residual_shift = self.exponents[composite.residual] - sums
             inputs.append(self.int_name(composite.residual))
+        if head.op == "conv2d_transpose" and head.attrs["groups"] > 1:
+            # VTA's has one group: zeros between those that the model has.
+            weight = _one_group(weight, head.attrs["groups"])
+            head = dataclasses.replace(head, attrs={**head.attrs, "groups": 1})
         workload, reason = None, ""
         try:
             if residual_shift is not None and residual_shift < 0:
@@ -798,6 +802,16 @@ def average_kernel(size: Sequence[int], left: int) -> tuple[NDArray[np.int8], in
     # Whole parts of a line from 0 to the sum.
     edges = np.arange(count + 1) * total // count
     return np.diff(edges).astype(np.int8).reshape(tuple(size)), shift
+
+
+def _one_group(weight: NDArray[np.int8], groups: int) -> NDArray[np.int8]:
+    """A grouped IOHW weight as that of one group."""
+    c, k, r, s = weight.shape
+    full = np.zeros((c, groups * k, r, s), dtype=np.int8)
+    for group in range(groups):
+        inputs = slice(group * c // groups, (group + 1) * c // groups)
+        full[inputs, group * k : (group + 1) * k] = weight[inputs]
+    return full
 
 
 def _kernel_axes(node: Node, weight: Array) -> tuple[int, ...]:
