@@ -418,7 +418,7 @@ class _Reader:
         if op == "relax.max":
             axes = None if attrs.axis is None else tuple(int(axis) for axis in attrs.axis)
             return self.constant(np.asarray(first.max(axis=axes, keepdims=bool(attrs.keepdims))))
-        functions = {
+        functions: dict[str, Callable[..., Any]] = {
             "isnan": np.isnan, "equal": np.equal, "less": np.less, "logical_not": np.logical_not, "where": np.where,
         }  # fmt: skip
         return self.constant(np.asarray(functions[op.removeprefix("relax.")](*arrays)))
