@@ -302,7 +302,7 @@ def compile_model(
         example_inputs: of a PyTorch module: a tuple of float32 tensors; their shapes are compiled for.
         calibration: inputs from which a float model's scales follow (see `quantize.split_samples`); none: random
             ones, with a warning.
-        size: height and width of a named model's images.
+        size: height and width of a named model's images, or its number of tokens.
         weights: shipped weights by name, or a safetensors file; none: the default ones.
         seed: of the random inputs.
         schedules: entries of a ``schedules.json``: these layers get these schedules, no pick.
