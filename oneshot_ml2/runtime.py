@@ -26,6 +26,7 @@ LAUNCHER = "oneshot_ml2.launch"
 # they have three dimensions.
 ACTIVATION, WEIGHT = "activation", "weight"
 LAYOUTS = (ACTIVATION, WEIGHT)
+_RUBBISH = 0xA5
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,10 @@ class LayerProgram:
         return results
 
     def run(self, operands: Sequence[NDArray[np.int8]]) -> list[NDArray[np.int8]]:
-        """The results, in a DRAM image of their own; as `launch`."""
+        """The results, in a DRAM image of their own, full of what another launch might leave; as `launch`."""
         import numpy as np
 
-        dram = np.zeros(self.program.dram_bytes, dtype=np.uint8)
+        dram = np.full(self.program.dram_bytes, _RUBBISH, dtype=np.uint8)
         self.place(dram)
         return self.launch(dram, operands)
 

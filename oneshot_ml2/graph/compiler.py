@@ -47,20 +47,22 @@ _FLOAT_TOLERANCE = 0.05
 class Checked:
     """What a run of the compiled model was held against: the integer reference of the same graph.
 
-    ``layers``: layer -> outputs of its program that differ, its operands being the reference's; ``outputs``: elements
-    of the whole model's outputs that differ; ``largest``: the largest such difference; ``allowed``: how large it may
-    be, 0 unless the host computes real numbers whose last bits depend on its compiler.
+    ``layers``: layer -> outputs of its program alone that differ, its operands being the reference's; ``submissions``:
+    the same of each submission's joined programs; ``outputs``: elements of the whole model's outputs that differ;
+    ``largest``: the largest such difference; ``allowed``: how large it may be, 0 unless the host computes real numbers
+    whose last bits depend on its compiler.
     """
 
     layers: Mapping[str, int]
+    submissions: tuple[int, ...]
     outputs: int
     largest: float
     allowed: float
 
     @property
     def ok(self) -> bool:
-        """All layers are exact, and so is the model, as far as it consists of integers."""
-        return not any(self.layers.values()) and self.largest <= self.allowed
+        """All layers and submissions are exact, and so is the model, as far as it consists of integers."""
+        return not any((*self.layers.values(), *self.submissions)) and self.largest <= self.allowed
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,13 @@ class CompiledGraph:
             "seconds": dict(self.seconds),
             "peak_bytes": self.peak_bytes,
             "dram": dataclasses.asdict(self.dram),
-            "submissions": [dataclasses.asdict(submission) for submission in self.submissions],
+            "submissions": [
+                dataclasses.asdict(submission) | {"wrong_outputs": wrong}
+                for submission, wrong in zip(
+                    self.submissions,
+                    [None] * len(self.submissions) if self.checked is None else self.checked.submissions,
+                )
+            ],
             "layers": layers,
         }  # fmt: skip
 
@@ -293,7 +301,8 @@ class CompiledGraph:
                 differs = "differs" if self.checked.largest <= self.checked.allowed else "DIFFERS"
                 end = f"{differs} by at most {self.checked.largest:.2g} (allowed: {self.checked.allowed:.2g})"
             lines.append(
-                f"{right} of {len(self.checked.layers)} VTA layers equal the integer reference bit for bit; the whole "
+                f"{right} of {len(self.checked.layers)} VTA layers equal the integer reference bit for bit, and so do "
+                f"{self.checked.submissions.count(0)} of {len(self.checked.submissions)} submissions; the whole "
                 f"model's output {end}."
             )
         times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
@@ -393,7 +402,7 @@ def compile_model(
             submissions = tuple(_submission(segment, program) for segment, program in zip(segments, joined))
             if check:
                 sample = samples[0] if samples else quantizing.random_samples(source, 1, seed)[0]
-                checked = check_executable(graph, compiled, layers, sample)
+                checked = check_executable(graph, compiled, segments, layers, sample)
     return CompiledGraph(quantized, compiled, picks, costs, submissions, dram, seconds, _peak_bytes(), checked)
 
 
@@ -555,25 +564,39 @@ def _identity(chip: Accelerator, segments: Sequence[LayerProgram]) -> str:
 
 
 def check_executable(
-    graph: Graph, compiled: Executable, programs: Mapping[str, LayerProgram], sample: Mapping[str, NDArray[Any]]
+    graph: Graph,
+    compiled: Executable,
+    segments: Sequence[Segment],
+    programs: Mapping[str, LayerProgram],
+    sample: Mapping[str, NDArray[Any]],
 ) -> Checked:
-    """Hold each layer alone (output of its node -> program), and the whole model, against the integer reference."""
+    """Hold each layer alone, each submission, and the whole model against the integer reference; see `Checked`.
+
+    ``segments``: what the submissions of ``compiled`` consist of; ``programs``: output of a node -> its layer.
+    """
     layers: dict[str, int] = {}
-    users = graph.producers()
+    makers = graph.producers()
     seen: dict[str, NDArray[Any]] = {}
+    # What goes between host and VTA stays until the submissions are looked at.
+    border = {name for segment in segments for name in (*segment.outputs, *(item[0] for item in segment.inputs))}
     last = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
     order = {node.output: index for index, node in enumerate(graph.nodes)}
 
     def observe(name: str, array: NDArray[Any]) -> None:
         seen[name] = array
         if name in programs:
-            node = users[name]
+            node = makers[name]
             (result,) = programs[name].run([seen[operand] for operand in node.inputs])
             layers[node.name] = int(np.count_nonzero(result != array))
-        for done in [kept for kept in seen if last.get(kept, -1) <= order.get(name, -1)]:
+        for done in [kept for kept in seen if kept not in border and last.get(kept, -1) <= order.get(name, -1)]:
             del seen[done]
 
     expected = ir.execute(graph, sample, observe)
+    submissions = []
+    for segment, program in zip(segments, compiled.segments, strict=True):
+        results = program.run([seen[name] for name, _ in segment.inputs])
+        wrong = (np.count_nonzero(result != seen[name]) for result, name in zip(results, segment.outputs))
+        submissions.append(int(sum(wrong)))
     result = compiled.run(sample)
     difference = [
         np.abs(result[title].astype(np.float64) - expected[name])
@@ -583,6 +606,7 @@ def check_executable(
     scale = max(float(np.abs(array).max()) for array in expected.values())
     return Checked(
         layers=layers,
+        submissions=tuple(submissions),
         outputs=sum(int(np.count_nonzero(part)) for part in difference),
         largest=max(float(part.max()) for part in difference),
         allowed=_FLOAT_TOLERANCE * scale if inexact else 0.0,

@@ -358,6 +358,8 @@ def _segments(manifest: Mapping[str, Any], raw: Mapping[str, bytes], chip: Accel
                 uop_address=int(entry["uop_address"]),
                 buffers=tuple(Buffer(str(name), *map(int, rest)) for name, *rest in entry["buffers"]),
             )
+            for name in constants.get(number, {}):
+                program.buffer(name)
             inputs, outputs = (tuple(_port(port, program) for port in entry[key]) for key in ("inputs", "outputs"))
             segments.append(LayerProgram(str(entry["name"]), program, inputs, outputs, constants.get(number, {})))
     return tuple(segments)

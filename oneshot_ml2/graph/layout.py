@@ -6,6 +6,7 @@ are packed and unpacked only where the host makes or reads them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -123,7 +124,9 @@ def arrange(graph: Graph, layers: Mapping[str, LayerProgram]) -> list[Node | Seg
     def shares(made: str, port: Port) -> bool:
         """Whether an operand can be the very buffer that a layer wrote."""
         source = layers[made].outputs[0]
-        return source.layout == port.layout == ACTIVATION and _same_bytes(source.shape, port.shape)
+        batch = layers[made].program.accelerator.batch
+        same = packed_extents(source.shape, batch) == packed_extents(port.shape, batch)
+        return source.layout == port.layout == ACTIVATION and same
 
     def stored(name: str, port: Port) -> Stored:
         root = roots.get(name, name)
@@ -181,12 +184,16 @@ def arrange(graph: Graph, layers: Mapping[str, LayerProgram]) -> list[Node | Seg
     return steps
 
 
-def _same_bytes(before: Sequence[int], after: Sequence[int]) -> bool:
-    """Whether packed activations of two shapes are the same bytes: one run of pixels for every block of channels."""
-    if tuple(before) == tuple(after):
-        return True
-    plain = all(len(shape) in (2, 4) for shape in (before, after))
-    return plain and tuple(before[:2]) == tuple(after[:2]) and np.prod(before[2:]) == np.prod(after[2:])
+def packed_extents(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
+    """Images (or rows), channels, pixels of a packed activation: those of equal ones are the same bytes.
+
+    Blocks of images hold blocks of channels, and these all pixels. Matrices that whole blocks of rows fill follow one
+    another like the rows of a single one; others are told apart by a fourth number.
+    """
+    if len(shape) != 3:
+        return (*shape[:2], math.prod(shape[2:]))
+    count, rows, columns = shape
+    return (count * rows, columns, 1) if count == 1 or rows % batch == 0 else (rows, columns, 1, count)
 
 
 # The plan --------------------------------------------------------------------------------------
