@@ -220,6 +220,17 @@ def test_layers_that_a_launch_cannot_pack_are_refused(monkeypatch: pytest.Monkey
         layout.arrange(net.graph("a"), net.layers)
 
 
+def test_a_model_larger_than_the_address_space_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net()
+    net.conv(net.input("x", (1, 16, 4, 4)), "a")
+    segments = [step for step in layout.arrange(net.graph("a"), net.layers) if isinstance(step, Segment)]
+    (program,), dram = layout.plan(segments, net.layers, CHIP)
+    assert program.name == "a" and dram.separate >= dram.activations > 0
+    monkeypatch.setattr(layout, "_ADDRESSES", dram.total - 1)
+    with pytest.raises(ModelError, match="bytes of DRAM"):
+        layout.plan(segments, net.layers, CHIP)
+
+
 def test_ports_pack_and_unpack() -> None:
     rng = np.random.default_rng(0)
     for chip in map(Accelerator.load, ("pynq", "b2x16", "b8")):

@@ -49,7 +49,7 @@ def placed(programs: list[Program], rng: np.random.Generator) -> tuple[Program, 
 def test_joined_programs_compute_what_single_ones_do() -> None:
     rng = np.random.default_rng(5)
     used = set()
-    for _ in range(30):
+    for _ in range(60):
         chip = ACCELERATORS[int(rng.integers(len(ACCELERATORS)))]
         workloads = [random_workload(rng) for _ in range(int(rng.integers(1, 5)))]
         found = [(workload, lowered(workload, chip, rng)) for workload in workloads]

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # A tensor as it lies in DRAM: the value, and its layout there.
 Stored = tuple[str, str]
 
+_ADDRESSES = 1 << 32
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -229,6 +231,9 @@ def plan(
 
     Constants and code of all submissions have places of their own there. Activations share one region, each only from
     when it is written until it is last read: between submissions all that is still needed is with the host.
+
+    Raises:
+        ModelError: it does not fit VTA's 32-bit addresses.
     """
     from oneshot_ml2.vta import link
     from oneshot_ml2.vta.program import element_bytes
@@ -294,6 +299,8 @@ def plan(
             )
         )
     total = address + activations if segments else 0
+    if total > _ADDRESSES:
+        raise ModelError(f"the model takes {total:,} bytes of DRAM; a VTA program can address {_ADDRESSES:,}")
     return linked, Dram(total, constants, instructions, activations, separate)
 
 
