@@ -409,7 +409,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--schedules", metavar="FILE", help="schedules.json of a compiled model: its layers keep theirs; with -o DIR"
     )
     parser.add_argument(
-        "--html", metavar="FILE", help="also write the report's page there (it is the folder's report.html); with -o DIR"
+        "--html", metavar="FILE", help="also write the page that is the folder's report.html there; with -o DIR"
     )
     parser.add_argument(
         "--rounding", choices=("shift",), default="shift", help="of whole models: half up by VTA's shift (default)"
