@@ -73,7 +73,7 @@ def _data(content: Mapping[str, Any], programs: Mapping[str, Program]) -> dict[s
     return {
         "model": content["model"],
         "accelerator": chip["name"],
-        "chip": f"{chip['TARGET']}, batch {1 << chip['LOG_BATCH']}, block {1 << chip['LOG_BLOCK']}, "
+        "chip": f"batch {1 << chip['LOG_BATCH']}, block {1 << chip['LOG_BLOCK']}, "
         f"{chip['BUS_BITS']} bit bus, {chip['CLOCK_MHZ']} MHz",
         "clock_mhz": chip["CLOCK_MHZ"],
         "warnings": [*content["warnings"], *content["changes"]],
