@@ -203,6 +203,7 @@ def _detail(timeline: trace.Timeline) -> dict[str, Any]:
             for number, (row, found) in enumerate(timeline.totals().items())
             if found
         },
+        "port_waits": {row: waits for row, waits in timeline.port_waits().items() if waits},
     }
 
 

@@ -8,6 +8,7 @@ a wait, named by what ended it. Within a LOAD or a fetch, a wait for the memory 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gzip
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,8 +38,8 @@ LATENCY = "memory latency"
 _CLIENTS = ("fetch", "UOP", "INP", "WGT", "ACC")
 _MODULES = {LOAD: "load", COMPUTE: "compute", STORE: "store"}
 _FLAG_NAMES = ("pop_prev", "pop_next", "push_prev", "push_next")
-# Perfetto orders the rows of a process by their thread ids; the model's layers come first.
-_LAYER_TID = 1
+# The model's layers come first; a row's thread id in the file is its number plus this.
+_LAYER_ROW = -1
 _FIRST_TID = 2
 
 
@@ -57,11 +58,15 @@ class Slice:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What a program does from launch to FINISH, slices by row and time; ``cycles``, ``hang``: `timing.Timing`'s."""
+    """What a program does in its cycles [begin, begin + cycles), slices by row and time.
+
+    A whole program's begin at 0, and ``cycles`` and ``hang`` are `timing.Timing`'s.
+    """
 
     cycles: int
     hang: bool
     slices: tuple[Slice, ...]
+    begin: int = 0
 
     def totals(self) -> dict[str, dict[str, int]]:
         """Row -> name of a wait or of what it does -> cycles; what lies within an instruction is not counted again."""
@@ -71,6 +76,55 @@ class Timeline:
                 names = result[ROWS[piece.row]]
                 names[piece.name] = names.get(piece.name, 0) + piece.end - piece.start
         return result
+
+    def port_waits(self) -> dict[str, int]:
+        """Row -> cycles within its instructions in which they wait for the memory port."""
+        waits = dict.fromkeys(ROWS[:STORE], 0)
+        for piece in self.slices:
+            if piece.inner:
+                waits[ROWS[piece.row]] += piece.end - piece.start
+        return waits
+
+    def cut(self, begin: int, end: int) -> Timeline:
+        """Cycles [begin, end) of it; a slice that reaches beyond them ends there."""
+        slices = tuple(
+            dataclasses.replace(piece, start=max(piece.start, begin), end=min(piece.end, end))
+            for piece in self.slices
+            if piece.start < end and piece.end > begin
+        )
+        return Timeline(end - begin, self.hang, slices, begin)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A program that runs, and the cycles [begin, end) of it in which each of its layers does, by name and in order."""
+
+    timeline: Timeline
+    layers: tuple[tuple[str, int, int], ...]
+
+
+def part(line: Timeline, program: Program, names: Sequence[str]) -> Part:
+    """A program of one layer, or of joined ones: a layer ends when the last instruction before the next one's does.
+
+    Each layer begins with the load of its micro-ops, whose buffer in a joined program is ``<number>.uops``.
+    """
+    from oneshot_ml2.vta import program as G
+
+    if len(names) == 1:
+        return Part(line, ((names[0], 0, line.cycles),))
+    insns = np.asarray(program.insns)
+    loads = np.flatnonzero((insns[:, G.C_OP] == G.LOAD) & (insns[:, G.C_MEM] == G.UOP) & (insns[:, G.C_X] > 0))
+    address = insns[loads, G.C_DRAM] * G.element_bytes(program.accelerator)[G.UOP]
+    ends = {piece.args["instruction"]: piece.end for piece in line.slices if "executes from" in piece.args}
+    layers, begin = [], 0
+    for number, name in enumerate(names):
+        end = line.cycles
+        if number + 1 < len(names):
+            following = loads[address >= program.buffer(f"{number + 1}.uops").address]
+            end = ends.get(int(following[0]) - 1, line.cycles)
+        layers.append((name, begin, end))
+        begin = end
+    return Part(line, tuple(layers))
 
 
 def timeline(program: Program) -> Timeline:
@@ -87,16 +141,8 @@ def timeline(program: Program) -> Timeline:
         *_modules(program, modules, timed.trace, timed.queued, ports, timed.cycles),
         *_memory(program, timed.trace, timed.bursts),
     ]
-    cut = (
-        piece if piece.end <= timed.cycles else Slice(piece.row, piece.start, timed.cycles, *_rest(piece))
-        for piece in slices
-        if piece.start < timed.cycles and piece.start < piece.end
-    )
-    return Timeline(timed.cycles, timed.hang, tuple(sorted(cut, key=lambda s: (s.row, s.start, s.inner))))
-
-
-def _rest(piece: Slice) -> tuple[str, str, Mapping[str, Any], bool]:
-    return piece.name, piece.kind, piece.args, piece.inner
+    ordered = sorted((s for s in slices if s.start < s.end), key=lambda s: (s.row, s.start, s.inner))
+    return Timeline(timed.cycles, timed.hang, tuple(ordered)).cut(0, timed.cycles)
 
 
 def module_rows(insns: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -375,14 +421,13 @@ def microseconds(cycles: NDArray[np.int64] | Sequence[int], clock_mhz: float) ->
     return np.where(lost, np.nextafter(result, np.inf), result)
 
 
-def trace_events(name: str, clock_mhz: float, parts: Sequence[tuple[str, Timeline]]) -> list[dict[str, Any]]:
+def trace_events(name: str, clock_mhz: float, parts: Sequence[Part]) -> list[dict[str, Any]]:
     """Programs that run one after the other as events of the Chrome trace event format, one process, a row a thread."""
-    tids = {row: _FIRST_TID + row for row in range(len(ROWS))}
     events: list[dict[str, Any]] = [
         {"ph": "M", "pid": 1, "tid": 0, "ts": 0, "name": "process_name", "args": {"name": name}},
         *(
             {"ph": "M", "pid": 1, "tid": tid, "ts": 0, "name": what, "args": args}
-            for tid, title in ((_LAYER_TID, "layer"), *((tids[row], title) for row, title in enumerate(ROWS)))
+            for tid, title in enumerate(("layer", *ROWS), _FIRST_TID + _LAYER_ROW)
             for what, args in (
                 ("thread_name", {"name": title}),
                 ("thread_sort_index", {"sort_index": tid}),
@@ -390,19 +435,23 @@ def trace_events(name: str, clock_mhz: float, parts: Sequence[tuple[str, Timelin
         ),
     ]
     offset = 0
-    for title, part in parts:
-        starts = np.array([0, *(piece.start for piece in part.slices)], np.int64) + offset
-        ends = np.array([part.cycles, *(piece.end for piece in part.slices)], np.int64) + offset
+    for entry in parts:
+        line = entry.timeline
+        layers = [
+            Slice(_LAYER_ROW, begin, end, title, "layer", {"ends": "hangs" if line.hang else "FINISH"})
+            for title, begin, end in entry.layers
+        ]
+        slices = [*layers, *line.slices]
+        starts = np.array([piece.start for piece in slices], np.int64) - line.begin + offset
+        ends = np.array([piece.end for piece in slices], np.int64) - line.begin + offset
         begin, finish = microseconds(starts, clock_mhz), microseconds(ends, clock_mhz)
         # Durations are nanoseconds, too; as differences of doubles they would not be.
         lasting = microseconds(np.rint(finish * 1000).astype(np.int64) - np.rint(begin * 1000).astype(np.int64), 1000)
-        whole = {"cycles": part.cycles, "ends": "hangs" if part.hang else "FINISH"}
-        events.append(_event(_LAYER_TID, title, "layer", begin[0], lasting[0], whole))
-        for index, piece in enumerate(part.slices, 1):
+        for index, piece in enumerate(slices):
             args = {"cycle": piece.start, "cycles": piece.end - piece.start, **piece.args}
             category = WAIT if piece.kind == IDLE else piece.kind
-            events.append(_event(tids[piece.row], piece.name, category, begin[index], lasting[index], args))
-        offset += part.cycles
+            events.append(_event(_FIRST_TID + piece.row, piece.name, category, begin[index], lasting[index], args))
+        offset += line.cycles
     return events
 
 
@@ -413,7 +462,7 @@ def _event(tid: int, name: str, category: str, ts: float, dur: float, args: Mapp
     }  # fmt: skip
 
 
-def document(name: str, accelerator: Accelerator, parts: Sequence[tuple[str, Timeline]]) -> str:
+def document(name: str, accelerator: Accelerator, parts: Sequence[Part]) -> str:
     """The text of a trace file."""
     clock = float(accelerator.clock_mhz)
     head = {
@@ -422,7 +471,7 @@ def document(name: str, accelerator: Accelerator, parts: Sequence[tuple[str, Tim
             "model": name,
             "accelerator": accelerator.name,
             "clock_mhz": clock,
-            "cycles": sum(part.cycles for _, part in parts),
+            "cycles": sum(entry.timeline.cycles for entry in parts),
             "version": f"oneshot-ml2 {__version__}",
         },
     }
@@ -465,24 +514,25 @@ def run(args: argparse.Namespace) -> int:
         raise OneShotError(f"--output is {args.output}; allowed: a file ending in .json or .json.gz")
     if not output.parent.is_dir():
         raise OneShotError(f"no folder {output.parent}; make it, or choose another place for --output")
-    name, chip, programs = _programs(args)
-    known: dict[bytes, Timeline] = {}
-    parts = []
-    for title, program in programs:
-        # Layers of the same shapes and schedule share their program's cycles.
-        key = program.insns.tobytes() + program.insn_address.to_bytes(8, "little")
-        known[key] = known.get(key) or timeline(program)
-        parts.append((title, known[key]))
+    name, chip, parts = _parts(args)
     text = document(name, chip, parts)
     write_whole(output, gzip.compress(text.encode(), mtime=0) if output.suffix == ".gz" else text)
+    layers = [(title, entry.timeline.cut(begin, end)) for entry in parts for title, begin, end in entry.layers]
     if args.json:
-        layers = [
-            {"layer": title, "cycles": part.cycles, "hang": part.hang, "rows": part.totals()} for title, part in parts
+        rows = [
+            {
+                "layer": title,
+                "cycles": line.cycles,
+                "hang": line.hang,
+                "rows": line.totals(),
+                WAIT_PORT: line.port_waits(),
+            }
+            for title, line in layers
         ]
-        print(json.dumps({"file": str(output), "accelerator": chip.name, "layers": layers}, indent=2))
+        print(json.dumps({"file": str(output), "accelerator": chip.name, "layers": rows}, indent=2))
         return 0
-    print(_table(parts))
-    cycles = sum(part.cycles for _, part in parts)
+    print(_table(layers))
+    cycles = sum(line.cycles for _, line in layers)
     print(
         f"\n{name} on {chip.name}: {cycles:,} cycles, {cycles / chip.clock_mhz / 1e3:.2f} ms at {chip.clock_mhz} MHz. "
         f"Written to {output}; open it at https://ui.perfetto.dev"
@@ -490,19 +540,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _table(parts: Sequence[tuple[str, Timeline]]) -> str:
+def _table(layers: Sequence[tuple[str, Timeline]]) -> str:
     rows = []
-    for title, part in parts:
-        totals, share = part.totals(), 1 / max(part.cycles, 1)
-        kinds = {piece.name: piece.kind for piece in part.slices}
+    for title, line in layers:
+        totals, share = line.totals(), 1 / max(line.cycles, 1)
+        kinds = {piece.name: piece.kind for piece in line.slices}
         compute = totals[ROWS[COMPUTE]]
         waits = sorted(((n, name) for name, n in compute.items() if kinds[name] == WAIT), reverse=True)
         rows.append(
             (
                 title,
-                f"{part.cycles:,}{' (hangs)' if part.hang else ''}",
+                f"{line.cycles:,}{' (hangs)' if line.hang else ''}",
                 *(
-                    report.percent(share * sum(n for name, n in totals[ROWS[row]].items() if kinds.get(name) == WORK))
+                    report.percent(share * sum(n for name, n in totals[ROWS[row]].items() if kinds[name] == WORK))
                     for row in (LOAD, COMPUTE, STORE, READ, WRITE)
                 ),
                 ", ".join(f"{name.removeprefix('waits for ')} {report.percent(share * n)}" for n, name in waits[:2]),
@@ -512,8 +562,35 @@ def _table(parts: Sequence[tuple[str, Timeline]]) -> str:
     return report.table(header, rows, left=("layer", "compute waits for"))
 
 
-def _programs(args: argparse.Namespace) -> tuple[str, Accelerator, list[tuple[str, Program]]]:
-    """What to trace: a name for all of it, the accelerator, and programs by layer.
+def _parts(args: argparse.Namespace) -> tuple[str, Accelerator, list[Part]]:
+    """What to trace: a name for all of it, the accelerator, and the chosen layers, or all, in what runs them.
+
+    Raises:
+        OneShotError: as `_programs`, or no such layer.
+    """
+    from oneshot_ml2.compile import matching
+
+    name, chip, programs = _programs(args)
+    known: dict[bytes, Timeline] = {}
+    parts = []
+    chosen = set(matching([layer for layers, _ in programs for layer in layers], args.layer))
+    for layers, program in programs:
+        if not chosen & set(layers):
+            continue
+        # Equal layers share their program, and so its cycles.
+        key = program.insns.tobytes() + program.insn_address.to_bytes(8, "little")
+        known[key] = known.get(key) or timeline(program)
+        entry = part(known[key], program, layers)
+        if chosen >= set(layers):
+            parts.append(entry)
+        else:
+            spans = [span for span in entry.layers if span[0] in chosen]
+            parts += [Part(entry.timeline.cut(begin, end), ((title, begin, end),)) for title, begin, end in spans]
+    return name, chip, parts
+
+
+def _programs(args: argparse.Namespace) -> tuple[str, Accelerator, list[tuple[Sequence[str], Program]]]:
+    """A name for what is given, the accelerator, and its programs in order, with the layers that each of them runs.
 
     Raises:
         OneShotError: nothing or too much is named, or it cannot be read, picked or lowered.
@@ -533,42 +610,38 @@ def _programs(args: argparse.Namespace) -> tuple[str, Accelerator, list[tuple[st
         if args.schedule is not None:
             raise OneShotError("a compiled model has its schedules; --schedule is for layers of a model or a list")
         model = executable.load(source, chip)
-        layers = {layer.name: layer.program for layer in model.layers}
-        chosen = _chosen(list(layers), args.layer)
-        return model.name, model.accelerator, [(name, layers[name]) for name in chosen]
+        return model.name, model.accelerator, [((layer.name,), layer.program) for layer in model.layers]
     if source.is_file():
         from oneshot_ml2.inspect_program import read_program
         from oneshot_ml2.vta.program import Program
 
         chip, insns, _ = read_program(source, chip, args.run_index)
         uops = np.zeros((0, 3), np.int64)
-        return source.name, chip, [(source.name, Program(chip, insns, uops, args.address, 0, ()))]
+        return source.name, chip, [((source.name,), Program(chip, insns, uops, args.address, 0, ()))]
     from oneshot_ml2 import models
 
     chip = chip or Accelerator.load("pynq")
     return args.source, chip, _picked(args, chip, models.trace(args.source, args.size))
 
 
-def _chosen(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    from oneshot_ml2.compile import matching
-
-    return matching(names, patterns)
-
-
-def _picked(args: argparse.Namespace, chip: Accelerator, layers: Sequence[Layer]) -> list[tuple[str, Program]]:
+def _picked(
+    args: argparse.Namespace, chip: Accelerator, layers: Sequence[Layer]
+) -> list[tuple[Sequence[str], Program]]:
     """The chosen layers' programs, by the pick or by ``--schedule``."""
+    from oneshot_ml2.compile import select_layers
     from oneshot_ml2.schedule import Schedule, ScheduleSpace
 
-    names = _chosen([layer.name for layer in layers], args.layer)
-    chosen = [layer for layer in layers if layer.name in names]
+    chosen = select_layers(layers, args.layer)
     if args.schedule is None:
         from oneshot_ml2 import oneshot
 
-        return [(layer.name, oneshot.pick(layer.workload, chip, args.weights).program) for layer in chosen]
+        return [((layer.name,), oneshot.pick(layer.workload, chip, args.weights).program) for layer in chosen]
     if len(chosen) != 1:
-        raise OneShotError(f"--schedule is for one layer; choose it with --layer: {', '.join(names)}")
+        raise OneShotError(
+            f"--schedule is for one layer; choose it with --layer: {', '.join(layer.name for layer in chosen)}"
+        )
     try:
         knobs = tuple((k, int(v)) for k, _, v in (word.partition("=") for word in args.schedule.split()))
     except ValueError as error:
         raise OneShotError(f"--schedule is {args.schedule!r}; write it as 'tile_co=4 tile_h=56 ...'") from error
-    return [(chosen[0].name, ScheduleSpace(chosen[0].workload, chip).lower(Schedule("full", knobs)))]
+    return [((chosen[0].name,), ScheduleSpace(chosen[0].workload, chip).lower(Schedule("full", knobs)))]

@@ -180,6 +180,35 @@ def test_the_wait_for_the_memory_port_is_what_contention_costs() -> None:
     assert behind.args["execution cycles"] - alone.args["execution cycles"] == behind.args[trace.WAIT_PORT] > 500
 
 
+def test_layers_of_a_joined_program() -> None:
+    """The first layer ends with its NOP, whatever else runs by then; a layer alone is cut out of the program."""
+    insns = [
+        row(G.LOAD, 0, G.UOP, 0, 0x2000, 1, 4, 4),
+        row(G.LOAD, G.PUSH_NEXT, G.INP, 0, 64, 1, 30, 30),
+        row(G.GEMM, G.POP_PREV | G.PUSH_NEXT, 0, 0, 4, 5, 5),
+        row(G.STORE, G.POP_PREV | G.PUSH_PREV, G.OUT, 0, 512, 1, 8, 8),
+        row(G.LOAD, G.POP_NEXT | G.PUSH_PREV, G.UOP),
+        row(G.LOAD, 0, G.UOP, 0, 0x2400, 1, 4, 4),
+        row(G.LOAD, G.POP_NEXT | G.PUSH_NEXT, G.INP, 0, 64, 1, 30, 30),
+        row(G.GEMM, G.POP_PREV, 0, 0, 4, 5, 5),
+        row(G.FINISH),
+    ]
+    uops = np.zeros((0x1400 // 4, 3), np.int64)
+    buffers = (G.Buffer("0.uops", G.UOP, 0x8000, 4), G.Buffer("1.uops", G.UOP, 0x9000, 4))
+    program = Program(PYNQ, np.array(insns, np.int64), uops, 0x1000, 0x8000, buffers)
+    line = check(program)
+    entry = trace.part(line, program, ("a", "b"))
+    timed = timing.measure(program, trace=True)
+    assert timed.trace is not None
+    middle = int(timed.trace[4, 1])
+    assert entry.layers == (("a", 0, middle), ("b", middle, line.cycles))
+    second = line.cut(middle, line.cycles)
+    assert sum(second.totals()["compute"].values()) == second.cycles == line.cycles - middle
+    events = trace.trace_events("x", 100, [trace.Part(second, (("b", middle, line.cycles),))])
+    check_events(events, second.cycles * 10)
+    check_events(trace.trace_events("x", 100, [entry]), line.cycles * 10)
+
+
 @pytest.mark.parametrize("mhz", [1, 100, 142.8, 300, 333.3, 1500])
 def test_time_stamps_survive_perfettos_conversion(mhz: float) -> None:
     cycles = np.arange(0, 3_000_000, 7)
@@ -220,7 +249,16 @@ def check_events(events: list[dict[str, Any]], end_ns: int) -> None:
 def test_the_file_keeps_the_rules_of_its_format(mhz: float) -> None:
     accelerator = dataclasses.replace(PYNQ, clock_mhz=mhz)
     first, second = trace.timeline(conv_program()), trace.timeline(program_of(PYNQ, [row(G.FINISH)]))
-    content = json.loads(trace.document('a "model"', accelerator, [("first", first), ("second </layer>", second)]))
+    content = json.loads(
+        trace.document(
+            'a "model"',
+            accelerator,
+            [
+                trace.Part(first, (("first", 0, first.cycles),)),
+                trace.Part(second, (("second </layer>", 0, second.cycles),)),
+            ],
+        )
+    )
     assert content["displayTimeUnit"] == "ns"
     assert content["otherData"]["cycles"] == first.cycles + second.cycles
     events = content["traceEvents"]
