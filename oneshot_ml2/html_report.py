@@ -84,6 +84,7 @@ def _data(content: Mapping[str, Any], programs: Mapping[str, Program]) -> dict[s
         "milliseconds": content["milliseconds"],
         "macs_vta": content["macs_vta"],
         "macs_host": content["macs_host"],
+        "submissions": [entry["layers"] for entry in content["submissions"]],
         "sources": ", ".join(f"{count} {source}" for source, count in sources.most_common()) or "none",
         "stages": [[{"build": "TVM build"}.get(name, name), value] for name, value in seconds.items()],
         "total_seconds": sum(seconds.values()),
@@ -104,12 +105,14 @@ def _check(content: Mapping[str, Any]) -> tuple[str, str]:
     checked = content["checked"]
     if checked is None:
         return "not checked", "against the integer reference (--no-check)"
-    wrong = sum(bool(entry.get("wrong_outputs")) for entry in content["layers"])
-    if wrong or not content["ok"]:
-        return "WRONG", f"{wrong} layers differ from the integer reference; this is a bug"
+    layers, submissions = (
+        sum(bool(entry.get("wrong_outputs")) for entry in content[kind]) for kind in ("layers", "submissions")
+    )
+    if layers or submissions or not content["ok"]:
+        return "WRONG", f"{layers} layers, {submissions} submissions differ from the integer reference; this is a bug"
     if checked["outputs"]:
         return "exact layers", f"outputs differ by at most {checked['largest_difference']:.2g}, the host's float math"
-    return "exact", "all layers and outputs equal the integer reference bit for bit"
+    return "exact", "all layers, submissions and outputs equal the integer reference bit for bit"
 
 
 def _layer(entry: Mapping[str, Any], detail: int | None) -> dict[str, Any]:

@@ -610,7 +610,10 @@ def _programs(args: argparse.Namespace) -> tuple[str, Accelerator, list[tuple[Se
         if args.schedule is not None:
             raise OneShotError("a compiled model has its schedules; --schedule is for layers of a model or a list")
         model = executable.load(source, chip)
-        return model.name, model.accelerator, [((layer.name,), layer.program) for layer in model.layers]
+        content = json.loads((source / executable.REPORT).read_text(encoding="utf-8"))
+        names = [tuple(map(str, entry["layers"])) for entry in content["submissions"]]
+        programs = [segment.program for segment in model.segments]
+        return model.name, model.accelerator, list(zip(names, programs, strict=True))
     if source.is_file():
         from oneshot_ml2.inspect_program import read_program
         from oneshot_ml2.vta.program import Program

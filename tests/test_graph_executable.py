@@ -20,7 +20,7 @@ from oneshot_ml2 import graph, oneshot, runtime
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import ModelError
 from oneshot_ml2.graph import compiler, executable, ir
-from oneshot_ml2.vta import image, simulator, timing
+from oneshot_ml2.vta import image, link, simulator, timing
 
 needs("tvm", "onnx")
 
@@ -58,6 +58,7 @@ def test_the_whole_model_equals_its_reference(compiled: compiler.CompiledGraph) 
     assert compiled.ok
     assert compiled.checked is not None
     assert compiled.checked.layers == {"stem": 0, "body": 0, "head": 0}
+    assert not any(compiled.checked.submissions)
     assert (compiled.checked.outputs, compiled.checked.allowed) == (0, 0)
     for seed in range(3):
         x = example(SHAPE, seed)
@@ -66,7 +67,9 @@ def test_the_whole_model_equals_its_reference(compiled: compiler.CompiledGraph) 
 
 def test_the_report_says_where_and_why(compiled: compiler.CompiledGraph) -> None:
     text = compiled.report()
-    assert "3 of 3 VTA layers equal the integer reference bit for bit; the whole model's output equals it." in text
+    assert "3 of 3 VTA layers equal the integer reference bit for bit, and so do 3 of 3 submissions; the whole" in text
+    assert "the whole model's output equals it." in text
+    assert "3 layers in 3 submissions" in text
     assert "pooling is not lowered to the VTA" in text
     assert all(f"{stage} " in text for stage in compiler.STAGES)
     assert "peak memory" in text
@@ -78,7 +81,10 @@ def test_the_report_says_where_and_why(compiled: compiler.CompiledGraph) -> None
     assert data["macs_host"] == 0 < data["macs_vta"]
     on_vta = [layer for layer in data["layers"] if layer["where"] == "vta"]
     assert all(0 < layer["bound"] <= layer["cycles"] and layer["dram_bytes"] > 0 for layer in on_vta)
-    assert sum(layer["cycles"] for layer in on_vta) == data["cycles"]
+    assert sum(layer["cycles"] for layer in on_vta) == data["layer_cycles"]
+    assert sum(entry["cycles"] for entry in data["submissions"]) == data["cycles"] <= 1.005 * data["layer_cycles"]
+    assert [name for entry in data["submissions"] for name in entry["layers"]] == [layer["layer"] for layer in on_vta]
+    assert 0 < data["dram"]["activations"] <= data["dram"]["separate"] < data["dram"]["total"]
 
 
 @pytest.mark.parametrize("chip", ["b8", "b2x16"])
@@ -145,7 +151,7 @@ def test_what_the_vta_cannot_take_stays_on_the_host() -> None:
 def test_nothing_is_measured_before_the_last_pick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     events: list[str] = []
     monkeypatch.setattr(oneshot, "pick", noted(events, "pick", oneshot.pick))
-    for module, name in ((timing, "measure"), (timing, "simulate"), (simulator, "run"), (image, "execute")):
+    for module, name in ((timing, "measure"), (timing, "simulate"), (simulator, "execute_checked"), (image, "execute")):
         monkeypatch.setattr(module, name, noted(events, "measure", getattr(module, name)))
     assert graph.compile_model(residual_qdq(tmp_path / "m.onnx")).ok
     first = events.index("measure")
@@ -170,9 +176,9 @@ def test_a_wrong_program_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     right = runtime.LayerProgram.run
 
     def wrong(self: runtime.LayerProgram, operands: Any) -> Any:
-        result = right(self, operands)
-        result.flat[0] ^= 64
-        return result
+        results = right(self, operands)
+        results[0].flat[0] ^= 64
+        return results
 
     monkeypatch.setattr(runtime.LayerProgram, "run", wrong)
     path = residual_qdq(tmp_path / "m.onnx")
@@ -180,6 +186,25 @@ def test_a_wrong_program_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     assert code == 1
     assert "WRONG RESULT" in err
     assert "0 of 3 VTA layers equal" in out
+
+
+def test_a_wrong_submission_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    right = link.link
+
+    def astray(programs: Any, placements: Any, *addresses: int) -> Any:
+        """A later layer does not read what the one before it wrote."""
+        moved = [{**placement} for placement in placements]
+        for placement in moved[1:]:
+            placement["data"], placement["output"] = placement["output"], placement["data"]
+        return right(programs, moved, *addresses)
+
+    monkeypatch.setattr(link, "link", astray)
+    model = graph.compile_model(residual_qdq(tmp_path / "m.onnx"))
+    assert model.checked is not None
+    assert not any(model.checked.layers.values())
+    assert any(model.checked.submissions)
+    assert not model.ok
+    assert "2 of 2 submissions" not in model.report()
 
 
 # The folder ------------------------------------------------------------------------------------
@@ -263,14 +288,16 @@ def rewritten(build: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda m: m.update(schema=0), "from an older version (schema 0"),
+        (lambda m: m.update(schema=1), "from an older version (schema 1, this one reads 2)"),
         (lambda m: m.update(schema=99), "from another version (schema 99"),
         (lambda m: m.update(format="something"), "not that of a compiled model"),
         (lambda m: m.update(machine="pdp11"), "compiled for pdp11"),
         (lambda m: m["versions"].update(tvm="0.9.0"), "made with TVM 0.9.0"),
         (lambda m: m["accelerator"].update(LOG_BLOCK=77), "its accelerator is unreadable"),
-        (lambda m: m.pop("layers"), "does not fit its files"),
-        (lambda m: m["layers"].append(m["layers"][0]), "does not fit its files"),
+        (lambda m: m.pop("segments"), "does not fit its files"),
+        (lambda m: m["segments"].append(m["segments"][0]), "does not fit its files"),
+        (lambda m: m["segments"][0]["inputs"][0].update(layout="odd"), "does not fit its files"),
+        (lambda m: m["segments"][0]["outputs"][0].update(buffer="9.output"), "does not fit its files"),
     ],
 )
 def test_foreign_models_are_refused(change: Any, says: str, build: Path, run_command: RunCommand) -> None:

@@ -91,6 +91,10 @@ def sample() -> tuple[dict[str, Any], dict[str, Program]]:
         "macs_host": 0,
         "seconds": {"import": 1.0, "quantize": 0.5, "pick": 0.25, "lower": 0.0, "build": 2.0, "check": 0.1},
         "peak_bytes": 2**30,
+        "submissions": [
+            {"layers": [layers[1]["layer"], layers[2]["layer"]], "cycles": 5000, "wrong_outputs": 0},
+            {"layers": ["twin"], "cycles": 3000, "wrong_outputs": 0},
+        ],
         "layers": layers,
     }
     return content, programs
@@ -162,7 +166,7 @@ def test_wrong_results_are_said() -> None:
     content["ok"] = False
     content["layers"][1]["wrong_outputs"] = 7
     page = html_report.page(content, programs)
-    assert "WRONG: 7" in page and "1 layers differ" in page
+    assert "WRONG: 7" in page and "1 layers, 0 submissions differ" in page
 
 
 def test_utilisation_counts_covered_cycles() -> None:
@@ -266,6 +270,7 @@ def test_a_layer_opens_by_its_address(number: int, browse: Browse, written: Path
     }
     assert len(titles & told) > 20
     assert "waits for a token from" in shown
+    assert ("2 of 2" in shown, "1 of 2, with" in shown) == (number == 3, number < 3)
 
 
 def test_clicks_choose_switch_and_close(browse: Browse, written: Path, tmp_path: Path) -> None:
