@@ -234,7 +234,7 @@ def test_a_loaded_model_runs_here_too(compiled: compiler.CompiledGraph, saved: P
 
 def test_saving_replaces_a_model_and_nothing_else(compiled: compiler.CompiledGraph, build: Path) -> None:
     compiled.save(build)
-    assert {entry.name for entry in build.iterdir()} == {*executable.FILES, executable.MANIFEST}
+    assert {entry.name for entry in build.iterdir()} == {*executable.FILES, executable.MANIFEST, executable.PAGE}
     (build / "thesis.tex").write_text("precious")
     with pytest.raises(ModelError, match=r"'thesis\.tex'"):
         compiled.save(build)
@@ -332,11 +332,27 @@ def test_a_pickle_is_never_loaded(build: Path, run_command: RunCommand, tmp_path
 
 
 # The command line ------------------------------------------------------------------------------
+def test_the_trace_of_a_folder(
+    compiled: compiler.CompiledGraph, saved: Path, run_command: RunCommand, tmp_path: Path
+) -> None:
+    code, out, err = run_command("trace", saved, "-o", tmp_path / "t.json", "--json")
+    assert (code, err) == (0, "")
+    assert sum(layer["cycles"] for layer in json.loads(out)["layers"]) == compiled.cycles
+    assert json.loads((tmp_path / "t.json").read_text())["otherData"]["cycles"] == compiled.cycles
+    code, out, _ = run_command("trace", saved, "--layer", "body", "-o", tmp_path / "t.json")
+    assert (code, "body" in out, "stem" in out) == (0, True, False)
+    for argv in (("--accelerator", "ultra96"), ("--schedule", "tile_co=1"), ("--layer", "nothing")):
+        code, _, err = run_command("trace", saved, *argv, "-o", tmp_path / "x.json")
+        assert (code, err.count("\n")) == (2, 1), err
+
+
 def test_onnx_from_the_command_line(tmp_path: Path, run_command: RunCommand) -> None:
     path = residual_qdq(tmp_path / "m.onnx")
     build = tmp_path / "build"
-    code, out, err = run_command("compile", path, "--accelerator", "pynq", "-o", build)
+    page = tmp_path / "page.html"
+    code, out, err = run_command("compile", path, "--accelerator", "pynq", "-o", build, "--html", page)
     assert (code, err) == (0, "")
+    assert page.read_bytes() == (build / executable.PAGE).read_bytes()
     assert "3 of 3 VTA layers equal the integer reference bit for bit" in out
     np.save(tmp_path / "x.npy", example((1, 3, 8, 8)))
     code, out, _ = run_command("run", build, "--input", f"x={tmp_path / 'x.npy'}", "--json")

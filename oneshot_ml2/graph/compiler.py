@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from oneshot_ml2 import report
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import ModelError
+from oneshot_ml2.files import write_whole
 from oneshot_ml2.graph import executable, importer, ir, layout, operators, partition
 from oneshot_ml2.graph import quantize as quantizing
 from oneshot_ml2.graph.executable import Executable, Tensor
@@ -136,8 +137,16 @@ class CompiledGraph:
         return self.executable.run(inputs)
 
     def save(self, folder: str | Path) -> None:
-        """Write the folder that ``oneshot-ml2 run`` and `executable.load` take; see `executable.save`."""
+        """Write the folder that ``oneshot-ml2 run`` and `executable.load` take, see `executable.save`; and `html`."""
         executable.save(self.executable, folder, self.schedules(), self.to_dict())
+        write_whole(Path(folder) / executable.PAGE, self.html())
+
+    def html(self) -> str:
+        """A self-contained page with the report and what each layer does over time."""
+        from oneshot_ml2 import html_report
+
+        nodes = (node for node in self.graph.nodes if node.output in self.picks)
+        return html_report.page(self.to_dict(), {node.name: self.picks[node.output].program for node in nodes})
 
     def macs(self) -> tuple[int, int]:
         """Multiplications on the VTA, and on the host."""

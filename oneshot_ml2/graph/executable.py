@@ -40,6 +40,8 @@ SCHEDULES_SCHEMA = 1
 LIBRARY, PROGRAMS, WEIGHTS, SCHEDULES, REPORT = "lib.so", "programs.npz", "weights.npz", "schedules.json", "report.json"
 FILES = (LIBRARY, PROGRAMS, WEIGHTS, SCHEDULES, REPORT)
 MANIFEST = "manifest.json"
+# For people: nothing reads it, so nothing checks it.
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ def check_target(folder: Path) -> None:
     if folder.is_file():
         raise ModelError(f"{folder} is a file; give a folder for the compiled model")
     if folder.is_dir():
-        strange = sorted({entry.name for entry in folder.iterdir()} - {*FILES, MANIFEST})
+        strange = sorted({entry.name for entry in folder.iterdir()} - {*FILES, MANIFEST, PAGE})
         if strange:
             raise ModelError(f"{folder} holds {strange[0]!r}, no part of a compiled model; give another folder")
 
