@@ -3,7 +3,8 @@
     python datasets/make_evaluation.py
 
 ``workloads``: unseen workloads on seen accelerators; ``resnet18``: its layers on seen accelerators; ``unseen``:
-unseen workloads on unseen accelerators. Drawn without looking at spaces or results.
+unseen workloads on unseen accelerators; ``operators``: unseen operators of other kinds on seen accelerators. Drawn
+without looking at spaces or results.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def main() -> None:
 
     rng = np.random.default_rng(SEED)
     heldout = [layer.name for layer in read_layers(HERE / "workloads/heldout.toml")]
+    operators = [layer.name for layer in read_layers(HERE / "workloads/operators_heldout.toml")]
     resnet = [layer.name for layer in read_layers(HERE / "workloads/resnet18.toml")]
     seen, unseen = _names("train"), _names("heldout")
     chips = ["accelerators/train/pynq.json"]
@@ -44,6 +46,7 @@ def main() -> None:
         "workloads": ("workloads/heldout.toml", _pairs(rng, heldout, seen)),
         "resnet18": ("workloads/resnet18.toml", [(layer, chip) for chip in chips for layer in resnet]),
         "unseen": ("workloads/heldout.toml", _pairs(rng, heldout, unseen)),
+        "operators": ("workloads/operators_heldout.toml", _pairs(rng, operators, seen)),
     }
     folder = HERE / "evaluation"
     folder.mkdir(exist_ok=True)

@@ -101,8 +101,13 @@ def trained() -> dict[str, list[Workload]]:
         "regnet": [
             Conv2d(1, c, size, size, c, 3, 3, stride, 1, 1, RELU, groups=groups)
             for c, size, stride, groups in (
-                (48, 112, 2, 2), (96, 56, 2, 4), (192, 28, 2, 8), (192, 28, 1, 8), (432, 14, 1, 18), (240, 14, 1, 10),
-            )  # fmt: skip
+                (48, 112, 2, 2),
+                (96, 56, 2, 4),
+                (192, 28, 2, 8),
+                (192, 28, 1, 8),
+                (432, 14, 1, 18),
+                (240, 14, 1, 10),
+            )
         ],
         "alexnet": [
             Conv2d(1, 96, 27, 27, 256, 5, 5, 1, 2, 1, RELU, groups=2),
@@ -112,7 +117,9 @@ def trained() -> dict[str, list[Workload]]:
         ],
         "unet": [Conv2dTranspose(1, c, size, size, k, 2, 2, 2, 0, 0, RELU) for c, k, size in unet],
         "fsrcnn": [Conv2dTranspose(1, 56, 32, 32, 1, 9, 9, step, 4, step - 1, LINEAR) for step in (2, 3)],
-        "cyclegan": [Conv2dTranspose(1, c, s, s, k, 3, 3, 2, 1, 1, RELU) for c, k, s in ((256, 128, 32), (128, 64, 56))],
+        "cyclegan": [
+            Conv2dTranspose(1, c, size, size, k, 3, 3, 2, 1, 1, RELU) for c, k, size in ((256, 128, 32), (128, 64, 56))
+        ],
         "inception_v3": [MaxPool2d(1, c, s, s, 3, 3, 2) for c, s in ((64, 147), (192, 71), (288, 35), (768, 17))],
         "squeezenet": [MaxPool2d(1, c, s, s, 3, 3, 2, 0, True) for c, s in ((96, 109), (256, 54), (512, 27))],
         "densenet121": [mean(1000, 8), Conv2d(1, 128, 56, 56, 128, 2, 2, 2, 0, 1, MEAN, groups=128)],

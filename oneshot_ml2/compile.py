@@ -292,19 +292,24 @@ def _simulate(layer: Layer, pick: Pick, program: Program, seed: int) -> Compiled
     )
 
 
-def select_layers(layers: Sequence[Layer], patterns: Sequence[str]) -> list[Layer]:
-    """The layers whose names match one of ``patterns`` (as in a shell); all of them if there are none.
+def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The names that match one of ``patterns`` (as in a shell), in their order; all of them if there are none.
 
     Raises:
         OneShotError: a pattern matches nothing (names the layers there are, with the closest one).
     """
-    names = [layer.name for layer in layers]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.4)
             hint = f"; did you mean {close[0]!r}?" if close else ";"
             raise OneShotError(f"no layer {pattern!r}{hint} There are: {', '.join(names)}")
-    return [layer for layer in layers if not patterns or any(fnmatch.fnmatch(layer.name, p) for p in patterns)]
+    return [name for name in names if not patterns or any(fnmatch.fnmatch(name, p) for p in patterns)]
+
+
+def select_layers(layers: Sequence[Layer], patterns: Sequence[str]) -> list[Layer]:
+    """The layers whose names match one of ``patterns``; see `matching`."""
+    names = set(matching([layer.name for layer in layers], patterns))
+    return [layer for layer in layers if layer.name in names]
 
 
 def compile_layers(
@@ -404,6 +409,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--schedules", metavar="FILE", help="schedules.json of a compiled model: its layers keep theirs; with -o DIR"
     )
     parser.add_argument(
+        "--html", metavar="FILE", help="also write the page that is the folder's report.html there; with -o DIR"
+    )
+    parser.add_argument(
         "--rounding",
         choices=("shift", "half_even"),
         default="shift",
@@ -428,7 +436,7 @@ def run(args: argparse.Namespace) -> int:
         if folder is None:
             raise OneShotError("give -o a folder for the compiled model, for instance -o build")
         return _run_whole(args, chip, Path(folder))
-    for option in ("calibration", "schedules"):
+    for option in ("calibration", "schedules", "html"):
         if getattr(args, option):
             raise OneShotError(f"--{option} is for whole models: give -o a folder, too")
     if args.output and not Path(args.output).parent.is_dir():
@@ -465,6 +473,8 @@ def _run_whole(args: argparse.Namespace, chip: Accelerator, folder: Path) -> int
     if args.layers:
         raise OneShotError("--layers chooses rows of a table; a whole model has all its layers: leave it out")
     executable.check_target(folder)
+    if args.html and not Path(args.html).parent.is_dir():
+        raise OneShotError(f"no folder {Path(args.html).parent}; make it, or choose another place for --html")
     model = compiler.compile_model(
         args.model,
         chip,
@@ -478,6 +488,8 @@ def _run_whole(args: argparse.Namespace, chip: Accelerator, folder: Path) -> int
         progress=True,
     )
     model.save(folder)
+    if args.html:
+        write_whole(args.html, (folder / executable.PAGE).read_bytes())
     for warning in model.warnings():
         print(f"oneshot-ml2: warning: {warning}", file=sys.stderr)
     text = json.dumps(model.to_dict(), indent=2)

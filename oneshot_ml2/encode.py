@@ -85,7 +85,7 @@ _TILE_FEATURES = tuple(f"{kind} {name}" for name, _, _ in _TILES for kind in ("t
 _CHOICE_FEATURES = tuple(f"{name}={value}" for name, _, values in _CHOICES for value in range(values))
 # How a summary column is shown: cycles beside the bound, counts that cost a few cycles each, sizes, shares of an SRAM.
 _COUNTS = ("loads", "gemms", "steps", "tiles", "instructions")
-_SIZES = ("kernel_uops", "uop_variants", "distinct")
+_SIZES = ("uops", "distinct")
 _USES = ("inp_use", "wgt_use", "acc_use")
 _CYCLES = tuple(name for name in plan.SUMMARY[1:] if name not in _COUNTS + _SIZES + _USES)
 SCHEDULE_FEATURES = (
@@ -97,8 +97,8 @@ SCHEDULE_FEATURES = (
     *(text for name in _COUNTS for text in (f"log {name}", f"linear {name} x 16 / bound")),
     *(f"log {name}" for name in _SIZES),
     "few distinct",
-    "log all micro-ops / limit",
-    "sharp all micro-ops / limit",
+    "log micro-ops / limit",
+    "sharp micro-ops / limit",
     "sharp instructions / limit",
     *(f"{form} {name}" for name in _USES for form in ("log", "linear", "fits")),
 )
@@ -111,8 +111,8 @@ _CYCLE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _CYCLES], dtype=
 _COUNT_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _COUNTS], dtype=np.int64)
 _SIZE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _SIZES], dtype=np.int64)
 _USE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _USES], dtype=np.int64)
-_BOUND, _UOPS, _VARIANTS, _INSTRUCTIONS, _DISTINCT = (
-    plan.SUMMARY.index(name) for name in ("bound", "kernel_uops", "uop_variants", "instructions", "distinct")
+_BOUND, _UOPS, _INSTRUCTIONS, _DISTINCT = (
+    plan.SUMMARY.index(name) for name in ("bound", "uops", "instructions", "distinct")
 )
 # Linear ratios to the bound are cut here: what is so much slower need not be told apart finely.
 _LINEAR_LIMIT = np.float32(4.0)
@@ -231,7 +231,7 @@ def _encode_rows(p, values, summary, log_engine_bound, out):  # type: ignore[no-
             at += 1
         # What limits sharply is shown sharply too: a network is smooth.
         out[i, at] = min(np.float32(summary[i, _DISTINCT]), _FEW)
-        uops = np.log2(np.float32(1.0 + summary[i, _UOPS] * summary[i, _VARIANTS]) / np.float32(p[N.UOP_LIMIT]))
+        uops = np.log2(np.float32(1.0 + summary[i, _UOPS]) / np.float32(p[N.UOP_LIMIT]))
         out[i, at + 1] = uops
         out[i, at + 2] = min(max(_SHARP * uops, -_ONE), _ONE)
         instructions = np.log2(np.float32(summary[i, _INSTRUCTIONS]) / _MANY)

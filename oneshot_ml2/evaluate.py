@@ -29,6 +29,7 @@ SETS = {
     "workloads": "unseen workloads, seen accelerators",
     "resnet18": "ResNet-18's layers, seen accelerators",
     "unseen": "unseen workloads, unseen accelerators",
+    "operators": "unseen operators of other kinds, seen accelerators",
 }
 PICK = "network (ours)"
 BASELINES = {

@@ -1,4 +1,4 @@
-"""What a compiled model needs to run: its layers' programs, and the launcher that TVM's virtual machine calls.
+"""What a compiled model needs to run: its programs, its DRAM, and the launcher that TVM's virtual machine calls.
 
 TVM loads `_autoload` by its entry point at every ``import tvm``, so this module imports nothing heavy at its top.
 """
@@ -6,6 +6,8 @@ TVM loads `_autoload` by its entry point at every ``import tvm``, so this module
 from __future__ import annotations
 
 import ctypes
+import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,61 +18,146 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from oneshot_ml2.accelerator import Accelerator
     from oneshot_ml2.vta.program import Program
 
 LAUNCHER = "oneshot_ml2.launch"
+# How tensors can lie in DRAM: as `packing.pack_activation` or `packing.pack_weight` packs them, matrix by matrix where
+# they have three dimensions.
+ACTIVATION, WEIGHT = "activation", "weight"
+LAYOUTS = (ACTIVATION, WEIGHT)
+_RUBBISH = 0xA5
+
+
+@dataclass(frozen=True)
+class Port:
+    """An int8 tensor of the host that a program reads or writes: the buffer, the shape, one of ``LAYOUTS``."""
+
+    buffer: str
+    shape: tuple[int, ...]
+    layout: str = ACTIVATION
+
+    def pack(self, tensor: NDArray[np.int8], chip: Accelerator) -> NDArray[np.int8]:
+        """The buffer's content, contiguous, of a tensor of this shape."""
+        import numpy as np
+
+        from oneshot_ml2.vta import packing
+
+        function = {ACTIVATION: packing.pack_activation, WEIGHT: packing.pack_weight}[self.layout]
+        if tensor.ndim == 3:
+            return np.stack([function(matrix, chip) for matrix in tensor])
+        return function(tensor, chip)
+
+    def packed_bytes(self, chip: Accelerator) -> int:
+        """How large that content is."""
+        # Of the matrices, if there are several, or of the channels and pixels: both are factors.
+        *outer, rows, columns = self.shape[:2] if len(self.shape) != 3 else self.shape
+        size = chip.batch if self.layout == ACTIVATION else chip.block
+        spatial = self.shape[2:] if len(self.shape) == 4 else ()
+        return math.prod((*outer, *spatial, -(-rows // size) * size, -(-columns // chip.block) * chip.block))
+
+    def unpack(self, content: NDArray[np.uint8], chip: Accelerator) -> NDArray[np.int8]:
+        """The tensor, from `packed_bytes` bytes of an activation."""
+        import numpy as np
+
+        from oneshot_ml2.vta import packing
+
+        def one(raw: NDArray[np.int8], shape: tuple[int, ...]) -> NDArray[np.int8]:
+            blocks = (packing.blocks(shape[0], chip.batch), packing.blocks(shape[1], chip.block))
+            return packing.unpack_activation(raw.reshape(*blocks, *shape[2:], chip.batch, chip.block), shape)
+
+        raw = content.view(np.int8)
+        if len(self.shape) == 3:
+            return np.stack([one(part, self.shape[1:]) for part in raw.reshape(self.shape[0], -1)])
+        return one(raw, self.shape)
 
 
 @dataclass(frozen=True)
 class LayerProgram:
-    """A layer ready to run: ``constants`` are the packed contents of its DRAM buffers that no launch changes.
+    """A layer, or several joined ones, ready to run.
 
-    ``inputs``: shapes of its int8 operands, data first, then the residual if it has one; ``output``: of its result.
+    ``inputs``, ``outputs``: the host's tensors, in the order of a launch; ``constants``: the packed contents of those
+    DRAM buffers that no launch changes.
     """
 
     name: str
     program: Program
-    inputs: tuple[tuple[int, ...], ...]
-    output: tuple[int, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
     constants: Mapping[str, NDArray[Any]] = field(repr=False)
 
-    def run(self, operands: Sequence[NDArray[np.int8]]) -> NDArray[np.int8]:
-        """The layer's result on the functional simulator.
+    def place(self, dram: NDArray[np.uint8]) -> None:
+        """Put the constants, the micro-ops and the instructions into a DRAM image, uint8 (bytes,)."""
+        import numpy as np
+
+        from oneshot_ml2.vta import isa
+
+        program, chip = self.program, self.program.accelerator
+        contents = [(program.buffer(name).address, content) for name, content in self.constants.items()]
+        contents.append((program.uop_address, isa.encode_uops(program.uops, chip).astype("<u4")))
+        contents.append((program.insn_address, np.frombuffer(isa.to_bytes(isa.encode(program.insns, chip)), np.uint8)))
+        for address, content in contents:
+            raw = np.ascontiguousarray(content).reshape(-1).view(np.uint8)
+            dram[address : address + raw.size] = raw
+
+    def launch(self, dram: NDArray[np.uint8], operands: Sequence[NDArray[np.int8]]) -> list[NDArray[np.int8]]:
+        """The results, by the functional simulator, in an image that `place` has filled.
 
         Raises:
             ModelError: operands of other shapes.
         """
         import numpy as np
 
-        from oneshot_ml2.vta import packing, simulator
-        from oneshot_ml2.vta.program import element_bytes
+        from oneshot_ml2.vta import simulator
 
         program, chip = self.program, self.program.accelerator
         shapes = tuple(operand.shape for operand in operands)
-        if shapes != self.inputs or any(operand.dtype != np.int8 for operand in operands):
-            raise ModelError(f"layer {self.name} got operands of shapes {shapes}; it takes int8 {self.inputs}")
-        dram = np.zeros(program.dram_bytes, dtype=np.uint8)
-        packed = {name: packing.pack_activation(operand, chip) for name, operand in zip(("data", "residual"), operands)}
-        for name, content in {**self.constants, **packed}.items():
-            raw = content.reshape(-1).view(np.uint8)
-            address = program.buffer(name).address
+        takes = tuple(port.shape for port in self.inputs)
+        if shapes != takes or any(operand.dtype != np.int8 for operand in operands):
+            raise ModelError(f"layer {self.name} got operands of shapes {shapes}; it takes int8 {takes}")
+        for port, operand in zip(self.inputs, operands):
+            raw = port.pack(operand, chip).reshape(-1).view(np.uint8)
+            address = program.buffer(port.buffer).address
             dram[address : address + raw.size] = raw
-        simulator.run(program, dram)
-        buffer = program.buffer("output")
-        size = element_bytes(chip)[buffer.memory] * buffer.elements
-        blocks = (packing.blocks(self.output[0], chip.batch), packing.blocks(self.output[1], chip.block))
-        result = dram[buffer.address : buffer.address + size].view(np.int8)
-        result = result.reshape(*blocks, *self.output[2:], chip.batch, chip.block)
-        return packing.unpack_activation(result, self.output)
+        simulator.execute_checked(np.ascontiguousarray(program.insns, np.int64), chip, dram)
+        results = []
+        for port in self.outputs:
+            address = program.buffer(port.buffer).address
+            results.append(port.unpack(dram[address : address + port.packed_bytes(chip)], chip))
+        return results
+
+    def run(self, operands: Sequence[NDArray[np.int8]]) -> list[NDArray[np.int8]]:
+        """The results, in a DRAM image of their own, full of what another launch might leave; as `launch`."""
+        import numpy as np
+
+        dram = np.full(self.program.dram_bytes, _RUBBISH, dtype=np.uint8)
+        self.place(dram)
+        return self.launch(dram, operands)
 
 
-# Identity of a loaded model -> its layers, in the order of the launches' numbers.
-_models: dict[str, tuple[LayerProgram, ...]] = {}
+@dataclass
+class _Model:
+    """The programs of a model by number, and the DRAM that they share, which no launch reads before it wrote it."""
+
+    segments: tuple[LayerProgram, ...]
+    dram: NDArray[np.uint8] = field(repr=False)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
 
-def register_model(identity: str, layers: Sequence[LayerProgram]) -> None:
-    """Make a model's layers known to the launcher, and the launcher to TVM."""
-    _models[identity] = tuple(layers)
+# Identity of a loaded model -> what its launches need.
+_models: dict[str, _Model] = {}
+
+
+def register_model(identity: str, segments: Sequence[LayerProgram]) -> None:
+    """Make a model's programs known to the launcher, and the launcher to TVM."""
+    import numpy as np
+
+    if identity not in _models:
+        size = max((segment.program.dram_bytes for segment in segments), default=0)
+        dram = np.zeros(size, dtype=np.uint8)
+        for segment in segments:
+            segment.place(dram)
+        _models[identity] = _Model(tuple(segments), dram)
     _autoload()
 
 
@@ -86,12 +173,17 @@ def as_numpy(tensor: Any) -> NDArray[Any]:
 
 
 def _launch(identity: str, number: int, *tensors: Any) -> None:
-    """Run layer ``number`` of a model: its operands, then the tensor that takes the result."""
-    layers = _models.get(str(identity))
-    if layers is None:
+    """Run program ``number`` of a model: its operands, then the tensors that take the results."""
+    model = _models.get(str(identity))
+    if model is None:
         raise ModelError("this model's programs are not loaded; load its folder with oneshot_ml2.graph.load")
-    *operands, output = (as_numpy(tensor) for tensor in tensors)
-    output[...] = layers[int(number)].run(operands)
+    segment = model.segments[int(number)]
+    arrays = [as_numpy(tensor) for tensor in tensors]
+    count = len(segment.inputs)
+    with model.lock:
+        results = segment.launch(model.dram, arrays[:count])
+    for target, result in zip(arrays[count:], results, strict=True):
+        target[...] = result
 
 
 def _autoload() -> None:

@@ -93,7 +93,7 @@ def test_the_shipped_table_holds_no_task_of_an_evaluation_set():
     known = baselines.read_best_known(resources.find("evaluation", "best_known.json"))
     assert len(known.tasks) > 1000
     there = {tuple(np.round(row, 2)) for row in known.tasks}
-    for name in ("workloads", "resnet18", "unseen"):
+    for name in ("workloads", "resnet18", "unseen", "operators"):
         for task in read_tasks(resources.find("evaluation", f"{name}.json")):
             assert tuple(np.round(encode.task_features(task.space()), 2)) not in there
 

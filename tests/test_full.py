@@ -12,7 +12,7 @@ from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.schedule import InvalidSchedule, ScheduleSpace
 from oneshot_ml2.vta import image, isa
 from oneshot_ml2.vta import program as G
-from oneshot_ml2.vta.program import Program
+from oneshot_ml2.vta.program import Program, element_bytes
 from oneshot_ml2.workload import Conv2d
 
 
@@ -24,13 +24,20 @@ def touched(program: Program, insn: np.ndarray, column: int, out: int, inn: int)
 
 
 def check_portable(program: Program) -> None:
-    """The portable subset of the VTA reference, section 9, as far as a static look tells."""
+    """The portable subset of the VTA reference, section 9, as far as a static look tells; no access beside a buffer."""
     a, insns = program.accelerator, program.insns
     assert len(program.uops) <= 2048
     depth = {G.UOP: a.uop_depth, G.INP: a.inp_depth, G.WGT: a.wgt_depth, G.ACC: a.acc_depth, G.OUT: a.acc_depth}
     for insn in insns:
         op = insn[G.C_OP]
         if op in (G.LOAD, G.STORE) and insn[G.C_X]:
+            size = element_bytes(a)[int(insn[G.C_MEM])]
+            begin = int(insn[G.C_DRAM]) * size
+            end = begin + int((insn[G.C_Y] - 1) * insn[G.C_STRIDE] + insn[G.C_X]) * size
+            assert any(
+                b.address <= begin and end <= b.address + b.elements * element_bytes(a)[b.memory]
+                for b in program.buffers
+            )
             height = insn[G.C_Y] + insn[G.C_TOP] + insn[G.C_BOTTOM]
             count = height * (insn[G.C_X] + insn[G.C_LEFT] + insn[G.C_RIGHT])
             assert insn[G.C_Y] > 0

@@ -20,7 +20,7 @@ from oneshot_ml2 import graph, oneshot, runtime
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import ModelError
 from oneshot_ml2.graph import compiler, executable, ir
-from oneshot_ml2.vta import image, simulator, timing
+from oneshot_ml2.vta import image, link, simulator, timing
 
 needs("tvm", "onnx")
 
@@ -59,6 +59,7 @@ def test_the_whole_model_equals_its_reference(compiled: compiler.CompiledGraph) 
     assert compiled.checked is not None
     assert compiled.checked.layers.items() >= {"stem": 0, "pool": 0, "body": 0, "head": 0}.items()
     assert not any(compiled.checked.layers.values())
+    assert not any(compiled.checked.submissions)
     assert (compiled.checked.outputs, compiled.checked.allowed) == (0, 0)
     for seed in range(3):
         x = example(SHAPE, seed)
@@ -67,8 +68,9 @@ def test_the_whole_model_equals_its_reference(compiled: compiler.CompiledGraph) 
 
 def test_the_report_says_where_and_why(compiled: compiler.CompiledGraph) -> None:
     text = compiled.report()
-    says = r"(\d+) of \1 VTA layers equal the integer reference bit for bit; the whole model's output equals it\."
+    says = r"(\d+) of \1 VTA layers equal the integer reference bit for bit, and so do (\d+) of \2 submissions; "
     assert re.search(says, text)
+    assert "the whole model's output equals it." in text
     assert "float32 meets int8" in text
     assert all(f"{stage} " in text for stage in compiler.STAGES)
     assert "peak memory" in text
@@ -81,7 +83,10 @@ def test_the_report_says_where_and_why(compiled: compiler.CompiledGraph) -> None
     assert data["macs_host"] == 0 < data["macs_vta"]
     on_vta = [layer for layer in data["layers"] if layer["where"] == "vta"]
     assert all(0 < layer["bound"] <= layer["cycles"] and layer["dram_bytes"] > 0 for layer in on_vta)
-    assert sum(layer["cycles"] for layer in on_vta) == data["cycles"]
+    assert sum(layer["cycles"] for layer in on_vta) == data["layer_cycles"]
+    assert sum(entry["cycles"] for entry in data["submissions"]) == data["cycles"] <= 1.005 * data["layer_cycles"]
+    assert [name for entry in data["submissions"] for name in entry["layers"]] == [layer["layer"] for layer in on_vta]
+    assert 0 < data["dram"]["activations"] <= data["dram"]["separate"] < data["dram"]["total"]
 
 
 @pytest.mark.parametrize("chip", ["b8", "b2x16"])
@@ -149,7 +154,7 @@ def test_what_the_vta_cannot_take_stays_on_the_host() -> None:
 def test_nothing_is_measured_before_the_last_pick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     events: list[str] = []
     monkeypatch.setattr(oneshot, "pick", noted(events, "pick", oneshot.pick))
-    for module, name in ((timing, "measure"), (timing, "simulate"), (simulator, "run"), (image, "execute")):
+    for module, name in ((timing, "measure"), (timing, "simulate"), (simulator, "execute_checked"), (image, "execute")):
         monkeypatch.setattr(module, name, noted(events, "measure", getattr(module, name)))
     assert graph.compile_model(residual_qdq(tmp_path / "m.onnx")).ok
     first = events.index("measure")
@@ -175,9 +180,9 @@ def test_a_wrong_program_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     right = runtime.LayerProgram.run
 
     def wrong(self: runtime.LayerProgram, operands: Any) -> Any:
-        result = right(self, operands)
-        result.flat[0] ^= 64
-        return result
+        results = right(self, operands)
+        results[0].flat[0] ^= 64
+        return results
 
     monkeypatch.setattr(runtime.LayerProgram, "run", wrong)
     path = residual_qdq(tmp_path / "m.onnx")
@@ -185,6 +190,25 @@ def test_a_wrong_program_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     assert code == 1
     assert "WRONG RESULT" in err
     assert re.search(r" 0 of \d+ VTA layers equal|^0 of \d+ VTA layers equal", out, re.MULTILINE)
+
+
+def test_a_wrong_submission_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    right = link.link
+
+    def astray(programs: Any, placements: Any, *addresses: int) -> Any:
+        """A later layer does not read what the one before it wrote."""
+        moved = [{**placement} for placement in placements]
+        for placement in moved[1:]:
+            placement["data"], placement["output"] = placement["output"], placement["data"]
+        return right(programs, moved, *addresses)
+
+    monkeypatch.setattr(link, "link", astray)
+    model = graph.compile_model(residual_qdq(tmp_path / "m.onnx"))
+    assert model.checked is not None
+    assert not any(model.checked.layers.values())
+    assert any(model.checked.submissions)
+    assert not model.ok
+    assert "2 of 2 submissions" not in model.report()
 
 
 # The folder ------------------------------------------------------------------------------------
@@ -214,7 +238,7 @@ def test_a_loaded_model_runs_here_too(compiled: compiler.CompiledGraph, saved: P
 
 def test_saving_replaces_a_model_and_nothing_else(compiled: compiler.CompiledGraph, build: Path) -> None:
     compiled.save(build)
-    assert {entry.name for entry in build.iterdir()} == {*executable.FILES, executable.MANIFEST}
+    assert {entry.name for entry in build.iterdir()} == {*executable.FILES, executable.MANIFEST, executable.PAGE}
     (build / "thesis.tex").write_text("precious")
     with pytest.raises(ModelError, match=r"'thesis\.tex'"):
         compiled.save(build)
@@ -268,14 +292,16 @@ def rewritten(build: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda m: m.update(schema=0), "from an older version (schema 0"),
+        (lambda m: m.update(schema=1), "from an older version (schema 1, this one reads 2)"),
         (lambda m: m.update(schema=99), "from another version (schema 99"),
         (lambda m: m.update(format="something"), "not that of a compiled model"),
         (lambda m: m.update(machine="pdp11"), "compiled for pdp11"),
         (lambda m: m["versions"].update(tvm="0.9.0"), "made with TVM 0.9.0"),
         (lambda m: m["accelerator"].update(LOG_BLOCK=77), "its accelerator is unreadable"),
-        (lambda m: m.pop("layers"), "does not fit its files"),
-        (lambda m: m["layers"].append(m["layers"][0]), "does not fit its files"),
+        (lambda m: m.pop("segments"), "does not fit its files"),
+        (lambda m: m["segments"].append(m["segments"][0]), "does not fit its files"),
+        (lambda m: m["segments"][0]["inputs"][0].update(layout="odd"), "does not fit its files"),
+        (lambda m: m["segments"][0]["outputs"][0].update(buffer="9.output"), "does not fit its files"),
     ],
 )
 def test_foreign_models_are_refused(change: Any, says: str, build: Path, run_command: RunCommand) -> None:
@@ -310,11 +336,27 @@ def test_a_pickle_is_never_loaded(build: Path, run_command: RunCommand, tmp_path
 
 
 # The command line ------------------------------------------------------------------------------
+def test_the_trace_of_a_folder(
+    compiled: compiler.CompiledGraph, saved: Path, run_command: RunCommand, tmp_path: Path
+) -> None:
+    code, out, err = run_command("trace", saved, "-o", tmp_path / "t.json", "--json")
+    assert (code, err) == (0, "")
+    assert sum(layer["cycles"] for layer in json.loads(out)["layers"]) == compiled.cycles
+    assert json.loads((tmp_path / "t.json").read_text())["otherData"]["cycles"] == compiled.cycles
+    code, out, _ = run_command("trace", saved, "--layer", "body", "-o", tmp_path / "t.json")
+    assert (code, "body" in out, "stem" in out) == (0, True, False)
+    for argv in (("--accelerator", "ultra96"), ("--schedule", "tile_co=1"), ("--layer", "nothing")):
+        code, _, err = run_command("trace", saved, *argv, "-o", tmp_path / "x.json")
+        assert (code, err.count("\n")) == (2, 1), err
+
+
 def test_onnx_from_the_command_line(tmp_path: Path, run_command: RunCommand) -> None:
     path = residual_qdq(tmp_path / "m.onnx")
     build = tmp_path / "build"
-    code, out, err = run_command("compile", path, "--accelerator", "pynq", "-o", build)
+    page = tmp_path / "page.html"
+    code, out, err = run_command("compile", path, "--accelerator", "pynq", "-o", build, "--html", page)
     assert (code, err) == (0, "")
+    assert page.read_bytes() == (build / executable.PAGE).read_bytes()
     assert re.search(r"(\d+) of \1 VTA layers equal the integer reference bit for bit", out)
     np.save(tmp_path / "x.npy", example((1, 3, 8, 8)))
     code, out, _ = run_command("run", build, "--input", f"x={tmp_path / 'x.npy'}", "--json")

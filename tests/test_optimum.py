@@ -93,14 +93,16 @@ def test_the_shipped_sets_are_large_and_held_out():
     root = Path(__file__).parent.parent / "datasets"
     from oneshot_ml2.workload import read_workloads
 
-    trained = {workload.shape_key for workload in read_workloads(root / "workloads/train.toml")}
-    excluded = {workload.shape_key for workload in read_workloads(root / "workloads/excluded.toml")}
+    def keys(*lists: str) -> set[object]:
+        return {(w.op, w.shape_key) for name in lists for w in read_workloads(root / f"workloads/{name}.toml")}
+
+    trained, excluded = keys("train", "operators"), keys("excluded", "operators_excluded")
     chips = {Accelerator.load(path) for path in (root / "accelerators/train").glob("*.json")}
     unseen = set()
-    for name in ("workloads", "resnet18", "unseen"):
+    for name in ("workloads", "resnet18", "unseen", "operators"):
         tasks = optimum.read_tasks(root / f"evaluation/{name}.json")
         assert len({t.id for t in tasks}) == len(tasks) >= 60
-        assert not (trained - excluded) & {t.workload.shape_key for t in tasks}
+        assert not (trained - excluded) & {(t.workload.op, t.workload.shape_key) for t in tasks}
         seen = [t.accelerator in chips for t in tasks]
         assert not any(seen) if name == "unseen" else all(seen)
         if name == "unseen":

@@ -49,7 +49,7 @@ def row(*values: int) -> list[int]:
 
 def timed(accelerator: Accelerator, insns: np.ndarray, address: int = 0x1000) -> timing.Timing:
     program = Program(accelerator, np.asarray(insns, np.int64), np.empty((0, 3), np.int64), address, 0x8000, ())
-    return timing.measure(program, trace=True)
+    return timing.measure(program, trace=True, memory=True)
 
 
 def intervals(result: timing.Timing, rows: list[int]) -> list[tuple[int, int]]:
@@ -284,6 +284,9 @@ class Stepper:
         self.accelerator = accelerator
         self.insns = insns
         self.address = address
+        # Instruction -> cycle of entering its queue; cycle -> client whose beat is on the read channel.
+        self.queued: dict[int, int] = {}
+        self.channel: dict[int, int] = {}
 
     def store_cycles(self, insn: list[int]) -> int:
         a = self.accelerator
@@ -331,6 +334,7 @@ class Stepper:
             free_tags = tags
             if on_channel and burst is not None:
                 seen.append((k, burst[0], last_beat))
+                self.channel[k] = burst[0]
             if last_beat:
                 tags += 1
             visible = bool(fifo) and fifo[0][2] < k
@@ -419,6 +423,7 @@ class Stepper:
                 if pipe and pipe[0][1] < k and room[self.module(pipe[0][0])]:
                     index = pipe.popleft()[0]
                     queues[self.module(index)].append((index, k))
+                    self.queued[index] = k
                 if k >= ready_from and piped < chunk_end and space:
                     pipe.append((piped, k))
                     piped += 1
@@ -426,6 +431,7 @@ class Stepper:
                         fetched, requested, command_at, ready_from = chunk_end, False, k + 3, 1 << 60
             elif k >= ready_from and room[self.module(piped)]:
                 queues[self.module(piped)].append((piped, k))
+                self.queued[piped] = k
                 piped += 1
                 if piped == chunk_end:
                     fetched, requested, command_at, ready_from = chunk_end, False, k + 2, 1 << 60
@@ -524,7 +530,8 @@ def test_random_programs_against_stepping(accelerator: Accelerator) -> None:
     for _ in range(6):
         insns = random_program(rng, accelerator, int(rng.integers(5, 40)))
         address = 0x1000 + 16 * int(rng.integers(0, 3))
-        cycles, trace = Stepper(accelerator, insns, address).run()
+        stepper = Stepper(accelerator, insns, address)
+        cycles, trace = stepper.run()
         result = timed(accelerator, np.array(insns), address)
         assert result.hang == (cycles < 0)
         if result.hang:
@@ -535,3 +542,16 @@ def test_random_programs_against_stepping(accelerator: Accelerator) -> None:
         # Which half of an instruction that FINISH overtakes is still seen does not matter.
         over = (expected < 0) | (expected > cycles)
         np.testing.assert_array_equal(np.where(over, 0, result.trace), np.where(over, 0, expected))
+        # The other variant of the function, and what only this one records.
+        none = np.empty((0, 2), np.int64)
+        assert timing.simulate(np.array(insns), address, timing.params(accelerator), none)[0] == cycles
+        assert result.queued is not None and result.bursts is not None
+        queued = {i: int(at) for i, at in enumerate(result.queued) if 0 <= at < cycles}
+        assert queued == {i: at for i, at in stepper.queued.items() if at < cycles}
+        channel = {
+            cycle: int(burst[timing.R_CLIENT])
+            for burst in result.bursts
+            for cycle in range(burst[timing.R_TAKEN] + 1, burst[timing.R_TAKEN] + 1 + burst[timing.R_BEATS])
+            if cycle < cycles
+        }
+        assert channel == {at: client for at, client in stepper.channel.items() if at < cycles}

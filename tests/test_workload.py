@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 
 from oneshot_ml2.errors import WorkloadError
-from oneshot_ml2.workload import Conv2d, Dense, Epilogue, Workload, read_layers, read_workloads, workload_from_dict
+from oneshot_ml2.workload import (
+    BatchMatmul,
+    Conv2d,
+    Conv2dTranspose,
+    Dense,
+    Epilogue,
+    MaxPool2d,
+    Workload,
+    read_layers,
+    read_workloads,
+    workload_from_dict,
+)
 
 LISTS = Path(__file__).parent.parent / "datasets" / "workloads"
 PLAIN = Epilogue(shift=0, clip=None)
@@ -86,6 +97,96 @@ def test_dense_reference_equals_naive_loops(epilogue: Epilogue) -> None:
         assert result[n, k] == _finish(epilogue, total, bias, residual)
     as_conv = {key: value[..., None, None] if value.ndim == 2 else value for key, value in tensors.items()}
     np.testing.assert_array_equal(dense.as_conv2d().reference(as_conv)[:, :, 0, 0], result)
+
+
+def _torch(tensors: dict[str, Any], name: str) -> Any:
+    import torch
+
+    return torch.from_numpy(tensors[name]).double()
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        Conv2d(2, 12, 7, 9, 24, 3, 2, 2, (1, 0, 1, 1), epilogue=PLAIN, groups=4),
+        Conv2d(1, 10, 8, 8, 10, 3, 3, 1, 1, 2, PLAIN, groups=10),
+        Conv2d(1, 5, 6, 6, 10, 1, 1, epilogue=PLAIN, groups=5),
+    ],
+)
+def test_groups_are_those_of_pytorch(conv: Conv2d) -> None:
+    from torch.nn import functional
+
+    tensors = conv.random_inputs(np.random.default_rng(4))
+    top, bottom, left, right = conv.pads
+    data = functional.pad(_torch(tensors, "data"), (left, right, top, bottom))
+    want = functional.conv2d(data, _torch(tensors, "weight"), None, conv.strides, 0, conv.dilations, conv.groups)
+    assert np.array_equal(conv.reference(tensors), want.numpy().astype(np.int64).astype(np.int8))
+    assert conv.macs == conv.n * conv.k * conv.out_h * conv.out_w * conv.c // conv.groups * conv.r * conv.s
+    assert conv.shape_key[0] == conv.c // conv.groups
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        Conv2dTranspose(1, 3, 5, 6, 4, 3, 4, 2, 1, 1, PLAIN),
+        Conv2dTranspose(2, 3, 5, 6, 4, 2, 2, (3, 2), 0, (2, 0), PLAIN),
+        Conv2dTranspose(1, 2, 4, 4, 2, 3, 3, 1, 1, 0, PLAIN),
+    ],
+)
+def test_transposed_convolution_is_that_of_pytorch(conv: Conv2dTranspose) -> None:
+    from torch.nn import functional
+
+    tensors = conv.random_inputs(np.random.default_rng(5))
+    pads = (conv.pads[0], conv.pads[2])
+    want = functional.conv_transpose2d(
+        _torch(tensors, "data"), _torch(tensors, "weight"), None, conv.out_steps, pads, conv.output_padding
+    )
+    assert np.array_equal(conv.reference(tensors), want.numpy().astype(np.int64).astype(np.int8))
+    # Every real tap of the spread inputs is one multiplication of an input by a kernel element that is not cut off.
+    rows, cols = conv.real_taps
+    inside = sum(
+        0 <= y * conv.out_steps[0] + r - conv.pads[0] < conv.out_h for y in range(conv.h) for r in range(conv.r)
+    )
+    assert rows.sum() == inside and cols.shape == (conv.out_w, conv.s)
+    assert conv.real_macs <= conv.macs
+
+
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize("size,kernel,stride,pad", [((8, 9), 3, 2, 1), ((7, 7), 2, 2, 0), ((5, 11), 3, 1, 1)])
+def test_max_pooling_is_that_of_pytorch(size: tuple[int, int], kernel: int, stride: int, pad: int, ceil: bool) -> None:
+    from torch.nn import functional
+
+    pool = MaxPool2d(2, 5, *size, kernel, kernel, stride, pad, ceil)
+    tensors = pool.random_inputs(np.random.default_rng(6))
+    want = functional.max_pool2d(_torch(tensors, "data"), kernel, stride, pad, ceil_mode=ceil)
+    assert np.array_equal(pool.reference(tensors), want.numpy().astype(np.int8))
+
+
+def test_batched_products_are_those_of_their_pairs() -> None:
+    product = BatchMatmul(3, 4, 5, 6, Epilogue(bias=True, bias_bits=8, shift=4, clip=(-100, 90)))
+    tensors = product.random_inputs(np.random.default_rng(7))
+    single = Dense(4, 5, 6, product.epilogue)
+    for index, result in enumerate(product.reference(tensors)):
+        pair = {"data": tensors["data"][index], "weight": tensors["weight"][index], "bias": tensors["bias"]}
+        assert np.array_equal(result, single.reference(pair))
+
+
+def test_half_even_rounds_as_rint_does() -> None:
+    # Sums around every multiple of a half step, ties included; the bias holds half a step.
+    for shift in (1, 4, 15):
+        step = 1 << shift
+        sums = (np.arange(-9, 10)[:, None] * step // 2 + np.array([-1, 0, 1])).reshape(1, -1, 1)
+        bias = np.full(sums.shape[1], step // 2, dtype=np.int32)
+        epilogue = Epilogue(bias=True, shift=shift, clip=(-128, 127), half_even=True)
+        assert np.array_equal(epilogue.apply(sums, {"bias": bias}), np.rint(sums / step).astype(np.int8))
+
+
+def test_a_shift_before_the_residual_is_exact() -> None:
+    rng = np.random.default_rng(8)
+    sums = rng.integers(-(1 << 20), 1 << 20, (2, 3, 5))
+    residual = rng.integers(-128, 128, sums.shape).astype(np.int8)
+    twice = Epilogue(residual_shift=6, pre_shift=4, shift=5, clip=(-128, 127)).apply(sums, {"residual": residual})
+    assert np.array_equal(twice, np.clip((sums + (residual.astype(np.int64) << 10)) >> 9, -128, 127))
 
 
 def test_accumulators_wrap_at_32_bits() -> None:
@@ -265,6 +366,16 @@ def test_training_shares_no_shape_with_what_it_is_tested_on() -> None:
     training = {workload.shape_key for workload in read_workloads(LISTS / "train.toml")}
     for name in ("excluded.toml", "heldout.toml", "resnet18.toml"):
         assert not training & {workload.shape_key for workload in read_workloads(LISTS / name)}
+
+
+def test_operators_share_none_either() -> None:
+    def keys(*names: str) -> set[object]:
+        return {(work.op, work.shape_key) for name in names for work in read_workloads(LISTS / f"{name}.toml")}
+
+    held_out = keys("operators_excluded", "operators_heldout", "excluded", "heldout", "resnet18")
+    assert not keys("operators") & held_out
+    assert {op for op, _ in keys("operators")} == {"conv2d", "conv2d_transpose", "batch_matmul", "max_pool2d", "dense"}
+    assert len(read_workloads(LISTS / "operators_heldout.toml")) >= 60
 
 
 def test_sizes_of_the_lists() -> None:

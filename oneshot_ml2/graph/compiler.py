@@ -23,17 +23,18 @@ from numpy.typing import NDArray
 from oneshot_ml2 import report
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import ModelError
-from oneshot_ml2.graph import executable, importer, ir, operators, partition
+from oneshot_ml2.files import write_whole
+from oneshot_ml2.graph import executable, importer, ir, layout, operators, partition
 from oneshot_ml2.graph import quantize as quantizing
 from oneshot_ml2.graph.executable import Executable, Tensor
 from oneshot_ml2.graph.ir import Graph, Node
+from oneshot_ml2.graph.layout import Dram, Segment
 from oneshot_ml2.graph.quantize import Quantized
 from oneshot_ml2.runtime import LayerProgram, register_model
 from oneshot_ml2.schedule import backend as schedule_backend
 
 if TYPE_CHECKING:
     from oneshot_ml2.oneshot import Pick
-    from oneshot_ml2.vta.program import Program
     from oneshot_ml2.workload import Workload
 
 STAGES = ("import", "quantize", "pick", "lower", "build", "check")
@@ -46,20 +47,22 @@ _FLOAT_TOLERANCE = 0.05
 class Checked:
     """What a run of the compiled model was held against: the integer reference of the same graph.
 
-    ``layers``: layer -> outputs of its program that differ, its operands being the reference's; ``outputs``: elements
-    of the whole model's outputs that differ; ``largest``: the largest such difference; ``allowed``: how large it may
-    be, 0 unless the host computes real numbers whose last bits depend on its compiler.
+    ``layers``: layer -> outputs of its program alone that differ, its operands being the reference's; ``submissions``:
+    the same of each submission's joined programs; ``outputs``: elements of the whole model's outputs that differ;
+    ``largest``: the largest such difference; ``allowed``: how large it may be, 0 unless the host computes real numbers
+    whose last bits depend on its compiler.
     """
 
     layers: Mapping[str, int]
+    submissions: tuple[int, ...]
     outputs: int
     largest: float
     allowed: float
 
     @property
     def ok(self) -> bool:
-        """All layers are exact, and so is the model, as far as it consists of integers."""
-        return not any(self.layers.values()) and self.largest <= self.allowed
+        """All layers and submissions are exact, and so is the model, as far as it consists of integers."""
+        return not any((*self.layers.values(), *self.submissions)) and self.largest <= self.allowed
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,20 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Submission:
+    """What the layers of one submission take together.
+
+    ``layers``: their names; ``inputs``, ``outputs``: tensors that are packed and unpacked for it; ``cycles``: by the
+    timing model, from launch to end.
+    """
+
+    layers: tuple[str, ...]
+    inputs: int
+    outputs: int
+    cycles: int
+
+
+@dataclass(frozen=True)
 class CompiledGraph:
     """A whole model, compiled.
 
@@ -83,7 +100,9 @@ class CompiledGraph:
         quantized: its integer graph, which `ir.execute` computes, and the errors of quantization.
         executable: what runs.
         picks: output of a node -> the schedule of its layer; only of those on the VTA.
-        costs: output of a node -> what its program takes.
+        costs: output of a node -> what its program takes alone.
+        submissions: what is launched, in order.
+        dram: the plan of the VTA's memory.
         seconds: wall time of each of ``STAGES``.
         peak_bytes: the most memory that the process had so far; 0 where the system does not say.
         checked: None if nothing was checked.
@@ -93,6 +112,8 @@ class CompiledGraph:
     executable: Executable
     picks: Mapping[str, Pick]
     costs: Mapping[str, Cost]
+    submissions: tuple[Submission, ...]
+    dram: Dram
     seconds: Mapping[str, float]
     peak_bytes: int
     checked: Checked | None
@@ -115,8 +136,16 @@ class CompiledGraph:
         return self.executable.run(inputs)
 
     def save(self, folder: str | Path) -> None:
-        """Write the folder that ``oneshot-ml2 run`` and `executable.load` take; see `executable.save`."""
+        """Write the folder that ``oneshot-ml2 run`` and `executable.load` take, see `executable.save`; and `html`."""
         executable.save(self.executable, folder, self.schedules(), self.to_dict())
+        write_whole(Path(folder) / executable.PAGE, self.html())
+
+    def html(self) -> str:
+        """A self-contained page with the report and what each layer does over time."""
+        from oneshot_ml2 import html_report
+
+        nodes = (node for node in self.graph.nodes if node.output in self.picks)
+        return html_report.page(self.to_dict(), {node.name: self.picks[node.output].program for node in nodes})
 
     def macs(self) -> tuple[int, int]:
         """Multiplications on the VTA, and on the host."""
@@ -185,6 +214,7 @@ class CompiledGraph:
                 "allowed_difference": self.checked.allowed,
             },
             "cycles": self.cycles,
+            "layer_cycles": sum(cost.cycles for cost in self.costs.values()),
             "engine_bound": self.bound,
             "milliseconds": self.milliseconds,
             "macs_vta": on_vta,
@@ -192,22 +222,30 @@ class CompiledGraph:
             "host_shares": partition.host_shares(self.graph),
             "seconds": dict(self.seconds),
             "peak_bytes": self.peak_bytes,
+            "dram": dataclasses.asdict(self.dram),
+            "submissions": [
+                dataclasses.asdict(submission) | {"wrong_outputs": wrong}
+                for submission, wrong in zip(
+                    self.submissions,
+                    [None] * len(self.submissions) if self.checked is None else self.checked.submissions,
+                )
+            ],
             "layers": layers,
         }  # fmt: skip
 
     @property
     def cycles(self) -> int:
-        """Simulated cycles of all layers on the VTA."""
-        return sum(cost.cycles for cost in self.costs.values())
+        """Simulated cycles of all submissions to the VTA."""
+        return sum(submission.cycles for submission in self.submissions)
 
     @property
     def bound(self) -> int:
-        """The sum of their engine bounds."""
+        """The sum of the layers' engine bounds."""
         return sum(cost.bound for cost in self.costs.values())
 
     @property
     def milliseconds(self) -> float:
-        """Cycles of the VTA's layers at its clock."""
+        """Those cycles at the VTA's clock."""
         return self.cycles / (self.accelerator.clock_mhz * 1e3)
 
     def warnings(self) -> list[str]:
@@ -258,6 +296,10 @@ class CompiledGraph:
             f"{self.executable.name} on {chip.name}: {self.cycles:,} cycles on the VTA, {self.milliseconds:.2f} ms at "
             f"{chip.clock_mhz} MHz, {report.percent(self.bound / max(self.cycles, 1))} of the engine bound; "
             f"{on_vta / total:.1%} of {total:,} MACs on the VTA.",
+            f"{len(self.picks)} layers in {len(self.submissions)} submissions; one by one they take "
+            f"{sum(cost.cycles for cost in self.costs.values()):,} cycles.",
+            f"DRAM of the VTA: {self.dram.total / 2**20:,.2f} MiB, of which activations "
+            f"{self.dram.activations / 2**20:,.2f} ({self.dram.separate / 2**20:,.2f} if no layers shared any).",
             "Picks: " + (", ".join(f"{count} {source}" for source, count in sources.most_common()) or "none") + ".",
             *(f"Changed: {change}." for change in self.quantized.changes),
         ]
@@ -268,7 +310,8 @@ class CompiledGraph:
                 differs = "differs" if self.checked.largest <= self.checked.allowed else "DIFFERS"
                 end = f"{differs} by at most {self.checked.largest:.2g} (allowed: {self.checked.allowed:.2g})"
             lines.append(
-                f"{right} of {len(self.checked.layers)} VTA layers equal the integer reference bit for bit; the whole "
+                f"{right} of {len(self.checked.layers)} VTA layers equal the integer reference bit for bit, and so do "
+                f"{self.checked.submissions.count(0)} of {len(self.checked.submissions)} submissions; the whole "
                 f"model's output {end}."
             )
         times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
@@ -338,20 +381,33 @@ def compile_model(
         with stage("pick"):
             quantized, picks = _pick(quantized, chip, weights, schedules, bar.set_description)
         with stage("lower"):
-            layers = [
-                layer_program(node, picks[node.output].program)
-                for node in quantized.graph.nodes
+            graph = quantized.graph
+            layers = {
+                node.output: layout.layer_program(node, picks[node.output].program)
+                for node in graph.nodes
                 if node.output in picks
-            ]
+            }
+            steps = layout.arrange(graph, layers)
+            segments = [step for step in steps if isinstance(step, Segment)]
+            joined, dram = layout.plan(segments, layers, chip)
         with stage("build"):
-            compiled = build(quantized.graph, chip, layers, list(picks))
+            compiled = build(graph, chip, steps, joined)
         checked = None
         with stage("check"):
             costs = {output: _cost(pick) for output, pick in picks.items()}
+            submissions = tuple(_submission(segment, program) for segment, program in zip(segments, joined))
             if check:
                 sample = samples[0] if samples else quantizing.random_samples(source, 1, seed)[0]
-                checked = check_executable(quantized.graph, compiled, list(picks), sample)
-    return CompiledGraph(quantized, compiled, picks, costs, seconds, _peak_bytes(), checked)
+                checked = check_executable(graph, compiled, segments, layers, sample)
+    return CompiledGraph(quantized, compiled, picks, costs, submissions, dram, seconds, _peak_bytes(), checked)
+
+
+def _submission(segment: Segment, layer: LayerProgram) -> Submission:
+    """Time a submission's program."""
+    from oneshot_ml2.vta import timing
+
+    cycles = int(timing.measure(layer.program).cycles)
+    return Submission(tuple(node.name for node in segment.nodes), len(layer.inputs), len(layer.outputs), cycles)
 
 
 def _cost(pick: Pick) -> Cost:
@@ -387,7 +443,8 @@ def read_schedules(path: str | Path) -> list[dict[str, Any]]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         entries = data["layers"]
-        if data["schema"] != executable.SCHEMA or not all({"layer", "workload", "schedule"} <= set(e) for e in entries):
+        known = data["schema"] == executable.SCHEDULES_SCHEMA
+        if not known or not all({"layer", "workload", "schedule"} <= set(entry) for entry in entries):
             raise ValueError(f"schema {data['schema']}")
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
@@ -468,70 +525,74 @@ def _pick(
     return dataclasses.replace(quantized, graph=graph), picks
 
 
-def layer_program(node: Node, program: Program) -> LayerProgram:
-    """A layer with its program and its packed weights."""
-    from oneshot_ml2.vta import image
-
-    workload: Workload = node.attrs["workload"]
-    specs = workload.tensor_specs
-    operands: dict[str, NDArray[Any]] = {name: np.zeros(*specs[name]) for name in partition.operand_names(node)}
-    packed = image.packed_tensors(workload, {**operands, **node.arrays}, program.accelerator)
-    constants = {name: content for name, content in packed.items() if name not in operands}
-    shapes = tuple(specs[name][0] for name in operands)
-    return LayerProgram(node.name, program, shapes, workload.output_shape, constants)
-
-
-def build(graph: Graph, chip: Accelerator, layers: Sequence[LayerProgram], outputs: Sequence[str]) -> Executable:
-    """Compile the host's part with TVM; ``outputs``: the values that the layers make, in their order."""
+def build(
+    graph: Graph, chip: Accelerator, steps: Sequence[Node | Segment], segments: Sequence[LayerProgram]
+) -> Executable:
+    """Compile the host's part with TVM; ``segments``: the programs of the submissions among ``steps``."""
     from oneshot_ml2.graph import hostcode
 
     tvm = executable.import_tvm()
-    identity = _identity(chip, layers)
-    module = hostcode.relax_module(graph, {name: number for number, name in enumerate(outputs)}, identity)
+    identity = _identity(chip, segments)
+    module = hostcode.relax_module(graph, steps, identity)
     with executable.quiet_stderr():
         library = tvm.compile(tvm.relax.get_pipeline("zero")(module), "llvm")
-    register_model(identity, layers)
+    register_model(identity, segments)
     inputs = tuple(Tensor(name, graph.values[name].shape) for name in graph.inputs)
     results = tuple(
         Tensor(title, graph.values[name].shape) for title, name in zip(graph.output_names, graph.outputs, strict=True)
     )
-    return Executable(graph.name, identity, chip, inputs, results, tuple(layers), library)
+    return Executable(graph.name, identity, chip, inputs, results, tuple(segments), library)
 
 
-def _identity(chip: Accelerator, layers: Sequence[LayerProgram]) -> str:
+def _identity(chip: Accelerator, segments: Sequence[LayerProgram]) -> str:
     """A hash of all that the launcher runs."""
     digest = hashlib.sha256(chip.to_json().encode())
-    for layer in layers:
-        digest.update(repr((layer.inputs, layer.output, layer.program.buffers)).encode())
-        digest.update(np.ascontiguousarray(layer.program.insns).data)
-        digest.update(np.ascontiguousarray(layer.program.uops).data)
-        for name, content in sorted(layer.constants.items()):
+    for segment in segments:
+        program = segment.program
+        places = (program.uop_address, program.insn_address, program.buffers)
+        digest.update(repr((segment.inputs, segment.outputs, places)).encode())
+        digest.update(np.ascontiguousarray(program.insns).data)
+        digest.update(np.ascontiguousarray(program.uops).data)
+        for name, content in sorted(segment.constants.items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(content).data)
     return digest.hexdigest()[:32]
 
 
 def check_executable(
-    graph: Graph, compiled: Executable, outputs: Sequence[str], sample: Mapping[str, NDArray[Any]]
+    graph: Graph,
+    compiled: Executable,
+    segments: Sequence[Segment],
+    programs: Mapping[str, LayerProgram],
+    sample: Mapping[str, NDArray[Any]],
 ) -> Checked:
-    """Hold each layer's program, and the whole model, against the integer reference; see `Checked`."""
-    programs = dict(zip(outputs, compiled.layers))
+    """Hold each layer alone, each submission, and the whole model against the integer reference; see `Checked`.
+
+    ``segments``: what the submissions of ``compiled`` consist of; ``programs``: output of a node -> its layer.
+    """
     layers: dict[str, int] = {}
-    users = graph.producers()
+    makers = graph.producers()
     seen: dict[str, NDArray[Any]] = {}
+    # What goes between host and VTA stays until the submissions are looked at.
+    border = {name for segment in segments for name in (*segment.outputs, *(item[0] for item in segment.inputs))}
     last = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
     order = {node.output: index for index, node in enumerate(graph.nodes)}
 
     def observe(name: str, array: NDArray[Any]) -> None:
         seen[name] = array
         if name in programs:
-            node = users[name]
-            result = programs[name].run([seen[operand] for operand in node.inputs])
+            node = makers[name]
+            (result,) = programs[name].run([seen[operand] for operand in node.inputs])
             layers[node.name] = int(np.count_nonzero(result != array))
-        for done in [kept for kept in seen if last.get(kept, -1) <= order.get(name, -1)]:
+        for done in [kept for kept in seen if kept not in border and last.get(kept, -1) <= order.get(name, -1)]:
             del seen[done]
 
     expected = ir.execute(graph, sample, observe)
+    submissions = []
+    for segment, program in zip(segments, compiled.segments, strict=True):
+        results = program.run([seen[name] for name, _ in segment.inputs])
+        wrong = (np.count_nonzero(result != seen[name]) for result, name in zip(results, segment.outputs))
+        submissions.append(int(sum(wrong)))
     result = compiled.run(sample)
     difference = [
         np.abs(result[title].astype(np.float64) - expected[name])
@@ -541,6 +602,7 @@ def check_executable(
     scale = max(float(np.abs(array).max()) for array in expected.values())
     return Checked(
         layers=layers,
+        submissions=tuple(submissions),
         outputs=sum(int(np.count_nonzero(part)) for part in difference),
         largest=max(float(part.max()) for part in difference),
         allowed=_FLOAT_TOLERANCE * scale if inexact else 0.0,

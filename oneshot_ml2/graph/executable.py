@@ -29,16 +29,19 @@ from oneshot_ml2 import __version__
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import ModelError, OneShotError
 from oneshot_ml2.graph.ir import check_tensors
-from oneshot_ml2.runtime import LayerProgram, register_model
+from oneshot_ml2.runtime import LAYOUTS, LayerProgram, Port, register_model
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
 
 FORMAT = "oneshot-ml2 compiled model"
-SCHEMA = 1
+SCHEMA = 2
+SCHEDULES_SCHEMA = 1
 LIBRARY, PROGRAMS, WEIGHTS, SCHEDULES, REPORT = "lib.so", "programs.npz", "weights.npz", "schedules.json", "report.json"
 FILES = (LIBRARY, PROGRAMS, WEIGHTS, SCHEDULES, REPORT)
 MANIFEST = "manifest.json"
+# For people: nothing reads it, so nothing checks it.
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,10 @@ class Tensor:
 
 @dataclass
 class Executable:
-    """A model that can run: TVM's virtual machine with the launcher's layers behind it.
+    """A model that can run: TVM's virtual machine with the launcher's programs behind it.
 
-    ``identity``: what the launcher knows its layers by; ``library``: the compiled host code.
+    ``identity``: what the launcher knows its programs by; ``segments``: those, each of the layers of one submission, in
+    one DRAM image; ``library``: the compiled host code.
     """
 
     name: str
@@ -61,7 +65,7 @@ class Executable:
     accelerator: Accelerator
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    layers: tuple[LayerProgram, ...]
+    segments: tuple[LayerProgram, ...]
     library: Any = field(repr=False)
     _machine: Any = field(default=None, repr=False)
 
@@ -78,7 +82,7 @@ class Executable:
         arrays = check_tensors({tensor.name: tensor.shape for tensor in self.inputs}, inputs)
         tvm = import_tvm()
         if self._machine is None:
-            register_model(self.identity, self.layers)
+            register_model(self.identity, self.segments)
             with quiet_stderr():
                 self._machine = tvm.relax.VirtualMachine(self.library, tvm.cpu())
         result = self._machine["main"](*(tvm.runtime.tensor(arrays[tensor.name]) for tensor in self.inputs))
@@ -166,22 +170,23 @@ def save(
         arrays: dict[str, NDArray[Any]] = {}
         weights: dict[str, NDArray[Any]] = {}
         entries = []
-        for number, layer in enumerate(executable.layers):
-            arrays |= _program_arrays(number, layer.program)
-            weights |= {f"{number}.{name}": content for name, content in layer.constants.items()}
+        for number, segment in enumerate(executable.segments):
+            arrays |= _program_arrays(number, segment.program)
+            weights |= {f"{number}.{name}": content for name, content in segment.constants.items()}
             entries.append(
                 {
-                    "name": layer.name,
-                    "inputs": layer.inputs,
-                    "output": layer.output,
-                    "insn_address": layer.program.insn_address,
-                    "uop_address": layer.program.uop_address,
-                    "buffers": [dataclasses.astuple(buffer) for buffer in layer.program.buffers],
+                    "name": segment.name,
+                    "inputs": [dataclasses.asdict(port) for port in segment.inputs],
+                    "outputs": [dataclasses.asdict(port) for port in segment.outputs],
+                    "insn_address": segment.program.insn_address,
+                    "uop_address": segment.program.uop_address,
+                    "buffers": [dataclasses.astuple(buffer) for buffer in segment.program.buffers],
                 }
             )
         _write_arrays(work / PROGRAMS, arrays, compress=True)
         _write_arrays(work / WEIGHTS, weights, compress=False)
-        (work / SCHEDULES).write_text(json.dumps({"schema": SCHEMA, "layers": list(schedules)}, indent=2) + "\n")
+        content = {"schema": SCHEDULES_SCHEMA, "layers": list(schedules)}
+        (work / SCHEDULES).write_text(json.dumps(content, indent=2) + "\n")
         (work / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         manifest = {
             "format": FORMAT,
@@ -192,7 +197,7 @@ def save(
             "rounding": "shift",
             "inputs": [dataclasses.asdict(tensor) for tensor in executable.inputs],
             "outputs": [dataclasses.asdict(tensor) for tensor in executable.outputs],
-            "layers": entries,
+            "segments": entries,
             "machine": platform.machine(),
             "versions": versions(),
             "files": {name: _file_hash(work / name) for name in FILES},
@@ -213,7 +218,7 @@ def check_target(folder: Path) -> None:
     if folder.is_file():
         raise ModelError(f"{folder} is a file; give a folder for the compiled model")
     if folder.is_dir():
-        strange = sorted({entry.name for entry in folder.iterdir()} - {*FILES, MANIFEST})
+        strange = sorted({entry.name for entry in folder.iterdir()} - {*FILES, MANIFEST, PAGE})
         if strange:
             raise ModelError(f"{folder} holds {strange[0]!r}, no part of a compiled model; give another folder")
 
@@ -276,7 +281,7 @@ def load(folder: str | Path, accelerator: Accelerator | None = None) -> Executab
             f"with --accelerator {accelerator.name}"
         )
     try:
-        layers = _layers(manifest, raw, chip)
+        segments = _segments(manifest, raw, chip)
         inputs, outputs = (
             tuple(Tensor(str(entry["name"]), tuple(map(int, entry["shape"]))) for entry in manifest[key])
             for key in ("inputs", "outputs")
@@ -291,7 +296,7 @@ def load(folder: str | Path, accelerator: Accelerator | None = None) -> Executab
             library = tvm.runtime.load_module(str(folder / LIBRARY))
         except Exception as error:
             raise ModelError(f"{folder / LIBRARY} cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
-    return Executable(name, identity, chip, inputs, outputs, layers, library)
+    return Executable(name, identity, chip, inputs, outputs, segments, library)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -333,7 +338,7 @@ def _check_versions(folder: Path, manifest: Mapping[str, Any]) -> None:
         raise ModelError(f"{folder} is made with TVM {made}; this is {here}: compile the model again")
 
 
-def _layers(manifest: Mapping[str, Any], raw: Mapping[str, bytes], chip: Accelerator) -> tuple[LayerProgram, ...]:
+def _segments(manifest: Mapping[str, Any], raw: Mapping[str, bytes], chip: Accelerator) -> tuple[LayerProgram, ...]:
     from oneshot_ml2.vta import isa
     from oneshot_ml2.vta.program import Buffer, Program
 
@@ -345,21 +350,26 @@ def _layers(manifest: Mapping[str, Any], raw: Mapping[str, bytes], chip: Acceler
         for key in weights.files:
             number, _, name = key.partition(".")
             constants.setdefault(int(number), {})[name] = weights[key]
-        layers = []
-        for number, entry in enumerate(manifest["layers"]):
-            buffers = tuple(Buffer(str(name), *map(int, rest)) for name, *rest in entry["buffers"])
+        segments = []
+        for number, entry in enumerate(manifest["segments"]):
             program = Program(
                 accelerator=chip,
                 insns=isa.decode(programs[f"{number}.insns"], chip),
                 uops=isa.decode_uops(programs[f"{number}.uops"], chip),
                 insn_address=int(entry["insn_address"]),
                 uop_address=int(entry["uop_address"]),
-                buffers=buffers,
+                buffers=tuple(Buffer(str(name), *map(int, rest)) for name, *rest in entry["buffers"]),
             )
-            shapes = tuple(tuple(map(int, shape)) for shape in entry["inputs"])
-            layers.append(
-                LayerProgram(
-                    str(entry["name"]), program, shapes, tuple(map(int, entry["output"])), constants.get(number, {})
-                )
-            )
-    return tuple(layers)
+            for name in constants.get(number, {}):
+                program.buffer(name)
+            inputs, outputs = (tuple(_port(port, program) for port in entry[key]) for key in ("inputs", "outputs"))
+            segments.append(LayerProgram(str(entry["name"]), program, inputs, outputs, constants.get(number, {})))
+    return tuple(segments)
+
+
+def _port(entry: Mapping[str, Any], program: Program) -> Port:
+    port = Port(str(entry["buffer"]), tuple(map(int, entry["shape"])), str(entry["layout"]))
+    program.buffer(port.buffer)
+    if port.layout not in LAYOUTS:
+        raise ValueError(f"layout {port.layout!r}")
+    return port

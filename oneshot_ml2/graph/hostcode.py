@@ -9,17 +9,18 @@ import numpy as np
 
 from oneshot_ml2.graph import operators
 from oneshot_ml2.graph.ir import Graph, Node, Value
+from oneshot_ml2.graph.layout import Segment
 from oneshot_ml2.runtime import LAUNCHER
 
 # Relax expressions; TVM has no types of its own to check them by.
 Expr: TypeAlias = Any
 
 
-def relax_module(graph: Graph, numbers: Mapping[str, int], identity: str) -> Any:
+def relax_module(graph: Graph, steps: Sequence[Node | Segment], identity: str) -> Any:
     """An IRModule whose ``main`` computes the graph.
 
     Args:
-        numbers: output of a node -> number of the layer that the launcher runs for it; the others become host code.
+        steps: nodes that become host code, and the submissions that the launcher runs, numbered in their order.
         identity: of the model, for the launcher.
     """
     import tvm
@@ -31,22 +32,28 @@ def relax_module(graph: Graph, numbers: Mapping[str, int], identity: str) -> Any
         for name in graph.inputs
     }
     parameters = [env[name] for name in graph.inputs]
+    count = 0
     with builder.function("main", parameters):
         with builder.dataflow():
-            for node in graph.nodes:
-                operands = [env[name] if name in env else relax.const(graph.constants[name]) for name in node.inputs]
-                value = graph.values[node.output]
-                if node.output in numbers:
-                    launch = [tvm.ir.StringImm(identity), relax.prim_value(numbers[node.output]), *operands]
-                    result = relax.call_dps_packed(
-                        LAUNCHER, relax.Tuple(launch), out_ty=relax.TensorType(value.shape, "int8")
-                    )
-                else:
-                    shapes = [graph.shape(name) for name in node.inputs]
-                    result = _Host(builder).node(node, operands, shapes, value)
-                env[node.output] = builder.emit(result)
-            results = [env[name] for name in graph.outputs]
-            output = builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
+            for step in steps:
+                if isinstance(step, Node):
+                    names = step.inputs
+                    operands = [env[name] if name in env else relax.const(graph.constants[name]) for name in names]
+                    shapes = [graph.shape(name) for name in names]
+                    value = graph.values[step.output]
+                    env[step.output] = builder.emit(_Host(builder).node(step, operands, shapes, value))
+                    continue
+                launch = [tvm.ir.StringImm(identity), relax.prim_value(count), *(env[name] for name, _ in step.inputs)]
+                kinds = [relax.TensorType(graph.values[name].shape, "int8") for name in step.outputs]
+                results = builder.emit(relax.call_dps_packed(LAUNCHER, relax.Tuple(launch), out_ty=kinds))
+                count += 1
+                if len(kinds) == 1:
+                    env[step.outputs[0]] = results
+                    continue
+                for index, name in enumerate(step.outputs):
+                    env[name] = builder.emit(relax.TupleGetItem(results, index))
+            outputs = [env[name] for name in graph.outputs]
+            output = builder.emit_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
         builder.emit_func_output(output)
     return builder.get()
 

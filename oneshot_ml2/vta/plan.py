@@ -452,8 +452,7 @@ SUMMARY = (
     "steps",
     "tiles",
     "instructions",
-    "kernel_uops",
-    "uop_variants",
+    "uops",
     "inp_use",
     "wgt_use",
     "acc_use",
@@ -480,13 +479,12 @@ SUMMARY = (
     S_STEPS,
     S_TILES,
     S_INSTRUCTIONS,
-    S_KERNEL_UOPS,
-    S_UOP_VARIANTS,
+    S_UOPS,
     S_INP_USE,
     S_WGT_USE,
     S_ACC_USE,
     S_DISTINCT,
-) = range(26)
+) = range(25)
 
 # Columns of a geometry record: what `summaries` needs of the spatial tiles of one (tile_h, tile_w, pad).
 (
@@ -505,18 +503,21 @@ SUMMARY = (
     _R_MAX_PLANE,
     _R_LAST_H,
     _R_LAST_W,
-    _R_CLASSES,
     _R_MIN_ROWS,
     _R_MIN_COLS,
     _R_REAL,
+    _R_CLASSES,
 ) = range(19)
+# Spatial tiles of equal geometry: how many, and their micro-ops a kernel for each fold but for the channels.
+_CLASSES = 16
+_RECORD = _R_CLASSES + 1 + 4 * _CLASSES
 _RECORDS = 1024
 
 
 @njit(cache=True, nogil=True)
 def _geometry(p, v, record):  # type: ignore[no-untyped-def]
-    """Fill a geometry record (int64 (19,)) of the spatial tiles of schedule ``v``, for one batch block."""
-    rows, _, cols, _, step = axes(p, v)
+    """Fill a geometry record (int64 (_RECORD,)) of the spatial tiles of schedule ``v``, for one batch block."""
+    rows, row_taps, cols, col_taps, step = axes(p, v)
     n_h, n_w = len(rows), len(cols)
     record[:] = 0
     record[_R_TILES] = n_h * n_w
@@ -552,14 +553,145 @@ def _geometry(p, v, record):  # type: ignore[no-untyped-def]
     record[_R_MAX_PLANE] = rows[:, A_SIZE].max() * cols[:, A_SIZE].max()
     record[_R_LAST_H] = rows[-1, A_COUNT]
     record[_R_LAST_W] = cols[-1, A_COUNT]
-    classes_h = classes_w = 0
+    row_uops, col_uops = _class_uops(rows, row_taps), _class_uops(cols, col_taps)
     for i in range(n_h):
-        classes_h += rows[i, A_CLASS] == i
-    for j in range(n_w):
-        classes_w += cols[j, A_CLASS] == j
-    record[_R_CLASSES] = classes_h * classes_w
+        for j in range(n_w):
+            if row_uops[i, 0] == 0 or col_uops[j, 0] == 0:
+                continue
+            # What does not fit into the table is counted with its last entry.
+            k = min(record[_R_CLASSES], _CLASSES - 1)
+            record[_R_CLASSES] = k + 1
+            entry = record[_R_CLASSES + 1 + 4 * k :]
+            entry[0] += row_uops[i, 0] * col_uops[j, 0]
+            entry[1] += row_uops[i, 1] * col_uops[j, 1]
+            entry[2] += row_uops[i, 3] * col_uops[j, 1] + (row_uops[i, 1] - row_uops[i, 3]) * col_uops[j, 2]
+            entry[3] += row_uops[i, 2] * col_uops[j, 2]
     record[_R_MIN_ROWS] = rows[:, A_COUNT].min()
     record[_R_MIN_COLS] = cols[:, A_COUNT].min()
+
+
+@njit(cache=True, nogil=True)
+def _class_uops(axis, taps):  # type: ignore[no-untyped-def]
+    """Of each tile that stands for its class on an axis, int64 (tiles, 4); else zeros.
+
+    Tiles of the class, taps that touch real inputs, outputs that these touch in all, taps that touch a single one.
+    """
+    found = np.zeros((len(axis), 4), dtype=np.int64)
+    for i in range(len(axis)):
+        found[axis[i, A_CLASS], 0] += 1
+        if axis[i, A_CLASS] == i:
+            for k in range(taps.shape[1]):
+                found[i, 1] += taps[i, k, 1] > 0
+                found[i, 2] += taps[i, k, 1]
+                found[i, 3] += taps[i, k, 1] == 1
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _bases(v, sp_tiles: int, co_tiles: int, chunks: int, some_sp: int, some_co: int, some_chunks: int):  # type: ignore[no-untyped-def]
+    """How many sets of SRAM bases the steps of some tiles have: what micro-ops, which hold indices, differ by.
+
+    Of ``sp_tiles`` x ``co_tiles`` output tiles of ``chunks`` each: those of ``some_sp`` spatial and ``some_co`` channel
+    tiles, in ``some_chunks`` of their chunks. Slots alternate, so that parities tell them apart; which of the tiles
+    have which parity is not looked at.
+    """
+    flow = v[K_FLOW]
+    inp_mode, wgt_mode = INP_MODE[flow], WGT_MODE[flow]
+    streams = inp_mode == STREAM and wgt_mode == STREAM
+    seen = np.int64(0)
+    # Everything resident has a base of its own for every tile.
+    for s in range(1 if inp_mode == ALL else min(some_sp, 2)):
+        for c in range(1 if wgt_mode == ALL else min(some_co, 2)):
+            t = c * sp_tiles + s if outer_is_co(flow) else s * co_tiles + c
+            for j in range(min(some_chunks, 2) if streams else 1):
+                ring = t * chunks + j
+                inp = ring if inp_mode == STREAM else (s if inp_mode == SET else np.int64(0))
+                wgt = ring if wgt_mode == STREAM else (c if wgt_mode == SET else np.int64(0))
+                word = (t % v[K_ACC_BUF]) * 16 + (inp % v[K_INP_BUF]) * 4 + wgt % v[K_WGT_BUF]
+                seen |= np.int64(1) << word
+    count = np.int64(0)
+    while seen:
+        seen &= seen - 1
+        count += 1
+    if inp_mode == ALL:
+        count *= some_sp
+    if wgt_mode == ALL:
+        count *= some_co
+    return count if streams else count * some_chunks
+
+
+@njit(cache=True, nogil=True)
+def _kernel_uops(v, g, k: int, nci: int, nco: int):  # type: ignore[no-untyped-def]
+    """Micro-ops of the kernels of a step of ``nci`` input and ``nco`` output channels, of spatial class ``k``."""
+    entry = g[_R_CLASSES + 1 + 4 * k :]
+    if v[K_FOLD] == FOLD_SPACE:
+        return entry[1] * nci * nco
+    return entry[2] * nco if v[K_FOLD] == FOLD_CI_ROWS else entry[3]
+
+
+@njit(cache=True, nogil=True)
+def _chunk_uops(p, v, g, k: int, sp_tiles: int, co_tiles: int, some_co: int, nco: int, whole: int):  # type: ignore[no-untyped-def]
+    """Micro-ops of ``some_co`` channel tiles of ``nco`` channels in spatial class ``k``, in whole chunks."""
+    some_sp = g[_R_CLASSES + 1 + 4 * k] * p[N.NB]
+    last_ci = p[N.CI] - (whole - 1) * v[K_CI]
+    even = whole if last_ci == v[K_CI] else whole - 1
+    total = np.int64(0)
+    if even > 0:
+        bases = _bases(v, sp_tiles, co_tiles, whole, some_sp, some_co, even)
+        total += bases * _kernel_uops(v, g, k, v[K_CI], nco)
+    if even < whole:
+        total += _bases(v, sp_tiles, co_tiles, whole, some_sp, some_co, 1) * _kernel_uops(v, g, k, last_ci, nco)
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _taper_uops(p, v, g, k: int, sp_tiles: int, co_tiles: int, some_sp: int, some_co: int, nco: int):  # type: ignore[no-untyped-def]
+    """Micro-ops of tapered tiles: chunks of one channel, or such that double and then whole ones at other places."""
+    ci, tci = p[N.CI], v[K_CI]
+    if v[K_HEAD] == HEAD_SINGLE:
+        return _bases(v, sp_tiles, co_tiles, ci, some_sp, some_co, ci) * _kernel_uops(v, g, k, 1, nco)
+    total, size, left = np.int64(0), np.int64(1), ci
+    bases = _bases(v, sp_tiles, co_tiles, 1, some_sp, some_co, 1)
+    while left > 0 and size < tci:
+        total += bases * _kernel_uops(v, g, k, min(size, left), nco)
+        left -= size
+        size *= 2
+    if left > 0 and (INP_MODE[v[K_FLOW]] != STREAM or WGT_MODE[v[K_FLOW]] != STREAM):
+        chunks = ceil_div(left, tci)
+        total += _bases(v, sp_tiles, co_tiles, chunks, some_sp, some_co, chunks) * _kernel_uops(v, g, k, tci, nco)
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _all_uops(p, v, g, sp_tiles: int, co_tiles: int, whole: int, cuts: int):  # type: ignore[no-untyped-def]
+    """Micro-ops of a program, nearly: every kernel once for every set of SRAM bases."""
+    tco, last_co = min(v[K_CO], p[N.CO]), last_channels(p, v)
+    even_co = co_tiles if last_co == tco else co_tiles - p[N.GROUPS]
+    first_co = tco if even_co > 0 else last_co
+    resident = WGT_MODE[v[K_FLOW]] != STREAM
+    tapers = v[K_HEAD] != HEAD_WHOLE
+    all_taper = tapers and p[N.MINOR] == 1 and INP_MODE[v[K_FLOW]] != STREAM
+    total = np.int64(0)
+    for k in range(g[_R_CLASSES]):
+        some_sp = g[_R_CLASSES + 1 + 4 * k] * p[N.NB]
+        for part in range(2):
+            some_co, nco = (even_co, tco) if part == 0 else (co_tiles - even_co, last_co)
+            if all_taper and some_co > 0:
+                total += _taper_uops(p, v, g, k, sp_tiles, co_tiles, some_sp, some_co, nco)
+                continue
+            if tapers and resident and part == (even_co == 0):
+                total += _taper_uops(p, v, g, k, sp_tiles, co_tiles, some_sp, 1, nco)
+                some_co -= 1
+            if some_co > 0:
+                total += _chunk_uops(p, v, g, k, sp_tiles, co_tiles, some_co, nco, whole)
+    if tapers and g[_R_CLASSES] > 0:
+        part_co, parts = head_parts(first_co, v[K_HEAD])
+        total += parts * _kernel_uops(v, g, 0, 1, part_co)
+        if not resident and not all_taper:
+            total += _taper_uops(p, v, g, 0, sp_tiles, co_tiles, 1, 1, first_co)
+    if p[N.BIAS] and v[K_BIAS] != BIAS_LOAD:
+        total += co_tiles * min(v[K_ACC_BUF], sp_tiles)
+    return total + 2 * v[K_ACC_BUF] + cuts
 
 
 @njit(cache=True, nogil=True)
@@ -599,8 +731,8 @@ def _store_cycles(p, elements: int, rows: int) -> int:  # type: ignore[no-untype
 
 @njit(cache=True, nogil=True)
 def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
-    """`summaries` of canonical rows, into float64 (n, 26)."""
-    records = np.zeros((_RECORDS, 19), dtype=np.int64)
+    """`summaries` of canonical rows, into float64 (n, 25)."""
+    records = np.zeros((_RECORDS, _RECORD), dtype=np.int64)
     at, need = np.empty(11, dtype=np.int64), np.empty(3, dtype=np.int64)
     tags = np.full(_RECORDS, -1, dtype=np.int64)
     taps = p[N.KH] * p[N.KW]
@@ -770,27 +902,16 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
         port = inp_beats + wgt_beats + 2 * insns
         estimate = head + first_load + max(compute + serial + exposed, max(paid, port)) + tail
 
-        a, b = v[K_H], v[K_W]
-        if a == 1:
-            a, b = b, 1
         few_a, few_b = g[_R_MIN_ROWS], g[_R_MIN_COLS]
         if few_a == 1:
             few_a, few_b = few_b, 1
         few_co = min(co_last, tco)
         if v[K_FOLD] == FOLD_SPACE:
-            kernel = taps * tci * tco
             distinct = few_co if taps * tci > 1 else 64
         elif v[K_FOLD] == FOLD_CI_ROWS:
-            kernel = taps * tco * b
             distinct = few_co * few_b if taps > 1 else (few_co * few_b * few_a if tci > 1 else 64)
         else:
-            kernel = taps * a * b
             distinct = few_a * few_b if taps > 1 else (few_a * few_b * few_co if tci > 1 else 64)
-        inp_sets = v[K_INP_BUF] if inp_mode == SET else sp_tiles * p[N.GROUPS]
-        inp_variants = v[K_INP_BUF] if inp_mode == STREAM else inp_sets * whole
-        wgt_variants = v[K_WGT_BUF] if wgt_mode == STREAM else (v[K_WGT_BUF] if wgt_mode == SET else co_tiles) * whole
-        variants = min(steps, v[K_ACC_BUF] * max(inp_variants, wgt_variants)) * g[_R_CLASSES]
-
         sram_layout_into(p, v, g[_R_MAX_PLANE], sp_tiles, at, need)
         sram_needed(p, v, g[_R_MAX_PLANE], need)
         row = out[n]
@@ -814,8 +935,7 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
         row[S_STEPS] = steps
         row[S_TILES] = tiles
         row[S_INSTRUCTIONS] = insns
-        row[S_KERNEL_UOPS] = kernel
-        row[S_UOP_VARIANTS] = variants
+        row[S_UOPS] = _all_uops(p, v, g, sp_tiles, co_tiles, whole, cuts)
         row[S_INP_USE] = need[0] / p[N.INP_DEPTH]
         row[S_WGT_USE] = need[1] / p[N.WGT_DEPTH]
         row[S_ACC_USE] = need[2] / p[N.ACC_DEPTH]

@@ -219,6 +219,9 @@ def input_shape(p, nci, size_h, size_w, pads_h, pads_w, step):  # type: ignore[n
 @njit(cache=True, nogil=True)
 def weight_shape(p, nci, mco):  # type: ignore[no-untyped-def]
     """(y, x, stride) of the LOAD of ``nci`` input channels of the weights of ``mco`` output channels."""
+    if p[N.POOL]:
+        # The identity serves all.
+        return 1, 1, 0
     taps = p[N.KH] * p[N.KW]
     width = nci * taps
     if nci == p[N.CI] and mco * width <= MAX_SIZE:

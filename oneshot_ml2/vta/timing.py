@@ -71,6 +71,9 @@ PARAMS = 24
     B_WRITE_BURSTS,
 ) = range(9)
 COUNTERS = 9
+# Columns of the log of read bursts; R_INSN: the instruction it serves, or the first one of a fetch, -1 if that is over.
+R_CLIENT, R_INSN, R_ASKED, R_SENT, R_TAKEN, R_BEATS = range(6)
+R_COLUMNS = 6
 
 TAGS = 16
 TOKEN_LIMIT = 255
@@ -203,7 +206,7 @@ def _counter_end(watch, starts, ends, cumulative, pad_end):
 
 
 @njit(cache=True, nogil=True)
-def simulate(insns, insn_address, p, trace):
+def simulate(insns, insn_address, p, trace, queued=None, bursts=None):
     """Cycles of a program on an idle accelerator.
 
     Args:
@@ -212,6 +215,11 @@ def simulate(insns, insn_address, p, trace):
         p: `params` of the accelerator.
         trace: int64 (n, 2) to receive every instruction's execution cycles [start, done), -1 where
             it did not start or end before FINISH, or int64 (0, 2) for none.
+        queued: None, or int64 (m,) to receive the cycle in which each of the first m instructions entered its module's
+            queue, -1 if it did not. With None, here and below, numba compiles a variant without the recording.
+        bursts: None, or int64 (m, R_COLUMNS) for the first m read bursts in the order of the channel: the client in
+            order of priority, its instruction, when it could be sent, was sent, and was taken by the memory, and its
+            beats, which are on the channel in the cycles after that.
 
     Returns:
         (cycles, hang, counters): the cycle counter at FINISH, or, if the program hangs, the cycle of the last
@@ -221,6 +229,8 @@ def simulate(insns, insn_address, p, trace):
     tracing = trace.shape[0] > 0
     if tracing:
         trace[:] = -1
+    if queued is not None:
+        queued[:] = -1
     log_bus = p[P_LOG_BUS]
     bus = 1 << log_bus
     burst = p[P_BURST]
@@ -336,6 +346,9 @@ def simulate(insns, insn_address, p, trace):
                 ring_time[m, position] = at
                 tail[m] = position + 1 if position + 1 < queue else 0
                 held[m] += 1
+                if queued is not None:
+                    if dispatched < queued.shape[0]:
+                        queued[dispatched] = at
                 dispatched += 1
             if not wide_fetch and blocked < 0 and dispatched == fetched and fetched < n_insns:
                 want_chunk = True
@@ -404,6 +417,16 @@ def simulate(insns, insn_address, p, trace):
                 server_free = t + n
                 last = t + n
                 last_beat[sent % _RING] = last
+                if bursts is not None:
+                    if sent < bursts.shape[0]:
+                        module = c_module[c]
+                        serves = fetched if c == _FETCH else ring_insn[module, head[module]] if lost == 0 else -1
+                        bursts[sent, R_CLIENT] = c
+                        bursts[sent, R_INSN] = serves
+                        bursts[sent, R_ASKED] = eligible[c]
+                        bursts[sent, R_SENT] = k
+                        bursts[sent, R_TAKEN] = t
+                        bursts[sent, R_BEATS] = n
                 sent += 1
                 busy[B_READ_BEATS] += n
                 more = True
@@ -607,6 +630,8 @@ def simulate(insns, insn_address, p, trace):
 class Timing:
     """Cycles of one run; ``trace`` is int64 (n, 2), the execution cycles [start, done) of every instruction.
 
+    ``queued``, ``bursts``: when instructions entered their queues, and all read bursts; see `simulate`.
+
     ``*_busy``: execution cycles of the three modules; ``gemm``, ``alu``: of compute's, those of such instructions.
     ``hang``: the program never reaches FINISH (``cycles`` is then the cycle of the last event).
     """
@@ -623,13 +648,26 @@ class Timing:
     read_bursts: int
     write_bursts: int
     trace: NDArray[np.int64] | None = None
+    queued: NDArray[np.int64] | None = None
+    bursts: NDArray[np.int64] | None = None
 
 
-def measure(program: Program, trace: bool = False) -> Timing:
-    """Time a program from launch to FINISH on its own accelerator."""
+def measure(program: Program, trace: bool = False, memory: bool = False) -> Timing:
+    """Time a program from launch to FINISH on its own accelerator.
+
+    ``trace``: with the execution cycles of every instruction; ``memory``: with ``queued`` and ``bursts``, too.
+    """
     table = np.empty((len(program.insns) if trace else 0, 2), np.int64)
+    queued = np.empty(len(program.insns) if memory else 0, np.int64)
+    bursts = np.empty((0, R_COLUMNS), np.int64)
     insns = np.ascontiguousarray(program.insns, np.int64)
-    cycles, hang, busy = simulate(insns, program.insn_address, params(program.accelerator), table)
+    p = params(program.accelerator)
+    # Always the recording variant, so that there is one to compile.
+    cycles, hang, busy = simulate(insns, program.insn_address, p, table, queued, bursts)
+    if memory:
+        # Once more, now that the number of bursts is known.
+        bursts = np.empty((busy[B_READ_BURSTS], R_COLUMNS), np.int64)
+        simulate(insns, program.insn_address, p, table, queued, bursts)
     return Timing(
         cycles=int(cycles),
         hang=bool(hang),
@@ -643,4 +681,6 @@ def measure(program: Program, trace: bool = False) -> Timing:
         read_bursts=int(busy[B_READ_BURSTS]),
         write_bursts=int(busy[B_WRITE_BURSTS]),
         trace=table if trace else None,
+        queued=queued if memory else None,
+        bursts=bursts if memory else None,
     )
