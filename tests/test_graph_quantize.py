@@ -123,7 +123,7 @@ def same_on_the_host(graph: Graph, inputs: dict[str, np.ndarray[Any, Any]], exac
     tvm = executable.import_tvm()
     host = on_the_host(graph)
     expected = ir.execute(graph, inputs)
-    module = hostcode.relax_module(host, {}, "none")
+    module = hostcode.relax_module(host, host.nodes, "none")
     with executable.quiet_stderr():
         library = tvm.compile(tvm.relax.get_pipeline("zero")(module), "llvm")
     arrays = [tvm.runtime.tensor(array) for array in ir.check_inputs(graph, inputs).values()]

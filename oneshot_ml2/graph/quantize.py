@@ -319,10 +319,14 @@ def _strip(graph: Graph) -> tuple[Graph, dict[str, int], list[str], dict[str, st
         # With one scale, rounding and clipping before and after the ReLU are the same thing.
         del exponents[x]
         tensors.pop(x, None)
+    # Around products there are moves that have no scales of their own in the file.
     for node in plain.nodes:
-        # Those between a product and its dequantized operand, which have no scales of their own in the file.
         if node.op in partition.MOVES and node.inputs[0] in exponents:
             exponents.setdefault(node.output, exponents[node.inputs[0]])
+    for node in reversed(plain.nodes):
+        if node.op in ("reshape", "permute") and node.output in exponents:
+            if _single(plain, plain_users, node.inputs[0]) and node.inputs[0] in producers:
+                exponents.setdefault(node.inputs[0], exponents[node.output])
     return plain, exponents, changes, tensors
 
 
@@ -482,10 +486,10 @@ class _Builder:
             exponent = best_exponent(_drawn(array), largest)
             if scale.size == 1 and float(scale) == 2.0 ** nearest_exponent(float(scale)):
                 exponent = nearest_exponent(float(scale))
-            elif not self.fixed:
-                exponent = self.workable(node, exponent)
             else:
-                self.requantized.append(node.name)
+                exponent = self.workable(node, exponent)
+                if self.fixed:
+                    self.requantized.append(node.name)
             self.weights[node.output] = (_int8(array, exponent), exponent)
         return self.weights[node.output]
 
