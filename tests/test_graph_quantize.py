@@ -304,19 +304,20 @@ def tie_free(total: np.ndarray[Any, Any], shift: int) -> np.ndarray[Any, Any]:
 
 def half_even(node: Node, args: list[np.ndarray[Any, Any]], out: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """What a node of an integer graph would give if it rounded half to even, from exact sums."""
-    if node.op in ("int_conv2d", "int_dense"):
-        data, weight = args[0].astype(np.float64), node.arrays["weight"].astype(np.float64)
-        sums = operators.convolution(data, weight, node.attrs, out) if node.op == "int_conv2d" else data @ weight.T
-        shift = node.attrs["shift"]
-        bias = node.arrays["bias"].astype(np.int64) - (1 << shift >> 1)
-        total = sums.astype(np.int64) + bias.reshape((1, -1) + (1,) * (sums.ndim - 2))
-        return np.clip(tie_free(total, shift), *node.attrs["clip"])
-    if node.op == "int_add" and node.attrs["shift"] >= 0:
-        total = sum(x.astype(np.int64) << left for x, left in zip(args, node.attrs["left"]))  # type: ignore[assignment]
-        return np.clip(tie_free(np.asarray(total), node.attrs["shift"]), *node.attrs["clip"])
+    attrs = node.attrs
+    if node.op.removeprefix("int_") in partition.HEADS:
+        weight = args[1] if node.op == "int_batch_matmul" else node.arrays["weight"]
+        operands = [array.astype(np.float64) for array in (args[0], weight)]
+        sums = operators.FLOAT[node.op.removeprefix("int_")](operands, attrs, out)
+        column = (-1,) if node.op in ("int_dense", "int_batch_matmul") else (-1, 1, 1)
+        bias = node.arrays["bias"].astype(np.int64) - (1 << attrs["shift"] >> 1)
+        return np.clip(tie_free(sums.astype(np.int64) + bias.reshape(column), attrs["shift"]), *attrs["clip"])
+    if node.op == "int_add":
+        total = sum(x.astype(np.int64) << left for x, left in zip(args, attrs["left"]))
+        return np.clip(tie_free(np.asarray(total), attrs["shift"]).reshape(out), *attrs["clip"])
     if node.op == "int_avg_pool2d":
-        mean = args[0].astype(np.float64).mean((2, 3), keepdims=True) * 2.0 ** node.attrs["left"]
-        return np.clip(np.rint(mean), -128, 127)
+        total = np.sum(operators.windows(args[0].astype(np.int64), attrs, attrs["size"], out[2:], 0), axis=0)
+        return np.clip(np.rint(total * 2.0 ** attrs["left"] / np.prod(attrs["size"])), -128, 127)
     return operators.compute(node, args, out)
 
 
@@ -342,7 +343,7 @@ def against_onnxruntime(path: Path, x: np.ndarray[Any, Any]) -> tuple[int, int, 
     result, even = quantize.quantize(imported), quantize.quantize(imported, rounding="half_even")
     assert result.changes == even.changes == ()
     for node in even.graph.nodes:
-        if node.op not in ("to_int8", "to_float"):
+        if _in_the_file(node, even):
             args = [theirs[even.tensors[name.removesuffix(".int8")]] for name in node.inputs]
             ours = operators.compute(node, args, even.graph.values[node.output].shape)
             np.testing.assert_array_equal(ours, theirs[even.tensors[node.output]], err_msg=node.name)
@@ -350,7 +351,7 @@ def against_onnxruntime(path: Path, x: np.ndarray[Any, Any]) -> tuple[int, int, 
     np.testing.assert_array_equal(output, theirs[model.graph.output[0].name])
     elements = differ = wrong = 0
     for node in result.graph.nodes:
-        if node.op in ("to_int8", "to_float"):
+        if not _in_the_file(node, result):
             continue
         args = [theirs[result.tensors[name.removesuffix(".int8")]] for name in node.inputs]
         shape = result.graph.values[node.output].shape
@@ -360,6 +361,46 @@ def against_onnxruntime(path: Path, x: np.ndarray[Any, Any]) -> tuple[int, int, 
         differ += int(np.count_nonzero(ours != expected))
         wrong += int(np.count_nonzero(half_even(node, args, shape) != expected))
     return elements, differ, wrong
+
+
+def _in_the_file(node: Node, result: quantize.Quantized) -> bool:
+    """Whether the model's file has a node's operands and result, quantized."""
+    names = [*(name.removesuffix(".int8") for name in node.inputs), node.output]
+    return node.op not in ("to_int8", "to_float") and all(name in result.tensors for name in names)
+
+
+def mixed_qdq(path: Path) -> Path:
+    """Grouped and transposed convolutions, pools, a concatenation of two scales, and a product of activations."""
+    q = Qdq(3)
+    x = q.quantized("x", 2.0**-5)
+    q.node("Conv", [x, *q.weights("g", x, (16, 2, 3, 3), 2.0**-8)], "g", pads=[1] * 4, group=4)
+    g = q.quantized("g", 2.0**-3)
+    p = q.quantized(q.node("MaxPool", [g], "p", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4), 2.0**-3)
+    q.node("ConvTranspose", [p, *q.weights("t", p, (16, 16, 2, 2), 2.0**-8)], "t", strides=[2, 2])
+    t = q.quantized("t", 2.0**-2)
+    c = q.quantized(q.node("Concat", [g, t], "c", axis=1), 2.0**-2)
+    m = q.quantized(q.node("AveragePool", [c], "m", kernel_shape=[2, 2], strides=[2, 2]), 2.0**-3)
+    s = q.constant("s", np.array([2, 16, 16]))
+    a = q.quantized(q.node("Reshape", [m, s], "a"), 2.0**-3)
+    b = q.quantized(q.node("Transpose", [a], "b", perm=[0, 2, 1]), 2.0**-3)
+    d = q.quantized(q.node("MatMul", [a, b], "d"), 2.0**1)
+    return q.write(path, q.quantized(q.node("Add", [d, a], "e"), 2.0**1), (1, 8, 8, 8), rank=3)
+
+
+def test_other_operators_against_onnxruntime(tmp_path: Path) -> None:
+    needs("onnxruntime")
+    path = mixed_qdq(tmp_path / "m.onnx")
+    elements, differ, wrong = against_onnxruntime(path, example((1, 8, 8, 8), 7) * 2)
+    assert elements > 3000
+    assert differ < 0.3 * elements
+    assert wrong == 0
+    for rounding in quantize.ROUNDINGS:
+        result = quantize.quantize(importer.import_onnx(path), rounding=rounding)
+        assert vta_operators(result.graph) == [
+            "int_conv2d", "max_pool2d", "int_conv2d_transpose", "int_requantize", "int_avg_pool2d",
+            "int_batch_matmul", "int_add",
+        ]  # fmt: skip
+        same_on_the_host(result.graph, {"x": example((1, 8, 8, 8), 8) * 2})
 
 
 def test_differences_from_onnxruntime_are_ties(tmp_path: Path) -> None:
