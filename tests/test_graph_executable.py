@@ -19,7 +19,7 @@ from graph_models import example, needs, residual_qdq, small_net
 from oneshot_ml2 import graph, oneshot, runtime
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import ModelError
-from oneshot_ml2.graph import compiler, executable, ir
+from oneshot_ml2.graph import compiler, executable, ir, quantize
 from oneshot_ml2.vta import image, link, simulator, timing
 
 needs("tvm", "onnx")
@@ -516,16 +516,42 @@ def test_random_networks_are_exact(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16"])
-def test_the_zoo_compiles_and_runs(name: str, tmp_path: Path) -> None:
-    model = graph.compile_model(name, size=64)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("resnet18", 64), ("resnet34", 64), ("resnet50", 64), ("vgg16", 64), ("mobilenet_v1", 64), ("mobilenet_v2", 64),
+        ("squeezenet", 64), ("vit_tiny", 64), ("bert_tiny", 32), ("bert_base", 16),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("rounding", ["shift", "half_even"])
+def test_the_zoo_compiles_and_runs(name: str, size: int, rounding: str, tmp_path: Path) -> None:
+    model = graph.compile_model(name, size=size, rounding=rounding)
     assert model.ok
     assert model.macs()[1] == 0
     model.save(tmp_path / "build")
-    weights = sum(node.arrays["weight"].nbytes for node in model.graph.nodes if "weight" in node.arrays)
-    assert sum(path.stat().st_size for path in (tmp_path / "build").iterdir()) < 1.3 * weights
-    x = example((1, 3, 64, 64), 3)
-    assert np.array_equal(graph.load(tmp_path / "build").run(x)["output"], reference(model, x))
+    if name == "resnet18":
+        weights = sum(node.arrays["weight"].nbytes for node in model.graph.nodes if "weight" in node.arrays)
+        assert sum(path.stat().st_size for path in (tmp_path / "build").iterdir()) < 1.3 * weights
+    (x,) = quantize.random_samples(model.graph, 1, 3)[0].values()
+    result, expected = graph.load(tmp_path / "build").run(x)["output"], reference(model, x)
+    assert model.checked is not None
+    assert np.abs(result - expected).max() <= model.checked.allowed
+
+
+def test_token_ids_are_checked(tmp_path: Path) -> None:
+    import torch
+    from torch import nn
+
+    net = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 16), nn.ReLU()).eval()
+    ids = torch.randint(0, 50, (1, 4))
+    model = graph.compile_model(net, example_inputs=(ids,))
+    assert model.ok
+    model.save(tmp_path / "build")
+    loaded = graph.load(tmp_path / "build")
+    assert np.array_equal(loaded.run(ids.numpy())["output"], reference(model, ids.numpy()))
+    for wrong in (ids.numpy() - 50, ids.numpy() + 50, ids.numpy() + 0.5):
+        with pytest.raises(ModelError, match="whole numbers 0 to 49"):
+            loaded.run(wrong)
 
 
 def test_the_document_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command: RunCommand) -> None:

@@ -537,7 +537,7 @@ def build(
     with executable.quiet_stderr():
         library = tvm.compile(tvm.relax.get_pipeline("zero")(module), "llvm")
     register_model(identity, segments)
-    inputs = tuple(Tensor(name, graph.values[name].shape) for name in graph.inputs)
+    inputs = tuple(Tensor(name, graph.values[name].shape, graph.values[name].limit) for name in graph.inputs)
     results = tuple(
         Tensor(title, graph.values[name].shape) for title, name in zip(graph.output_names, graph.outputs, strict=True)
     )
