@@ -1,0 +1,56 @@
+"""Convolutions of few channels as products with patches, so that their reduction fills blocks of channels.
+
+A convolution of 3 channels pads each of its taps to a whole block. Where the host makes its input anyway, the host lays
+every window out as the channels of one pixel, and the VTA computes a 1x1 convolution of ``c * r * s`` channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.workload import Conv2d, Workload
+
+if TYPE_CHECKING:
+    from oneshot_ml2.accelerator import Accelerator
+
+
+def unfolded(workload: Workload, accelerator: Accelerator) -> Conv2d | None:
+    """The convolution over patches that computes the same; None where its engine bound is no smaller."""
+    from oneshot_ml2.vta.bound import engine_bound
+
+    if not isinstance(workload, Conv2d) or workload.groups != 1 or workload.r * workload.s == 1:
+        return None
+    channels = workload.c * workload.r * workload.s
+    other = Conv2d(
+        workload.n, channels, workload.out_h, workload.out_w, workload.k, 1, 1, epilogue=workload.epilogue
+    )
+    faster = engine_bound(other, accelerator).bound < engine_bound(workload, accelerator).bound
+    return other if faster else None
+
+
+def patches(workload: Conv2d, data: NDArray[np.int8]) -> NDArray[np.int8]:
+    """The data of `unfolded`, int8 (N, C*R*S, OH, OW), of a convolution's data (N, C, H, W).
+
+    Channel ``(c * R + r) * S + s`` holds what tap (r, s) reads of channel c, zero where that is padding: the order of
+    a weight (K, C, R, S) reshaped to (K, C*R*S, 1, 1).
+    """
+    (sh, sw), (dh, dw), (top, bottom, left, right) = workload.strides, workload.dilations, workload.pads
+    padded = np.pad(data, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    found = np.empty((workload.n, workload.c, workload.r, workload.s, workload.out_h, workload.out_w), dtype=data.dtype)
+    for r in range(workload.r):
+        for s in range(workload.s):
+            rows = slice(r * dh, r * dh + (workload.out_h - 1) * sh + 1, sh)
+            columns = slice(s * dw, s * dw + (workload.out_w - 1) * sw + 1, sw)
+            found[:, :, r, s] = padded[:, :, rows, columns]
+    return found.reshape(workload.n, -1, workload.out_h, workload.out_w)
+
+
+def unfolded_layer(workload: Workload, accelerator: Accelerator) -> Workload:
+    """The layer as it is compiled where the host makes its input: over patches if that is faster."""
+    if not isinstance(workload, Conv2d) or workload.c >= accelerator.block:
+        return workload
+    return unfolded(workload, accelerator) or workload

@@ -1,0 +1,43 @@
+"""Convolutions of few channels over patches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.unfold import patches, unfolded
+from oneshot_ml2.vta.bound import engine_bound
+from oneshot_ml2.workload import Conv2d, Dense, Epilogue
+
+PYNQ = Accelerator.load("pynq")
+FIRST = Conv2d(1, 3, 224, 224, 64, 7, 7, 2, 3, epilogue=Epilogue(bias=True))
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        Conv2d(2, 3, 17, 15, 8, 7, 5, (2, 3), (3, 2), epilogue=Epilogue(bias=True)),
+        Conv2d(1, 2, 9, 9, 4, 3, 3, 1, (0, 1, 2, 1), 2),
+        Conv2d(1, 5, 6, 6, 3, 2, 2, 2),
+    ],
+)
+def test_patches_give_the_same_result(conv: Conv2d) -> None:
+    other = unfolded(conv, PYNQ)
+    assert other is not None
+    tensors = conv.random_inputs(np.random.default_rng(1))
+    moved = {
+        **tensors,
+        "data": patches(conv, tensors["data"]),
+        "weight": tensors["weight"].reshape(conv.k, -1, 1, 1),
+    }
+    assert np.array_equal(other.reference(moved), conv.reference(tensors))
+
+
+def test_it_pays_where_blocks_are_mostly_empty() -> None:
+    other = unfolded(FIRST, PYNQ)
+    assert other is not None and other.c == 147
+    assert engine_bound(other, PYNQ).bound <= 900_000 < 2_000_000 < engine_bound(FIRST, PYNQ).bound
+    assert unfolded(Conv2d(1, 64, 56, 56, 64, 3, 3, 1, 1), PYNQ) is None
+    assert unfolded(Conv2d(1, 3, 8, 8, 8, 1, 1), PYNQ) is None
+    assert unfolded(Dense(1, 3, 8), PYNQ) is None
