@@ -595,6 +595,11 @@ class _Builder:
         try:
             if residual_shift is not None and residual_shift < 0:
                 raise WorkloadError("its residual's scale is finer than that of its sums")
+            if (
+                residual_shift is not None
+                and self.largest_sum(head, weight, sums) + (128 << residual_shift) > _SUM_LIMIT
+            ):
+                raise WorkloadError("its sums with the residual may exceed 32 bits")
             epilogue = self.epilogue(bias, residual_shift, shift, clip)
             shape = self.graph.shape(x)
             matrix = (math.prod(shape[:-1]), shape[-1])
