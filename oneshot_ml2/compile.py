@@ -330,7 +330,7 @@ def compile_layers(
     Args:
         model: a name that `models.trace` knows, or layers.
         accelerator: one, or what `Accelerator.load` takes.
-        size: height and width of a named model's images.
+        size: height and width of a named model's images, or its number of tokens.
         layers: names or shell patterns of those to compile; none: all.
         weights: shipped weights by name, or a safetensors file; none: the default ones.
         seed: of the tensors that the programs run on.
@@ -401,7 +401,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="resnet18, or another model (an unknown name lists them), or an ONNX file")
     parser.add_argument("--accelerator", metavar="NAME", default="pynq", help="preset or VTA JSON (default pynq)")
     parser.add_argument(
-        "--size", type=int, default=224, metavar="N", help="height and width of the images (default 224)"
+        "--size", type=int, default=224, metavar="N", help="height and width of the images, or tokens (default 224)"
     )
     parser.add_argument("--layers", nargs="+", default=[], metavar="NAME", help="only these; shell patterns work")
     parser.add_argument("--weights", metavar="NAME", help="shipped weights, or a .safetensors file (default: default)")
@@ -424,7 +424,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--html", metavar="FILE", help="also write the page that is the folder's report.html there; with -o DIR"
     )
     parser.add_argument(
-        "--rounding", choices=("shift",), default="shift", help="of whole models: half up by VTA's shift (default)"
+        "--rounding",
+        choices=("shift", "half_even"),
+        default="shift",
+        help="of whole models: half up by VTA's shift (default), or ties to even as onnxruntime, for more cycles",
     )
     parser.add_argument(
         "--no-check", action="store_true", help="do not run the whole model once against the integer reference"

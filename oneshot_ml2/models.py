@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import operator
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.workload import Conv2d, Dense, Epilogue, Layer, Workload
+from oneshot_ml2.workload import BatchMatmul, Conv2d, Conv2dTranspose, Dense, Epilogue, Layer, Workload
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from torch.fx import GraphModule, Node
 
 # Requantization of every traced layer: TVM's shift of 8 (VTA reference, 8.1), and int8 residuals 4 bits up.
 SHIFT, RESIDUAL_SHIFT = 8, 4
+# Of the BERT encoders: token ids, and the longest input.
+VOCABULARY, TOKENS = 30522, 512
 
 
 def _resnet(bottleneck: bool, depths: tuple[int, ...]) -> nn.Module:
     """ResNet for 1000 classes (He et al., 2015), strides of the bottleneck in its 3x3."""
-    from torch import Tensor, nn
+    from torch import nn
 
     expansion = 4 if bottleneck else 1
 
@@ -105,12 +108,191 @@ def _vgg16() -> nn.Module:
     )
 
 
+def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, relu: str = "ReLU") -> Any:
+    """A convolution that keeps the size, batch normalisation, and a ReLU of that kind, if any."""
+    from torch import nn
+
+    layers = [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+        *([getattr(nn, relu)()] if relu else []),
+    ]
+    return nn.Sequential(*layers)
+
+
+def _mobilenet_v1() -> nn.Module:
+    """MobileNet of width 1 for 1000 classes (Howard et al., 2017)."""
+    from torch import nn
+
+    layers = [_conv_norm(3, 32, 3, 2)]
+    inputs = 32
+    for outputs, stride in (
+        (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1),
+    ):  # fmt: skip
+        layers += [_conv_norm(inputs, inputs, 3, stride, inputs), _conv_norm(inputs, outputs, 1)]
+        inputs = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1000))
+
+
+def _mobilenet_v2() -> nn.Module:
+    """MobileNetV2 of width 1 for 1000 classes (Sandler et al., 2018)."""
+    from torch import nn
+
+    class Bottleneck(nn.Module):
+        def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+            super().__init__()
+            width = inputs * expansion
+            expand = [_conv_norm(inputs, width, 1, relu="ReLU6")] if expansion > 1 else []
+            self.body = nn.Sequential(
+                *expand, _conv_norm(width, width, 3, stride, width, "ReLU6"), _conv_norm(width, outputs, 1, relu="")
+            )
+            self.residual = stride == 1 and inputs == outputs
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.body(x)
+            return x + y if self.residual else y
+
+    layers: list[nn.Module] = [_conv_norm(3, 32, 3, 2, relu="ReLU6")]
+    inputs = 32
+    # (expansion, channels, blocks, stride of the first): table 2 of the paper.
+    for expansion, outputs, depth, stride in (
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+    ):  # fmt: skip
+        for index in range(depth):
+            layers.append(Bottleneck(inputs, outputs, 1 if index else stride, expansion))
+            inputs = outputs
+    layers.append(_conv_norm(inputs, 1280, 1, relu="ReLU6"))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000))
+
+
+def _squeezenet() -> nn.Module:
+    """SqueezeNet 1.1 for 1000 classes (Iandola et al., 2016)."""
+    import torch
+    from torch import nn
+
+    class Fire(nn.Module):
+        def __init__(self, inputs: int, squeezed: int, expanded: int) -> None:
+            super().__init__()
+            self.squeeze = nn.Conv2d(inputs, squeezed, 1)
+            self.expand1 = nn.Conv2d(squeezed, expanded, 1)
+            self.expand3 = nn.Conv2d(squeezed, expanded, 3, padding=1)
+            self.relu = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.relu(self.squeeze(x))
+            return torch.cat([self.relu(self.expand1(x)), self.relu(self.expand3(x))], 1)
+
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, 2), nn.ReLU()]
+    inputs = 64
+    for squeezed, fires in ((16, 2), (32, 2), (48, 4)):
+        layers.append(nn.MaxPool2d(3, 2, ceil_mode=True))
+        for index in range(fires):
+            squeezed = 64 if index == 2 else squeezed
+            layers.append(Fire(inputs, squeezed, 4 * squeezed))
+            inputs = 8 * squeezed
+    return nn.Sequential(*layers, nn.Conv2d(inputs, 1000, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def _encoder(width: int, depth: int, heads: int, norm_first: bool) -> nn.Module:
+    """Transformer blocks (Vaswani et al., 2017) on (B, S, width): norm after each sum (BERT) or before each part (ViT).
+
+    Four times as wide between, with GELU; without dropout and masks.
+    """
+    from torch import nn
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+
+        def split(self, x: Tensor) -> Tensor:
+            return x.reshape(x.shape[0], x.shape[1], heads, width // heads).transpose(1, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            query, key, value = self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
+            scores = (query @ key.transpose(2, 3)) * (width // heads) ** -0.5
+            mixed = (scores.softmax(-1) @ value).transpose(1, 2)
+            y: Tensor = self.out(mixed.reshape(x.shape))
+            return y
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = Attention()
+            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.wide, self.gelu, self.narrow = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if norm_first:
+                x = x + self.attention(self.norm1(x))
+                return x + self.narrow(self.gelu(self.wide(self.norm2(x))))
+            x = self.norm1(x + self.attention(x))
+            return self.norm2(x + self.narrow(self.gelu(self.wide(x))))
+
+    return nn.Sequential(*(Block() for _ in range(depth)))
+
+
+def _vit_tiny() -> nn.Module:
+    """ViT-Ti/16 for 1000 classes (Touvron et al., 2021), for images of 16 x 16 up to 512 x 512."""
+    import torch
+    from torch import nn
+
+    width = 192
+
+    class ViT(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, width, 16, 16)
+            self.token = nn.Parameter(0.02 * torch.randn(1, 1, width))
+            self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + 32 * 32, width))
+            self.blocks = _encoder(width, 12, 3, norm_first=True)
+            self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 1000)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            x = torch.cat([self.token.expand(x.shape[0], 1, width), x], 1)
+            x = self.blocks(x + self.positions[:, : x.shape[1]])
+            return self.head(self.norm(x)[:, 0])
+
+    return ViT()
+
+
+def _bert(width: int, depth: int, heads: int) -> nn.Module:
+    """A BERT encoder (Devlin et al., 2018): token ids (B, S) int64, S up to ``TOKENS``, to the last hidden states."""
+    import torch
+    from torch import nn
+
+    class Bert(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(VOCABULARY, width)
+            # Those of the positions and of the one segment.
+            self.positions = nn.Parameter(torch.randn(1, TOKENS, width))
+            self.norm = nn.LayerNorm(width)
+            self.blocks = _encoder(width, depth, heads, norm_first=False)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.norm(self.words(ids) + self.positions[:, : ids.shape[1]])
+            y: Tensor = self.blocks(x)
+            return y
+
+    return Bert()
+
+
 _MODELS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: _resnet(False, (2, 2, 2, 2)),
     "resnet34": lambda: _resnet(False, (3, 4, 6, 3)),
     "resnet50": lambda: _resnet(True, (3, 4, 6, 3)),
     "vgg16": _vgg16,
+    "mobilenet_v1": _mobilenet_v1,
+    "mobilenet_v2": _mobilenet_v2,
+    "squeezenet": _squeezenet,
+    "vit_tiny": _vit_tiny,
+    "bert_tiny": lambda: _bert(128, 2, 2),
+    "bert_base": lambda: _bert(768, 12, 12),
 }
+# Models that take token ids, not images.
+_TEXT = ("bert_tiny", "bert_base")
 
 
 def model_names() -> list[str]:
@@ -134,27 +316,46 @@ def build(name: str) -> nn.Module:
         raise OneShotError(f"model {name!r} is traced with PyTorch, which cannot be imported ({error})") from error
 
 
-def trace(name: str, size: int = 224, batch: int = 1, *, merge: bool = True) -> list[Layer]:
-    """The convolutions and dense layers of a model for images (batch, 3, size, size), in order of execution.
-
-    With ``merge``, equal workloads become one layer under the first one's name, with their ``count``.
+def example_input(name: str, size: int, batch: int = 1, device: str = "cpu") -> Any:
+    """Zeros as a model takes them: images (batch, 3, size, size) in float32, or ``size`` token ids (batch, size) int64.
 
     Raises:
-        OneShotError: no such model, or images too small for it.
+        OneShotError: no such size.
     """
+    import torch
+
     if size < 1 or batch < 1:
-        raise OneShotError(f"images of {batch} x 3 x {size} x {size}; allowed: size and batch of at least 1")
+        raise OneShotError(f"size is {size} and batch is {batch}; allowed: at least 1")
+    if name in _TEXT:
+        if size > TOKENS:
+            raise OneShotError(f"{name} takes up to {TOKENS} tokens; the size is {size}")
+        return torch.zeros(batch, size, dtype=torch.int64, device=device)
+    return torch.zeros(batch, 3, size, size, device=device)
+
+
+def trace(name: str, size: int = 224, batch: int = 1, *, merge: bool = True) -> list[Layer]:
+    """The convolutions, dense layers and matrix products of a model, in order of execution.
+
+    ``size`` and ``batch`` as of :func:`example_input`. With ``merge``, equal workloads become one layer under the first
+    one's name, with their ``count``.
+
+    Raises:
+        OneShotError: no such model, or a size that does not suit it.
+    """
     if name not in _MODELS:
         build(name)
     import torch
 
+    example = example_input(name, size, batch, "meta")
     with torch.device("meta"):
         module = build(name)
-    return trace_module(module, (batch, 3, size, size), merge=merge)
+    return trace_module(module, example, merge=merge)
 
 
-def trace_module(module: nn.Module, input_shape: tuple[int, ...], *, merge: bool = True) -> list[Layer]:
-    """The convolutions and dense layers of a module, with the epilogue that its graph gives each of them.
+def trace_module(module: nn.Module, example: tuple[int, ...] | Tensor, *, merge: bool = True) -> list[Layer]:
+    """The convolutions, dense layers and products of activations of a module, with the epilogues that its graph gives.
+
+    ``example`` is an input, or the shape of a float32 one.
 
     What follows a layer and uses nothing else is fused into it: batch normalisation (its scale into the weights, the
     rest a bias), an addition whose other operand is computed earlier (a residual), a ReLU (clip 0..127). Without a
@@ -162,14 +363,15 @@ def trace_module(module: nn.Module, input_shape: tuple[int, ...], *, merge: bool
     if that is ``meta``.
 
     Raises:
-        OneShotError: not traceable, the input does not fit it, or grouped convolutions (not supported).
+        OneShotError: not traceable, the input does not fit it, or a layer that is not supported.
     """
     import torch
     from torch import fx
     from torch.fx.passes.shape_prop import ShapeProp
 
     parameter = next(module.parameters(), None)
-    image = torch.empty(input_shape, device=None if parameter is None else parameter.device)
+    device = None if parameter is None else parameter.device
+    image = example if isinstance(example, torch.Tensor) else torch.empty(example, device=device)
     module.eval()
     try:
         graph = fx.symbolic_trace(module)
@@ -177,14 +379,22 @@ def trace_module(module: nn.Module, input_shape: tuple[int, ...], *, merge: bool
             ShapeProp(graph).propagate(image)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
-        raise OneShotError(f"{type(module).__name__} cannot be traced for input {input_shape}: {reason}") from error
+        shape = tuple(image.shape)
+        raise OneShotError(f"{type(module).__name__} cannot be traced for input {shape}: {reason}") from error
     order = {node: index for index, node in enumerate(graph.graph.nodes)}
     layers = []
     for node in graph.graph.nodes:
         target = graph.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(target, (torch.nn.Conv2d, torch.nn.Linear)):
+        if isinstance(target, (torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear)):
             epilogue = _epilogue(graph, node, target.bias is not None, order)
             layers.append(Layer(str(node.target), _workload(node, target, epilogue)))
+        elif node.target in (operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm") and node.op != "call_module":
+            layers.append(_product(node))
+        elif isinstance(target, torch.nn.MultiheadAttention) or "dot_product_attention" in str(node.target):
+            raise OneShotError(
+                f"{node.name}: layers alone are found in attention that is written with matmul and softmax; compile "
+                "the whole model (with -o, or graph.compile_model)"
+            )
     if not merge:
         return layers
     counts = Counter(layer.workload for layer in layers)
@@ -227,7 +437,16 @@ def _epilogue(graph: GraphModule, node: Node, bias: bool, order: dict[Node, int]
     return Epilogue(bias=bias, residual_shift=residual_shift, shift=SHIFT, clip=(low, 127))
 
 
-def _workload(node: Node, module: nn.Conv2d | nn.Linear, epilogue: Epilogue) -> Workload:
+def _product(node: Node) -> Layer:
+    """A product of two activations, with as many pairs as their leading axes have; its result saturates at int8."""
+    left, right = (_shape(arg) for arg in node.args[:2])
+    path = [str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
+    pairs = math.prod(_shape(node)[:-2])
+    workload = BatchMatmul(pairs, left[-2], left[-1], right[-1], Epilogue(shift=SHIFT, clip=(-128, 127)))
+    return Layer(".".join([*path[-1:], str(node.name)]), workload)
+
+
+def _workload(node: Node, module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, epilogue: Epilogue) -> Workload:
     from torch import nn
 
     shape = _shape(node.args[0])
@@ -236,10 +455,15 @@ def _workload(node: Node, module: nn.Conv2d | nn.Linear, epilogue: Epilogue) -> 
         for size in shape[:-1]:
             rows *= size
         return Dense(rows, module.in_features, module.out_features, epilogue)
-    if module.groups != 1 or module.padding_mode != "zeros":
-        raise OneShotError(f"{node.target}: grouped and non-zero padded convolutions are not supported")
+    if module.padding_mode != "zeros":
+        raise OneShotError(f"{node.target}: convolutions that pad with {module.padding_mode!r} are not supported")
     if isinstance(module.padding, str):
         raise OneShotError(f"{node.target}: padding {module.padding!r} is not supported; give it in numbers")
     n, c, h, w = shape
     r, s = module.kernel_size
-    return Conv2d(n, c, h, w, module.out_channels, r, s, module.stride, module.padding, module.dilation, epilogue)
+    k, stride, pads = module.out_channels, module.stride, module.padding
+    if isinstance(module, nn.ConvTranspose2d):
+        if module.groups != 1 or module.dilation != (1, 1):
+            raise OneShotError(f"{node.target}: transposed convolutions with groups or dilation are not supported")
+        return Conv2dTranspose(n, c, h, w, k, r, s, stride, pads, module.output_padding, epilogue)
+    return Conv2d(n, c, h, w, k, r, s, stride, pads, module.dilation, epilogue, module.groups)

@@ -5,12 +5,13 @@ TVM loads `_autoload` by its entry point at every ``import tvm``, so this module
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from oneshot_ml2.errors import ModelError
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
 
 LAUNCHER = "oneshot_ml2.launch"
+# (number of a launch, its operands, its results) -> what the host gets as its results.
+Watch: TypeAlias = "Callable[[int, Sequence[NDArray[Any]], Sequence[NDArray[Any]]], Sequence[NDArray[Any]]]"
 # How tensors can lie in DRAM: as `packing.pack_activation` or `packing.pack_weight` packs them, matrix by matrix where
 # they have three dimensions.
 ACTIVATION, WEIGHT = "activation", "weight"
@@ -142,6 +145,7 @@ class _Model:
     segments: tuple[LayerProgram, ...]
     dram: NDArray[np.uint8] = field(repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    watch: Watch | None = None
 
 
 # Identity of a loaded model -> what its launches need.
@@ -159,6 +163,17 @@ def register_model(identity: str, segments: Sequence[LayerProgram]) -> None:
             segment.place(dram)
         _models[identity] = _Model(tuple(segments), dram)
     _autoload()
+
+
+@contextlib.contextmanager
+def watched(identity: str, watch: Watch) -> Iterator[None]:
+    """Call ``watch`` at every launch of a registered model: what it returns stands for the program's results."""
+    model = _models[identity]
+    model.watch = watch
+    try:
+        yield
+    finally:
+        model.watch = None
 
 
 def as_numpy(tensor: Any) -> NDArray[Any]:
@@ -182,6 +197,8 @@ def _launch(identity: str, number: int, *tensors: Any) -> None:
     count = len(segment.inputs)
     with model.lock:
         results = segment.launch(model.dram, arrays[:count])
+        if model.watch is not None:
+            results = list(model.watch(int(number), arrays[:count], results))
     for target, result in zip(arrays[count:], results, strict=True):
         target[...] = result
 

@@ -19,7 +19,7 @@ from graph_models import example, needs, residual_qdq, small_net
 from oneshot_ml2 import graph, oneshot, runtime
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import ModelError
-from oneshot_ml2.graph import compiler, executable, ir
+from oneshot_ml2.graph import compiler, executable, ir, quantize
 from oneshot_ml2.vta import image, link, simulator, timing
 
 needs("tvm", "onnx")
@@ -57,7 +57,8 @@ def reference(model: compiler.CompiledGraph, x: np.ndarray[Any, Any]) -> np.ndar
 def test_the_whole_model_equals_its_reference(compiled: compiler.CompiledGraph) -> None:
     assert compiled.ok
     assert compiled.checked is not None
-    assert compiled.checked.layers == {"stem": 0, "body": 0, "head": 0}
+    assert compiled.checked.layers.items() >= {"stem": 0, "pool": 0, "body": 0, "head": 0}.items()
+    assert not any(compiled.checked.layers.values())
     assert not any(compiled.checked.submissions)
     assert (compiled.checked.outputs, compiled.checked.allowed) == (0, 0)
     for seed in range(3):
@@ -67,16 +68,17 @@ def test_the_whole_model_equals_its_reference(compiled: compiler.CompiledGraph) 
 
 def test_the_report_says_where_and_why(compiled: compiler.CompiledGraph) -> None:
     text = compiled.report()
-    assert "3 of 3 VTA layers equal the integer reference bit for bit, and so do 3 of 3 submissions; the whole" in text
+    says = r"(\d+) of \1 VTA layers equal the integer reference bit for bit, and so do (\d+) of \2 submissions; "
+    assert re.search(says, text)
     assert "the whole model's output equals it." in text
-    assert "3 layers in 3 submissions" in text
-    assert "pooling is not lowered to the VTA" in text
+    assert "float32 meets int8" in text
     assert all(f"{stage} " in text for stage in compiler.STAGES)
     assert "peak memory" in text
     data = json.loads(json.dumps(compiled.to_dict()))
     where = {layer["layer"]: layer["where"] for layer in data["layers"]}
-    assert where["stem"] == where["body"] == where["head"] == "vta"
-    assert where["pool"] == "host"
+    assert where["stem"] == where["pool"] == where["body"] == where["head"] == "vta"
+    assert where["x.quantize"] == "host"
+    assert data["host_shares"] == {}
     assert all(("reason" in layer) == (layer["where"] == "host") for layer in data["layers"])
     assert data["macs_host"] == 0 < data["macs_vta"]
     on_vta = [layer for layer in data["layers"] if layer["where"] == "vta"]
@@ -115,7 +117,7 @@ def test_a_layer_adds_its_residual() -> None:
 
 
 def test_what_the_vta_cannot_take_stays_on_the_host() -> None:
-    """Grouped and oddly padded layers, float operators, several inputs and outputs, and negative numbers in pools."""
+    """Oddly padded layers and pools, float operators, several inputs and outputs, and negative numbers in pools."""
     import torch
     from torch import Tensor, nn
 
@@ -139,11 +141,14 @@ def test_what_the_vta_cannot_take_stays_on_the_host() -> None:
     model = graph.compile_model(Net().eval(), example_inputs=(torch.zeros(2, 8, 9, 9), torch.zeros(2, 8, 7, 7)))
     assert model.ok, model.report()
     reasons = {node.name: compiler.partition.host_reason(node) for node in model.graph.nodes}
-    assert "4 groups" in str(reasons["grouped"])
+    assert reasons["grouped"] is None
     assert "padding" in str(reasons["wide"])
+    assert "at the border" in str(reasons["avg_pool2d_0"])
     assert reasons["dense"] is None
     assert model.checked is not None
     assert 0 < model.checked.allowed
+    assert model.checked.steps <= 1
+    assert model.checked.flips < 20
     outputs = model.run({"x": example((2, 8, 9, 9)), "y": example((2, 8, 7, 7))})
     assert [array.shape for array in outputs.values()] == [(2, 25, 6), (2, 16)]
 
@@ -155,7 +160,8 @@ def test_nothing_is_measured_before_the_last_pick(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(module, name, noted(events, "measure", getattr(module, name)))
     assert graph.compile_model(residual_qdq(tmp_path / "m.onnx")).ok
     first = events.index("measure")
-    assert events[:first] == ["pick"] * 3
+    assert events[:first] == ["pick"] * first
+    assert first >= 3
     assert set(events[first:]) == {"measure"}
 
 
@@ -185,7 +191,7 @@ def test_a_wrong_program_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     code, out, err = run_command("compile", path, "-o", tmp_path / "build")
     assert code == 1
     assert "WRONG RESULT" in err
-    assert "0 of 3 VTA layers equal" in out
+    assert re.search(r" 0 of \d+ VTA layers equal|^0 of \d+ VTA layers equal", out, re.MULTILINE)
 
 
 def test_a_wrong_submission_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -353,7 +359,7 @@ def test_onnx_from_the_command_line(tmp_path: Path, run_command: RunCommand) -> 
     code, out, err = run_command("compile", path, "--accelerator", "pynq", "-o", build, "--html", page)
     assert (code, err) == (0, "")
     assert page.read_bytes() == (build / executable.PAGE).read_bytes()
-    assert "3 of 3 VTA layers equal the integer reference bit for bit" in out
+    assert re.search(r"(\d+) of \1 VTA layers equal the integer reference bit for bit", out)
     np.save(tmp_path / "x.npy", example((1, 3, 8, 8)))
     code, out, _ = run_command("run", build, "--input", f"x={tmp_path / 'x.npy'}", "--json")
     assert code == 0
@@ -385,8 +391,13 @@ def test_schedules_are_taken_again(
     body = next(entry for entry in entries if entry["layer"] == "body")
     other = again([body])
     assert [pick.source for pick in other.picks.values()].count("pinned") == 1
+    from oneshot_ml2.schedule import InvalidSchedule, Reason
+
+    def none(workload: Any, chip: Any, weights: Any = None) -> Any:
+        raise InvalidSchedule(Reason.SRAM_OVERFLOW)
+
     with monkeypatch.context() as patched:
-        patched.setattr(oneshot, "pick", None)
+        patched.setattr(oneshot, "pick", none)
         other = again(entries)
     assert other.ok
     assert {pick.source for pick in other.picks.values()} == {"pinned"}
@@ -427,7 +438,7 @@ def test_the_launcher_is_light() -> None:
         (("m.onnx", "-o", "b", "--layers", "fc"), "--layers"),
         (("m.onnx", "-o", "m.onnx"), "is a file"),
         (("m.onnx", "-o", "b", "--calibration", "none.npy"), "cannot read none.npy"),
-        (("m.onnx", "-o", "b", "--rounding", "half_even"), "half_even"),
+        (("m.onnx", "-o", "b", "--rounding", "nearest"), "nearest"),
         (("resnet18", "--calibration", "x.npy"), "give -o a folder"),
         (("resnet-18", "-o", "b"), "did you mean 'resnet18'"),
         (("m.onnx", "-o", "b", "--accelerator", "pinq"), "did you mean 'pynq'"),
@@ -507,16 +518,44 @@ def test_random_networks_are_exact(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16"])
-def test_the_zoo_compiles_and_runs(name: str, tmp_path: Path) -> None:
-    model = graph.compile_model(name, size=64)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("resnet18", 64), ("resnet34", 64), ("resnet50", 64), ("vgg16", 64), ("mobilenet_v1", 64), ("mobilenet_v2", 64),
+        ("squeezenet", 64), ("vit_tiny", 64), ("bert_tiny", 32), ("bert_base", 16),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("rounding", ["shift", "half_even"])
+def test_the_zoo_compiles_and_runs(name: str, size: int, rounding: str, tmp_path: Path) -> None:
+    model = graph.compile_model(name, size=size, rounding=rounding)
     assert model.ok
     assert model.macs()[1] == 0
     model.save(tmp_path / "build")
-    weights = sum(node.arrays["weight"].nbytes for node in model.graph.nodes if "weight" in node.arrays)
-    assert sum(path.stat().st_size for path in (tmp_path / "build").iterdir()) < 1.3 * weights
-    x = example((1, 3, 64, 64), 3)
-    assert np.array_equal(graph.load(tmp_path / "build").run(x)["output"], reference(model, x))
+    if name == "resnet18":
+        weights = sum(node.arrays["weight"].nbytes for node in model.graph.nodes if "weight" in node.arrays)
+        assert sum(path.stat().st_size for path in (tmp_path / "build").iterdir()) < 1.3 * weights
+    (x,) = quantize.random_samples(model.graph, 1, 3)[0].values()
+    result = graph.load(tmp_path / "build").run(x)["output"]
+    assert np.array_equal(result, model.run(x)["output"])
+    assert model.checked is not None
+    if model.checked.allowed == 0:
+        assert np.array_equal(result, reference(model, x))
+
+
+def test_token_ids_are_checked(tmp_path: Path) -> None:
+    import torch
+    from torch import nn
+
+    net = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 16), nn.ReLU()).eval()
+    ids = torch.randint(0, 50, (1, 4))
+    model = graph.compile_model(net, example_inputs=(ids,))
+    assert model.ok
+    model.save(tmp_path / "build")
+    loaded = graph.load(tmp_path / "build")
+    assert np.array_equal(loaded.run(ids.numpy())["output"], reference(model, ids.numpy()))
+    for wrong in (ids.numpy() - 50, ids.numpy() + 50, ids.numpy() + 0.5):
+        with pytest.raises(ModelError, match="whole numbers 0 to 49"):
+            loaded.run(wrong)
 
 
 def test_the_document_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command: RunCommand) -> None:

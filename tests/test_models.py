@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.models import build, model_names, trace, trace_module
-from oneshot_ml2.workload import Conv2d, Dense, Epilogue
+from oneshot_ml2.workload import BatchMatmul, Conv2d, Conv2dTranspose, Dense, Epilogue
 
 RELU = Epilogue(bias=True)
 RESIDUAL = Epilogue(bias=True, residual_shift=4)
@@ -42,7 +43,15 @@ def test_unmerged_layers_are_in_order() -> None:
 
 @pytest.mark.parametrize(
     ("name", "count", "macs"),
-    [("resnet34", 37, 3_663_761_408), ("resnet50", 54, 4_089_184_256), ("vgg16", 16, 15_470_264_320)],
+    [
+        ("resnet34", 37, 3_663_761_408),
+        ("resnet50", 54, 4_089_184_256),
+        ("vgg16", 16, 15_470_264_320),
+        ("mobilenet_v1", 28, 568_740_352),
+        ("mobilenet_v2", 53, 300_774_272),
+        ("squeezenet", 26, 349_151_936),
+        ("vit_tiny", 98, 1_253_683_200),
+    ],
 )
 def test_published_sizes(name: str, count: int, macs: int) -> None:
     layers = trace(name)
@@ -108,13 +117,49 @@ def test_epilogues_of_a_module_of_ones_own() -> None:
     assert layers["d"] == Dense(2, 8, 5, Epilogue(clip=(-128, 127)))
 
 
+def test_grouped_and_transposed_convolutions() -> None:
+    from torch import nn
+
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.ReLU6(), nn.ConvTranspose2d(8, 4, 3, 2, 1, 1))
+    first, second = (layer.workload for layer in trace_module(net, (1, 8, 9, 9)))
+    assert first == Conv2d(1, 8, 9, 9, 8, 3, 3, groups=8, epilogue=RELU)
+    assert second == Conv2dTranspose(1, 8, 7, 7, 4, 3, 3, 2, 1, 1, LINEAR)
+
+
+def test_encoders() -> None:
+    layers = trace("bert_tiny", size=16)
+    # Per block: four products of width 128, two pairs of attention, and two layers of the wide part.
+    assert sum(layer.count * layer.workload.macs for layer in layers) == 2 * 16 * (4 * 128**2 + 2 * 4 * 128**2) + (
+        2 * 2 * 16 * 16 * 128
+    )
+    products = [layer.workload for layer in layers if isinstance(layer.workload, BatchMatmul)]
+    assert {(p.b, p.n, p.c, p.k) for p in products} == {(2, 16, 64, 16), (2, 16, 16, 64)}
+    with pytest.raises(OneShotError, match="up to 512 tokens"):
+        trace("bert_tiny", size=513)
+
+
 def test_unsupported_modules_are_refused() -> None:
     from torch import nn
 
-    with pytest.raises(OneShotError, match="grouped"):
-        trace_module(nn.Sequential(nn.Conv2d(8, 8, 3, groups=8)), (1, 8, 9, 9))
+    with pytest.raises(OneShotError, match="'reflect'"):
+        trace_module(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")), (1, 8, 9, 9))
+    with pytest.raises(OneShotError, match="groups or dilation"):
+        trace_module(nn.Sequential(nn.ConvTranspose2d(8, 8, 3, groups=8)), (1, 8, 9, 9))
+    with pytest.raises(OneShotError, match=r"compile the whole model"):
+        trace_module(Attention(), (1, 4, 8))
     with pytest.raises(OneShotError, match="cannot be traced"):
         trace_module(nn.Sequential(nn.Conv2d(8, 8, 3)), (1, 4, 9, 9))
+
+
+def Attention() -> Any:
+    from torch import Tensor, nn
+    from torch.nn import functional
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.scaled_dot_product_attention(x, x, x)
+
+    return Net()
 
 
 def test_import_is_light() -> None:

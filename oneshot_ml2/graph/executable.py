@@ -46,10 +46,11 @@ PAGE = "report.html"
 
 @dataclass(frozen=True)
 class Tensor:
-    """A float32 input or output of a model."""
+    """A float32 input or output of a model; ``limit``: of an input of whole numbers from 0 on, what they are below."""
 
     name: str
     shape: tuple[int, ...]
+    limit: int | None = None
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Executable:
             if len(self.inputs) != 1:
                 raise ModelError(f"the model takes {len(self.inputs)} inputs; give them by name")
             inputs = {self.inputs[0].name: inputs}
-        arrays = check_tensors({tensor.name: tensor.shape for tensor in self.inputs}, inputs)
+        arrays = check_tensors({tensor.name: (tensor.shape, tensor.limit) for tensor in self.inputs}, inputs)
         tvm = import_tvm()
         if self._machine is None:
             register_model(self.identity, self.segments)
@@ -194,7 +195,7 @@ def save(
             "model": executable.name,
             "identity": executable.identity,
             "accelerator": json.loads(executable.accelerator.to_json()) | {"name": executable.accelerator.name},
-            "rounding": "shift",
+            "rounding": report.get("rounding", "shift"),
             "inputs": [dataclasses.asdict(tensor) for tensor in executable.inputs],
             "outputs": [dataclasses.asdict(tensor) for tensor in executable.outputs],
             "segments": entries,
@@ -283,7 +284,9 @@ def load(folder: str | Path, accelerator: Accelerator | None = None) -> Executab
     try:
         segments = _segments(manifest, raw, chip)
         inputs, outputs = (
-            tuple(Tensor(str(entry["name"]), tuple(map(int, entry["shape"]))) for entry in manifest[key])
+            tuple(
+                Tensor(str(entry["name"]), tuple(map(int, entry["shape"])), entry["limit"]) for entry in manifest[key]
+            )
             for key in ("inputs", "outputs")
         )
         name, identity = str(manifest["model"]), str(manifest["identity"])

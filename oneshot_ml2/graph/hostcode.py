@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -89,15 +89,23 @@ class _Host:
         bounded = self.emit(self.op.minimum(self.op.maximum(x, self.integer(clip[0])), self.integer(clip[1])))
         return self.op.astype(bounded, "int8")
 
+    def rounded(self, x: Expr, shift: int, attrs: Mapping[str, Any]) -> Expr:
+        """As `operators.rounded`."""
+        if shift and attrs["half_even"]:
+            floor = self.emit(self.op.right_shift(x, self.integer(shift)))
+            x = self.emit(self.op.subtract(x, self.op.bitwise_and(floor, self.integer(1))))
+        if shift:
+            x = self.emit(self.op.right_shift(x, self.integer(shift)))
+        return self.narrow(x, attrs["clip"])
+
     def left(self, x: Expr, shift: int) -> Expr:
         return self.emit(self.op.left_shift(x, self.integer(shift))) if shift > 0 else x
 
-    def shifted(self, x: Expr, left: int, clip: tuple[int, int]) -> Expr:
+    def shifted(self, x: Expr, left: int, attrs: Mapping[str, Any]) -> Expr:
         """As `operators.shifted`."""
         if left < 0:
-            half = self.emit(self.op.add(x, self.integer(1 << (-left - 1))))
-            x = self.emit(self.op.right_shift(half, self.integer(-left)))
-        return self.narrow(self.left(x, left), clip)
+            x = self.emit(self.op.add(x, self.integer(1 << (-left - 1))))
+        return self.rounded(self.left(x, left), max(-left, 0), attrs)
 
     def node(self, node: Node, args: list[Expr], shapes: list[tuple[int, ...]], value: Value) -> Expr:
         if node.op.startswith("int_") or node.op in ("to_int8", "to_float"):
@@ -115,6 +123,11 @@ class _Host:
             "sigmoid": self.op.sigmoid,
             "tanh": self.op.tanh,
             "gelu": self.op.nn.gelu,
+            "gelu_tanh": self.op.nn.gelu_tanh,
+            "erf": self.op.erf,
+            "exp": self.op.exp,
+            "sqrt": self.op.sqrt,
+            "power": self.op.power,
             "silu": self.op.nn.silu,
         }
         return simple[node.op](*args)
@@ -138,22 +151,27 @@ class _Host:
         sums = self.emit(self.op.matmul(args[0], weight, out_dtype="int32"))
         return self.finished(node, sums, args[1:], (1, -1))
 
+    def _int_conv2d_transpose(self, node: Node, args: list[Expr], shapes: Any, value: Value) -> Expr:
+        sums = self.transposed_convolution(node, args[0], self.relax.const(node.arrays["weight"]), "int32")
+        return self.finished(node, sums, args[1:], (1, -1, 1, 1))
+
+    def _int_batch_matmul(self, node: Node, args: list[Expr], shapes: Any, value: Value) -> Expr:
+        sums = self.emit(self.op.matmul(args[0], self.op.permute_dims(args[1], [0, 2, 1]), out_dtype="int32"))
+        return self.finished(node, sums, [], (1, 1, -1))
+
     def finished(self, node: Node, sums: Expr, residual: list[Expr], column: tuple[int, ...]) -> Expr:
         """A layer's epilogue; its bias holds the half step already."""
         total = self.emit(self.op.add(sums, self.relax.const(node.arrays["bias"].reshape(column))))
         for operand in residual:
             total = self.emit(self.op.add(total, self.left(self.wide(operand), node.attrs["residual_shift"])))
-        shift = node.attrs["shift"]
-        if shift > 0:
-            total = self.emit(self.op.right_shift(total, self.integer(shift)))
-        return self.narrow(total, node.attrs["clip"])
+        return self.rounded(total, node.attrs["shift"], node.attrs)
 
     def _int_add(self, node: Node, args: list[Expr], shapes: Any, value: Value) -> Expr:
         first, second = (self.left(self.wide(x), shift) for x, shift in zip(args, node.attrs["left"]))
-        return self.shifted(self.emit(self.op.add(first, second)), -node.attrs["shift"], node.attrs["clip"])
+        return self.shifted(self.emit(self.op.add(first, second)), -node.attrs["shift"], node.attrs)
 
     def _int_requantize(self, node: Node, args: list[Expr], shapes: Any, value: Value) -> Expr:
-        return self.shifted(self.wide(args[0]), node.attrs["left"], node.attrs["clip"])
+        return self.shifted(self.wide(args[0]), node.attrs["left"], node.attrs)
 
     def _int_avg_pool2d(self, node: Node, args: list[Expr], shapes: Any, value: Value) -> Expr:
         attrs, (shape,) = node.attrs, shapes
@@ -165,7 +183,12 @@ class _Host:
         counts = operators.pool_counts(shape, attrs, value.shape) << max(-attrs["left"], 0)
         counts = counts.reshape(1, 1, *counts.shape)
         doubled = self.emit(self.op.add(self.left(total, max(attrs["left"], 0) + 1), self.integer(counts)))
-        return self.narrow(self.emit(self.op.floor_divide(doubled, self.integer(2 * counts))), attrs["clip"])
+        result = self.emit(self.op.floor_divide(doubled, self.integer(2 * counts)))
+        if attrs["half_even"]:
+            rest = self.op.subtract(doubled, self.emit(self.op.multiply(result, self.integer(2 * counts))))
+            tie = self.emit(self.op.astype(self.op.equal(rest, self.integer(0)), "int32"))
+            result = self.emit(self.op.subtract(result, self.op.bitwise_and(result, tie)))
+        return self.narrow(result, attrs["clip"])
 
     # Both --------------------------------------------------------------------------------------
     def convolution(self, node: Node, x: Expr, weight: Expr, kind: str, groups: int | None = None) -> Expr:
@@ -175,6 +198,16 @@ class _Host:
             self.op.nn.conv2d(
                 x, weight, strides=attrs["strides"], padding=(top, left, bottom, right), dilation=attrs["dilation"],
                 groups=attrs.get("groups", 1) if groups is None else groups, out_dtype=kind,
+            )
+        )  # fmt: skip
+
+    def transposed_convolution(self, node: Node, x: Expr, weight: Expr, kind: str) -> Expr:
+        attrs = node.attrs
+        top, bottom, left, right = attrs["pads"]
+        return self.emit(
+            self.op.nn.conv2d_transpose(
+                x, weight, strides=attrs["strides"], padding=(top, left, bottom, right), dilation=attrs["dilation"],
+                output_padding=attrs["output_padding"], groups=attrs["groups"], out_dtype=kind,
             )
         )  # fmt: skip
 
@@ -188,6 +221,16 @@ class _Host:
     def _permute(self, node: Node, args: list[Expr], shapes: Any, value: Value) -> Expr:
         return self.op.permute_dims(args[0], node.attrs["axes"])
 
+    def _slice(self, node: Node, args: list[Expr], shapes: Any, value: Value) -> Expr:
+        begin, end, step = zip(*node.attrs["parts"], strict=True)
+        return self.op.strided_slice(args[0], list(range(len(begin))), begin, end, step)
+
+    def _broadcast(self, node: Node, args: list[Expr], shapes: Any, value: Value) -> Expr:
+        return self.op.broadcast_to(args[0], value.shape)
+
+    def _take(self, node: Node, args: list[Expr], shapes: Any, value: Value) -> Expr:
+        return self.op.take(args[0], self.emit(self.op.astype(args[1], "int32")), node.attrs["axis"], mode="clip")
+
     def _concat(self, node: Node, args: list[Expr], shapes: Any, value: Value) -> Expr:
         return self.op.concat(args, node.attrs["axis"])
 
@@ -195,6 +238,13 @@ class _Host:
     def _conv2d(self, node: Node, args: list[Expr], shapes: Any, value: Value) -> Expr:
         sums = self.convolution(node, args[0], args[1], "float32")
         return self.op.add(sums, self.op.reshape(args[2], (1, value.shape[1], 1, 1))) if len(args) > 2 else sums
+
+    def _conv2d_transpose(self, node: Node, args: list[Expr], shapes: Any, value: Value) -> Expr:
+        sums = self.transposed_convolution(node, args[0], args[1], "float32")
+        return self.op.add(sums, self.op.reshape(args[2], (1, value.shape[1], 1, 1))) if len(args) > 2 else sums
+
+    def _batch_matmul(self, node: Node, args: list[Expr], shapes: Any, value: Value) -> Expr:
+        return self.op.matmul(args[0], self.op.permute_dims(args[1], [0, 2, 1]))
 
     def _dense(self, node: Node, args: list[Expr], shapes: Any, value: Value) -> Expr:
         product = self.emit(self.op.matmul(args[0], self.op.permute_dims(args[1], [1, 0])))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.errors import ModelError, OneShotError
+from oneshot_ml2.graph import partition
 from oneshot_ml2.graph.ir import Graph, Node, Value
 
 if TYPE_CHECKING:
@@ -35,12 +37,17 @@ _ELEMENTWISE = {
     "relax.sigmoid": "sigmoid",
     "relax.tanh": "tanh",
     "relax.nn.gelu": "gelu",
+    "relax.nn.gelu_tanh": "gelu_tanh",
+    "relax.erf": "erf",
+    "relax.exp": "exp",
+    "relax.sqrt": "sqrt",
+    "relax.power": "power",
     "relax.nn.silu": "silu",
-    "relax.matmul": "matmul",
 }
 # ONNX operator -> ours, to give layers their names in the file.
 _ONNX_OPS = {
     "Conv": "conv2d",
+    "ConvTranspose": "conv2d_transpose",
     "Gemm": "dense",
     "MatMul": "dense",
     "Relu": "relu",
@@ -53,17 +60,31 @@ _ONNX_OPS = {
 }
 _TORCH_OPS = {
     "conv2d.default": "conv2d",
+    "conv_transpose2d.input": "conv2d_transpose",
+    "matmul.default": "batch_matmul",
+    "add.Tensor": "add",
+    "add_.Tensor": "add",
+    "softmax.int": "softmax",
+    "layer_norm.default": "layer_norm",
+    "gelu.default": "gelu",
+    "embedding.default": "take",
     "linear.default": "dense",
     "relu.default": "relu",
     "relu_.default": "relu",
     "max_pool2d.default": "max_pool2d",
     "adaptive_avg_pool2d.default": "avg_pool2d",
 }
+# Those that have no module of their own in PyTorch.
+_NAMELESS = ("batch_matmul", "add", "softmax")
 _SUPPORTED = sorted(
     {name.split(".")[-1] for name in (*_RESHAPES, *_ELEMENTWISE)}
-    | {"conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "softmax", "layer_norm", "batch_norm"}
+    | {"conv2d", "conv2d_transpose", "matmul", "take", "split", "strided_slice", "broadcast_to", "max_pool2d"}
+    | {"avg_pool2d", "adaptive_avg_pool2d", "mean", "softmax", "layer_norm", "batch_norm"}
     | {"clip", "concat", "permute_dims", "quantize", "dequantize", "dropout"}
 )
+
+
+_INPUTS = "only float32 inputs are supported, and int64 ones as indices of embeddings"
 
 
 @contextlib.contextmanager
@@ -78,8 +99,8 @@ def import_onnx(path: str | Path) -> Graph:
     """An ONNX file as a graph.
 
     Raises:
-        ModelError: unreadable or broken, dynamic shapes, inputs that are not float32, or an operator that is not
-            supported; each says which.
+        ModelError: unreadable or broken, dynamic shapes, inputs that are neither float32 nor token ids, or an operator
+            that is not supported; each says which.
         ModuleNotFoundError: onnx or tvm is not installed.
     """
     import onnx
@@ -101,9 +122,9 @@ def import_onnx(path: str | Path) -> Graph:
         if entry.name in constants:
             continue
         tensor = entry.type.tensor_type
-        if tensor.elem_type != TensorProto.FLOAT:
+        if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32):
             kind = TensorProto.DataType.Name(tensor.elem_type).lower()
-            raise ModelError(f"{path}: input {entry.name!r} is {kind}; only float32 inputs are supported")
+            raise ModelError(f"{path}: input {entry.name!r} is {kind}; {_INPUTS}")
         for axis, dim in enumerate(tensor.shape.dim):
             if dim.dim_value <= 0:
                 raise ModelError(
@@ -122,14 +143,63 @@ def import_onnx(path: str | Path) -> Graph:
             names.setdefault(_ONNX_OPS.get(kind, kind), []).append((_module_path(node.name), node.output[0]))
     with _quiet():
         try:
-            module = from_onnx(model)
+            module = from_onnx(_fold_shapes(model))
         except Exception as error:
             raise ModelError(f"{path}: TVM cannot import it: {_first_line(error)}") from error
     return _from_relax(module, path.stem, names, [entry.name for entry in model.graph.output])
 
 
+def _fold_shapes(model: Any) -> Any:
+    """An ONNX model whose shapes are constants, where its operators compute them from those of its tensors."""
+    import onnx
+    from onnx import numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    if not any(node.op_type in ("Shape", "Size") for node in model.graph.node):
+        return model
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    known: dict[str, Array] = {}
+    while True:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        shapes = {
+            entry.name: [dim.dim_value for dim in entry.type.tensor_type.shape.dim]
+            for entry in (*inferred.graph.value_info, *inferred.graph.input)
+            if all(dim.HasField("dim_value") for dim in entry.type.tensor_type.shape.dim)
+        }
+        shapes |= {name: list(tensor.dims) for name, tensor in constants.items()}
+        left = []
+        for node in model.graph.node:
+            for name in node.input:
+                # Only what shapes are made of; tables and weights are none.
+                if name in constants and name not in known and math.prod(constants[name].dims) <= 64:
+                    known[name] = numpy_helper.to_array(constants[name])
+            if node.op_type == "Shape" and node.input[0] in shapes:
+                begin, end = ([a.i for a in node.attribute if a.name == key] for key in ("start", "end"))
+                size = shapes[node.input[0]][slice(begin[0] if begin else None, end[0] if end else None)]
+                known[node.output[0]] = np.array(size, dtype=np.int64)
+            elif node.op_type != "DequantizeLinear" and all(name in known or not name for name in node.input):
+                if any(attribute.g.node or attribute.graphs for attribute in node.attribute):
+                    left.append(node)
+                    continue
+                operands = {name: known[name] for name in node.input if name}
+                known |= zip(node.output, ReferenceEvaluator(node).run(None, operands), strict=True)
+            else:
+                left.append(node)
+        if len(left) == len(model.graph.node):
+            return model
+        kept = onnx.ModelProto()
+        kept.CopyFrom(model)
+        del kept.graph.node[:]
+        kept.graph.node.extend(left)
+        needed = {name for node in left for name in node.input} | {entry.name for entry in model.graph.output}
+        for name in sorted(needed & set(known) - set(constants)):
+            constants[name] = numpy_helper.from_array(known[name], name)
+            kept.graph.initializer.append(constants[name])
+        model = kept
+
+
 def import_torch(module: nn.Module, example_inputs: Sequence[Any], name: str | None = None) -> Graph:
-    """A PyTorch module as a graph, by ``torch.export`` at the shapes of its example inputs (float32 tensors).
+    """A PyTorch module as a graph, by ``torch.export`` at the shapes of its example inputs (float32, or token ids).
 
     Raises:
         ModelError: it cannot be exported, or has an operator that is not supported.
@@ -139,9 +209,10 @@ def import_torch(module: nn.Module, example_inputs: Sequence[Any], name: str | N
     from tvm.relax.frontend.torch import from_exported_program
 
     for index, example in enumerate(example_inputs):
-        if not isinstance(example, torch.Tensor) or example.dtype != torch.float32:
+        allowed = (torch.float32, torch.int64, torch.int32)
+        if not isinstance(example, torch.Tensor) or example.dtype not in allowed:
             kind = example.dtype if isinstance(example, torch.Tensor) else type(example).__name__
-            raise ModelError(f"example input {index} is {kind}; only float32 tensors are supported")
+            raise ModelError(f"example input {index} is {kind}; {_INPUTS}")
     with _quiet():
         try:
             program = torch.export.export(module.eval(), tuple(example_inputs))
@@ -156,7 +227,8 @@ def import_torch(module: nn.Module, example_inputs: Sequence[Any], name: str | N
         op = _TORCH_OPS.get(getattr(node.target, "__name__", "")) if node.op == "call_function" else None
         if op is not None:
             stack = list((node.meta.get("nn_module_stack") or {}).values())
-            names.setdefault(op, []).append((stack[-1][0] if stack else "", node.name))
+            path = stack[-1][0] if stack else ""
+            names.setdefault(op, []).append((f"{path}.{op}" if path and op in _NAMELESS else path, node.name))
     return _from_relax(relax_module, name or type(module).__name__, names)
 
 
@@ -184,8 +256,13 @@ class _Reader:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
+        self.inputs: list[str] = []
         self.values: dict[str, Value] = {}
         self.constants: dict[str, Array] = {}
+        # Values and constants of whole numbers; only indices are.
+        self.integers: set[str] = set()
+        # Values that follow from constants alone (dequantized weights).
+        self.fixed: set[str] = set()
         # Relax variable -> name, or a tuple of names.
         self.env: dict[Any, Any] = {}
         self.counts: dict[str, int] = {}
@@ -195,10 +272,27 @@ class _Reader:
         self.constants[name] = array
         return name
 
+    def is_constant(self, name: str) -> bool:
+        return name in self.constants or name in self.fixed
+
+    def limited(self, name: str, limit: int) -> None:
+        """Note that an index is below ``limit``, if it is an input of the model."""
+        while name not in self.inputs and name in self.values:
+            name = self._producer(name).inputs[0]
+        if name in self.inputs:
+            known = self.values[name].limit
+            self.values[name] = dataclasses.replace(self.values[name], limit=min(limit, known or limit))
+
     def add(self, op: str, inputs: Sequence[str], shape: Sequence[int], **attrs: Any) -> str:
+        if op != "take" and not self.integers.isdisjoint(inputs):
+            if op not in partition.MOVES:
+                raise ModelError(f"operator {op} on integers is not supported; they can only be indices (embeddings)")
+            self.integers.add(f"{op}_{self.counts.get(op, 0)}")
         number = self.counts.get(op, 0)
         self.counts[op] = number + 1
         name = f"{op}_{number}"
+        if all(self.is_constant(operand) for operand in inputs):
+            self.fixed.add(name)
         self.nodes.append(Node(name, op, tuple(inputs), name, attrs))
         self.values[name] = Value(name, tuple(shape))
         return name
@@ -226,9 +320,10 @@ class _Reader:
 
     def call(self, call: Any) -> Any:
         op = getattr(call.op, "name", type(call.op).__name__)
-        if op in ("relax.zeros_like", "relax.ones_like", "relax.full_like"):
-            # TVM emits them as a pool's indices; a use of them is what is not supported.
-            return f"the result of {op}"
+        if op in ("relax.zeros_like", "relax.ones_like"):
+            return self.filled(call, op, float(op == "relax.ones_like"))
+        if op == "relax.full_like":
+            return self.filled(call, op, float(self.constants[self.operand(call.args[1])]))
         if op == "relax.nn.dropout":
             return (self.operand(call.args[0]),) * 2
         attrs = call.attrs
@@ -236,13 +331,24 @@ class _Reader:
             return (self.batch_norm([self.operand(arg) for arg in call.args], attrs),) * 3
         if op == "relax.call_tir":
             return self.bounded(call)
-        if op in ("relax.isnan", "relax.where"):
-            # TVM writes the bounds of ONNX's Clip with them.
-            return self.constant_choice(op, [self.operand(arg) for arg in call.args])
-        shape = _static(call.ty, op)
-        if op == "relax.broadcast_to" and _static(call.args[0].ty, op) == shape:
-            # PyTorch's matmul expands its operands, mostly to what they are.
+        if op == "relax.shape_of":
+            return self.constant(np.array(_static(call.args[0].ty, op), dtype=np.int64))
+        if op == "relax.shape_to_tensor":
             return self.operand(call.args[0])
+        if op in ("relax.isnan", "relax.equal", "relax.less", "relax.logical_not", "relax.where", "relax.max"):
+            # TVM writes ONNX's Clip and Gather and the masks of PyTorch's attention with them.
+            return self.choice(op, [self.operand(arg) for arg in call.args], attrs)
+        if op == "relax.split":
+            return self.split(self.operand(call.args[0]), attrs)
+        shape = _static(call.ty, op)
+        if op == "relax.broadcast_to":
+            return self.broadcast(self.operand(call.args[0]), shape)
+        if op == "relax.astype":
+            return self.cast(self.operand(call.args[0]), str(attrs.dtype))
+        if op == "relax.strided_slice":
+            return self.strided_slice(self.operand(call.args[0]), call.args[1:])
+        if op == "relax.matmul":
+            return self.matmul(self.operand(call.args[0]), self.operand(call.args[1]), shape)
         if op in _RESHAPES:
             return self.reshape(self.operand(call.args[0]), shape)
         if op == "relax.permute_dims":
@@ -262,6 +368,9 @@ class _Reader:
         for operand in operands:
             if not isinstance(operand, str) or (operand not in self.values and operand not in self.constants):
                 raise ModelError(f"operator {op}: operand {operand!r} is not supported")
+        if op == "relax.add" and not self.integers.isdisjoint(operands):
+            # ONNX's Gather counts negative indices from the end; ours are none. A use of them is not supported.
+            return "a sum of integers"
         if op in _ELEMENTWISE:
             return self.elementwise(_ELEMENTWISE[op], operands, shape)
         assert method is not None
@@ -289,12 +398,30 @@ class _Reader:
         """The values that operators of a kind have made."""
         return {node.output for node in self.nodes if node.op == op}
 
-    def constant_choice(self, op: str, operands: list[str]) -> str:
-        """``isnan`` or ``where`` of constants."""
-        if not all(name in self.constants for name in operands):
+    def filled(self, call: Any, op: str, fill: float) -> str:
+        return self.constant(np.broadcast_to(np.array(fill, dtype=str(call.ty.dtype)), _static(call.ty, op)))
+
+    def choice(self, op: str, operands: list[str], attrs: Any) -> str:
+        """Conditions, and choices by them, as far as they are constants: all tensors of the model are finite."""
+        arrays = [self.constants.get(name) for name in operands]
+        first, *others = arrays
+        if op == "relax.equal" and first is None and others[0] is not None and np.isneginf(others[0]).all():
+            # Nothing of an attention without a mask is.
+            return self.constant(np.broadcast_to(np.array(False), self.shape(operands[0])))
+        if op == "relax.less" and operands[0] in self.integers and others[0] is not None and not others[0].any():
+            return self.constant(np.broadcast_to(np.array(False), self.shape(operands[0])))
+        if op == "relax.where" and first is not None and first.size and (first.all() or not first.any()):
+            chosen = operands[1 if first.all() else 2]
+            return self.broadcast(chosen, np.broadcast_shapes(first.shape, self.shape(chosen)))
+        if first is None or any(other is None for other in others):
             raise ModelError(f"operator {op} is supported on constants only; remove it from the model")
-        arrays = [self.constants[name] for name in operands]
-        return self.constant(np.asarray(np.isnan(arrays[0]) if op == "relax.isnan" else np.where(*arrays)))
+        if op == "relax.max":
+            axes = None if attrs.axis is None else tuple(int(axis) for axis in attrs.axis)
+            return self.constant(np.asarray(first.max(axis=axes, keepdims=bool(attrs.keepdims))))
+        functions: dict[str, Callable[..., Any]] = {
+            "isnan": np.isnan, "equal": np.equal, "less": np.less, "logical_not": np.logical_not, "where": np.where,
+        }  # fmt: skip
+        return self.constant(np.asarray(functions[op.removeprefix("relax.")](*arrays)))
 
     # One method for an operator whose attributes need translation ------------------------------
     def elementwise(self, op: str, operands: list[str], shape: tuple[int, ...]) -> str:
@@ -313,6 +440,101 @@ class _Reader:
         if self.values[operand].shape == shape:
             return operand
         return self.add("reshape", [operand], shape)
+
+    def broadcast(self, operand: str, shape: tuple[int, ...]) -> str:
+        if operand in self.constants:
+            return self.constant(np.broadcast_to(self.constants[operand], shape))
+        # PyTorch's matmul expands its operands, mostly to what they are.
+        return operand if self.values[operand].shape == shape else self.add("broadcast", [operand], shape)
+
+    def cast(self, operand: str, kind: str) -> str:
+        """A change of type: of constants any, of indices to another integer one."""
+        if operand in self.constants:
+            return self.constant(self.constants[operand].astype(kind))
+        if (operand in self.integers) == kind.startswith("int") and kind in ("float32", "int32", "int64"):
+            return operand
+        raise ModelError(f"a cast to {kind} is not supported; tensors are float32, or integers as indices")
+
+    def slice(self, operand: str, parts: Sequence[tuple[int, int, int]]) -> str:
+        """(begin, end, step) along every axis, within the tensor."""
+        if operand in self.constants:
+            return self.constant(np.ascontiguousarray(self.constants[operand][tuple(slice(*part) for part in parts)]))
+        shape = tuple(len(range(*part)) for part in parts)
+        if shape == self.values[operand].shape:
+            return operand
+        return self.add("slice", [operand], shape, parts=tuple(parts))
+
+    def shape(self, operand: str) -> tuple[int, ...]:
+        return self.values[operand].shape if operand in self.values else self.constants[operand].shape
+
+    def strided_slice(self, operand: str, args: Sequence[Any]) -> str:
+        shape = self.shape(operand)
+        axes, begins, ends, *steps = (
+            [int(getattr(value, "value", value)) for value in getattr(arg, "fields", arg)] for arg in args
+        )
+        parts = [(0, size, 1) for size in shape]
+        for index, axis in enumerate(axes):
+            step = steps[0][index] if steps else 1
+            if step < 1:
+                raise ModelError(f"operator relax.strided_slice with step {step} is not supported; only above 0")
+            parts[axis % len(shape)] = slice(begins[index], ends[index], step).indices(shape[axis % len(shape)])
+        return self.slice(operand, parts)
+
+    def split(self, operand: str, attrs: Any) -> tuple[str, ...]:
+        shape = self.shape(operand)
+        axis = int(attrs.axis) % len(shape)
+        sections, size = attrs.indices_or_sections, shape[axis]
+        try:
+            # A number of equal parts, the last one maybe shorter.
+            each = -(-size // int(sections))
+            cuts = list(range(each, size, each))
+        except TypeError:
+            cuts = [int(cut) for cut in sections]
+        edges = [0, *cuts, size]
+        return tuple(
+            self.slice(operand, [(0, n, 1) if i != axis else (begin, end, 1) for i, n in enumerate(shape)])
+            for begin, end in itertools.pairwise(edges)
+        )
+
+    def _take(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
+        x, index = operands
+        source = self.shape(x)
+        axis = int(attrs.axis) % len(source) if attrs.axis is not None else 0
+        if index in self.constants:
+            numbers = self.constants[index].reshape(-1).astype(np.int64)
+            numbers = np.where(numbers < 0, numbers + source[axis], numbers)
+            if x in self.constants:
+                return self.constant(self.constants[x].take(numbers, axis).reshape(shape))
+            begin, end = int(numbers[0]), int(numbers[-1]) + 1
+            if not np.array_equal(numbers, np.arange(begin, end)):
+                raise ModelError("operator relax.take of an activation is supported for neighbouring constant indices")
+            part = [(0, n, 1) if i != axis else (begin, end, 1) for i, n in enumerate(source)]
+            return self.reshape(self.slice(x, part), shape)
+        if index not in self.integers or not self.is_constant(x):
+            raise ModelError("operator relax.take needs a constant table (an embedding) or constant indices")
+        self.limited(index, source[axis])
+        return self.add("take", operands, shape, axis=axis)
+
+    def matmul(self, a: str, b: str, shape: tuple[int, ...]) -> str:
+        """Products of two activations become batch_matmul: (B, N, C) times (B, K, C) transposed."""
+        if b in self.constants and self.constants[b].ndim > 2:
+            array = self.constants[b]
+            if all(step == 0 or size == 1 for step, size in zip(array.strides[:-2], array.shape[:-2])):
+                # The same matrix over and over, as PyTorch expands it.
+                b = self.constant(array[(0,) * (array.ndim - 2)])
+        left, right = self.shape(a), self.shape(b)
+        if self.is_constant(a) or self.is_constant(b) or min(len(left), len(right)) < 2:
+            if a in self.constants and b in self.constants:
+                return self.constant(self.constants[a] @ self.constants[b])
+            return self.add("matmul", [a, b], shape)
+        if len(right) == 2:
+            batch, rows = 1, math.prod(left[:-1])
+        else:
+            batch, rows = math.prod(shape[:-2]), left[-2]
+            a, b = (self.broadcast(x, (*shape[:-2], *self.shape(x)[-2:])) for x in (a, b))
+        a, b = self.reshape(a, (batch, rows, left[-1])), self.reshape(b, (batch, *right[-2:]))
+        turned = self.add("permute", [b], (batch, right[-1], right[-2]), axes=(0, 2, 1))
+        return self.reshape(self.add("batch_matmul", [a, turned], (batch, rows, right[-1])), shape)
 
     def permute(self, operand: str, attrs: Any, shape: tuple[int, ...]) -> str:
         rank = len(shape)
@@ -335,11 +557,23 @@ class _Reader:
 
     def _conv2d(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
         _layout(attrs, "relax.nn.conv2d")
-        if operands[1] not in self.constants and self._producer(operands[1]).op != "dequantize":
+        if not self.is_constant(operands[1]):
             raise ModelError("operator relax.nn.conv2d: the model computes its weight; only constants are supported")
         return self.add(
             "conv2d", operands, shape, strides=_ints(attrs.strides), pads=_pads(attrs.padding),
             dilation=_ints(attrs.dilation), groups=int(attrs.groups),
+        )  # fmt: skip
+
+    def _conv2d_transpose(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
+        if attrs.data_layout != "NCHW" or attrs.kernel_layout != "IOHW":
+            raise ModelError(f"operator relax.nn.conv2d_transpose in layout {attrs.data_layout}; only NCHW is")
+        if not self.is_constant(operands[1]):
+            raise ModelError("operator relax.nn.conv2d_transpose: the model computes its weight; only constants are")
+        if _ints(attrs.dilation) != (1, 1):
+            raise ModelError("operator relax.nn.conv2d_transpose with dilation is not supported; only 1")
+        return self.add(
+            "conv2d_transpose", operands, shape, strides=_ints(attrs.strides), pads=_pads(attrs.padding),
+            dilation=(1, 1), groups=int(attrs.groups), output_padding=_ints(attrs.output_padding),
         )  # fmt: skip
 
     def _max_pool2d(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
@@ -482,9 +716,13 @@ def _from_relax(
     inputs = []
     for parameter in function.params:
         shape = _static(parameter.ty, f"input {parameter.name!r}")
-        if str(parameter.ty.dtype) != "float32":
-            raise ModelError(f"input {parameter.name!r} is {parameter.ty.dtype}; only float32 inputs are supported")
+        kind = str(parameter.ty.dtype)
+        if kind not in ("float32", "int64", "int32"):
+            raise ModelError(f"input {parameter.name!r} is {kind}; {_INPUTS}")
+        if kind != "float32":
+            reader.integers.add(parameter.name)
         inputs.append(parameter.name)
+        reader.inputs.append(parameter.name)
         reader.env[parameter] = parameter.name
         reader.values[parameter.name] = Value(parameter.name, shape)
     for block in function.body.blocks:
@@ -506,7 +744,7 @@ def _from_relax(
 
 def _simplify(graph: Graph, names: Mapping[str, list[tuple[str, str]]]) -> Graph:
     """Fold constants into layers, name nodes as the model does, and drop what nothing reads."""
-    graph = drop_unused(fold_layers(fold_constants(graph)))
+    graph = drop_unused(fold_moves(hoist_scales(fold_layers(fold_constants(graph)))))
     renamed, labels = [], {}
     taken: set[str] = set()
     kinds: dict[str, int] = {}
@@ -521,6 +759,8 @@ def _simplify(graph: Graph, names: Mapping[str, list[tuple[str, str]]]) -> Graph
         if len(known) == kinds[node.op]:
             label, tensor = known[index]
             labels[node.output] = tensor
+            if node.op in _NAMELESS and label in taken:
+                label = next(name for n in itertools.count(1) if (name := f"{label}_{n}") not in taken)
             if label and label not in taken:
                 taken.add(label)
                 node = dataclasses.replace(node, name=label)
@@ -556,7 +796,7 @@ def fold_constants(graph: Graph) -> Graph:
     values = {name: value for name, value in graph.values.items() if name not in constants}
     nodes = [
         dataclasses.replace(node, attrs={**node.attrs, "weight_scale": scales[node.inputs[1]]})
-        if len(node.inputs) > 1 and node.inputs[1] in scales and node.op in ("conv2d", "matmul")
+        if len(node.inputs) > 1 and node.inputs[1] in scales and node.op in ("conv2d", "conv2d_transpose", "matmul")
         else node
         for node in kept
     ]
@@ -592,19 +832,23 @@ def fold_layers(graph: Graph) -> Graph:
         elif (
             node.op in ("add", "multiply")
             and source is not None
-            and source.op in ("conv2d", "dense")
+            and source.op in ("conv2d", "conv2d_transpose", "dense")
             and alone
             and len(inputs) == 2
             and inputs[1] in constants
         ):
-            channels = _per_channel(constants[inputs[1]], graph.values[node.output].shape, source.op)
-            if channels is not None and not (node.op == "multiply" and "weight_scale" in source.attrs):
+            shape = graph.values[node.output].shape
+            channels = _per_channel(constants[inputs[1]], shape, source.op)
+            scales = node.op == "multiply"
+            grouped = source.op == "conv2d_transpose" and source.attrs["groups"] > 1
+            if channels is not None and not (scales and ("weight_scale" in source.attrs or grouped)):
                 weight = constants[source.inputs[1]]
-                bias = constants[source.inputs[2]] if len(source.inputs) > 2 else np.zeros(len(weight), np.float32)
+                bias = constants[source.inputs[2]] if len(source.inputs) > 2 else np.zeros(len(channels), np.float32)
                 if node.op == "add":
                     bias = bias + channels
                 else:
-                    weight = weight * channels.reshape((-1,) + (1,) * (weight.ndim - 1))
+                    outer = (1,) if source.op == "conv2d_transpose" else ()
+                    weight = weight * channels.reshape((*outer, -1) + (1,) * (weight.ndim - 1 - len(outer)))
                     bias = bias * channels
                 folded = (source.inputs[0], source.inputs[1] if node.op == "add" else constant(weight), constant(bias))
                 made[source.output] = dataclasses.replace(source, inputs=folded)
@@ -616,9 +860,122 @@ def fold_layers(graph: Graph) -> Graph:
     return dataclasses.replace(graph, nodes=tuple(made[name] for name in order), constants=constants, outputs=outputs)
 
 
+def hoist_scales(graph: Graph) -> Graph:
+    """Scalars that multiply the operands of a batch_matmul, as attention has them, multiply its result instead."""
+    users, producers = graph.users(), graph.producers()
+    values, constants = dict(graph.values), dict(graph.constants)
+    # Value of a multiplication that moves -> its operand; product -> what multiplies it now.
+    alias: dict[str, str] = {}
+    factors: dict[str, float] = {}
+    for node in graph.nodes:
+        for name in node.inputs if node.op == "batch_matmul" else ():
+            source = producers.get(name)
+            while source is not None and len(users[source.output]) == 1 and source.output not in graph.outputs:
+                if source.op == "multiply" and constants.get(source.inputs[1], np.zeros(2)).size == 1:
+                    alias[source.output] = source.inputs[0]
+                    scalar = float(constants[source.inputs[1]].reshape(()))
+                    factors[node.output] = factors.get(node.output, 1.0) * scalar
+                elif source.op not in partition.MOVES:
+                    break
+                source = producers.get(source.inputs[0])
+    nodes = []
+    for node in graph.nodes:
+        if node.output in alias:
+            continue
+        inputs = []
+        for name in node.inputs:
+            while name in alias:
+                name = alias[name]
+            inputs.append(name)
+        node = dataclasses.replace(node, inputs=tuple(inputs))
+        if node.output not in factors:
+            nodes.append(node)
+            continue
+        product, factor = f"{node.output}.product", f"{node.output}.factor"
+        values[product] = dataclasses.replace(values[node.output], name=product)
+        constants[factor] = np.array(factors[node.output], dtype=np.float32)
+        nodes.append(dataclasses.replace(node, output=product))
+        nodes.append(Node(f"{node.name}.scale", "multiply", (product, factor), node.output))
+    return dataclasses.replace(graph, nodes=tuple(nodes), values=values, constants=constants)
+
+
+def fold_moves(graph: Graph) -> Graph:
+    """Compose reshapes with reshapes and permutes with permutes, and drop those that change nothing.
+
+    Dense layers take tensors as they are, without a reshape to a matrix before and one back after them. The permute of
+    a product's operand meets the one before it, past the reshape between them.
+    """
+    graph = _unflattened(graph)
+    values = dict(graph.values)
+    made: dict[str, Node] = {}
+    alias: dict[str, str] = {}
+    kept: list[Node] = []
+
+    def keep(node: Node) -> str:
+        made[node.output] = node
+        kept.append(node)
+        return node.output
+
+    def permuted(x: str, axes: tuple[int, ...], name: str) -> str:
+        """``x`` with its axes in another order, as the value ``name``; what it is anyway, if that changes nothing."""
+        source, shape = made.get(x), values[x].shape
+        if source is not None and source.op == "permute":
+            return permuted(source.inputs[0], tuple(source.attrs["axes"][axis] for axis in axes), name)
+        if axes == tuple(range(len(axes))):
+            return x
+        if source is not None and source.op == "reshape" and axes == (0, 2, 1):
+            before = values[source.inputs[0]].shape
+            if len(before) > 3 and before[-2:] == shape[-2:]:
+                # The reshape merges leading axes only: turn the last two before it.
+                rank = len(before)
+                swapped = (*range(rank - 2), rank - 1, rank - 2)
+                inner = permuted(source.inputs[0], swapped, f"{name}.permuted")
+                return reshaped(inner, (shape[0], shape[2], shape[1]), name)
+        values[name] = dataclasses.replace(values[x], name=name, shape=tuple(shape[axis] for axis in axes))
+        return keep(Node(name, "permute", (x,), name, {"axes": axes}))
+
+    def reshaped(x: str, shape: tuple[int, ...], name: str) -> str:
+        source = made.get(x)
+        if source is not None and source.op == "reshape":
+            return reshaped(source.inputs[0], shape, name)
+        if values[x].shape == shape:
+            return x
+        values[name] = dataclasses.replace(values[x], name=name, shape=shape)
+        return keep(Node(name, "reshape", (x,), name))
+
+    for node in graph.nodes:
+        inputs = tuple(alias.get(name, name) for name in node.inputs)
+        if node.op == "permute" and inputs[0] in values:
+            alias[node.output] = permuted(inputs[0], tuple(node.attrs["axes"]), node.output)
+        elif node.op == "reshape" and inputs[0] in values:
+            alias[node.output] = reshaped(inputs[0], values[node.output].shape, node.output)
+        else:
+            keep(dataclasses.replace(node, inputs=inputs))
+    outputs = tuple(alias.get(name, name) for name in graph.outputs)
+    return drop_unused(dataclasses.replace(graph, nodes=tuple(kept), values=values, outputs=outputs))
+
+
+def _unflattened(graph: Graph) -> Graph:
+    """Dense layers between a reshape to a matrix and reshapes back, without the first one."""
+    users, producers = graph.users(), graph.producers()
+    values = dict(graph.values)
+    nodes = []
+    for node in graph.nodes:
+        source = producers.get(node.inputs[0]) if node.op == "dense" else None
+        if source is not None and source.op == "reshape" and node.output not in graph.outputs:
+            before, after = graph.shape(source.inputs[0]), graph.shape(source.output)
+            back = all(user.op == "reshape" for user in users[node.output])
+            if back and len(before) > 2 and len(after) == 2 and before[-1] == after[-1]:
+                node = dataclasses.replace(node, inputs=(source.inputs[0], *node.inputs[1:]))
+                shape = (*before[:-1], graph.shape(node.output)[-1])
+                values[node.output] = dataclasses.replace(values[node.output], shape=shape)
+        nodes.append(node)
+    return dataclasses.replace(graph, nodes=tuple(nodes), values=values)
+
+
 def _per_channel(array: Array, shape: tuple[int, ...], op: str) -> Array | None:
     """A constant as one number per output channel (K,), or None if it is not that."""
-    axis = 1 if op == "conv2d" else len(shape) - 1
+    axis = len(shape) - 1 if op == "dense" else 1
     full = (1,) * (len(shape) - array.ndim) + tuple(array.shape)
     if len(full) != len(shape) or any(size != 1 for i, size in enumerate(full) if i != axis):
         return None
@@ -654,13 +1011,13 @@ def import_model(model: Any, example_inputs: Sequence[Any] | None = None, size: 
         from oneshot_ml2 import models
 
         if size < 1:
-            raise OneShotError(f"images of {size} x {size}; allowed: a size of at least 1")
+            raise OneShotError(f"size is {size}; allowed: at least 1")
         import torch
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             module = models.build(str(model))
-        return import_torch(module, (torch.zeros(1, 3, size, size),), str(model))
+        return import_torch(module, (models.example_input(str(model), size),), str(model))
     if example_inputs is None:
-        raise ModelError("a PyTorch module needs example_inputs, a tuple of float32 tensors that fix the shapes")
+        raise ModelError("a PyTorch module needs example_inputs, a tuple of tensors that fix the shapes")
     return import_torch(model, example_inputs)

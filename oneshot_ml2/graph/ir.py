@@ -18,11 +18,16 @@ from oneshot_ml2.errors import ModelError
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor between operators; ``exponent`` is that of an int8 tensor's scale, None for float32."""
+    """A tensor between operators; ``exponent`` is that of an int8 tensor's scale, None for float32.
+
+    ``limit``: of an input that holds whole numbers, 0 to one less than it (token ids); they cross the border to the
+    compiled code as float32, which is exact.
+    """
 
     name: str
     shape: tuple[int, ...]
     exponent: int | None = None
+    limit: int | None = None
 
     @property
     def dtype(self) -> str:
@@ -83,20 +88,19 @@ def check_inputs(graph: Graph, inputs: Mapping[str, NDArray[Any]]) -> dict[str, 
     """The inputs as contiguous float32 arrays.
 
     Raises:
-        ModelError: one is missing, unknown, of another shape, no number, or not finite.
+        ModelError: one is missing, unknown, of another shape, no number, not finite, or no index where it has to be.
     """
-    expected = {name: graph.values[name].shape for name in graph.inputs}
-    return check_tensors(expected, inputs)
+    return check_tensors({name: (graph.values[name].shape, graph.values[name].limit) for name in graph.inputs}, inputs)
 
 
 def check_tensors(
-    expected: Mapping[str, tuple[int, ...]], inputs: Mapping[str, NDArray[Any]]
+    expected: Mapping[str, tuple[tuple[int, ...], int | None]], inputs: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[np.float32]]:
-    """As :func:`check_inputs`, for shapes by name."""
+    """As :func:`check_inputs`, for shapes and limits by name."""
     if set(inputs) != set(expected):
         raise ModelError(f"inputs are {', '.join(inputs) or 'none'}; the model takes {', '.join(expected)}")
     arrays = {}
-    for name, shape in expected.items():
+    for name, (shape, limit) in expected.items():
         array = np.asarray(inputs[name])
         if array.dtype.kind not in "fiu":
             raise ModelError(f"input {name!r} is {array.dtype}; the model takes float32")
@@ -105,6 +109,8 @@ def check_tensors(
         array = np.ascontiguousarray(array, dtype=np.float32)
         if not np.isfinite(array).all():
             raise ModelError(f"input {name!r} has infinite values or NaN")
+        if limit is not None and not ((array >= 0) & (array < limit) & (array == np.rint(array))).all():
+            raise ModelError(f"input {name!r} holds other values than the whole numbers 0 to {limit - 1}")
         arrays[name] = array
     return arrays
 

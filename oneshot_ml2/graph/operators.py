@@ -1,7 +1,8 @@
 """What every operator of a graph computes, in numpy.
 
 Float operators follow PyTorch and ONNX. Integer ones round half up: half a step is added before the arithmetic shift,
-which floors, as VTA's does. Names of operators that only shape data serve both.
+which floors, as VTA's does; with the attribute ``half_even``, exact ties go to the even neighbour. Names of operators
+that only shape data serve both.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from oneshot_ml2.graph import partition
 from oneshot_ml2.graph.ir import Node
 
 Array: TypeAlias = NDArray[Any]
@@ -51,6 +53,31 @@ def convolution(x: Array, weight: Array, attrs: Attrs, out: Sequence[int]) -> Ar
 
 def _conv2d(args: Sequence[Array], attrs: Attrs, out: Sequence[int]) -> Array:
     sums = convolution(args[0], args[1], attrs, out)
+    return sums + args[2].reshape(1, -1, 1, 1) if len(args) > 2 else sums
+
+
+def transposed_convolution(x: Array, weight: Array, attrs: Attrs, out: Sequence[int]) -> Array:
+    """Sums of a transposed convolution with weight IOHW, (N, K, OH, OW), in the operands' type."""
+    groups = attrs["groups"]
+    top, _, left, _ = attrs["pads"]
+    (sh, sw), (dh, dw) = attrs["strides"], attrs["dilation"]
+    n, c, h, w = x.shape
+    _, k, r, s = weight.shape
+    columns = x.reshape(n, groups, c // groups, h * w)
+    kernel = weight.reshape(groups, c // groups, k, r, s)
+    # Output padding may reach past the last input's kernel.
+    height = max(out[2] + top, (h - 1) * sh + (r - 1) * dh + 1)
+    width = max(out[3] + left, (w - 1) * sw + (s - 1) * dw + 1)
+    full = np.zeros((n, groups * k, height, width), dtype=x.dtype)
+    for i in range(r):
+        for j in range(s):
+            part = (kernel[..., i, j].transpose(0, 2, 1) @ columns).reshape(n, groups * k, h, w)
+            full[:, :, i * dh : i * dh + (h - 1) * sh + 1 : sh, j * dw : j * dw + (w - 1) * sw + 1 : sw] += part
+    return np.ascontiguousarray(full[:, :, top : top + out[2], left : left + out[3]])
+
+
+def _conv2d_transpose(args: Sequence[Array], attrs: Attrs, out: Sequence[int]) -> Array:
+    sums = transposed_convolution(args[0], args[1], attrs, out)
     return sums + args[2].reshape(1, -1, 1, 1) if len(args) > 2 else sums
 
 
@@ -113,6 +140,12 @@ def _gelu(args: Sequence[Array], attrs: Attrs, out: Sequence[int]) -> Array:
     return np.float32(0.5) * args[0] * (np.float32(1) + _erf(args[0] / np.float32(math.sqrt(2))))
 
 
+def _gelu_tanh(args: Sequence[Array], attrs: Attrs, out: Sequence[int]) -> Array:
+    x = args[0]
+    inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+    return np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+
+
 def _layer_norm(args: Sequence[Array], attrs: Attrs, out: Sequence[int]) -> Array:
     x, axes = args[0], tuple(attrs["axes"])
     centred = x - x.mean(axes, keepdims=True)
@@ -142,9 +175,14 @@ SHAPING: dict[str, Function] = {
     "reshape": lambda args, attrs, out: args[0].reshape(tuple(out)),
     "permute": lambda args, attrs, out: np.ascontiguousarray(args[0].transpose(attrs["axes"])),
     "concat": lambda args, attrs, out: np.concatenate(args, attrs["axis"]),
+    "slice": lambda args, attrs, out: np.ascontiguousarray(args[0][tuple(slice(*part) for part in attrs["parts"])]),
+    "broadcast": lambda args, attrs, out: np.ascontiguousarray(np.broadcast_to(args[0], tuple(out))),
+    "take": lambda args, attrs, out: args[0].take(args[1].astype(np.int64), attrs["axis"], mode="clip"),
 }
 FLOAT: dict[str, Function] = SHAPING | {
     "conv2d": _conv2d,
+    "conv2d_transpose": _conv2d_transpose,
+    "batch_matmul": lambda args, attrs, out: args[0] @ args[1].swapaxes(-1, -2),
     "dense": _dense,
     "matmul": lambda args, attrs, out: args[0] @ args[1],
     "relu": lambda args, attrs, out: np.maximum(args[0], 0),
@@ -162,55 +200,71 @@ FLOAT: dict[str, Function] = SHAPING | {
     "tanh": lambda args, attrs, out: np.tanh(args[0]),
     "silu": lambda args, attrs, out: args[0] * _sigmoid(args, attrs, out),
     "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "erf": lambda args, attrs, out: _erf(args[0]),
+    "exp": lambda args, attrs, out: np.exp(args[0]),
+    "sqrt": lambda args, attrs, out: np.sqrt(args[0]),
+    "power": lambda args, attrs, out: np.power(args[0], args[1]),
     "layer_norm": _layer_norm,
     "quantize": _quantize,
     "dequantize": _dequantize,
 }
 
 
-def shifted(x: NDArray[np.int64], left: int, clip: tuple[int, int] = INT8) -> NDArray[np.int8]:
-    """``x * 2**left`` rounded half up and clipped: how a tensor changes its exponent by ``-left``."""
-    moved = x << left if left >= 0 else (x + (1 << (-left - 1))) >> -left
-    return np.clip(moved, *clip).astype(np.int8)
+def rounded(total: NDArray[np.int64], shift: int, attrs: Attrs) -> NDArray[np.int8]:
+    """Sums that hold half a step already, shifted right and clipped."""
+    if attrs["half_even"] and shift:
+        # A tie that was rounded up to an odd number lacks all lower bits.
+        total = total - ((total >> shift) & 1)
+    return np.clip(total >> shift, *attrs["clip"]).astype(np.int8)
+
+
+def shifted(x: NDArray[np.int64], left: int, attrs: Attrs) -> NDArray[np.int8]:
+    """``x * 2**left`` rounded and clipped: how a tensor changes its exponent by ``-left``."""
+    right = max(-left, 0)
+    return rounded((x << max(left, 0)) + (1 << right >> 1), right, attrs)
 
 
 def _int_layer(args: Sequence[Array], node: Node, out: Sequence[int]) -> Array:
-    workload = node.attrs["workload"]
-    if workload is not None:
-        tensors = {"data": args[0], **node.arrays} | ({"residual": args[1]} if len(args) > 1 else {})
-        return np.asarray(workload.reference(tensors))
     # Sums of int8 products are exact in float64.
-    data, weight = args[0].astype(np.float64), node.arrays["weight"].astype(np.float64)
-    sums = convolution(data, weight, node.attrs, out) if node.op == "int_conv2d" else data @ weight.T
-    total = sums.astype(np.int64) + node.arrays["bias"].astype(np.int64).reshape((1, -1) + (1,) * (sums.ndim - 2))
-    if len(args) > 1:
+    data = args[0].astype(np.float64)
+    weight = (args[1] if node.op == "int_batch_matmul" else node.arrays["weight"]).astype(np.float64)
+    column = (-1,) if node.op in ("int_dense", "int_batch_matmul") else (-1, 1, 1)
+    kind = node.op.removeprefix("int_")
+    total = FLOAT[kind]([data, weight], node.attrs, out).astype(np.int64) + node.arrays["bias"].reshape(column)
+    if node.attrs["residual_shift"] is not None:
         total += args[1].astype(np.int64) << node.attrs["residual_shift"]
-    # The bias holds the half step already.
-    return np.clip(total >> node.attrs["shift"], *node.attrs["clip"]).astype(np.int8)
+    return rounded(total, node.attrs["shift"], node.attrs)
 
 
 def _int_add(args: Sequence[Array], node: Node) -> Array:
-    left = node.attrs["left"]
-    total = sum((x.astype(np.int64) << shift for x, shift in zip(args, left)), np.int64(0))
-    return shifted(np.asarray(total), -node.attrs["shift"], node.attrs["clip"])
+    first, second = (x.astype(np.int64) << shift for x, shift in zip(args, node.attrs["left"], strict=True))
+    return shifted(first + second, -node.attrs["shift"], node.attrs)
 
 
 def _int_avg_pool2d(args: Sequence[Array], node: Node, out: Sequence[int]) -> Array:
     left = node.attrs["left"]
     total = _sum_pool(args[0], node.attrs, out, np.int64) << max(left, 0)
     counts = pool_counts(args[0].shape, node.attrs, out) << max(-left, 0)
-    return np.clip((2 * total + counts) // (2 * counts), *node.attrs["clip"]).astype(np.int8)
+    result, rest = np.divmod(2 * total + counts, 2 * counts)
+    if node.attrs["half_even"]:
+        result = result - ((rest == 0) & (result & 1 == 1))
+    return np.clip(result, *node.attrs["clip"]).astype(np.int8)
 
 
 def compute(node: Node, args: Sequence[Array], out: Sequence[int]) -> Array:
     """What a node makes of its operands; ``out`` is the shape of the result."""
     op = node.op
-    if op in ("int_conv2d", "int_dense"):
+    workload = node.attrs.get("workload")
+    if workload is not None:
+        operands = dict(zip(partition.operand_names(node), args, strict=True))
+        return np.asarray(workload.reference({**operands, **node.arrays}))
+    if op.removeprefix("int_") in partition.HEADS and op.startswith("int_"):
         return _int_layer(args, node, out)
     if op == "int_add":
         return _int_add(args, node)
     if op == "int_requantize":
-        return shifted(args[0].astype(np.int64), node.attrs["left"], node.attrs["clip"])
+        return shifted(args[0].astype(np.int64), node.attrs["left"], node.attrs)
     if op == "int_avg_pool2d":
         return _int_avg_pool2d(args, node, out)
     if op == "to_int8":

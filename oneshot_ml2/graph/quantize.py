@@ -1,7 +1,8 @@
 """From float or QDQ graphs to integers: symmetric int8 with powers of two as scales, one for each tensor.
 
 Sums are 32 bits wide; a right shift by the difference of the exponents makes int8 of them. The shift floors, and half a
-step that the bias holds makes that rounding half up.
+step that the bias holds makes that rounding half up; half to even takes passes more, and is exact as well. Whatever the
+VTA can do carries a workload; sums that are no layer's (additions, averages, rescaling) are depthwise convolutions.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.errors import ModelError, WorkloadError
-from oneshot_ml2.graph import ir, partition
+from oneshot_ml2.graph import importer, ir, partition
 from oneshot_ml2.graph.ir import Graph, Node, Value
 from oneshot_ml2.graph.partition import Composite
-from oneshot_ml2.workload import Epilogue
+from oneshot_ml2.workload import Conv2d, Epilogue
 
 Array: TypeAlias = NDArray[Any]
 Sample: TypeAlias = Mapping[str, Array]
@@ -31,6 +32,11 @@ _SAMPLED = 1 << 15
 RANDOM_SAMPLES = 2
 # The bias_bits that the network was trained with; a smaller number would only leave its range.
 _BIAS_BITS = 16
+# How rounding treats exact ties: up, by the VTA's shift alone, or to the even neighbour.
+ROUNDINGS = ("shift", "half_even")
+# How far, in steps, an average whose divisor is no power of two may be off on the VTA, root mean square over random
+# inputs: as far as rounding takes every result anyway.
+_AVERAGE_ERROR = 12**-0.5
 # A 32-bit sum and all that is added to it stay below this.
 _SUM_LIMIT = 2**31 - 1
 
@@ -52,7 +58,7 @@ class Quantized:
     """A quantized graph, what was changed on the way, and what it costs.
 
     ``kind``: ``float`` (quantized here) or ``qdq``; ``changes``: lines; ``tensors``: int8 value -> the tensor of the
-    model's file that it is, where known; ``errors``: see `LayerError`.
+    model's file that it is, where known; ``errors``: see `LayerError`; ``rounding``: one of ``ROUNDINGS``.
     """
 
     graph: Graph
@@ -61,6 +67,7 @@ class Quantized:
     warnings: tuple[str, ...]
     tensors: Mapping[str, str]
     errors: tuple[LayerError, ...]
+    rounding: str = "shift"
 
 
 def split_samples(graph: Graph, data: Array | Sample | Sequence[Sample]) -> list[dict[str, Array]]:
@@ -95,17 +102,25 @@ def split_samples(graph: Graph, data: Array | Sample | Sequence[Sample]) -> list
     return samples
 
 
-def quantize(graph: Graph, calibration: Array | Sample | Sequence[Sample] | None = None, seed: int = 0) -> Quantized:
+def quantize(
+    graph: Graph,
+    calibration: Array | Sample | Sequence[Sample] | None = None,
+    seed: int = 0,
+    rounding: str = "shift",
+) -> Quantized:
     """Quantize a graph to int8; one that is quantized already (QDQ) keeps its scales, to the nearest power of two.
 
     Args:
         calibration: what `split_samples` takes, from which the scales of a float model follow; none: seeded standard
             normal inputs, with a warning. The errors are those on the first one.
         seed: of the random inputs.
+        rounding: one of ``ROUNDINGS``.
 
     Raises:
-        ModelError: calibration data that does not fit, or a quantization that is not supported.
+        ModelError: calibration data that does not fit, an unknown rounding, or a quantization that is not supported.
     """
+    if rounding not in ROUNDINGS:
+        raise ModelError(f"rounding is {rounding!r}; allowed: {', '.join(ROUNDINGS)}")
     qdq = any(node.op == "quantize" for node in graph.nodes)
     warned: list[str] = []
     if calibration is None:
@@ -128,20 +143,24 @@ def quantize(graph: Graph, calibration: Array | Sample | Sequence[Sample] | None
         plain, changes, tensors = graph, [], {}
         chosen, wanted = _observe(graph, samples)
         exponents = _calibrated(graph, chosen)
-    builder = _Builder(plain, exponents, qdq)
+    builder = _Builder(plain, exponents, qdq, rounding == "half_even")
     integer = builder.build()
     errors = _errors(integer, samples[0], wanted)
     labels = {value: graph.labels[tensor] for value, tensor in tensors.items() if tensor in graph.labels}
-    return Quantized(integer, "qdq" if qdq else "float", (*changes, *builder.changes), tuple(warned), labels, errors)
+    kind, all_changes = "qdq" if qdq else "float", (*changes, *builder.changes)
+    return Quantized(integer, kind, all_changes, tuple(warned), labels, errors, rounding)
 
 
 def random_samples(graph: Graph, count: int, seed: int) -> list[dict[str, Array]]:
-    """Standard normal inputs by name."""
+    """Standard normal inputs by name; where indices are taken, uniform ones."""
     rng = np.random.default_rng(seed)
-    shapes = {name: graph.values[name].shape for name in graph.inputs}
-    return [
-        {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()} for _ in range(count)
-    ]
+
+    def draw(value: Value) -> Array:
+        if value.limit is not None:
+            return rng.integers(0, value.limit, value.shape)
+        return rng.standard_normal(value.shape, dtype=np.float32)
+
+    return [{name: draw(graph.values[name]) for name in graph.inputs} for _ in range(count)]
 
 
 # Exponents -------------------------------------------------------------------------------------
@@ -193,25 +212,40 @@ def _calibrated(graph: Graph, chosen: Mapping[str, int]) -> dict[str, int]:
     Operators that only move data or pick the largest element keep the exponent. What follows from float operators only
     is quantized where a layer reads it. A ReLU's operand is not quantized apart from it.
     """
-    integer_ops = ("conv2d", "dense", "relu", "clip", "add", "max_pool2d", "avg_pool2d", "reshape", "permute", "concat")
-    users = graph.users()
+    heads, moves = partition.HEADS, (*partition.MOVES, "max_pool2d")
+    integer_ops = (*heads, *moves, "relu", "clip", "avg_pool2d", "concat")
+    users, producers = graph.users(), graph.producers()
     exponents: dict[str, int] = {}
     for name in graph.inputs:
-        if any(node.op in integer_ops for node in users[name]):
+        if graph.values[name].limit is None and any(node.op in (*integer_ops, "add") for node in users[name]):
             exponents[name] = chosen[name]
     for node in graph.nodes:
-        feeds_a_layer = any(user.op in ("conv2d", "dense") for user in users[node.output])
-        constant = any(name in graph.constants for name in node.inputs) and node.op not in ("conv2d", "dense")
-        if node.op in ("max_pool2d", "reshape", "permute") and node.inputs[0] in exponents:
-            exponents[node.output] = exponents[node.inputs[0]]
-        elif feeds_a_layer or (node.op in integer_ops and not constant):
+        feeds_a_layer = any(user.op in heads for user in users[node.output])
+        constant = any(name in graph.constants for name in node.inputs) and node.op not in heads
+        known = [name in exponents for name in node.inputs]
+        if node.op in moves:
+            if all(known):
+                exponents[node.output] = exponents[node.inputs[0]]
+            elif feeds_a_layer:
+                exponents[node.output] = chosen[node.output]
+        elif node.op == "add" and not constant and any(known):
+            # A layer can add what is quantized, too.
+            for name in (*node.inputs, node.output):
+                exponents.setdefault(name, chosen[name])
+        elif feeds_a_layer or (node.op in integer_ops and not constant and (node.op in heads or all(known))):
             exponents[node.output] = chosen[node.output]
     for node in graph.nodes:
         # conv2d/dense/add -> ReLU: one rounding, and one clip.
         if partition.bounds(node) is not None and _single(graph, users, node.inputs[0]):
-            producer = graph.producers().get(node.inputs[0])
-            if producer is not None and producer.op in ("conv2d", "dense", "add"):
+            producer = producers.get(node.inputs[0])
+            if producer is not None and producer.op in (*heads, "add") and node.output in exponents:
                 exponents.pop(node.inputs[0], None)
+    for node in graph.nodes:
+        # What only a concatenation reads takes its scale at once.
+        for name in node.inputs if node.op == "concat" and node.output in exponents else ():
+            producer = producers.get(name)
+            if producer is not None and producer.op in (*heads, "add", "relu", "clip") and _single(graph, users, name):
+                exponents[name] = exponents[node.output]
     return exponents
 
 
@@ -278,13 +312,21 @@ def _strip(graph: Graph) -> tuple[Graph, dict[str, int], list[str], dict[str, st
         producer = producers.get(x)
         if partition.bounds(node) is None or x not in exponents or node.output not in exponents:
             continue
-        if producer is None or producer.op not in ("conv2d", "dense", "add") or not _single(plain, plain_users, x):
+        if producer is None or producer.op not in (*partition.HEADS, "add") or not _single(plain, plain_users, x):
             continue
         if exponents[x] != exponents[node.output]:
             changes.append(f"{producer.name} takes the scale 2**{exponents[node.output]} of the ReLU behind it")
         # With one scale, rounding and clipping before and after the ReLU are the same thing.
         del exponents[x]
         tensors.pop(x, None)
+    # Around products there are moves that have no scales of their own in the file.
+    for node in plain.nodes:
+        if node.op in partition.MOVES and node.inputs[0] in exponents:
+            exponents.setdefault(node.output, exponents[node.inputs[0]])
+    for node in reversed(plain.nodes):
+        if node.op in ("reshape", "permute") and node.output in exponents:
+            if _single(plain, plain_users, node.inputs[0]) and node.inputs[0] in producers:
+                exponents.setdefault(node.inputs[0], exponents[node.output])
     return plain, exponents, changes, tensors
 
 
@@ -296,10 +338,11 @@ class _Builder:
         graph: float operators only.
         exponents: of the values that are int8; the others are float32.
         fixed: the exponents are the model's, none may change.
+        half_even: exact ties go to the even neighbour.
     """
 
-    def __init__(self, graph: Graph, exponents: Mapping[str, int], fixed: bool) -> None:
-        self.graph, self.fixed = graph, fixed
+    def __init__(self, graph: Graph, exponents: Mapping[str, int], fixed: bool, half_even: bool) -> None:
+        self.graph, self.fixed, self.half_even = graph, fixed, half_even
         self.exponents = dict(exponents)
         self.nodes: list[Node] = []
         self.values: dict[str, Value] = {}
@@ -313,7 +356,7 @@ class _Builder:
     def build(self) -> Graph:
         graph = self.graph
         for name in graph.inputs:
-            self.values[self.float_name(name)] = Value(self.float_name(name), graph.values[name].shape)
+            self.values[name] = graph.values[name]
             if name in self.exponents:
                 self.to_int8(name, name)
         if not self.fixed:
@@ -333,10 +376,11 @@ class _Builder:
                 "channel, and were quantized anew with the best power of two"
             )
         outputs = tuple(self.as_float(name) for name in graph.outputs)
-        return Graph(
-            graph.name, tuple(self.float_name(name) for name in graph.inputs), outputs, tuple(self.nodes), self.values,
-            self.constants, output_names=graph.output_names,
+        integer = Graph(
+            graph.name, graph.inputs, outputs, tuple(self.nodes), self.values, self.constants,
+            output_names=graph.output_names,
         )  # fmt: skip
+        return importer.fold_moves(integer)
 
     # Names: an int8 value keeps the float one's name; its float32 form is another value.
     def float_name(self, name: str) -> str:
@@ -375,7 +419,62 @@ class _Builder:
         left = _exponent(self.values[source]) - exponent
         if abs(left) > 24:
             raise ModelError(f"{layer}: scales differ by 2**{abs(left)}; quantize the model with closer ones")
-        return self.emit(layer, "int_requantize", [source], value, {"left": left, "clip": clip})
+        attrs = {"left": left, "clip": clip, "half_even": self.half_even}
+        return self.pixelwise(layer, "int_requantize", [source], value, attrs, (max(left, 0),), max(-left, 0))
+
+    # Element by element ------------------------------------------------------------------------
+    def epilogue(self, bias: NDArray[np.int32], residual: int | None, shift: int, clip: tuple[int, int]) -> Epilogue:
+        """That of sums whose bias holds half a step already, ``residual`` the shift of what is added to them.
+
+        Raises:
+            WorkloadError: VTA's layers cannot do it; says why.
+        """
+        bits = max(_BIAS_BITS, int(np.abs(bias.astype(np.int64)).max()).bit_length())
+        # Shifting the sums first leaves less to shift the residual by, and the same result.
+        early = max((residual or 0) - partition.LARGEST_RESIDUAL_SHIFT, 0)
+        if early and (self.half_even or early > min(shift, partition.LARGEST_SHIFT)):
+            why = "rounding half to even" if self.half_even else f"a result shifted by {shift}"
+            raise WorkloadError(
+                f"its operands' scales differ by 2**{residual}; with {why} the VTA's layers have up to "
+                f"{partition.LARGEST_RESIDUAL_SHIFT}"
+            )
+        if shift - early > partition.LARGEST_SHIFT:
+            raise WorkloadError(f"its shift is {shift}; the VTA's layers have 0 to {partition.LARGEST_SHIFT}")
+        left = None if residual is None else residual - early
+        return Epilogue(True, bits, left, shift - early, clip, early, self.half_even)
+
+    def pixelwise(
+        self, layer: str, op: str, sources: Sequence[str], value: Value, attrs: Mapping[str, Any],
+        lefts: tuple[int, ...], shift: int,
+    ) -> str:  # fmt: skip
+        """Sums of one or two int8 tensors shifted left by ``lefts``, then right: a depthwise convolution."""
+        attrs = {**attrs, "workload": None}
+        arrays: dict[str, Array] = {}
+        bias = np.full(partition.pixelwise_shape(value.shape)[1], 1 << shift >> 1, dtype=np.int32)
+        try:
+            if lefts[0] > partition.LARGEST_RESIDUAL_SHIFT:
+                raise WorkloadError(f"its operand is shifted left by {lefts[0]}; an int8 weight allows up to 6")
+            epilogue = self.epilogue(bias, lefts[1] if len(lefts) > 1 else None, shift, attrs["clip"])
+            attrs["workload"] = partition.pixelwise_workload(value.shape, epilogue)
+            arrays = {"weight": np.full((len(bias), 1, 1, 1), 1 << lefts[0], dtype=np.int8), "bias": bias}
+        except WorkloadError as error:
+            attrs["reason"] = str(error)
+        if len(value.shape) == 4 or attrs["workload"] is None:
+            return self.emit(layer, op, sources, value, attrs, arrays)
+        shape = partition.pixelwise_shape(value.shape)
+        images = [self.reshaped(name, shape) for name in sources]
+        result = Value(f"{value.name}.image", shape, value.exponent)
+        self.emit(layer, op, images, result, attrs, arrays)
+        return self.emit(f"{layer}.reshape", "reshape", [result.name], value, {})
+
+    def reshaped(self, name: str, shape: tuple[int, ...]) -> str:
+        """An int8 value in another shape."""
+        value, target = self.values[name], f"{name}.{'x'.join(map(str, shape))}"
+        if value.shape == shape:
+            return name
+        if target not in self.values:
+            self.emit(target, "reshape", [name], Value(target, shape, value.exponent), {})
+        return target
 
     # Layers ------------------------------------------------------------------------------------
     def weight(self, node: Node) -> tuple[NDArray[np.int8], int]:
@@ -387,10 +486,10 @@ class _Builder:
             exponent = best_exponent(_drawn(array), largest)
             if scale.size == 1 and float(scale) == 2.0 ** nearest_exponent(float(scale)):
                 exponent = nearest_exponent(float(scale))
-            elif not self.fixed:
-                exponent = self.workable(node, exponent)
             else:
-                self.requantized.append(node.name)
+                exponent = self.workable(node, exponent)
+                if self.fixed:
+                    self.requantized.append(node.name)
             self.weights[node.output] = (_int8(array, exponent), exponent)
         return self.weights[node.output]
 
@@ -410,12 +509,14 @@ class _Builder:
         bias = np.abs(self.bias(node, exponent))
         if bias.max(initial=0) > 2**partition.LARGEST_BIAS_BITS - (1 << partition.LARGEST_SHIFT):
             return math.inf
-        weights = np.abs(weight.astype(np.int16)).reshape(len(weight), -1).sum(1, dtype=np.int64)
+        axes = _kernel_axes(node, weight)
+        weights = np.abs(weight.astype(np.int16)).sum(axes, dtype=np.int64)
+        weights = np.tile(weights, len(bias) // len(weights))
         return float((weights * 128 + bias).max(initial=0)) + (128 << partition.LARGEST_RESIDUAL_SHIFT) + 2**15
 
     def bias(self, node: Node, exponent: int) -> NDArray[np.float64]:
         """A layer's bias (K,) in units of its sums, rounded."""
-        count = len(self.graph.constants[node.inputs[1]])
+        count = self.graph.shape(node.output)[-1 if node.op == "dense" else 1]
         bias = self.graph.constants[node.inputs[2]] if len(node.inputs) > 2 else np.zeros(count)
         return np.rint(np.ldexp(bias.astype(np.float64), -exponent))
 
@@ -437,17 +538,19 @@ class _Builder:
             for name in sorted(node.inputs, key=lambda name: -order.get(name, -1)):
                 (other,) = [other for other in node.inputs if other != name] or [name]
                 layer = producers.get(name)
-                if layer is None or layer.op not in ("conv2d", "dense") or not _single(self.graph, self.users, name):
+                if layer is None or layer.op not in partition.HEADS or not _single(self.graph, self.users, name):
+                    continue
+                if layer.op == "batch_matmul":
                     continue
                 if self.graph.shape(other) != self.graph.shape(node.output) or layer.inputs[0] not in self.exponents:
-                    continue
-                if layer.attrs.get("groups", 1) != 1:
                     continue
                 kept = self.exponents.pop(name)
                 self.weights.pop(layer.output, None)
                 shift = self.exponents[other] - self.exponents[layer.inputs[0]] - self.weight(layer)[1]
                 right = self.exponents[self.end(layer)] - self.exponents[layer.inputs[0]] - self.weight(layer)[1]
-                if 0 <= shift <= partition.LARGEST_RESIDUAL_SHIFT and 0 <= right <= partition.LARGEST_SHIFT:
+                early = max(shift - partition.LARGEST_RESIDUAL_SHIFT, 0)
+                most = 0 if self.half_even else min(right, partition.LARGEST_SHIFT)
+                if shift >= 0 and early <= most and 0 <= right - early <= partition.LARGEST_SHIFT:
                     break
                 self.exponents[name] = kept
                 self.weights.pop(layer.output, None)
@@ -459,6 +562,9 @@ class _Builder:
             self.addition(composite)
             return
         x = head.inputs[0]
+        if head.op == "batch_matmul":
+            self.product(composite)
+            return
         if x not in self.exponents:
             for node in composite.nodes:
                 self.floating(node, "its input is not quantized")
@@ -481,52 +587,79 @@ class _Builder:
         if composite.residual is not None:
             residual_shift = self.exponents[composite.residual] - sums
             inputs.append(self.int_name(composite.residual))
+        if head.op == "conv2d_transpose" and head.attrs["groups"] > 1:
+            # VTA's has one group: zeros between those that the model has.
+            weight = _one_group(weight, head.attrs["groups"])
+            head = dataclasses.replace(head, attrs={**head.attrs, "groups": 1})
         workload, reason = None, ""
         try:
-            bits = max(_BIAS_BITS, int(np.abs(bias.astype(np.int64)).max()).bit_length())
-            if shift > partition.LARGEST_SHIFT:
-                raise WorkloadError(f"its shift is {shift}; the VTA's layers have 0 to {partition.LARGEST_SHIFT}")
-            epilogue = Epilogue(True, bits, residual_shift, shift, clip)
+            if residual_shift is not None and residual_shift < 0:
+                raise WorkloadError("its residual's scale is finer than that of its sums")
+            epilogue = self.epilogue(bias, residual_shift, shift, clip)
             shape = self.graph.shape(x)
             matrix = (math.prod(shape[:-1]), shape[-1])
-            data = shape if head.op == "conv2d" else matrix
+            data = matrix if head.op == "dense" else shape
             workload = partition.layer_workload(head, data, weight.shape, epilogue)
         except WorkloadError as error:
             if residual_shift is not None:
-                self.unfused(composite)
+                self.unfused(composite, str(error))
                 return
             reason = str(error)
-        attrs = {**head.attrs, "shift": shift, "clip": clip, "workload": workload, "reason": reason}
-        attrs["residual_shift"] = residual_shift
+        attrs = {
+            **head.attrs, "shift": shift, "clip": clip, "workload": workload, "reason": reason,
+            "residual_shift": residual_shift, "half_even": self.half_even,
+        }  # fmt: skip
         attrs.pop("weight_scale", None)
         shape = self.graph.shape(composite.output)
         value = Value(composite.output, shape, self.exponents[composite.output])
-        if head.op == "conv2d" or len(shape) == 2:
+        if head.op != "dense" or len(shape) == 2:
             self.emit(head.name, f"int_{head.op}", inputs, value, attrs, {"weight": weight, "bias": bias})
             return
         # A dense layer sees a matrix, whatever the rank of its operands.
         rows = math.prod(shape[:-1])
-        flat = [self.flattened(name, rows) for name in inputs]
+        flat = [self.reshaped(name, (rows, self.values[name].shape[-1])) for name in inputs]
         result = Value(f"{value.name}.flat", (rows, shape[-1]), value.exponent)
         self.emit(head.name, "int_dense", flat, result, attrs, {"weight": weight, "bias": bias})
         self.emit(f"{head.name}.reshape", "reshape", [result.name], value, {})
 
-    def flattened(self, name: str, rows: int) -> str:
-        """An int8 value as a matrix of ``rows`` rows."""
-        value, target = self.values[name], f"{name}.flat"
-        if target not in self.values:
-            shape = (rows, math.prod(value.shape) // rows)
-            self.emit(target, "reshape", [name], Value(target, shape, value.exponent), {})
-        return target
+    def product(self, composite: Composite) -> None:
+        """A product of two activations."""
+        head = composite.nodes[0]
+        if not all(name in self.exponents for name in head.inputs):
+            for node in composite.nodes:
+                self.floating(node, "an operand is not quantized")
+            return
+        sums = sum(self.exponents[name] for name in head.inputs)
+        if not self.fixed and self.exponents[composite.output] < sums:
+            self.exponents[composite.output] = sums
+        shift = self.exponents[composite.output] - sums
+        data, weight = (self.graph.shape(name) for name in head.inputs)
+        if shift < 0 or data[-1] * 2**14 + 2**30 > _SUM_LIMIT:
+            for node in composite.nodes:
+                self.floating(
+                    node, "its scale is finer than that of its sums" if shift < 0 else "its sums may exceed 32 bits"
+                )
+            return
+        clip = integer_bounds(composite.low, composite.high, self.exponents[composite.output])
+        bias = np.full(weight[1], 1 << shift >> 1, dtype=np.int32)
+        workload, reason = None, ""
+        try:
+            workload = partition.layer_workload(head, data, weight, self.epilogue(bias, None, shift, clip))
+        except WorkloadError as error:
+            reason = str(error)
+        attrs = {
+            "shift": shift, "clip": clip, "workload": workload, "reason": reason, "residual_shift": None,
+            "half_even": self.half_even,
+        }  # fmt: skip
+        value = Value(composite.output, self.graph.shape(composite.output), self.exponents[composite.output])
+        inputs = [self.int_name(name) for name in head.inputs]
+        self.emit(head.name, "int_batch_matmul", inputs, value, attrs, {"bias": bias})
 
-    def unfused(self, composite: Composite) -> None:
+    def unfused(self, composite: Composite, reason: str) -> None:
         """A layer that cannot add its residual itself: its own result is quantized like the sum, and added then."""
         head, *rest = composite.nodes
         self.exponents[head.output] = self.exponents[composite.output]
-        self.changes.append(
-            f"{head.name} is rounded to int8 before its residual is added, as its sums need a shift of more than "
-            f"{partition.LARGEST_RESIDUAL_SHIFT} for that"
-        )
+        self.changes.append(f"{head.name} is rounded to int8 before its residual is added: {reason}")
         self.composite(Composite((head,), None, -math.inf, math.inf))
         self.composite(Composite(tuple(rest), None, composite.low, composite.high))
 
@@ -539,32 +672,40 @@ class _Builder:
             for node in composite.nodes:
                 self.floating(node, "its operands differ in shape, or too much in scale")
             return
+        # The finer operand is the convolution's data, so that only the other one is shifted far.
+        low = min(low, out)
+        pairs = sorted((exponent - low, name) for exponent, name in zip(exponents, names))
+        lefts = tuple(left for left, _ in pairs)
         attrs = {
-            "left": tuple(exponent - low for exponent in exponents),
-            "shift": out - low,
-            "clip": integer_bounds(composite.low, composite.high, out),
-        }
+            "left": lefts, "shift": out - low, "clip": integer_bounds(composite.low, composite.high, out),
+            "half_even": self.half_even,
+        }  # fmt: skip
         value = Value(composite.output, self.graph.shape(composite.output), out)
-        self.emit(head.name, "int_add", names, value, attrs)
+        self.pixelwise(head.name, "int_add", [name for _, name in pairs], value, attrs, lefts, out - low)
 
     # The others --------------------------------------------------------------------------------
     def single(self, node: Node) -> None:
         """An operator of its own."""
         source = node.inputs[0]
-        if node.output not in self.exponents or any(
-            name not in self.exponents for name in node.inputs if name in self.graph.values
-        ):
-            self.floating(node, "its result is not quantized" if node.op in ("conv2d", "dense") else None)
+        if node.output not in self.exponents or any(name not in self.exponents for name in node.inputs):
+            self.floating(node, "its result is not quantized" if node.op in partition.HEADS else None)
             return
         exponent, shape = self.exponents[node.output], self.graph.shape(node.output)
         limits = partition.bounds(node)
         if limits is not None or node.op == "identity":
             clip = integer_bounds(*(limits or (-math.inf, math.inf)), exponent)
             self.rescaled(self.int_name(source), exponent, node.output, node.name, clip)
-        elif node.op in ("max_pool2d", "reshape", "permute"):
+        elif node.op in (*partition.MOVES, "max_pool2d"):
             before = self.exponents[source]
             target = node.output if before == exponent else f"{node.output}.before"
-            self.emit(node.name, node.op, [self.int_name(source)], Value(target, shape, before), node.attrs)
+            attrs = dict(node.attrs)
+            if node.op == "max_pool2d":
+                attrs["workload"] = None
+                try:
+                    attrs["workload"] = partition.max_pool_workload(node, self.graph.shape(source), shape)
+                except WorkloadError as error:
+                    attrs["reason"] = str(error)
+            self.emit(node.name, node.op, [self.int_name(source)], Value(target, shape, before), attrs)
             if before != exponent:
                 self.rescaled(target, exponent, node.output, f"{node.name}.rescale")
         elif node.op == "concat":
@@ -576,15 +717,53 @@ class _Builder:
                 parts.append(part)
             self.emit(node.name, "concat", parts, Value(node.output, shape, exponent), node.attrs)
         elif node.op == "avg_pool2d":
-            left = self.exponents[source] - exponent
-            if math.prod(node.attrs["size"]).bit_length() + abs(left) > 20:
-                self.floating(node, "its sums may exceed 32 bits")
-                return
-            attrs = {**node.attrs, "left": left, "clip": (LOW, HIGH)}
-            value = Value(node.output, shape, exponent)
-            self.emit(node.name, "int_avg_pool2d", [self.int_name(source)], value, attrs)
+            self.average(node)
         else:
             self.floating(node)
+
+    def average(self, node: Node) -> None:
+        """An average of images: a depthwise convolution, exact if the divisor is a power of two."""
+        source, exponent, shape = node.inputs[0], self.exponents[node.output], self.graph.shape(node.output)
+        left = self.exponents[source] - exponent
+        count = math.prod(node.attrs["size"])
+        if count.bit_length() + abs(left) > 20:
+            self.floating(node, "its sums may exceed 32 bits")
+            return
+        clip = (LOW, HIGH)
+        attrs = {**node.attrs, "left": left, "clip": clip, "half_even": self.half_even, "workload": None}
+        arrays: dict[str, Array] = {}
+        try:
+            kernel, shift = average_kernel(node.attrs["size"], left)
+            off = kernel / 2.0**shift - 2.0**left / count
+            worst, usual = float(np.abs(off).sum()) * 128, float(np.sqrt(np.square(off).sum())) * 128 / 3**0.5
+            if any(node.attrs["pads"]) and not node.attrs["count_include_pad"]:
+                raise WorkloadError("its divisor differs at the border, where padding does not count")
+            if worst and (self.fixed or self.half_even):
+                why = "half to even is exact" if self.half_even else "the scales are the model's"
+                raise WorkloadError(f"its divisor {count} is no power of two, and {why}")
+            if usual > _AVERAGE_ERROR:
+                raise WorkloadError(f"its divisor {count} is no power of two; int8 weights would be off by {usual:.1f}")
+            n, c, h, w = self.graph.shape(source)
+            r, s = node.attrs["size"]
+            bias = np.full(c, 1 << shift >> 1, dtype=np.int32)
+            workload = Conv2d(
+                n, c, h, w, c, r, s, node.attrs["strides"], node.attrs["pads"],
+                epilogue=self.epilogue(bias, None, shift, clip), groups=c,
+            )  # fmt: skip
+            if workload.output_shape != shape:
+                raise WorkloadError(f"its output is {shape}; the VTA's would be {workload.output_shape}")
+            attrs["workload"] = workload
+            arrays = {"weight": np.broadcast_to(kernel, (c, 1, *kernel.shape)).copy(), "bias": bias}
+            if worst:
+                self.changes.append(
+                    f"{node.name} divides by {count}, no power of two: weights of {kernel.min()} to {kernel.max()} and "
+                    f"a shift of {shift} instead, off by {usual:.2f} steps of int8 for random inputs and never by more "
+                    f"than {worst:.1f}"
+                )
+        except WorkloadError as error:
+            attrs["reason"] = str(error)
+        value = Value(node.output, shape, exponent)
+        self.emit(node.name, "int_avg_pool2d", [self.int_name(source)], value, attrs, arrays)
 
     def floating(self, node: Node, reason: str | None = None) -> None:
         """An operator in float32, its result quantized if it is to be."""
@@ -603,6 +782,46 @@ def _int8(array: Array, exponent: int) -> NDArray[np.int8]:
     scaled = np.ldexp(array.astype(np.float32, copy=False), -exponent)
     np.clip(np.rint(scaled, out=scaled), LOW, HIGH, out=scaled)
     return scaled.astype(np.int8)
+
+
+def average_kernel(size: Sequence[int], left: int) -> tuple[NDArray[np.int8], int]:
+    """Weights of a window and a right shift that average int8 numbers, times ``2**left``.
+
+    Exact where the number of weights is a power of two; else the weights differ by one, spread evenly, so that their
+    sum is what it should be.
+
+    Raises:
+        WorkloadError: no int8 weights do it.
+    """
+    count = math.prod(size)
+    if count & (count - 1) == 0:
+        shift = count.bit_length() - 1 - left
+        if shift < -partition.LARGEST_RESIDUAL_SHIFT:
+            raise WorkloadError(f"its result is shifted left by {-shift}; int8 weights allow up to 6")
+        return np.full(tuple(size), 1 << max(-shift, 0), dtype=np.int8), max(shift, 0)
+    shift = min(math.floor(math.log2(127 * count)) - left, partition.LARGEST_SHIFT)
+    if shift < 0 or 2.0 ** (left + shift) < count:
+        raise WorkloadError(f"its divisor {count} is no power of two, and its scales differ by 2**{abs(left)}")
+    total = 1 << (left + shift)
+    # Whole parts of a line from 0 to the sum.
+    edges = np.arange(count + 1) * total // count
+    return np.diff(edges).astype(np.int8).reshape(tuple(size)), shift
+
+
+def _one_group(weight: NDArray[np.int8], groups: int) -> NDArray[np.int8]:
+    """A grouped IOHW weight as that of one group."""
+    c, k, r, s = weight.shape
+    full = np.zeros((c, groups * k, r, s), dtype=np.int8)
+    for group in range(groups):
+        inputs = slice(group * c // groups, (group + 1) * c // groups)
+        full[inputs, group * k : (group + 1) * k] = weight[inputs]
+    return full
+
+
+def _kernel_axes(node: Node, weight: Array) -> tuple[int, ...]:
+    """The axes of a weight that are not those of the output's channels."""
+    outer = 1 if node.op == "conv2d_transpose" else 0
+    return tuple(axis for axis in range(weight.ndim) if axis != outer)
 
 
 def _exponent(value: Value) -> int:
@@ -624,9 +843,11 @@ def _errors(graph: Graph, sample: Sample, wanted: Mapping[str, Array]) -> tuple[
 
     def observe(name: str, array: Array) -> None:
         value = graph.values[name]
-        if value.exponent is None or name not in wanted:
+        # The result of a layer that takes a matrix or images goes by the name of the tensor that it is.
+        known = name.removesuffix(".flat").removesuffix(".image")
+        if value.exponent is None or known not in wanted:
             return
-        expected = wanted[name].astype(np.float64)
+        expected = wanted[known].astype(np.float64).reshape(array.shape)
         difference = np.ldexp(array.astype(np.float64), value.exponent) - expected
         size = float(np.sqrt(np.square(expected).mean()))
         error = float(np.sqrt(np.square(difference).mean()))
