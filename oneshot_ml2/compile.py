@@ -16,7 +16,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -324,6 +324,9 @@ def compile_layers(
 ) -> CompiledModel:
     """Pick, lower and then run every convolution and dense layer of a model.
 
+    A named model's convolution of the image, of fewer channels than a block, is compiled over patches that the host
+    makes, where that is faster (`unfold`); its name says so.
+
     Args:
         model: a name that `models.trace` knows, or layers.
         accelerator: one, or what `Accelerator.load` takes.
@@ -355,6 +358,8 @@ def compile_layers(
     with stage("trace"):
         traced = models.trace(model, size) if isinstance(model, str) else list(model)
         chosen = select_layers(traced, layers)
+        if isinstance(model, str):
+            chosen = [_over_patches(layer, chip) for layer in chosen]
     with tqdm(
         total=3 * len(chosen), unit="step", file=sys.stderr, leave=False, disable=None if progress else True
     ) as bar:
@@ -382,6 +387,13 @@ def compile_layers(
         wrong = ", ".join(entry.layer.name for entry in compiled if not entry.ok)
         warnings.warn(f"results differ from the reference: {wrong}", RuntimeWarning, stacklevel=2)
     return result
+
+
+def _over_patches(layer: Layer, chip: Accelerator) -> Layer:
+    from oneshot_ml2.unfold import unfolded
+
+    other = unfolded(layer.workload, chip)
+    return layer if other is None else replace(layer, name=f"{layer.name} (patches)", workload=other)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,6 @@ every window out as the channels of one pixel, and the VTA computes a 1x1 convol
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,10 +18,15 @@ if TYPE_CHECKING:
 
 
 def unfolded(workload: Workload, accelerator: Accelerator) -> Conv2d | None:
-    """The convolution over patches that computes the same; None where its engine bound is no smaller."""
+    """The convolution over patches that computes the same as one of fewer channels than a block.
+
+    None where that is not what the workload is, or where the engine bound gets no smaller.
+    """
     from oneshot_ml2.vta.bound import engine_bound
 
     if not isinstance(workload, Conv2d) or workload.groups != 1 or workload.r * workload.s == 1:
+        return None
+    if workload.c >= accelerator.block:
         return None
     channels = workload.c * workload.r * workload.s
     other = Conv2d(
@@ -47,10 +51,3 @@ def patches(workload: Conv2d, data: NDArray[np.int8]) -> NDArray[np.int8]:
             columns = slice(s * dw, s * dw + (workload.out_w - 1) * sw + 1, sw)
             found[:, :, r, s] = padded[:, :, rows, columns]
     return found.reshape(workload.n, -1, workload.out_h, workload.out_w)
-
-
-def unfolded_layer(workload: Workload, accelerator: Accelerator) -> Workload:
-    """The layer as it is compiled where the host makes its input: over patches if that is faster."""
-    if not isinstance(workload, Conv2d) or workload.c >= accelerator.block:
-        return workload
-    return unfolded(workload, accelerator) or workload

@@ -41,3 +41,25 @@ def test_it_pays_where_blocks_are_mostly_empty() -> None:
     assert unfolded(Conv2d(1, 64, 56, 56, 64, 3, 3, 1, 1), PYNQ) is None
     assert unfolded(Conv2d(1, 3, 8, 8, 8, 1, 1), PYNQ) is None
     assert unfolded(Dense(1, 3, 8), PYNQ) is None
+
+
+def test_graphs_compute_the_same_over_patches() -> None:
+    from graph_models import example, needs, small_net
+
+    needs("tvm")
+    import torch
+
+    from oneshot_ml2.graph import importer, ir, quantize
+    from oneshot_ml2.graph.patches import over_patches
+
+    source = importer.import_torch(small_net(), (torch.zeros(1, 3, 12, 12),))
+    plain = quantize.quantize(source, example((4, 3, 12, 12), 1)).graph
+    moved = over_patches(plain, PYNQ)
+    (first,) = [node for node in moved.nodes if node.op == "int_patches"]
+    (reader,) = moved.users()[first.output]
+    assert reader.attrs["workload"].r == 1 and reader.arrays["weight"].shape[1] == reader.attrs["workload"].c
+    sample = {moved.inputs[0]: example((1, 3, 12, 12), 2)}
+    for name, want in ir.execute(plain, sample).items():
+        assert np.array_equal(ir.execute(moved, sample)[name], want)
+    # Layers of whole blocks, and those that read what the VTA makes, stay as they are.
+    assert len(moved.nodes) == len(plain.nodes) + 1

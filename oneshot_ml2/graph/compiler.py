@@ -24,7 +24,7 @@ from oneshot_ml2 import report
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import ModelError
 from oneshot_ml2.files import write_whole
-from oneshot_ml2.graph import executable, importer, ir, layout, operators, partition
+from oneshot_ml2.graph import executable, importer, ir, layout, operators, partition, patches
 from oneshot_ml2.graph import quantize as quantizing
 from oneshot_ml2.graph.executable import Executable, Tensor
 from oneshot_ml2.graph.ir import Graph, Node
@@ -394,6 +394,7 @@ def compile_model(
         with stage("quantize"):
             samples = None if calibration is None else quantizing.split_samples(source, calibration)
             quantized = quantizing.quantize(source, samples, seed, rounding)
+            quantized = dataclasses.replace(quantized, graph=patches.over_patches(quantized.graph, chip))
         with stage("pick"):
             quantized, picks = _pick(quantized, chip, weights, schedules, bar.set_description)
         with stage("lower"):

@@ -75,6 +75,7 @@ class _Host:
     def __init__(self, builder: Any) -> None:
         from tvm import relax
 
+        self.builder = builder
         self.emit: Callable[[Expr], Expr] = builder.emit
         self.relax = relax
         self.op = relax.op
@@ -189,6 +190,26 @@ class _Host:
             tie = self.emit(self.op.astype(self.op.equal(rest, self.integer(0)), "int32"))
             result = self.emit(self.op.subtract(result, self.op.bitwise_and(result, tie)))
         return self.narrow(result, attrs["clip"])
+
+    def _int_patches(self, node: Node, args: list[Expr], shapes: Any, value: Value) -> Expr:
+        import tvm
+        from tvm import te
+
+        attrs, (_, _, height, width) = node.attrs, shapes[0]
+        (r, s), (sh, sw), (dh, dw), (top, _, left, _) = (
+            attrs[name] for name in ("size", "strides", "dilation", "pads")
+        )
+
+        def patches(x: Any) -> Any:
+            def element(n: Any, k: Any, i: Any, j: Any) -> Any:
+                y = i * sh + k // s % r * dh - top
+                z = j * sw + k % s * dw - left
+                inside = tvm.tirx.all(y >= 0, y < height, z >= 0, z < width)
+                return tvm.tirx.if_then_else(inside, x[n, k // (r * s), y, z], tvm.tirx.const(0, "int8"))
+
+            return te.compute(value.shape, element, name="patches")
+
+        return self.builder.call_te(patches, args[0])
 
     # Both --------------------------------------------------------------------------------------
     def convolution(self, node: Node, x: Expr, weight: Expr, kind: str, groups: int | None = None) -> Expr:

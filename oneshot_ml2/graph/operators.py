@@ -252,6 +252,11 @@ def _int_avg_pool2d(args: Sequence[Array], node: Node, out: Sequence[int]) -> Ar
     return np.clip(result, *node.attrs["clip"]).astype(np.int8)
 
 
+def _int_patches(args: Sequence[Array], node: Node, out: Sequence[int]) -> Array:
+    taps = np.stack(windows(args[0], node.attrs, node.attrs["size"], out[2:], 0), axis=2)
+    return taps.reshape(tuple(out))
+
+
 def compute(node: Node, args: Sequence[Array], out: Sequence[int]) -> Array:
     """What a node makes of its operands; ``out`` is the shape of the result."""
     op = node.op
@@ -267,6 +272,8 @@ def compute(node: Node, args: Sequence[Array], out: Sequence[int]) -> Array:
         return shifted(args[0].astype(np.int64), node.attrs["left"], node.attrs)
     if op == "int_avg_pool2d":
         return _int_avg_pool2d(args, node, out)
+    if op == "int_patches":
+        return _int_patches(args, node, out)
     if op == "to_int8":
         # A division by a power of two is exact, and rint is half to even: this is the border, not VTA.
         return np.clip(np.rint(np.ldexp(args[0], -node.attrs["exponent"])), *INT8).astype(np.int8)

@@ -169,5 +169,5 @@ _REASONS = {
     "to_int8": "float32 meets int8",
     "to_float": "int8 meets float32",
     "take": "looks up rows of a table",
-    **dict.fromkeys((*MOVES, "concat"), "moves data only"),
+    **dict.fromkeys((*MOVES, "concat", "int_patches"), "moves data only"),
 }
