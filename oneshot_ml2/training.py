@@ -59,9 +59,9 @@ class Settings:
         seed: of everything random.
     """
 
-    scan: tuple[int, ...] = (96, 64, 48)
+    scan: tuple[int, ...] = (64, 48, 32)
     main: tuple[int, ...] = (256, 256, 128)
-    epochs: int = 140
+    epochs: int = 70
     tasks_per_batch: int = 16
     samples_per_task: int = 128
     learning_rate: float = 2e-3
