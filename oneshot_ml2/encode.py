@@ -117,6 +117,8 @@ _BOUND, _UOPS, _INSTRUCTIONS, _DISTINCT = (
 # Linear ratios to the bound are cut here: what is so much slower need not be told apart finely.
 _LINEAR_LIMIT = np.float32(4.0)
 _USE_FLOOR = np.float32(1 / 64)
+# More parts than cores, as some stretches of a space have fewer canonical schedules.
+_PARTS = 8
 _FEW, _SHARP, _ONE, _MANY = np.float32(8.0), np.float32(4.0), np.float32(1.0), np.float32(emit.MAX_INSNS)
 
 
@@ -159,36 +161,19 @@ def candidates(space: ScheduleSpace) -> tuple[NDArray[np.int64], NDArray[np.int6
 
 
 @njit(cache=True, nogil=True)
-def _canonical_mask(p, begin, end, candidates, radix, out):  # type: ignore[no-untyped-def]
-    """Which of the indices begin..end stand for themselves; ``out``: uint8 (end - begin,)."""
-    knobs = len(radix)
-    given = np.empty(knobs, dtype=np.int64)
-    row = np.empty(knobs, dtype=np.int64)
+def _canonical_rows(p, begin, end, candidates, radix, indices, values):  # type: ignore[no-untyped-def]
+    """Indices (n,) and knob values (n, knobs) of those of begin..end that stand for themselves, in place; returns n."""
+    work = np.empty(len(radix), dtype=np.int64)
+    n = 0
     for index in range(begin, end):
         rest = index
-        for j in range(knobs):
-            given[j] = candidates[j, rest % radix[j]]
-            row[j] = given[j]
+        for j in range(len(radix)):
+            values[n, j] = candidates[j, rest % radix[j]]
             rest //= radix[j]
-        plan.canonical_row(p, row)
-        same = 1
-        for j in range(knobs):
-            if row[j] != given[j]:
-                same = 0
-        out[index - begin] = same
-
-
-def canonical_table(space: ScheduleSpace) -> NDArray[np.int64]:
-    """What `ScheduleSpace.table` gives, on all cores: the canonical schedules of a space, int64 (m,), ascending."""
-    table, radix = candidates(space)
-    p, size = nest_of(space), len(space)
-    mask = np.empty(size, dtype=np.uint8)
-
-    def part(begin: int, end: int) -> None:
-        _canonical_mask(p, begin, end, table, radix, mask[begin:end])
-
-    in_parallel(part, size)
-    return np.flatnonzero(mask)
+        if plan.is_canonical(p, values[n], work):
+            indices[n] = index
+            n += 1
+    return n
 
 
 @njit(cache=True, nogil=True)
@@ -257,15 +242,47 @@ def _decode_canonical(p, indices, candidates, radix, values):  # type: ignore[no
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """Encodes schedules of one space, a chunk at a time, into arrays of the caller's.
+class Candidates:
+    """Schedules of a space and what closed forms say of them.
 
-    ``p``: the nest; ``table``, ``radix``: `candidates`; ``log_bound``: log2 of the engine bound.
+    ``indices``: int64 (n,); ``values``: their canonical knob values, int64 (n, knobs); ``summary``: `plan.SUMMARY` of
+    them, float64 (n, len(plan.SUMMARY)).
+    """
+
+    indices: NDArray[np.int64]
+    values: NDArray[np.int64]
+    summary: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def bound(self) -> NDArray[np.float64]:
+        """The proven lower bound LB of the cycles, float64 (n,)."""
+        return self.summary[:, _BOUND]
+
+    @property
+    def fits(self) -> NDArray[np.bool_]:
+        """Whether the SRAMs hold what a schedule keeps in them, bool (n,)."""
+        return (self.summary[:, [plan.SUMMARY.index(name) for name in _USES]] <= 1.0).all(axis=1)
+
+    def take(self, places: NDArray[np.int64] | slice) -> Candidates:
+        """Those at some positions."""
+        return Candidates(self.indices[places], self.values[places], self.summary[places])
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What turns schedules of one space into numbers, on all cores.
+
+    ``p``: the nest; ``table``, ``radix``: `candidates`; ``size``: of the space;
+    ``log_bound``: log2 of the engine bound.
     """
 
     p: NDArray[np.int64]
     table: NDArray[np.int64]
     radix: NDArray[np.int64]
+    size: int
     log_bound: float
 
     @classmethod
@@ -273,36 +290,65 @@ class Encoder:
         """Raises OneShotError: a space other than ``full``."""
         check_space(space)
         bound = engine_bound(space.workload, space.accelerator).bound
-        return cls(nest_of(space), *candidates(space), math.log2(bound))
+        return cls(nest_of(space), *candidates(space), len(space), math.log2(bound))
 
-    def encode(self, indices: NDArray[np.int64], out: NDArray[np.float32], bound: NDArray[np.float64]) -> None:
-        """`SCHEDULE_FEATURES` (n, len(SCHEDULE_FEATURES)) and the lower bound LB (n,) of indices (n,), in place."""
+    def canonical(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Indices (m,), ascending, and knob values (m, knobs) of all canonical schedules."""
+        found: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+
+        def part(begin: int, end: int) -> None:
+            # One row more: the next to be tried is written before it is known to stay.
+            indices = np.empty(end - begin + 1, dtype=np.int64)
+            values = np.empty((end - begin + 1, len(self.radix)), dtype=np.int64)
+            n = _canonical_rows(self.p, begin, end, self.table, self.radix, indices, values)
+            found[begin] = (indices[:n], values[:n])
+
+        in_parallel(part, self.size, _PARTS)
+        parts = [found[begin] for begin in sorted(found)]
+        return np.concatenate([indices for indices, _ in parts]), np.concatenate([values for _, values in parts])
+
+    def decoded(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Canonical knob values (n, knobs) of indices (n,)."""
         values = np.empty((len(indices), len(self.radix)), dtype=np.int64)
-        _decode_canonical(self.p, indices, self.table, self.radix, values)
-        self.encode_canonical(values, out, bound)
+        in_parallel(
+            lambda begin, end: _decode_canonical(
+                self.p, indices[begin:end], self.table, self.radix, values[begin:end]
+            ),
+            len(indices),
+        )
+        return values
 
-    def encode_canonical(
-        self, values: NDArray[np.int64], out: NDArray[np.float32], bound: NDArray[np.float64]
-    ) -> None:
-        """The same of canonical knob values (n, knobs)."""
+    def candidates(self, indices: NDArray[np.int64], values: NDArray[np.int64]) -> Candidates:
+        """Indices (n,) and their canonical knob values (n, knobs) with their closed forms."""
         summary = np.empty((len(values), len(plan.SUMMARY)))
-        plan.summaries_into(self.p, values, summary)
-        _encode_rows(self.p, values, summary, np.float32(self.log_bound), out)
-        bound[:] = summary[:, _BOUND]
+        in_parallel(lambda begin, end: plan.summaries_into(self.p, values[begin:end], summary[begin:end]), len(values))
+        return Candidates(indices, values, summary)
+
+    def encode(self, given: Candidates, out: NDArray[np.float32]) -> None:
+        """`SCHEDULE_FEATURES` of candidates, float32 (n, len(SCHEDULE_FEATURES)), in place, on this thread."""
+        _encode_rows(self.p, given.values, given.summary, np.float32(self.log_bound), out)
+
+
+def canonical_table(space: ScheduleSpace) -> NDArray[np.int64]:
+    """What `ScheduleSpace.table` gives, on all cores: the canonical schedules of a space, int64 (m,), ascending."""
+    return Encoder.of(space).canonical()[0]
+
+
+def all_candidates(space: ScheduleSpace) -> Candidates:
+    """All canonical schedules of a space."""
+    encoder = Encoder.of(space)
+    return encoder.candidates(*encoder.canonical())
+
+
+def candidates_at(space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates:
+    """The schedules at some indices (n,); aliases by the values of those that stand for them."""
+    encoder = Encoder.of(space)
+    return encoder.candidates(indices, encoder.decoded(indices))
 
 
 def summaries(space: ScheduleSpace, indices: NDArray[np.int64]) -> NDArray[np.float64]:
     """`plan.summaries` of indices (n,) of a space, on all cores: float64 (n, len(plan.SUMMARY))."""
-    encoder = Encoder.of(space)
-    out = np.empty((len(indices), len(plan.SUMMARY)))
-
-    def part(begin: int, end: int) -> None:
-        values = np.empty((end - begin, len(encoder.radix)), dtype=np.int64)
-        _decode_canonical(encoder.p, indices[begin:end], encoder.table, encoder.radix, values)
-        plan.summaries_into(encoder.p, values, out[begin:end])
-
-    in_parallel(part, len(indices))
-    return out
+    return candidates_at(space, indices).summary
 
 
 def encode(space: ScheduleSpace, values: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -315,5 +361,6 @@ def encode(space: ScheduleSpace, values: NDArray[np.int64]) -> NDArray[np.float3
     out = np.empty((len(values), len(FEATURES)), dtype=np.float32)
     out[:, : len(task)] = task
     encoder = Encoder.of(space)
-    encoder.encode_canonical(plan.canonical(encoder.p, values), out[:, len(task) :], np.empty(len(values)))
+    given = encoder.candidates(np.arange(len(values)), plan.canonical(encoder.p, values))
+    encoder.encode(given, out[:, len(task) :])
     return out

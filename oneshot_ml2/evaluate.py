@@ -91,9 +91,9 @@ def evaluate_task(
     """
     picked = oneshot.pick(task.workload, task.accelerator, network)
     space = picked.space
-    ranking = oneshot.rank(space, network)
-    trusted = ranking.best(50)
+    trusted = oneshot.rank(space, network).best(50)
     legal = space.validity(trusted) == Reason.VALID
+    alone = oneshot.rank(space, network, closed_form=False).best(50)
     form = baselines.ClosedForm.of(space)
     found, timed = baselines.simulated(space, picked.seconds)
     choices = {
@@ -122,7 +122,7 @@ def evaluate_task(
     scores = network.score(space, sample)
     truth = np.array(known.sample_cycles)
     valid = truth > 0
-    lowers = [_lowers(space, index) for index in (trusted[:1], trusted[legal][:1])]
+    lowers = [_lowers(space, index) for index in (alone[:1], trusted[legal][:1])]
     result = TaskResult(
         workload=known.workload,
         accelerator=Path(known.accelerator).stem,
@@ -141,7 +141,7 @@ def evaluate_task(
         top10=metrics.top_k_quality(known.best, ours, 10),
         first_lowers=lowers[0],
         first_legal_lowers=lowers[1],
-        invalid_of_50=metrics.invalid_rate(~legal),
+        invalid_of_50=metrics.invalid_rate(space.validity(alone) != Reason.VALID),
         tau=metrics.kendall_tau(truth[valid], scores.cycles[valid]),
         pairwise=metrics.pairwise_accuracy(truth[valid], scores.cycles[valid]),
         baselines={name: qualities[name] for name in BASELINES},

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Lowerings that a pick may take (design, section 4.5).
 MOST_LOWERED = 8
+# How many schedules of the least proven bounds the small network scores: a slow bound cannot be fast.
+_SCANNED = 1 << 15
 # How many of the best by the small network the large one judges.
 _SHORTLIST = 4096
 # Of how many of those the closed-form validity is asked.
@@ -68,7 +70,7 @@ class Ranking:
     """The best schedules of a space by the small network, judged by the large one.
 
     ``indices``: int64 (n,), ascending; ``scores``: the large network's scores of them; ``scored``: how many schedules
-    the small one scored: all canonical ones.
+    the small one scored.
     """
 
     indices: NDArray[np.int64]
@@ -118,15 +120,22 @@ def score(space: ScheduleSpace, indices: NDArray[np.int64], weights: str | Path 
     return predictor_of(weights).score(space, indices)
 
 
-def rank(space: ScheduleSpace, network: Predictor) -> Ranking:
-    """Score all canonical schedules of a space with the small network, and the best of them with the large one.
+def rank(space: ScheduleSpace, network: Predictor, closed_form: bool = True) -> Ranking:
+    """Score the canonical schedules of a space with the small network, and the best of them with the large one.
+
+    Of a large space, those of the least proven bounds that the SRAMs hold; with ``closed_form`` false all of it, so
+    that the networks alone decide.
 
     Raises:
         OneShotError: a space that the network does not know.
     """
-    indices = encode.canonical_table(space)
-    near = np.sort(indices[best_of(network.score(space, indices, "scan"), _SHORTLIST)])
-    return Ranking(near, network.score(space, near), len(indices))
+    scanned = encode.all_candidates(space)
+    if closed_form:
+        scanned = scanned.take(np.flatnonzero(scanned.fits))
+        if len(scanned) > _SCANNED:
+            scanned = scanned.take(np.sort(np.argpartition(scanned.bound, _SCANNED)[:_SCANNED]))
+    near = scanned.take(np.sort(best_of(network.judge(space, scanned, "scan"), _SHORTLIST)))
+    return Ranking(near.indices, network.judge(space, near), len(scanned))
 
 
 def closed_form_pick(space: ScheduleSpace) -> int | None:

@@ -102,25 +102,28 @@ class Predictor:
         Raises:
             OneShotError: a space of another kind.
         """
-        indices = np.ascontiguousarray(indices, dtype=np.int64)
+        given = encode.candidates_at(space, np.ascontiguousarray(indices, dtype=np.int64))
+        return self.judge(space, given, network)
+
+    def judge(self, space: ScheduleSpace, given: encode.Candidates, network: str = "main") -> Scores:
+        """Scores of candidates of a ``full`` space by one of `NETWORKS`."""
         encoder = encode.Encoder.of(space)
         task = encode.task_features(space)
         (first, bias), *rest = self._layers[network]
         shared = task @ first[: len(task)] + bias
         own = np.ascontiguousarray(first[len(task) :])
-        outputs = np.empty((len(indices), len(OUTPUTS)), dtype=np.float32)
-        bounds = np.empty(len(indices), dtype=np.float64)
-        rows = min(len(indices), _CHUNK)
+        outputs = np.empty((len(given), len(OUTPUTS)), dtype=np.float32)
+        rows = min(len(given), _CHUNK)
         features = np.empty((rows, len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
         hidden = [np.empty((rows, len(offset)), dtype=np.float32) for offset in (bias, *(b for _, b in rest[:-1]))]
         workers = os.cpu_count() or 1
 
         def encode_part(begin: int, end: int, start: int) -> None:
-            encoder.encode(indices[begin:end], features[begin - start : end - start], bounds[begin:end])
+            encoder.encode(given.take(slice(begin, end)), features[begin - start : end - start])
 
         with ThreadPoolExecutor(workers) as pool:
-            for start in range(0, len(indices), _CHUNK):
-                n = min(_CHUNK, len(indices) - start)
+            for start in range(0, len(given), _CHUNK):
+                n = min(_CHUNK, len(given) - start)
                 cuts = np.linspace(start, start + n, workers + 1).astype(int)
                 list(pool.map(encode_part, cuts[:-1], cuts[1:], [start] * workers))
                 x = np.matmul(features[:n], own, out=hidden[0][:n])
@@ -134,7 +137,8 @@ class Predictor:
                 outputs[start : start + n] = x @ weight + offset
         logit, log_ratio, log_variance = outputs.T
         p_valid = 1.0 / (1.0 + np.exp(-np.clip(logit, -60.0, 60.0)))
-        return Scores(p_valid, log_ratio.copy(), np.exp(0.5 * np.clip(log_variance, -30.0, 30.0)), bounds)
+        spread = np.exp(0.5 * np.clip(log_variance, -30.0, 30.0))
+        return Scores(p_valid, log_ratio.copy(), spread, given.bound.copy())
 
     def save(self, path: str | Path) -> None:
         """Write ``path`` (safetensors) and its card beside it (``.json``), each whole or not at all.

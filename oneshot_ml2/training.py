@@ -173,8 +173,11 @@ def make_data(tasks: Iterable[TaskSamples], digests: list[str], validity_samples
             timed = np.concatenate([timed, np.zeros(len(more), dtype=bool)])
             cycles = np.concatenate([cycles, np.full(len(more), -1)])
         row = encode.task_features(space)
-        block, bound = np.empty((len(values), len(encode.SCHEDULE_FEATURES)), dtype=np.float32), np.empty(len(values))
-        encode.Encoder.of(space).encode_canonical(values, block, bound)
+        block = np.empty((len(values), len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
+        encoder = encode.Encoder.of(space)
+        given = encoder.candidates(np.arange(len(values)), values)
+        encoder.encode(given, block)
+        bound = given.bound
         ratio = np.where(timed, np.log(np.maximum(cycles, 1) / bound), 0.0)
         new = (row, block, valid, timed, np.log(bound).astype(np.float32), ratio.astype(np.float32))
         for column, part in zip(columns.values(), new, strict=True):

@@ -11,7 +11,7 @@ from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import WorkloadError
 from oneshot_ml2.vta.bound import engine_bound
 from oneshot_ml2.vta.packing import pack_activation, pack_bias, pack_weight, unpack_activation
-from oneshot_ml2.workload import Conv2d, Dense, Epilogue
+from oneshot_ml2.workload import BatchMatmul, Conv2d, Conv2dTranspose, Dense, Epilogue, MaxPool2d
 
 PYNQ = Accelerator.load("pynq")
 # (C, H, K, kernel, stride, padding) -> all taps, real taps, bound (design, section 5).
@@ -144,3 +144,36 @@ def test_layouts_refuse_other_shapes() -> None:
         pack_activation(np.zeros(3, np.int8), PYNQ)
     with pytest.raises(WorkloadError, match="cannot hold"):
         unpack_activation(np.zeros((1, 1, 4, 4, 1, 16), np.int8), (1, 20, 4, 4))
+
+
+def test_depthwise_layers_read_and_multiply_each_block_once() -> None:
+    # Per block 40 x 40 real taps of 14 x 14 outputs; reset, shift and two clips an element.
+    bound = engine_bound(Conv2d(1, 64, 14, 14, 64, 3, 3, 1, 1, groups=64), PYNQ)
+    assert bound.gemm_ops_real == 4 * 40 * 40 and bound.compute == bound.gemm_ops_real + 4 * 196 * 4
+    assert bound.read_beats == (4 * 9 * 256 + 4 * 196 * 16) // 8
+    # Eight groups of 8 channels fill four blocks, too; groups of two blocks are reduced over both.
+    assert engine_bound(Conv2d(1, 64, 14, 14, 64, 3, 3, 1, 1, groups=8), PYNQ).bound == bound.bound
+    assert engine_bound(Conv2d(1, 64, 14, 14, 64, 3, 3, 1, 1, groups=2), PYNQ).gemm_ops_real == 8 * 40 * 40
+
+
+def test_batched_products_are_as_many_dense_layers() -> None:
+    single, pairs = engine_bound(Dense(128, 64, 128), PYNQ), engine_bound(BatchMatmul(12, 128, 64, 128), PYNQ)
+    assert pairs.bound == 12 * single.bound and pairs.read_beats == 12 * single.read_beats
+
+
+def test_transposed_convolution_multiplies_real_inputs_only() -> None:
+    bound = engine_bound(Conv2dTranspose(1, 32, 7, 9, 48, 2, 2, 2), PYNQ)
+    # Every input meets each of the four taps once.
+    assert bound.gemm_ops_real == 2 * 3 * 4 * 7 * 9 and bound.compute == bound.gemm_ops_real + 3 * 14 * 18 * 4
+
+
+def test_max_pooling_copies_and_compares() -> None:
+    bound = engine_bound(MaxPool2d(1, 16, 8, 8, 2, 2), PYNQ)
+    assert bound.compute == 64 + 2 * 3 * 16 and bound.read_beats == (64 * 16 + 256) // 8
+
+
+def test_rounding_half_to_even_costs_its_passes() -> None:
+    def compute(half_even: bool) -> int:
+        return engine_bound(Conv2d(1, 16, 8, 8, 16, 1, 1, epilogue=Epilogue(half_even=half_even)), PYNQ).compute
+
+    assert compute(True) - compute(False) == 9 * 64

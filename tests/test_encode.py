@@ -54,12 +54,14 @@ def test_aliases_have_the_same_features_and_others_do_not(space):
 def test_the_encoder_writes_what_encode_gives():
     space = SPACES[1]
     indices = drawn(space, 65)
-    out, bound = np.empty((65, len(encode.SCHEDULE_FEATURES)), dtype=np.float32), np.empty(65)
-    encode.Encoder.of(space).encode(indices, out, bound)
+    out = np.empty((65, len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
+    given = encode.candidates_at(space, indices)
+    encode.Encoder.of(space).encode(given, out)
     whole = encode.encode(space, space.values(indices))
     assert np.array_equal(out, whole[:, len(encode.TASK_FEATURES) :])
     assert np.array_equal(whole[0, : len(encode.TASK_FEATURES)], encode.task_features(space))
-    assert np.array_equal(bound, encode.summaries(space, indices)[:, plan.S_BOUND])
+    assert np.array_equal(given.bound, encode.summaries(space, indices)[:, plan.S_BOUND])
+    assert np.array_equal(given.take(np.array([3, 5])).values, given.values[[3, 5]])
 
 
 def test_sram_shares_tell_capacity_exactly():

@@ -37,7 +37,7 @@ def test_a_pick_measures_nothing_and_lowers_at_most_eight(monkeypatch, layer):
     picked = oneshot.pick(layer.workload, PYNQ)
     assert picked.source == "network"
     assert len(lowered) == picked.lowered <= oneshot.MOST_LOWERED
-    assert picked.scored == len(picked.space.table())
+    assert 0 < picked.scored <= len(picked.space.table())
     assert picked.program.insns.shape[0] > 3
     assert picked.index == picked.space.index_of(picked.schedule)
 

@@ -91,3 +91,28 @@ def test_token_order_check_sees_a_missing_push() -> None:
         broken = program.insns.copy()
         broken[row, 1] = 0
         assert not emit.runs_in_order(broken)
+
+
+def test_micro_ops_in_closed_form_are_nearly_those_of_programs() -> None:
+    rng = np.random.default_rng(14)
+    ratios, sides = [], []
+    for layer in (
+        Conv2d(1, 128, 28, 28, 128, 3, 3, padding=1),
+        Conv2d(1, 256, 14, 14, 512, 1, 1, 2, epilogue=Epilogue(bias=True)),
+        Conv2d(1, 96, 14, 14, 96, 3, 3, padding=1, groups=96),
+        Dense(1, 4096, 1000),
+        Dense(64, 256, 256),
+    ):
+        for accelerator in ACCELERATORS:
+            space = ScheduleSpace(layer, accelerator)
+            indices = rng.integers(0, len(space), 400)
+            p = nest.nest(layer, accelerator)
+            uops = plan.summaries(p, space.values(indices))[:, plan.S_UOPS]
+            reasons = space.validity(indices)
+            known = (reasons == Reason.VALID) | (reasons == Reason.UOP_OVERFLOW)
+            sides += ((uops > p[nest.UOP_LIMIT]) == (reasons == Reason.UOP_OVERFLOW))[known].tolist()
+            valid = np.flatnonzero(reasons == Reason.VALID)[:20]
+            ratios += [uops[i] / len(space.lower(int(indices[i])).uops) for i in valid]
+    low, middle, high = np.quantile(ratios, [0.05, 0.5, 0.95])
+    assert 0.9 < low and 0.99 < middle < 1.05 and high < 1.6
+    assert np.mean(sides) > 0.99

@@ -317,6 +317,25 @@ def last_channels(p, v) -> int:  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def canonical_row(p, v):  # type: ignore[no-untyped-def]
     """Rewrite one row of knob values, in place, to the alias that stands for it; lowering starts here too."""
+    _canonical_choices(p, v)
+    _canonical_drain(p, v)
+
+
+@njit(cache=True, nogil=True)
+def is_canonical(p, v, work):  # type: ignore[no-untyped-def]
+    """Whether a row stands for itself; ``work``: int64 (knobs,), overwritten."""
+    work[:] = v
+    _canonical_choices(p, work)
+    for knob in range(len(v)):
+        if work[knob] != v[knob]:
+            return False
+    _canonical_drain(p, work)
+    return work[K_DRAIN] == v[K_DRAIN]
+
+
+@njit(cache=True, nogil=True)
+def _canonical_choices(p, v):  # type: ignore[no-untyped-def]
+    """`canonical_row` of all knobs but the drain, which it does not look at."""
     co_tiles = channel_tiles(p, v)
     rows, cols = ceil_div(p[N.OH], v[K_H]), ceil_div(p[N.OW], v[K_W])
     sp_tiles = p[N.NB] * rows * cols
@@ -329,9 +348,6 @@ def canonical_row(p, v):  # type: ignore[no-untyped-def]
         v[K_FLOW] = _OWN_INPUTS[v[K_FLOW]]
     if p[N.POOL]:
         v[K_HEAD], v[K_WGT_BUF] = HEAD_WHOLE, 1
-        if p[N.SHIFT] < 0 and p[N.CLIP] == 0:
-            # The stages whose pieces a drain would be are not there.
-            v[K_DRAIN] = DRAIN[0]
     high_r = (p[N.OH] - 1) * p[N.SH] - p[N.PT] + (p[N.KH] - 1) * p[N.DH]
     high_c = (p[N.OW] - 1) * p[N.SW] - p[N.PL] + (p[N.KW] - 1) * p[N.DW]
     unpadded = p[N.PT] == 0 and p[N.PL] == 0 and high_r < p[N.IH] and high_c < p[N.IW]
@@ -383,8 +399,17 @@ def canonical_row(p, v):  # type: ignore[no-untyped-def]
         v[K_FOLD] = FOLD_CI_ROWS
     if v[K_FOLD] == FOLD_CI_ROWS and v[K_CI] == 1 and b == 1:
         v[K_FOLD] = FOLD_SPACE
-    # Fewer drain pieces may cut every tile that drains into the same pieces.
+
+
+@njit(cache=True, nogil=True)
+def _canonical_drain(p, v):  # type: ignore[no-untyped-def]
+    """`canonical_row` of the drain: fewer pieces may cut every tile that drains into the same ones."""
+    rows, cols = ceil_div(p[N.OH], v[K_H]), ceil_div(p[N.OW], v[K_W])
+    tiles = channel_tiles(p, v) * p[N.NB] * rows * cols
     every = v[K_ACC_BUF] == 1 and tiles > 1
+    if p[N.POOL] and p[N.SHIFT] < 0 and p[N.CLIP] == 0:
+        # The stages whose pieces a drain would be are not there.
+        v[K_DRAIN] = DRAIN[0]
     drain = v[K_DRAIN]
     for candidate in DRAIN:
         if candidate >= drain:
