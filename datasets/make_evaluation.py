@@ -31,6 +31,30 @@ def _pairs(rng: np.random.Generator, layers: list[str], chips: list[str]) -> lis
     return [(layer, chips[i]) for layer, i in zip(chosen, order, strict=False)]
 
 
+def _unlike_training(pairs: list[tuple[str, str]], chips: list[str]) -> list[tuple[str, str]]:
+    """The pairs, each with the next accelerator on which its nest is not that of a training workload.
+
+    Channels count in blocks, so that layers of 240 and of 256 channels are one nest where a block has 32.
+    """
+    from oneshot_ml2.accelerator import Accelerator
+    from oneshot_ml2.vta.nest import nest
+    from oneshot_ml2.workload import read_layers, read_workloads
+
+    trained = [work for name in ("train", "operators") for work in read_workloads(HERE / f"workloads/{name}.toml")]
+    layers = {layer.name: layer.workload for layer in read_layers(HERE / "workloads/operators_heldout.toml")}
+    loaded = {path: Accelerator.load(HERE / path) for path in chips}
+
+    def is_new(layer: str, path: str) -> bool:
+        own = nest(layers[layer], loaded[path])
+        return not any(np.array_equal(own, nest(work, loaded[path])) for work in trained)
+
+    found = []
+    for layer, path in pairs:
+        start = chips.index(path)
+        found.append((layer, next(chip for chip in chips[start:] + chips[:start] if is_new(layer, chip))))
+    return found
+
+
 def main() -> None:
     from oneshot_ml2.workload import read_layers
 
@@ -46,7 +70,7 @@ def main() -> None:
         "workloads": ("workloads/heldout.toml", _pairs(rng, heldout, seen)),
         "resnet18": ("workloads/resnet18.toml", [(layer, chip) for chip in chips for layer in resnet]),
         "unseen": ("workloads/heldout.toml", _pairs(rng, heldout, unseen)),
-        "operators": ("workloads/operators_heldout.toml", _pairs(rng, operators, seen)),
+        "operators": ("workloads/operators_heldout.toml", _unlike_training(_pairs(rng, operators, seen), seen)),
     }
     folder = HERE / "evaluation"
     folder.mkdir(exist_ok=True)
