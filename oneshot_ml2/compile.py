@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.oneshot import Pick
     from oneshot_ml2.vta.bound import EngineBound
     from oneshot_ml2.vta.program import Program
-    from oneshot_ml2.workload import Layer
+    from oneshot_ml2.workload import Layer, Workload
 
 # Where the cycles go, in the table's order; see `split_cycles`.
 PARTS = ("gemm", "alu", "load", "store", "rest")
@@ -366,11 +366,20 @@ def compile_layers(
         picks, programs, compiled = [], [], []
         with stage("pick"):
             from oneshot_ml2 import oneshot
+            from oneshot_ml2.schedule import InvalidSchedule
 
-            for layer in chosen:
-                bar.set_description(f"pick {layer.name}")
-                picks.append(oneshot.pick(layer.workload, chip, weights))
+            names = {layer.workload: layer.name for layer in reversed(chosen)}
+
+            def picked(workload: Workload) -> None:
+                bar.set_description(f"pick {names[workload]}")
                 bar.update()
+
+            found = oneshot.pick_all([layer.workload for layer in chosen], chip, weights, picked)
+            for layer in chosen:
+                pick = found[layer.workload]
+                if isinstance(pick, InvalidSchedule):
+                    raise pick
+                picks.append(pick)
         # The picks lowered theirs already; once more, so that the stage shows what lowering takes.
         with stage("lower"):
             for layer, pick in zip(chosen, picks):
