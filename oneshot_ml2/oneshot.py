@@ -181,7 +181,10 @@ def pick(
     space = ScheduleSpace(workload, accelerator, "full")
     network = predictor_of(weights)
     ranking = rank(space, network)
-    candidates = ranking.best(_CHECKED)
+    best = ranking.best(len(ranking.indices))
+    # Mostly the very first are legal; where none of many is, the network has not seen what makes them illegal.
+    start = first_legal(space, best)
+    candidates = best[start : start + _CHECKED] if start is not None else best[:0]
     candidates = candidates[space.validity(candidates) == Reason.VALID]
     source = "network"
     if verify > 0 and len(candidates):

@@ -447,6 +447,13 @@ def dataflows(p: NDArray[np.int64]) -> tuple[int, ...]:
     return tuple(np.unique(_OWN_INPUTS).tolist()) if p[N.DEPTHWISE] else tuple(range(len(INP_MODE)))
 
 
+def bias_forms(p: NDArray[np.int64]) -> tuple[int, ...]:
+    """Candidates of the bias knob: a GEMM with a constant only where every bias is one."""
+    if not p[N.BIAS]:
+        return (0,)
+    return (BIAS_ADD, BIAS_LOAD, BIAS_GEMM) if p[N.BIAS_GEMM_FITS] else (BIAS_ADD, BIAS_LOAD)
+
+
 def canonical(p: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Knob values (n, knobs) of the aliases that stand for each schedule; the input is left alone."""
     result = np.array(values, dtype=np.int64)
