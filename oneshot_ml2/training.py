@@ -87,25 +87,25 @@ class Settings:
             raise OneShotError("training settings: tasks_per_batch is at least 1, samples_per_task at least 2")
 
 
-def read_settings(path: str | Path) -> Settings:
-    """Settings from a TOML file.
+def read_settings(path: str | Path, kind: type[Any] = Settings) -> Any:
+    """Settings from a TOML file: a dataclass of plain values that all have defaults, `Settings` unless given.
 
     Raises:
         OneShotError: an unreadable file, an unknown key or a value of another type.
     """
     table = read_toml(path)
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     for key, value in table.items():
         if key not in defaults:
             raise OneShotError(f"{path}: unknown key {key!r}; allowed: {', '.join(defaults)}")
-        kind = type(defaults[key])
-        if kind is tuple and isinstance(value, list) and all(type(item) is int for item in value):
+        expected = type(defaults[key])
+        if expected is tuple and isinstance(value, list) and all(type(item) is int for item in value):
             table[key] = tuple(value)
-        elif kind is float and type(value) is int:
+        elif expected is float and type(value) is int:
             table[key] = float(value)
-        elif type(value) is not kind:
-            raise OneShotError(f"{path}: {key} is {value!r}; allowed: {kind.__name__}")
-    return Settings(**table)
+        elif type(value) is not expected:
+            raise OneShotError(f"{path}: {key} is {value!r}; allowed: {expected.__name__}")
+    return kind(**table)
 
 
 # Data ----------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Train the shipped weights: python train/pretrain.py --corpus corpus/train corpus/operators corpus/more --out pretrained/default"""
+"""Train the shipped weights:
+
+python train/pretrain.py --corpus corpus/train corpus/operators corpus/more --out pretrained/default
+"""
 
 from __future__ import annotations
 
