@@ -155,3 +155,26 @@ def invalid_rate(trials: ArrayLike) -> float:
     """Invalid trials over trials; ``trials`` (n,) is true where one was invalid. NaN without trials."""
     array = np.asarray(trials, dtype=bool).ravel()
     return float(array.mean()) if len(array) else float("nan")
+
+
+def reliability(truth: ArrayLike, p_valid: ArrayLike, bins: int = 10) -> dict[str, list[float]]:
+    """How often what is called valid with probability p is: of each of ``bins`` equal ranges of ``p_valid`` (n,) that
+    is not empty its mean ``predicted`` probability, the ``observed`` share of the truth (n,), and its ``count``.
+    """
+    real, called = np.asarray(truth, dtype=np.float64).ravel(), np.asarray(p_valid, dtype=np.float64).ravel()
+    place = np.clip((called * bins).astype(np.int64), 0, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    kept = counts > 0
+    means = [np.bincount(place, weights=column, minlength=bins)[kept] / counts[kept] for column in (called, real)]
+    return {"predicted": means[0].tolist(), "observed": means[1].tolist(), "count": counts[kept].tolist()}
+
+
+def calibration_error(truth: ArrayLike, p_valid: ArrayLike, bins: int = 10) -> float:
+    """Expected calibration error: the mean over `reliability`'s ranges of |predicted - observed|, weighted by their
+    counts; NaN of nothing.
+    """
+    found = reliability(truth, p_valid, bins)
+    if not found["count"]:
+        return float("nan")
+    gaps = np.abs(np.array(found["predicted"]) - np.array(found["observed"]))
+    return float(np.average(gaps, weights=found["count"]))

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from oneshot_ml2 import encode, metrics
 from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.corpus import Corpus, TaskSamples, open_corpus
+from oneshot_ml2.corpus import SAMPLERS, Corpus, TaskSamples, open_corpus
 from oneshot_ml2.errors import CorpusError, OneShotError
 from oneshot_ml2.files import read_toml, write_whole
 from oneshot_ml2.predictor import NETWORKS, OUTPUTS, Predictor, write_weights
@@ -61,6 +61,7 @@ class Settings:
         temperature: scale of log-latency differences in the ranking loss.
         validity_samples: further schedules of each task whose validity, told by lowering them, is trained on: half of
             them uniform, half drawn towards a small closed-form bound, where what looks fast is mostly invalid.
+        task_share: share of the tasks that is trained on, drawn at random.
         held_workloads: share of the workload shapes kept for validation.
         held_accelerators: number of accelerators kept for validation.
         checkpoint_minutes: time between checkpoints.
@@ -83,6 +84,7 @@ class Settings:
     spread_weight: float = 0.01
     temperature: float = 0.05
     validity_samples: int = 256
+    task_share: float = 1.0
     held_workloads: float = 0.06
     held_accelerators: int = 2
     checkpoint_minutes: float = 2.0
@@ -93,6 +95,8 @@ class Settings:
             raise OneShotError("training settings: scan and main need widths of at least 1, epochs is at least 1")
         if self.tasks_per_batch < 1 or self.samples_per_task < 2:
             raise OneShotError("training settings: tasks_per_batch is at least 1, samples_per_task at least 2")
+        if not 0 < self.task_share <= 1:
+            raise OneShotError("training settings: task_share is above 0 and at most 1")
 
 
 def read_settings(path: str | Path, kind: type[Any] = Settings) -> Any:
@@ -124,7 +128,8 @@ class Data:
     """A corpus as features, in memory or (``schedules``) mapped. Task t owns the samples offsets[t] to offsets[t + 1].
 
     ``tasks``: float32 (T, task features); ``schedules``: float32 (n, schedule features); ``valid``: bool (n,);
-    ``timed``: bool (n,), valid and measured; ``log_bound``: float32 (n,), log LB; ``log_ratio``: float32 (n,),
+    ``timed``: bool (n,), valid and measured; ``guided``: bool (n,), drawn by exploration;
+    ``log_bound``: float32 (n,), log LB; ``log_ratio``: float32 (n,),
     log(T / LB), 0 where not timed; ``shapes`` and
     ``accelerators``: what each task's workload and accelerator are, as hashable keys; ``digests``: of the corpora.
     """
@@ -134,6 +139,7 @@ class Data:
     offsets: NDArray[np.int64]
     valid: NDArray[np.bool_]
     timed: NDArray[np.bool_]
+    guided: NDArray[np.bool_]
     log_bound: NDArray[np.float32]
     log_ratio: NDArray[np.float32]
     shapes: list[Any]
@@ -165,6 +171,7 @@ _COLUMNS = {
     "schedules": np.float32,
     "valid": np.bool_,
     "timed": np.bool_,
+    "guided": np.bool_,
     "log_bound": np.float32,
     "log_ratio": np.float32,
 }
@@ -174,12 +181,12 @@ def _columns_of(task: TaskSamples, validity_samples: int, seed: int) -> dict[str
     """`_COLUMNS` of a task's samples and of ``validity_samples`` more schedules, and ``task``, its own features."""
     space = task.space()
     values, valid = np.array(task.values, dtype=np.int64, order="C"), task.valid
-    timed, cycles = valid, task.cycles
+    timed, cycles, guided = valid, task.cycles, task.sampler == SAMPLERS.index("explore")
     if validity_samples:
         rng = np.random.default_rng([seed, 2, int(task.id, 16)])
         more, lowers = draw_unmeasured(space, validity_samples, rng)
         values, valid = np.concatenate([values, more]), np.concatenate([valid, lowers])
-        timed = np.concatenate([timed, np.zeros(len(more), dtype=bool)])
+        timed, guided = (np.concatenate([flags, np.zeros(len(more), dtype=bool)]) for flags in (timed, guided))
         cycles = np.concatenate([cycles, np.full(len(more), -1)])
     block = np.empty((len(values), len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
     encoder = encode.Encoder.of(space)
@@ -191,6 +198,7 @@ def _columns_of(task: TaskSamples, validity_samples: int, seed: int) -> dict[str
         "schedules": block,
         "valid": valid,
         "timed": timed,
+        "guided": guided,
         "log_bound": np.log(given.bound),
         "log_ratio": ratio,
     }
@@ -643,6 +651,9 @@ def train(
     tasks = splits["train"][usable[splits["train"]]]
     if not len(tasks):
         raise CorpusError("no task with a valid sample is left to train on; collect more of them")
+    if settings.task_share < 1:
+        count = max(1, round(settings.task_share * len(tasks)))
+        tasks = np.sort(np.random.default_rng([settings.seed, 4]).permutation(tasks)[:count])
     mean, scale = standardisation(data, tasks)
     network = Network(settings, mean, scale)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
