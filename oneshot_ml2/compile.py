@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.oneshot import Pick
     from oneshot_ml2.vta.bound import EngineBound
     from oneshot_ml2.vta.program import Program
-    from oneshot_ml2.workload import Layer
+    from oneshot_ml2.workload import Layer, Workload
 
 # Where the cycles go, in the table's order; see `split_cycles`.
 PARTS = ("gemm", "alu", "load", "store", "rest")
@@ -325,7 +325,7 @@ def compile_layers(
     """Pick, lower and then run every convolution and dense layer of a model.
 
     A named model's convolution of the image, of fewer channels than a block, is compiled over patches that the host
-    makes, where that is faster (`unfold`); its name says so.
+    makes, where that is faster (`unfold`).
 
     Args:
         model: a name that `models.trace` knows, or layers.
@@ -357,20 +357,27 @@ def compile_layers(
 
     with stage("trace"):
         traced = models.trace(model, size) if isinstance(model, str) else list(model)
-        chosen = select_layers(traced, layers)
-        if isinstance(model, str):
-            chosen = [_over_patches(layer, chip) for layer in chosen]
+        chosen = select_layers(over_patches(traced, chip) if isinstance(model, str) else traced, layers)
     with tqdm(
         total=3 * len(chosen), unit="step", file=sys.stderr, leave=False, disable=None if progress else True
     ) as bar:
         picks, programs, compiled = [], [], []
         with stage("pick"):
             from oneshot_ml2 import oneshot
+            from oneshot_ml2.schedule import InvalidSchedule
 
-            for layer in chosen:
-                bar.set_description(f"pick {layer.name}")
-                picks.append(oneshot.pick(layer.workload, chip, weights))
+            names = {layer.workload: layer.name for layer in reversed(chosen)}
+
+            def picked(workload: Workload) -> None:
+                bar.set_description(f"pick {names[workload]}")
                 bar.update()
+
+            found = oneshot.pick_all([layer.workload for layer in chosen], chip, weights, picked)
+            for layer in chosen:
+                pick = found[layer.workload]
+                if isinstance(pick, InvalidSchedule):
+                    raise pick
+                picks.append(pick)
         # The picks lowered theirs already; once more, so that the stage shows what lowering takes.
         with stage("lower"):
             for layer, pick in zip(chosen, picks):
@@ -389,11 +396,11 @@ def compile_layers(
     return result
 
 
-def _over_patches(layer: Layer, chip: Accelerator) -> Layer:
+def over_patches(layers: Sequence[Layer], chip: Accelerator) -> list[Layer]:
+    """A named model's layers as they are compiled: convolutions of few channels over patches, where that is faster."""
     from oneshot_ml2.unfold import unfolded
 
-    other = unfolded(layer.workload, chip)
-    return layer if other is None else replace(layer, name=f"{layer.name} (patches)", workload=other)
+    return [replace(layer, workload=unfolded(layer.workload, chip) or layer.workload) for layer in layers]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

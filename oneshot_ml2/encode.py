@@ -163,16 +163,27 @@ def candidates(space: ScheduleSpace) -> tuple[NDArray[np.int64], NDArray[np.int6
 @njit(cache=True, nogil=True)
 def _canonical_rows(p, begin, end, candidates, radix, indices, values):  # type: ignore[no-untyped-def]
     """Indices (n,) and knob values (n, knobs) of those of begin..end that stand for themselves, in place; returns n."""
-    work = np.empty(len(radix), dtype=np.int64)
-    n = 0
+    knobs = len(radix)
+    digits, given = np.empty(knobs, dtype=np.int64), np.empty(knobs, dtype=np.int64)
+    work = np.empty(knobs, dtype=np.int64)
+    rest, n = begin, 0
+    for j in range(knobs):
+        digits[j] = rest % radix[j]
+        given[j] = candidates[j, digits[j]]
+        rest //= radix[j]
     for index in range(begin, end):
-        rest = index
-        for j in range(len(radix)):
-            values[n, j] = candidates[j, rest % radix[j]]
-            rest //= radix[j]
-        if plan.is_canonical(p, values[n], work):
+        if plan.is_canonical(p, given, work):
             indices[n] = index
+            values[n] = given
             n += 1
+        # The next index, without the divisions that decoding it anew would take.
+        for j in range(knobs):
+            digits[j] += 1
+            if digits[j] < radix[j]:
+                given[j] = candidates[j, digits[j]]
+                break
+            digits[j] = 0
+            given[j] = candidates[j, 0]
     return n
 
 
@@ -261,11 +272,6 @@ class Candidates:
         """The proven lower bound LB of the cycles, float64 (n,)."""
         return self.summary[:, _BOUND]
 
-    @property
-    def fits(self) -> NDArray[np.bool_]:
-        """Whether the SRAMs hold what a schedule keeps in them, bool (n,)."""
-        return (self.summary[:, [plan.SUMMARY.index(name) for name in _USES]] <= 1.0).all(axis=1)
-
     def take(self, places: NDArray[np.int64] | slice) -> Candidates:
         """Those at some positions."""
         return Candidates(self.indices[places], self.values[places], self.summary[places])
@@ -297,9 +303,8 @@ class Encoder:
         found: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
         def part(begin: int, end: int) -> None:
-            # One row more: the next to be tried is written before it is known to stay.
-            indices = np.empty(end - begin + 1, dtype=np.int64)
-            values = np.empty((end - begin + 1, len(self.radix)), dtype=np.int64)
+            indices = np.empty(end - begin, dtype=np.int64)
+            values = np.empty((end - begin, len(self.radix)), dtype=np.int64)
             n = _canonical_rows(self.p, begin, end, self.table, self.radix, indices, values)
             found[begin] = (indices[:n], values[:n])
 
@@ -318,6 +323,12 @@ class Encoder:
         )
         return values
 
+    def fits(self, values: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the SRAMs hold what schedules of canonical knob values (n, knobs) keep in them, bool (n,)."""
+        out = np.empty(len(values), dtype=np.bool_)
+        in_parallel(lambda begin, end: plan.fits_into(self.p, values[begin:end], out[begin:end]), len(values))
+        return out
+
     def candidates(self, indices: NDArray[np.int64], values: NDArray[np.int64]) -> Candidates:
         """Indices (n,) and their canonical knob values (n, knobs) with their closed forms."""
         summary = np.empty((len(values), len(plan.SUMMARY)))
@@ -334,10 +345,14 @@ def canonical_table(space: ScheduleSpace) -> NDArray[np.int64]:
     return Encoder.of(space).canonical()[0]
 
 
-def all_candidates(space: ScheduleSpace) -> Candidates:
-    """All canonical schedules of a space."""
+def all_candidates(space: ScheduleSpace, fitting: bool = False) -> Candidates:
+    """All canonical schedules of a space; with ``fitting`` those that the SRAMs hold."""
     encoder = Encoder.of(space)
-    return encoder.candidates(*encoder.canonical())
+    indices, values = encoder.canonical()
+    if fitting:
+        fits = encoder.fits(values)
+        indices, values = indices[fits], values[fits]
+    return encoder.candidates(indices, values)
 
 
 def candidates_at(space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +31,8 @@ _SCANNED = 1 << 15
 _SHORTLIST = 4096
 # Of how many of those the closed-form validity is asked.
 _CHECKED = 256
+# Picks that are made at the same time.
+_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -129,11 +133,9 @@ def rank(space: ScheduleSpace, network: Predictor, closed_form: bool = True) -> 
     Raises:
         OneShotError: a space that the network does not know.
     """
-    scanned = encode.all_candidates(space)
-    if closed_form:
-        scanned = scanned.take(np.flatnonzero(scanned.fits))
-        if len(scanned) > _SCANNED:
-            scanned = scanned.take(np.sort(np.argpartition(scanned.bound, _SCANNED)[:_SCANNED]))
+    scanned = encode.all_candidates(space, fitting=closed_form)
+    if closed_form and len(scanned) > _SCANNED:
+        scanned = scanned.take(np.sort(np.argpartition(scanned.bound, _SCANNED)[:_SCANNED]))
     near = scanned.take(np.sort(best_of(network.judge(space, scanned, "scan"), _SHORTLIST)))
     return Ranking(near.indices, network.judge(space, near), len(scanned))
 
@@ -179,7 +181,10 @@ def pick(
     space = ScheduleSpace(workload, accelerator, "full")
     network = predictor_of(weights)
     ranking = rank(space, network)
-    candidates = ranking.best(_CHECKED)
+    best = ranking.best(len(ranking.indices))
+    # Mostly the very first are legal; where none of many is, the network has not seen what makes them illegal.
+    start = first_legal(space, best)
+    candidates = best[start : start + _CHECKED] if start is not None else best[:0]
     candidates = candidates[space.validity(candidates) == Reason.VALID]
     source = "network"
     if verify > 0 and len(candidates):
@@ -202,23 +207,74 @@ def pick(
         index, source = found, "fallback"
         program = space.lower(index)
         lowered += 1
-    warnings = tuple(network.outside(space))
-    return as_pick(space, index, program, network, source, began, lowered, ranking.scored, warnings)
+    place = np.flatnonzero(ranking.indices == index)
+    return as_pick(
+        space,
+        index,
+        program,
+        ranking.scores.take(place) if len(place) else network.score(space, np.array([index])),
+        source,
+        began,
+        lowered,
+        ranking.scored,
+        tuple(network.outside(space)),
+    )
+
+
+def pick_all(
+    workloads: Sequence[Workload],
+    accelerator: Accelerator,
+    weights: str | Path | Predictor | None = None,
+    done: Callable[[Workload], None] | None = None,
+) -> dict[Workload, Pick | InvalidSchedule]:
+    """`pick` of every workload, two at a time: while one waits for Python, the other computes.
+
+    Args:
+        done: called with each workload as soon as it has its pick, in any order.
+
+    Returns:
+        By workload its pick, or why there is none.
+
+    Raises:
+        WeightsError: unusable weights.
+    """
+    network = predictor_of(weights)
+
+    def one(workload: Workload) -> Pick | InvalidSchedule:
+        try:
+            return pick(workload, accelerator, network)
+        except InvalidSchedule as error:
+            return error
+
+    found: dict[Workload, Pick | InvalidSchedule] = {}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        futures = {pool.submit(one, workload): workload for workload in dict.fromkeys(workloads)}
+        try:
+            for future in as_completed(futures):
+                found[futures[future]] = future.result()
+                if done is not None:
+                    done(futures[future])
+        except BaseException:
+            # What has not begun yet need not delay an interrupt.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return found
 
 
 def as_pick(
     space: ScheduleSpace,
     index: int,
     program: Program,
-    network: Predictor,
+    scores: Scores,
     source: str,
     began: float,
     lowered: int = 1,
     scored: int = 1,
     warnings: tuple[str, ...] = (),
 ) -> Pick:
-    """A schedule, however it was chosen, as a pick with the network's scores of it; ``began``: by `perf_counter`."""
-    scores = network.score(space, np.array([index]))
+    """A schedule, however it was chosen, as a pick with the network's ``scores`` of it alone; ``began``: by
+    `perf_counter`.
+    """
     return Pick(
         space=space,
         index=index,

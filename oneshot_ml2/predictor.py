@@ -51,6 +51,10 @@ class Scores:
     spread: NDArray[np.float32]
     bound: NDArray[np.float64]
 
+    def take(self, places: NDArray[np.int64]) -> Scores:
+        """Those at some positions (m,)."""
+        return Scores(self.p_valid[places], self.log_ratio[places], self.spread[places], self.bound[places])
+
     @cached_property
     def cycles(self) -> NDArray[np.float64]:
         """Predicted cycles, float64 (n,); never below the proven bound."""

@@ -622,9 +622,10 @@ def _programs(args: argparse.Namespace) -> tuple[str, Accelerator, list[tuple[Se
         uops = np.zeros((0, 3), np.int64)
         return source.name, chip, [((source.name,), Program(chip, insns, uops, args.address, 0, ()))]
     from oneshot_ml2 import models
+    from oneshot_ml2.compile import over_patches
 
     chip = chip or Accelerator.load("pynq")
-    return args.source, chip, _picked(args, chip, models.trace(args.source, args.size))
+    return args.source, chip, _picked(args, chip, over_patches(models.trace(args.source, args.size), chip))
 
 
 def _picked(

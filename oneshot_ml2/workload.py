@@ -262,6 +262,7 @@ class _Windowed(_Operator):
     k: int
     r: int
     s: int
+    padding: int | Sequence[int]
 
     @property
     def groups(self) -> int:
@@ -284,9 +285,14 @@ class _Windowed(_Operator):
         return (1, 1)
 
     @property
+    def pads(self) -> tuple[int, int, int, int]:
+        """(top, bottom, left, right)."""
+        return cast("tuple[int, int, int, int]", self.padding)
+
+    @property
     def leads(self) -> tuple[int, int]:
         """How far before the image the first output's first tap lies, (height, width)."""
-        raise NotImplementedError
+        return (self.pads[0], self.pads[2])
 
     @property
     def out_h(self) -> int:
@@ -449,15 +455,6 @@ class Conv2d(_Windowed):
         return cast("tuple[int, int]", self.dilation)
 
     @property
-    def pads(self) -> tuple[int, int, int, int]:
-        """(top, bottom, left, right)."""
-        return cast("tuple[int, int, int, int]", self.padding)
-
-    @property
-    def leads(self) -> tuple[int, int]:
-        return (self.pads[0], self.pads[2])
-
-    @property
     def out_h(self) -> int:
         return (self.h + self.pads[0] + self.pads[1] - (self.r - 1) * self.dilations[0] - 1) // self.strides[0] + 1
 
@@ -543,11 +540,6 @@ class Conv2dTranspose(_Windowed):
                 raise WorkloadError(f"{self.op} padding is {self.pads}; allowed in {axis}: 0 to {kernel - 1}")
         if min(self.out_h, self.out_w) < 1:
             raise WorkloadError(f"{self.op} output is {self.out_h} x {self.out_w}; allowed: at least one pixel")
-
-    @property
-    def pads(self) -> tuple[int, int, int, int]:
-        """(top, bottom, left, right)."""
-        return cast("tuple[int, int, int, int]", self.padding)
 
     @property
     def out_steps(self) -> tuple[int, int]:
@@ -654,15 +646,6 @@ class MaxPool2d(_Windowed):
     @property
     def in_steps(self) -> tuple[int, int]:
         return cast("tuple[int, int]", self.stride)
-
-    @property
-    def pads(self) -> tuple[int, int, int, int]:
-        """(top, bottom, left, right)."""
-        return cast("tuple[int, int, int, int]", self.padding)
-
-    @property
-    def leads(self) -> tuple[int, int]:
-        return (self.pads[0], self.pads[2])
 
     def _windows(self, size: int, kernel: int, step: int, before: int, after: int) -> int:
         room = size + before + after - kernel

@@ -17,7 +17,7 @@ from oneshot_ml2.graph.ir import Graph, Node, Value
 from oneshot_ml2.graph.layout import Segment
 from oneshot_ml2.runtime import LayerProgram, Port
 from oneshot_ml2.schedule import ScheduleSpace
-from oneshot_ml2.workload import Conv2d, Dense, Epilogue
+from oneshot_ml2.workload import BatchMatmul, Conv2d, Conv2dTranspose, Dense, Epilogue, MaxPool2d, Workload
 
 CHIP = Accelerator.load("pynq")
 EPILOGUE = Epilogue(True, 12, None, 5, (-128, 127))
@@ -35,7 +35,8 @@ class Net:
         self.layers: dict[str, LayerProgram] = {}
 
     def host(self, op: str, inputs: Sequence[str], output: str, shape: tuple[int, ...], **attrs: Any) -> str:
-        self.nodes.append(Node(output, op, tuple(inputs), output, attrs))
+        rounding = {"half_even": False} if op.startswith("int_") else {}
+        self.nodes.append(Node(output, op, tuple(inputs), output, attrs | rounding))
         self.values[output] = Value(output, shape, 0)
         return output
 
@@ -45,11 +46,11 @@ class Net:
         self.values[name] = Value(name, shape)
         return self.host("to_int8", [name], f"{name}.int", shape, exponent=0)
 
-    def layer(self, workload: Conv2d | Dense, inputs: Sequence[str], output: str) -> str:
+    def layer(self, workload: Workload, inputs: Sequence[str], output: str) -> str:
         tensors = workload.random_inputs(self.rng)
-        arrays = {name: array for name, array in tensors.items() if name in ("weight", "bias")}
-        op = "int_dense" if isinstance(workload, Dense) else "int_conv2d"
-        node = Node(output, op, tuple(inputs), output, {"workload": workload}, arrays)
+        constants = ("bias",) if isinstance(workload, BatchMatmul) else ("weight", "bias")
+        arrays = {name: array for name, array in tensors.items() if name in constants}
+        node = Node(output, f"int_{workload.op}", tuple(inputs), output, {"workload": workload}, arrays)
         space = ScheduleSpace(workload, self.chip)
         indices = self.rng.integers(0, len(space), 300)
         index = indices[space.validity(indices) == 0][0]
@@ -98,6 +99,31 @@ def launched(net: Net, graph: Graph, steps: Sequence[Node | Segment]) -> dict[st
         assert np.array_equal(array, expected[name]), name
     assert set(graph.outputs) <= set(seen)
     return seen
+
+
+@pytest.mark.parametrize("chip", ["pynq", "b2x16", "b8"])
+def test_operators_of_all_kinds_hand_their_results_on(chip: str) -> None:
+    net = Net(Accelerator.load(chip), 3)
+    x = net.input("x", (2, 20, 9, 9))
+    net.layer(MaxPool2d(2, 20, 9, 9, 3, 3, 2, 1), [x], "pool")
+    net.layer(Conv2d(2, 20, 5, 5, 20, 3, 3, padding=1, epilogue=EPILOGUE, groups=20), ["pool"], "depthwise")
+    net.layer(Conv2d(2, 20, 5, 5, 48, 1, 1, epilogue=EPILOGUE), ["depthwise"], "pointwise")
+    net.layer(Conv2d(2, 48, 5, 5, 48, 3, 3, padding=1, epilogue=EPILOGUE, groups=3), ["pointwise"], "grouped")
+    far = Epilogue(True, 12, 6, 3, (-128, 127), pre_shift=4)
+    net.layer(Conv2d(2, 48, 5, 5, 48, 1, 1, epilogue=far, groups=48), ["grouped", "pointwise"], "sum")
+    even = dataclasses.replace(EPILOGUE, half_even=True)
+    net.layer(Conv2dTranspose(2, 48, 5, 5, 30, 3, 3, 2, 1, 1, even), ["sum"], "transposed")
+    net.layer(Conv2d(2, 30, 10, 10, 33, 10, 10, epilogue=EPILOGUE), ["transposed"], "whole")
+    net.host("reshape", ["whole"], "flat", (2, 33))
+    net.layer(Dense(2, 33, 40, EPILOGUE), ["flat"], "dense")
+    net.host("reshape", ["dense"], "pairs", (1, 2, 40))
+    net.layer(BatchMatmul(1, 2, 40, 2, EPILOGUE), ["pairs", "pairs"], "products")
+    graph = net.graph("products")
+    steps = layout.arrange(graph, net.layers)
+    first = ["pool", "depthwise", "pointwise", "grouped", "sum", "transposed", "whole", "dense"]
+    # The second operand of a product is packed as weights are, by the host.
+    assert names(steps) == [first, "pairs", ["products"]]
+    launched(net, graph, steps)
 
 
 def test_layers_with_nothing_between_are_one_submission() -> None:

@@ -48,7 +48,7 @@ def placed(programs: list[Program], rng: np.random.Generator) -> tuple[Program, 
 
 def test_joined_programs_compute_what_single_ones_do() -> None:
     rng = np.random.default_rng(5)
-    used = set()
+    used, cycles = set(), []
     for _ in range(60):
         chip = ACCELERATORS[int(rng.integers(len(ACCELERATORS)))]
         workloads = [random_workload(rng) for _ in range(int(rng.integers(1, 5)))]
@@ -81,9 +81,11 @@ def test_joined_programs_compute_what_single_ones_do() -> None:
         singles = [timing.measure(program) for program in programs]
         together = timing.measure(joined)
         assert not together.hang
-        # Instructions are fetched ahead now, in the middle of other loads: that may cost a little.
-        assert together.cycles <= 1.005 * sum(single.cycles for single in singles) + 100
+        # Instructions are fetched ahead now, in the middle of other loads: that may cost small layers something.
+        cycles.append((together.cycles, sum(single.cycles for single in singles)))
+        assert together.cycles <= 1.05 * cycles[-1][1]
         used.add(chip)
+    assert sum(joined for joined, _ in cycles) <= sum(single for _, single in cycles)
     assert len(used) >= 5
 
 

@@ -35,7 +35,6 @@ from oneshot_ml2.schedule import backend as schedule_backend
 
 if TYPE_CHECKING:
     from oneshot_ml2.oneshot import Pick
-    from oneshot_ml2.workload import Workload
 
 STAGES = ("import", "quantize", "pick", "lower", "build", "check")
 # Float operators without rounding; what the others' last bits change, an int8 step that flips amplifies.
@@ -493,7 +492,8 @@ def _pinned(entry: Mapping[str, Any], node: Node, chip: Accelerator, weights: st
         schedule = Schedule(kind, tuple(entry["schedule"].items()))
         index = space.index_of(schedule)
         program = space.lower(index)
-        return oneshot.as_pick(space, index, program, oneshot.predictor_of(weights), "pinned", begin)
+        scores = oneshot.predictor_of(weights).score(space, np.array([index]))
+        return oneshot.as_pick(space, index, program, scores, "pinned", begin)
     except (OneShotError, AttributeError) as error:
         raise ModelError(f"the schedule given for layer {node.name} does not fit: {error}") from error
 
@@ -513,28 +513,25 @@ def _pick(
     from oneshot_ml2 import oneshot
     from oneshot_ml2.schedule import InvalidSchedule
 
-    found: dict[Workload, Pick | str] = {}
     picks: dict[str, Pick] = {}
     pinned = {str(entry["layer"]): entry for entry in schedules}
     there = [node.name for node in quantized.graph.nodes if node.attrs.get("workload") is not None]
     unknown = sorted(set(pinned) - set(there))
     if unknown:
         raise ModelError(f"there is a schedule for {unknown[0]!r}, but no such layer; there are: {', '.join(there)}")
+    layers = [node for node in quantized.graph.nodes if node.attrs.get("workload") is not None]
+    free = [node.attrs["workload"] for node in layers if node.name not in pinned]
+    names = {node.attrs["workload"]: node.name for node in reversed(layers)}
+    found = oneshot.pick_all(free, chip, weights, lambda workload: describe(f"pick {names[workload]}"))
     nodes = []
     for node in quantized.graph.nodes:
         workload = node.attrs.get("workload")
         if workload is not None and node.name in pinned:
             picks[node.output] = _pinned(pinned[node.name], node, chip, weights)
         elif workload is not None:
-            describe(f"pick {node.name}")
-            if workload not in found:
-                try:
-                    found[workload] = oneshot.pick(workload, chip, weights)
-                except InvalidSchedule as error:
-                    found[workload] = str(error)
             result = found[workload]
-            if isinstance(result, str):
-                node = dataclasses.replace(node, attrs={**node.attrs, "workload": None, "reason": result})
+            if isinstance(result, InvalidSchedule):
+                node = dataclasses.replace(node, attrs={**node.attrs, "workload": None, "reason": str(result)})
             else:
                 picks[node.output] = result
         nodes.append(node)

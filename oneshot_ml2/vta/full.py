@@ -64,7 +64,7 @@ def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
         "pad": (plan.PAD_SKIP, plan.PAD_LOAD) if padded or strided else (plan.PAD_SKIP,),
         "head": (plan.HEAD_WHOLE, plan.HEAD_SINGLE, plan.HEAD_DOUBLING) if head else (plan.HEAD_WHOLE,),
         "drain": plan.DRAIN,
-        "bias": (plan.BIAS_ADD, plan.BIAS_LOAD, plan.BIAS_GEMM) if workload.epilogue.bias else (0,),
+        "bias": plan.bias_forms(p),
     }
     rest = int(np.prod([len(v) for v in fixed.values()]))
     counts = {"tile_co": 8, "tile_h": 10, "tile_w": 4 if oh > 1 else 14, "tile_ci": 4}

@@ -447,6 +447,13 @@ def dataflows(p: NDArray[np.int64]) -> tuple[int, ...]:
     return tuple(np.unique(_OWN_INPUTS).tolist()) if p[N.DEPTHWISE] else tuple(range(len(INP_MODE)))
 
 
+def bias_forms(p: NDArray[np.int64]) -> tuple[int, ...]:
+    """Candidates of the bias knob: a GEMM with a constant only where every bias is one."""
+    if not p[N.BIAS]:
+        return (0,)
+    return (BIAS_ADD, BIAS_LOAD, BIAS_GEMM) if p[N.BIAS_GEMM_FITS] else (BIAS_ADD, BIAS_LOAD)
+
+
 def canonical(p: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Knob values (n, knobs) of the aliases that stand for each schedule; the input is left alone."""
     result = np.array(values, dtype=np.int64)
@@ -755,6 +762,33 @@ def _store_cycles(p, elements: int, rows: int) -> int:  # type: ignore[no-untype
 
 
 @njit(cache=True, nogil=True)
+def _record_of(p, v, records, tags):  # type: ignore[no-untyped-def]
+    """The geometry record of a schedule's spatial tiles, made where it is not in the hash table yet."""
+    tag = (v[K_H] * 65536 + v[K_W]) * 2 + v[K_PAD]
+    slot = (tag * 2654435761 >> 8) & (_RECORDS - 1)
+    while tags[slot] >= 0 and tags[slot] != tag:
+        slot = (slot + 1) & (_RECORDS - 1)
+    if tags[slot] < 0:
+        tags[slot] = tag
+        _geometry(p, v, records[slot])
+    return records[slot]
+
+
+@njit(cache=True, nogil=True)
+def fits_into(p, values, out):  # type: ignore[no-untyped-def]
+    """Whether the SRAMs hold what canonical rows keep in them, into bool (n,)."""
+    records = np.zeros((_RECORDS, _RECORD), dtype=np.int64)
+    at, need = np.empty(11, dtype=np.int64), np.empty(3, dtype=np.int64)
+    tags = np.full(_RECORDS, -1, dtype=np.int64)
+    for n in range(len(values)):
+        v = values[n]
+        g = _record_of(p, v, records, tags)
+        sram_layout_into(p, v, g[_R_MAX_PLANE], p[N.NB] * g[_R_TILES], at, need)
+        sram_needed(p, v, g[_R_MAX_PLANE], need)
+        out[n] = need[0] <= p[N.INP_DEPTH] and need[1] <= p[N.WGT_DEPTH] and need[2] <= p[N.ACC_DEPTH]
+
+
+@njit(cache=True, nogil=True)
 def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
     """`summaries` of canonical rows, into float64 (n, 25)."""
     records = np.zeros((_RECORDS, _RECORD), dtype=np.int64)
@@ -772,14 +806,7 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
     chunk_insns = p[N.BURST] if wide_bus else p[N.BURST] // 2
     for n in range(len(values)):
         v = values[n]
-        tag = (v[K_H] * 65536 + v[K_W]) * 2 + v[K_PAD]
-        slot = (tag * 2654435761 >> 8) & (_RECORDS - 1)
-        while tags[slot] >= 0 and tags[slot] != tag:
-            slot = (slot + 1) & (_RECORDS - 1)
-        if tags[slot] < 0:
-            tags[slot] = tag
-            _geometry(p, v, records[slot])
-        g = records[slot]
+        g = _record_of(p, v, records, tags)
         flow, head_kind = v[K_FLOW], v[K_HEAD]
         inp_mode, wgt_mode = INP_MODE[flow], WGT_MODE[flow]
         tco, tci = v[K_CO], v[K_CI]
