@@ -521,8 +521,7 @@ def score(peer: Peer, space: ScheduleSpace, given: encode.Candidates) -> NDArray
 
 def candidates(space: ScheduleSpace) -> encode.Candidates:
     """What peers choose from: canonical schedules that the SRAMs hold, at most `SCANNED`, of the least bounds."""
-    given = encode.all_candidates(space)
-    given = given.take(np.flatnonzero(given.fits))
+    given = encode.all_candidates(space, fitting=True)
     if len(given) > SCANNED:
         given = given.take(np.sort(np.argpartition(given.bound, SCANNED)[:SCANNED]))
     return given
