@@ -286,9 +286,9 @@ def train_one_shot(rows: Rows, s: Settings, report: Report) -> _Network:
     network.standard.fit(np.concatenate([rows.features[:, _TASKS:], rows.own], axis=1))
     speed = rows.work[rows.task_of] / rows.cycles
     label = ((speed - speed.mean()) / speed.std()).astype(np.float32)
-    counts, edges = np.histogram(label, bins=100)
-    share = 1.0 / counts[np.clip(np.searchsorted(edges, label, side="right") - 1, 0, 99)]
-    heap = np.cumsum(share)
+    edges = np.linspace(label.min(), label.max(), 101)
+    place = np.clip(np.searchsorted(edges, label, side="right") - 1, 0, 99)
+    heap = np.cumsum(1.0 / np.bincount(place, minlength=100)[place])
     steps = -(-len(label) // s.one_shot_batch)
     optimizer = torch.optim.Adam(network.parameters(), lr=s.one_shot_rate, weight_decay=2e-4)
     scheduler = _cosine(optimizer, steps * s.one_shot_epochs)
