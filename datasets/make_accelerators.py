@@ -1,11 +1,12 @@
 """Write the training and the held-out accelerators: ``python datasets/make_accelerators.py``.
 
 Seeded: the same files every time. Each set fills the space of what the ISA and the memory system allow; the rules that
-make an accelerator "unseen" are asserted before anything is written.
+make an accelerator "unseen", or one outside of the trained ranges, are asserted before anything is written.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -19,6 +20,10 @@ SEED = 20240
 # Presets that belong to the training set; zcu104 is the same VTA as ultra96.
 PRESETS = ("pynq", "ultra96", "de10nano", "b8", "b32", "b2x16", "b4x8", "half", "tsim")
 TRAINING, HELD_OUT = 64, 15
+# Values outside of the trained ranges, and so many accelerators for each combination of one or more of them.
+OUTSIDE_BLOCK, OUTSIDE_BUS, OUTSIDE_LATENCY = 64, 512, 400
+OUTSIDE_EACH = 2
+BLOCKS, BUSES, LONGEST_LATENCY = (8, 16, 32), (64, 128, 256), 200
 # (block, batch, bus bits) that no training accelerator has.
 RESERVED = ((16, 2, 128), (32, 2, 64), (8, 2, 128), (32, 1, 128), (16, 1, 256))
 CANDIDATES = 64
@@ -55,14 +60,20 @@ def differences(one: Accelerator, two: Accelerator) -> int:
     )
 
 
-def draw(rng: np.random.Generator, triples: list[tuple[int, int, int]]) -> Accelerator:
-    """A random accelerator that has one of ``triples`` and obeys the ISA (VTA reference, 1.3)."""
+def draw(
+    rng: np.random.Generator, triples: list[tuple[int, int, int]], given_latency: int | None = None
+) -> Accelerator:
+    """A random accelerator that has one of ``triples`` and obeys the ISA (VTA reference, 1.3).
+
+    ``given_latency``: its memory latency; else one of 1 to ``LONGEST_LATENCY`` cycles.
+    """
     while True:
         block, batch, bus = triples[rng.integers(len(triples))]
         log_block, log_batch = block.bit_length() - 1, batch.bit_length() - 1
         uop, inp = int(rng.integers(11, 14)), int(rng.integers(9, 13))
         wgt, acc = int(rng.integers(7, 12)), int(rng.integers(9, 12))
-        burst, latency = int(rng.integers(4, 9)), round(float(np.exp(rng.uniform(0, np.log(200)))))
+        burst, latency = int(rng.integers(4, 9)), round(float(np.exp(rng.uniform(0, np.log(LONGEST_LATENCY)))))
+        latency = latency if given_latency is None else given_latency
         name = (
             f"{batch}x{block}_{uop + 2}_{inp + log_batch + log_block}_{wgt + 2 * log_block}_"
             f"{acc + log_batch + log_block + 2}_bus{bus}_burst{1 << burst}_lat{latency}"
@@ -85,9 +96,11 @@ def draw(rng: np.random.Generator, triples: list[tuple[int, int, int]]) -> Accel
             continue
 
 
-def legal_triples() -> list[tuple[int, int, int]]:
+def legal_triples(
+    blocks: tuple[int, ...] = BLOCKS, buses: tuple[int, ...] = BUSES
+) -> list[tuple[int, int, int]]:
     """Every (block, batch, bus) whose batch rows are whole bus words, or whose elements fit in one."""
-    every = [(block, batch, bus) for block in (8, 16, 32) for batch in (1, 2, 4) for bus in (64, 128, 256)]
+    every = [(block, batch, bus) for block in blocks for batch in (1, 2, 4) for bus in buses]
     return [(block, batch, bus) for block, batch, bus in every if block * 8 >= bus or batch * block * 8 <= bus]
 
 
@@ -99,7 +112,7 @@ def place(chip: Accelerator) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
             chip.log_batch / 2,
             (np.log2(chip.bus_bits) - 6) / 2,
             (chip.burst_len_bits - 4) / 4,
-            np.log(chip.memory_latency) / np.log(200),
+            np.log(chip.memory_latency) / np.log(LONGEST_LATENCY),
             (np.log2(chip.uop_depth) - 11) / 2,
             (chip.log_inp_depth - 9) / 3,
             (chip.log_wgt_depth - 7) / 4,
@@ -114,14 +127,15 @@ def spread(
     count: int,
     triples: list[tuple[int, int, int]],
     away: list[Accelerator],
+    latency: int | None = None,
 ) -> list[Accelerator]:
     """``chosen`` filled up to ``count``: each time the candidate that lies farthest from those there are.
 
-    Candidates differ from each of ``away`` in at least two parameters.
+    Candidates differ from each of ``away`` in at least two parameters, and have ``latency`` if one is given.
     """
     chosen = list(chosen)
     while len(chosen) < count:
-        candidates = [draw(rng, triples) for _ in range(CANDIDATES)]
+        candidates = [draw(rng, triples, latency) for _ in range(CANDIDATES)]
         candidates = [chip for chip in candidates if all(differences(chip, other) >= 2 for other in away)]
         if not candidates:
             continue
@@ -131,24 +145,46 @@ def spread(
     return chosen
 
 
-def check(training: list[Accelerator], held_out: list[Accelerator]) -> None:
-    """The rules of an unseen accelerator (design, section 5)."""
+def beyond(chip: Accelerator) -> tuple[bool, bool, bool]:
+    """Whether block, bus and latency lie outside of the trained ranges."""
+    return chip.block > max(BLOCKS), chip.bus_bits > max(BUSES), chip.memory_latency > LONGEST_LATENCY
+
+
+def outside(rng: np.random.Generator, training: list[Accelerator]) -> list[Accelerator]:
+    """``OUTSIDE_EACH`` accelerators for every combination of block, bus and latency that has one outside."""
+    chosen: list[Accelerator] = []
+    for block, bus, latency in itertools.product((False, True), repeat=3):
+        if block or bus or latency:
+            triples = legal_triples(
+                (OUTSIDE_BLOCK,) if block else BLOCKS, (OUTSIDE_BUS,) if bus else BUSES
+            )
+            count = len(chosen) + OUTSIDE_EACH
+            chosen = spread(rng, chosen, count, triples, training, OUTSIDE_LATENCY if latency else None)
+    return chosen
+
+
+def check(training: list[Accelerator], held_out: list[Accelerator], out: list[Accelerator]) -> None:
+    """The rules of an unseen accelerator (design, section 5), and of one outside of the trained ranges."""
     assert len(set(training)) == len(training) >= 64
     assert len(set(held_out)) == len(held_out) >= 8
     assert all(differences(chip, other) >= 2 for chip in held_out for other in training)
     trained = {triple(chip) for chip in training}
     assert 3 * sum(triple(chip) not in trained for chip in held_out) >= len(held_out)
+    assert not any(any(beyond(chip)) for chip in training + held_out)
+    assert all(any(beyond(chip)) for chip in out)
+    assert len({beyond(chip) for chip in out}) == 7 and len(set(out)) == len(out) >= 8
 
 
 def main() -> None:
-    """Make both sets, check them, and replace the files."""
+    """Make the sets, check them, and replace the files."""
     rng = np.random.default_rng(SEED)
     ordinary = [item for item in legal_triples() if item not in RESERVED]
     training = spread(rng, [Accelerator.load(name) for name in PRESETS], TRAINING, ordinary, [])
     new = spread(rng, [], len(RESERVED), list(RESERVED), training)
     held_out = spread(rng, new, HELD_OUT, sorted({triple(chip) for chip in training}), training)
-    check(training, held_out)
-    for folder, chips in (("train", training), ("heldout", held_out)):
+    out = outside(rng, training)
+    check(training, held_out, out)
+    for folder, chips in (("train", training), ("heldout", held_out), ("outside", out)):
         path = FOLDER / folder
         path.mkdir(parents=True, exist_ok=True)
         for old in path.glob("*.json"):

@@ -25,6 +25,12 @@ from oneshot_ml2.schedule import Reason, ScheduleSpace
 from oneshot_ml2.vta import plan
 
 SCHEMA = 1
+# Predictors of others, see `peers`, by the names of their files.
+PEERS = {
+    "one-shot": "One-Shot Tuner's network",
+    "tenset": "TenSet-style MLP",
+    "xgboost": "XGBoost",
+}
 # Schedules whose validity is told at once, and those timed between two looks at the clock.
 _CHECKED, _ROUND = 512, 32
 

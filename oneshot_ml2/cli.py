@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "optimum": ("optimum", "search the least latency of the tasks of an evaluation set, exactly"),
 }
 # Third-party packages that only some commands need -> the extra that brings them.
-_EXTRAS = {"matplotlib": "train", "ray": "cluster", "tvm": "tvm", "tvm_ffi": "tvm", "onnx": "onnx"}
+_EXTRAS = {"matplotlib": "train", "ray": "cluster", "tvm": "tvm", "tvm_ffi": "tvm", "onnx": "onnx", "xgboost": "peers"}
 _EPILOG = f"`{PROG} COMMAND --help` lists a command's options."
 
 

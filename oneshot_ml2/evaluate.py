@@ -8,15 +8,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from oneshot_ml2 import baselines, metrics, oneshot, resources
+from oneshot_ml2 import baselines, encode, metrics, oneshot, resources
 from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.files import write_whole
 from oneshot_ml2.optimum import Optimum, Task, read_optima, read_tasks, sample_of, version
@@ -24,12 +26,17 @@ from oneshot_ml2.predictor import Predictor
 from oneshot_ml2.report import finite, table
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 
+if TYPE_CHECKING:
+    from oneshot_ml2.peers import Peer
+
 # The frozen sets, by file name.
 SETS = {
     "workloads": "unseen workloads, seen accelerators",
     "resnet18": "ResNet-18's layers, seen accelerators",
     "unseen": "unseen workloads, unseen accelerators",
     "operators": "unseen operators of other kinds, seen accelerators",
+    "networks": "layers of six networks never trained on, pynq and zcu104",
+    "outside": "unseen workloads and operators, accelerators outside of the trained ranges",
 }
 PICK = "network (ours)"
 BASELINES = {
@@ -43,6 +50,50 @@ BASELINES = {
 
 
 @dataclass(frozen=True)
+class Order:
+    """How a predictor orders the valid schedules of a task's sample.
+
+    Attributes:
+        candidates: how many there are.
+        best, top1, top5: least cycles of all, of its first, of its first five; NaN without candidates.
+        peak1, peak5: TenSet's `metrics.peak_score`.
+        tau, pairwise: `metrics.kendall_tau`, `metrics.pairwise_accuracy` of predicted against true cycles.
+    """
+
+    candidates: int
+    best: float
+    top1: float
+    top5: float
+    peak1: float
+    peak5: float
+    tau: float
+    pairwise: float
+
+    @classmethod
+    def of(cls, cycles: NDArray[np.int64], guess: NDArray[Any]) -> Order:
+        """Of true cycles (n,) and a guess of them (n,), or of anything that grows with them."""
+        return cls(
+            candidates=len(cycles),
+            best=metrics.best_of_first(cycles, cycles, 1),
+            top1=metrics.best_of_first(cycles, guess, 1),
+            top5=metrics.best_of_first(cycles, guess, 5),
+            peak1=metrics.peak_score(cycles, guess, 1),
+            peak5=metrics.peak_score(cycles, guess, 5),
+            tau=metrics.kendall_tau(cycles, guess),
+            pairwise=metrics.pairwise_accuracy(cycles, guess),
+        )
+
+
+@dataclass(frozen=True)
+class PeerResult:
+    """One peer's figures of a task: T* / T of its choice and of the best of its first five, and its order."""
+
+    quality: float
+    top5: float
+    order: Order
+
+
+@dataclass(frozen=True)
 class TaskResult:
     """One task's figures; qualities are T* / T (`metrics.pick_quality`).
 
@@ -53,8 +104,9 @@ class TaskResult:
         quality: of the pick; ``top5``, ``top10``: of the best among the first 5 or 10; ``first_lowers``: whether the
             network's first choice by p_valid and latency alone lowers, ``first_legal_lowers``: with the closed form.
         invalid_of_50: invalid share of the first 50 by p_valid and latency alone.
-        tau, pairwise: of predicted against true cycles over the table's valid sample.
+        order: the network's, of the table's valid sample.
         baselines: quality of each of `BASELINES`; ``simulated``: how many schedules that one timed.
+        peers: of each of `baselines.PEERS` if they were given.
     """
 
     workload: str
@@ -75,14 +127,18 @@ class TaskResult:
     first_lowers: bool
     first_legal_lowers: bool
     invalid_of_50: float
-    tau: float
-    pairwise: float
+    order: Order
     baselines: dict[str, float]
     simulated: int
+    peers: dict[str, PeerResult]
 
 
 def evaluate_task(
-    task: Task, known: Optimum, network: Predictor, transplants: baselines.BestKnown
+    task: Task,
+    known: Optimum,
+    network: Predictor,
+    transplants: baselines.BestKnown,
+    others: Mapping[str, Peer] = MappingProxyType({}),
 ) -> tuple[TaskResult, NDArray[np.bool_], NDArray[np.float32]]:
     """A task's figures, and of the table's sample the true validity (n,) and p_valid (n,).
 
@@ -103,6 +159,7 @@ def evaluate_task(
         "transplanted": transplants.transplanted(space),
         "simulated": found,
     }
+    chosen = _choices(space, others)
     # Only now anything is timed.
     first = trusted[legal][:10]
     if picked.source == "fallback":
@@ -122,6 +179,10 @@ def evaluate_task(
     scores = network.score(space, sample)
     truth = np.array(known.sample_cycles)
     valid = truth > 0
+    rivals = {
+        name: _peer_result(space, other, chosen[name], known.best, sample[valid], truth[valid])
+        for name, other in others.items()
+    }
     lowers = [_lowers(space, index) for index in (alone[:1], trusted[legal][:1])]
     result = TaskResult(
         workload=known.workload,
@@ -142,12 +203,42 @@ def evaluate_task(
         first_lowers=lowers[0],
         first_legal_lowers=lowers[1],
         invalid_of_50=metrics.invalid_rate(space.validity(alone) != Reason.VALID),
-        tau=metrics.kendall_tau(truth[valid], scores.cycles[valid]),
-        pairwise=metrics.pairwise_accuracy(truth[valid], scores.cycles[valid]),
+        order=Order.of(truth[valid], scores.cycles[valid]),
         baselines={name: qualities[name] for name in BASELINES},
         simulated=timed,
+        peers=rivals,
     )
     return result, valid, scores.p_valid
+
+
+def _choices(space: ScheduleSpace, others: Mapping[str, Peer]) -> dict[str, NDArray[np.int64]]:
+    """Each peer's first five legal schedules."""
+    if not others:
+        return {}
+    from oneshot_ml2 import peers
+
+    given = peers.candidates(space)
+    return {
+        name: peers.first_legal(space, given, peers.score(other, space, given), 5) for name, other in others.items()
+    }
+
+
+def _peer_result(
+    space: ScheduleSpace,
+    other: Peer,
+    chosen: NDArray[np.int64],
+    best: int,
+    sample: NDArray[np.int64],
+    truth: NDArray[np.int64],
+) -> PeerResult:
+    """A peer's figures: of its choice, and of its order of a valid sample (n,) with its true cycles (n,)."""
+    from oneshot_ml2 import peers
+
+    cycles = _cycles(space, chosen)
+    guess = -peers.score(other, space, encode.candidates_at(space, sample))
+    return PeerResult(
+        metrics.top_k_quality(best, cycles, 1), metrics.top_k_quality(best, cycles, 5), Order.of(truth, guess)
+    )
 
 
 def _cycles(space: ScheduleSpace, indices: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -169,6 +260,8 @@ def summarise(
 
     cycles = np.array([row.cycles for row in rows])
     best = np.array([row.best for row in rows])
+    top5 = best / np.array([row.top5 for row in rows])
+    order = _summarise_order([row.order for row in rows], counts)
     return {
         "tasks": len(rows),
         "exact": sum(row.exact for row in rows),
@@ -176,12 +269,15 @@ def summarise(
         "top5": metrics.summarise_quality([row.top5 for row in rows]),
         "top10": metrics.summarise_quality([row.top10 for row in rows]),
         "network_quality": metrics.network_quality(best, cycles, counts),
+        "network_top5": metrics.network_quality(best, top5, counts),
         "baselines": {
             name: metrics.summarise_quality([row.baselines[name] for row in rows]) for name in BASELINES
         },
         "validity": metrics.validity_scores(np.concatenate(truths), np.concatenate(p_valid)),
-        "kendall_tau": mean("tau"),
-        "pairwise_accuracy": mean("pairwise"),
+        "kendall_tau": order["kendall_tau"],
+        "pairwise_accuracy": order["pairwise_accuracy"],
+        "order": order,
+        "peers": {name: _summarise_peer([row.peers[name] for row in rows], counts) for name in rows[0].peers},
         "first_try_lowers": mean("first_lowers"),
         "first_try_lowers_with_closed_form": mean("first_legal_lowers"),
         "invalid_of_50": mean("invalid_of_50"),
@@ -192,11 +288,37 @@ def summarise(
     }
 
 
-def evaluate_set(name: str, network: Predictor, limit: int = 0) -> dict[str, Any]:
-    """The figures of a frozen set, and each task's (``rows``).
+def _summarise_order(orders: list[Order], counts: NDArray[np.int64]) -> dict[str, float]:
+    """Figures of a set's orders; tasks without two valid candidates are left out.
 
-    Args:
-        limit: only so many tasks, evenly spread; 0: all.
+    ``top1``, ``top5``: the top-k score of the TenSet paper and of TLP, see `metrics.network_quality`; ``peak1``,
+    ``peak5``: TenSet's average peak score, weighted by candidates; the two others are means over tasks.
+    """
+    kept = [i for i, order in enumerate(orders) if order.candidates >= 2]
+    if not kept:
+        return dict.fromkeys(("top1", "top5", "peak1", "peak5", "kendall_tau", "pairwise_accuracy"), float("nan"))
+
+    def column(name: str) -> NDArray[np.float64]:
+        return np.array([getattr(orders[i], name) for i in kept], dtype=np.float64)
+
+    weights = counts[kept]
+    scores = {name: metrics.network_quality(column("best"), column(name), weights) for name in ("top1", "top5")}
+    peaks = {name: float(np.average(column(name), weights=column("candidates"))) for name in ("peak1", "peak5")}
+    means = {"kendall_tau": float(np.nanmean(column("tau"))), "pairwise_accuracy": float(column("pairwise").mean())}
+    return scores | peaks | means
+
+
+def _summarise_peer(results: list[PeerResult], counts: NDArray[np.int64]) -> dict[str, Any]:
+    """Figures of a peer over a set's tasks."""
+    return {
+        "pick": metrics.summarise_quality([result.quality for result in results]),
+        "top5": metrics.summarise_quality([result.top5 for result in results]),
+        "order": _summarise_order([result.order for result in results], counts),
+    }
+
+
+def known_tasks(name: str, limit: int = 0) -> list[tuple[Task, Optimum]]:
+    """The tasks of a frozen set with their optima, only ``limit`` of them, evenly spread (0: all).
 
     Raises:
         OneShotError: no table of optima for the set, or one of another version.
@@ -210,11 +332,28 @@ def evaluate_set(name: str, network: Predictor, limit: int = 0) -> dict[str, Any
         raise OneShotError(f"{path}: {len(missing)} of {len(tasks)} tasks have no T* of {version()}; {advice}")
     if limit:
         tasks = [tasks[i] for i in np.unique(np.linspace(0, len(tasks) - 1, limit).astype(int))]
+    return [(task, known[task.id]) for task in tasks]
+
+
+def evaluate_set(
+    name: str, network: Predictor, limit: int = 0, others: Mapping[str, Peer] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The figures of a frozen set, and each task's (``rows``).
+
+    Args:
+        limit: only so many tasks, evenly spread; 0: all.
+        others: peers to compare with, see `peers.load_peers`.
+
+    Raises:
+        OneShotError: see `known_tasks`.
+    """
+    tasks = known_tasks(name, limit)
     transplants = baselines.read_best_known(resources.find("evaluation", "best_known.json"))
-    oneshot.pick(tasks[0].workload, tasks[0].accelerator, network)  # the first pick compiles
+    first, _ = tasks[0]
+    oneshot.pick(first.workload, first.accelerator, network)  # the first pick compiles
     results = [
-        evaluate_task(task, known[task.id], network, transplants)
-        for task in tqdm(tasks, desc=name, unit="task", disable=None)
+        evaluate_task(task, known, network, transplants, others)
+        for task, known in tqdm(tasks, desc=name, unit="task", disable=None)
     ]
     rows, truths, p_valid = (list(column) for column in zip(*results))
     return {"set": name, "what": SETS[name]} | summarise(rows, truths, p_valid) | {
@@ -231,6 +370,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"of {', '.join(SETS)}; default: all")  # fmt: skip
     parser.add_argument("--weights", metavar="NAME|FILE", help="shipped weights or a file (*.safetensors)")
     parser.add_argument("--tasks", type=int, default=0, metavar="N", help="only N tasks a set, evenly spread")
+    parser.add_argument("--peers", metavar="FOLDER", help="compare with the predictors that train/peers.py left there")
     parser.add_argument("--out", default="evaluation.json", metavar="FILE", help="default evaluation.json")
     parser.add_argument("--json", action="store_true", help="print the JSON that is saved")
 
@@ -240,7 +380,12 @@ def run(args: argparse.Namespace) -> int:
     if args.tasks < 0:
         raise OneShotError(f"--tasks {args.tasks}: allowed: 0 (all) and more")
     network = oneshot.predictor_of(args.weights)
-    sets = [evaluate_set(name, network, args.tasks) for name in args.sets]
+    others: dict[str, Peer] = {}
+    if args.peers:
+        from oneshot_ml2.peers import load_peers
+
+        others = load_peers(args.peers)
+    sets = [evaluate_set(name, network, args.tasks, others) for name in args.sets]
     card = {key: network.card.get(key) for key in ("commit", "date", "corpus")}
     result = {"version": version(), "weights": card, "sets": sets}
     text = json.dumps(_jsonable(result), indent=1)
@@ -259,26 +404,48 @@ def _jsonable(value: Any) -> Any:
 
 
 def describe(sets: list[dict[str, Any]]) -> str:
-    """Tables of the sets' figures for people."""
-    parts = []
+    """Tables of the sets' figures for people: one row a set, then each set in detail."""
+    rows = []
     for result in sets:
-        parts.append(f"{result['set']}: {result['what']}; {result['tasks']} tasks, T* exact for {result['exact']}")
-        qualities = {PICK: result["pick"], "  best of its first 5": result["top5"]}
-        qualities |= {BASELINES[name]: figures for name, figures in result["baselines"].items()}
-        rows = [
-            [name, f"{q['geomean']:.2%}", f"{q['worst']:.2%}", f"{q['share_95']:.1%}"] for name, q in qualities.items()
-        ]
-        parts.append(table(["T* / T(pick)", "geomean", "worst", ">= 95 %"], rows, left={"T* / T(pick)"}))
-        validity, seconds = result["validity"], result["pick_seconds"]
-        parts.append(
-            f"validity: F1 {validity['f1']:.4f}, AUROC {validity['auroc']:.4f}; "
-            f"Kendall tau {result['kendall_tau']:.4f}, pairwise accuracy {result['pairwise_accuracy']:.4f}\n"
-            f"first try lowers: {result['first_try_lowers']:.1%} by p_valid alone, "
-            f"{result['first_try_lowers_with_closed_form']:.1%} with the closed form; "
-            f"invalid of the first 50 by p_valid alone: {result['invalid_of_50']:.2%}; "
-            f"fallbacks: {result['fallbacks']}\n"
-            f"the space: {result['near_share']:.2%} of the valid schedules within 5 % of T*, "
-            f"the median one at {result['median_ratio']:.1%} of T*'s speed\n"
-            f"a pick: {seconds['mean']:.2f} s on average, {seconds['max']:.2f} s at most\n"
-        )
-    return "\n".join(parts)
+        pick, order, validity = result["pick"], result["order"], result["validity"]
+        shares = [f"{pick[key]:.2%}" for key in ("geomean", "worst")] + [f"{pick['share_95']:.1%}"]
+        ranks = [f"{order['kendall_tau']:.4f}", f"{validity['auroc']:.4f}", f"{result['invalid_of_50']:.2%}"]
+        rows.append([result["set"], str(result["tasks"]), *shares, *ranks, f"{result['pick_seconds']['mean']:.2f} s"])
+    head = ["set", "tasks", "geomean", "worst", ">= 95 %", "tau", "AUROC", "invalid of 50", "a pick"]
+    return "\n".join([table(head, rows, left={"set"}), "", *map(_describe_set, sets)])
+
+
+def _describe_set(result: dict[str, Any]) -> str:
+    """A set's tables."""
+    peers = result["peers"]
+    qualities = {PICK: result["pick"], "  best of its first 5": result["top5"]}
+    qualities |= {baselines.PEERS[name]: figures["pick"] for name, figures in peers.items()}
+    qualities |= {BASELINES[name]: figures for name, figures in result["baselines"].items()}
+    rows = [[name, f"{q['geomean']:.2%}", f"{q['worst']:.2%}", f"{q['share_95']:.1%}"] for name, q in qualities.items()]
+    orders = {PICK: result["order"]} | {baselines.PEERS[name]: figures["order"] for name, figures in peers.items()}
+    columns = {
+        "top-1": "top1",
+        "top-5": "top5",
+        "peak@1": "peak1",
+        "peak@5": "peak5",
+        "pairwise": "pairwise_accuracy",
+        "tau": "kendall_tau",
+    }
+    ranks = [[name, *(f"{order[key]:.4f}" for key in columns.values())] for name, order in orders.items()]
+    validity, seconds = result["validity"], result["pick_seconds"]
+    return (
+        f"{result['set']}: {result['what']}; {result['tasks']} tasks, T* exact for {result['exact']}\n"
+        + table(["T* / T(pick)", "geomean", "worst", ">= 95 %"], rows, left={"T* / T(pick)"})
+        + "\nof 2,000 random schedules, the valid ones, by the definitions of TenSet and TLP:\n"
+        + table(["order", *columns], ranks, left={"order"})
+        + f"\nvalidity: F1 {validity['f1']:.4f}, AUROC {validity['auroc']:.4f}\n"
+        f"first try lowers: {result['first_try_lowers']:.1%} by p_valid alone, "
+        f"{result['first_try_lowers_with_closed_form']:.1%} with the closed form; "
+        f"invalid of the first 50 by p_valid alone: {result['invalid_of_50']:.2%}; "
+        f"fallbacks: {result['fallbacks']}\n"
+        f"weighted by how often a layer occurs: {result['network_quality']:.2%}, "
+        f"best of the first 5: {result['network_top5']:.2%}\n"
+        f"the space: {result['near_share']:.2%} of the valid schedules within 5 % of T*, "
+        f"the median one at {result['median_ratio']:.1%} of T*'s speed\n"
+        f"a pick: {seconds['mean']:.2f} s on average, {seconds['max']:.2f} s at most\n"
+    )

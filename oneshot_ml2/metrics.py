@@ -111,8 +111,34 @@ def top_k_quality(best: float, cycles: ArrayLike, k: int) -> float:
     return best / float(valid.min()) if len(valid) else 0.0
 
 
+def best_of_first(cycles: ArrayLike, guess: ArrayLike, k: int) -> float:
+    """Least true cycles (n,) among the k candidates of the least guess (n,); NaN if there is none."""
+    truth = np.asarray(cycles, dtype=np.float64).ravel()
+    if not len(truth):
+        return float("nan")
+    return float(truth[np.argsort(np.asarray(guess).ravel(), kind="stable")[:k]].min())
+
+
+def peak_score(cycles: ArrayLike, guess: ArrayLike, k: int) -> float:
+    """TenSet's peak score@k of a task (its code's metric.py): the mean over j = 1..k of (best throughput among the
+    first j candidates by the guess) / (best throughput of all n), throughput being 1 / cycles (n,). NaN without any.
+
+    TenSet averages it over tasks weighted by their numbers of candidates. At k = 1 it is min l / l(first).
+    """
+    truth = np.asarray(cycles, dtype=np.float64).ravel()
+    if not len(truth):
+        return float("nan")
+    first = truth[np.argsort(np.asarray(guess).ravel(), kind="stable")[:k]]
+    return float((truth.min() / np.minimum.accumulate(first)).mean())
+
+
 def network_quality(best: ArrayLike, picked: ArrayLike, counts: ArrayLike) -> float:
-    """Sum of T* x count over the sum of T(pick) x count of a model's tasks (n,) (TenSet's top-1 score)."""
+    """Sum of T* x count over the sum of T(pick) x count of a model's tasks (n,).
+
+    With the best latency among a task's candidates for T*, and the least among the first k by the guess
+    (`best_of_first`) for T(pick), it is the top-k score of the TenSet paper and of TLP (its tlp_eval.py):
+    sum_t w_t min_i l_i / sum_t w_t min_(i in the first k) l_i, summed before dividing.
+    """
     weights = np.asarray(counts, dtype=np.float64)
     return float((np.asarray(best) * weights).sum() / (np.asarray(picked) * weights).sum())
 
@@ -129,3 +155,26 @@ def invalid_rate(trials: ArrayLike) -> float:
     """Invalid trials over trials; ``trials`` (n,) is true where one was invalid. NaN without trials."""
     array = np.asarray(trials, dtype=bool).ravel()
     return float(array.mean()) if len(array) else float("nan")
+
+
+def reliability(truth: ArrayLike, p_valid: ArrayLike, bins: int = 10) -> dict[str, list[float]]:
+    """How often what is called valid with probability p is: of each of ``bins`` equal ranges of ``p_valid`` (n,) that
+    is not empty its mean ``predicted`` probability, the ``observed`` share of the truth (n,), and its ``count``.
+    """
+    real, called = np.asarray(truth, dtype=np.float64).ravel(), np.asarray(p_valid, dtype=np.float64).ravel()
+    place = np.clip((called * bins).astype(np.int64), 0, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    kept = counts > 0
+    means = [np.bincount(place, weights=column, minlength=bins)[kept] / counts[kept] for column in (called, real)]
+    return {"predicted": means[0].tolist(), "observed": means[1].tolist(), "count": counts[kept].tolist()}
+
+
+def calibration_error(truth: ArrayLike, p_valid: ArrayLike, bins: int = 10) -> float:
+    """Expected calibration error: the mean over `reliability`'s ranges of |predicted - observed|, weighted by their
+    counts; NaN of nothing.
+    """
+    found = reliability(truth, p_valid, bins)
+    if not found["count"]:
+        return float("nan")
+    gaps = np.abs(np.array(found["predicted"]) - np.array(found["observed"]))
+    return float(np.average(gaps, weights=found["count"]))

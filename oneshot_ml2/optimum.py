@@ -7,12 +7,13 @@ cycles of a uniform sample of the space.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,8 @@ class Task:
 def read_tasks(path: str | Path) -> list[Task]:
     """The tasks of an evaluation set (JSON, `datasets/make_evaluation.py`), paths relative to its parent folder.
 
+    Of a set of several workload lists, layers are named ``<list>:<layer>``.
+
     Raises:
         OneShotError: an unreadable file, or a layer that the workload list does not have.
     """
@@ -185,7 +188,13 @@ def read_tasks(path: str | Path) -> list[Task]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         base = path.parent.parent
-        layers = {layer.name: layer for layer in read_layers(base / data["workloads"])}
+        lists = data["workloads"]
+        if isinstance(lists, str):
+            layers = {layer.name: layer for layer in read_layers(base / lists)}
+        else:
+            found = [(f"{Path(path).stem}:", layer) for path in lists for layer in read_layers(base / path)]
+            named = [dataclasses.replace(layer, name=prefix + layer.name) for prefix, layer in found]
+            layers = {layer.name: layer for layer in named}
         pairs = [(layers[entry["workload"]], entry["accelerator"]) for entry in data["tasks"]]
         return [Task(layer, Accelerator.load(base / chip), chip) for layer, chip in pairs]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -244,7 +253,7 @@ def read_optima(path: str | Path) -> dict[str, Optimum]:
 
 
 def _row(optimum: Optimum) -> str:
-    data: dict[str, Any] = {"schema": SCHEMA} | asdict(optimum)
+    data: dict[str, Any] = {"schema": SCHEMA} | dataclasses.asdict(optimum)
     return json.dumps(data, separators=(",", ":")) + "\n"
 
 

@@ -1,5 +1,8 @@
 """Training the network on corpora: features, losses, checkpoints, the model card.
 
+Corpora are read one task after another; their features go to a file that is mapped, not loaded, so that memory is
+bounded whatever their size. Under ``torchrun`` several processes share each batch's tasks.
+
 The loss of a batch, drawn by tasks: cross-entropy of validity over all samples, a Huber loss of log(T / LB) over the
 valid ones weighted towards the fast ones, a pairwise ranking loss within each task, and the likelihood of the spread.
 """
@@ -7,12 +10,16 @@ valid ones weighted towards the fast ones, a pairwise ranking loss within each t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import itertools
 import json
 import math
+import os
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,13 +31,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from oneshot_ml2 import encode, metrics
-from oneshot_ml2.corpus import TaskSamples, open_corpus
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.corpus import SAMPLERS, Corpus, TaskSamples, open_corpus
 from oneshot_ml2.errors import CorpusError, OneShotError
-from oneshot_ml2.files import read_toml
+from oneshot_ml2.files import read_toml, write_whole
 from oneshot_ml2.predictor import NETWORKS, OUTPUTS, Predictor, write_weights
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 from oneshot_ml2.vta import plan
@@ -53,6 +61,7 @@ class Settings:
         temperature: scale of log-latency differences in the ranking loss.
         validity_samples: further schedules of each task whose validity, told by lowering them, is trained on: half of
             them uniform, half drawn towards a small closed-form bound, where what looks fast is mostly invalid.
+        task_share: share of the tasks that is trained on, drawn at random.
         held_workloads: share of the workload shapes kept for validation.
         held_accelerators: number of accelerators kept for validation.
         checkpoint_minutes: time between checkpoints.
@@ -75,6 +84,7 @@ class Settings:
     spread_weight: float = 0.01
     temperature: float = 0.05
     validity_samples: int = 256
+    task_share: float = 1.0
     held_workloads: float = 0.06
     held_accelerators: int = 2
     checkpoint_minutes: float = 2.0
@@ -85,27 +95,29 @@ class Settings:
             raise OneShotError("training settings: scan and main need widths of at least 1, epochs is at least 1")
         if self.tasks_per_batch < 1 or self.samples_per_task < 2:
             raise OneShotError("training settings: tasks_per_batch is at least 1, samples_per_task at least 2")
+        if not 0 < self.task_share <= 1:
+            raise OneShotError("training settings: task_share is above 0 and at most 1")
 
 
-def read_settings(path: str | Path) -> Settings:
-    """Settings from a TOML file.
+def read_settings(path: str | Path, kind: type[Any] = Settings) -> Any:
+    """Settings from a TOML file: a dataclass of plain values that all have defaults, `Settings` unless given.
 
     Raises:
         OneShotError: an unreadable file, an unknown key or a value of another type.
     """
     table = read_toml(path)
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     for key, value in table.items():
         if key not in defaults:
             raise OneShotError(f"{path}: unknown key {key!r}; allowed: {', '.join(defaults)}")
-        kind = type(defaults[key])
-        if kind is tuple and isinstance(value, list) and all(type(item) is int for item in value):
+        expected = type(defaults[key])
+        if expected is tuple and isinstance(value, list) and all(type(item) is int for item in value):
             table[key] = tuple(value)
-        elif kind is float and type(value) is int:
+        elif expected is float and type(value) is int:
             table[key] = float(value)
-        elif type(value) is not kind:
-            raise OneShotError(f"{path}: {key} is {value!r}; allowed: {kind.__name__}")
-    return Settings(**table)
+        elif type(value) is not expected:
+            raise OneShotError(f"{path}: {key} is {value!r}; allowed: {expected.__name__}")
+    return kind(**table)
 
 
 # Data ----------------------------------------------------------------------------------------
@@ -113,10 +125,11 @@ def read_settings(path: str | Path) -> Settings:
 
 @dataclass(frozen=True)
 class Data:
-    """A corpus as features. Task t owns the samples offsets[t] to offsets[t + 1].
+    """A corpus as features, in memory or (``schedules``) mapped. Task t owns the samples offsets[t] to offsets[t + 1].
 
     ``tasks``: float32 (T, task features); ``schedules``: float32 (n, schedule features); ``valid``: bool (n,);
-    ``timed``: bool (n,), valid and measured; ``log_bound``: float32 (n,), log LB; ``log_ratio``: float32 (n,),
+    ``timed``: bool (n,), valid and measured; ``guided``: bool (n,), drawn by exploration;
+    ``log_bound``: float32 (n,), log LB; ``log_ratio``: float32 (n,),
     log(T / LB), 0 where not timed; ``shapes`` and
     ``accelerators``: what each task's workload and accelerator are, as hashable keys; ``digests``: of the corpora.
     """
@@ -126,6 +139,7 @@ class Data:
     offsets: NDArray[np.int64]
     valid: NDArray[np.bool_]
     timed: NDArray[np.bool_]
+    guided: NDArray[np.bool_]
     log_bound: NDArray[np.float32]
     log_ratio: NDArray[np.float32]
     shapes: list[Any]
@@ -152,76 +166,175 @@ def draw_unmeasured(
     return values[chosen], space.validity(drawn[chosen]) == Reason.VALID
 
 
+# What a task contributes to `Data`: column -> dtype; ``schedules`` is the only large one.
+_COLUMNS = {
+    "schedules": np.float32,
+    "valid": np.bool_,
+    "timed": np.bool_,
+    "guided": np.bool_,
+    "log_bound": np.float32,
+    "log_ratio": np.float32,
+}
+
+
+def _columns_of(task: TaskSamples, validity_samples: int, seed: int) -> dict[str, NDArray[Any]]:
+    """`_COLUMNS` of a task's samples and of ``validity_samples`` more schedules, and ``task``, its own features."""
+    space = task.space()
+    values, valid = np.array(task.values, dtype=np.int64, order="C"), task.valid
+    timed, cycles, guided = valid, task.cycles, task.sampler == SAMPLERS.index("explore")
+    if validity_samples:
+        rng = np.random.default_rng([seed, 2, int(task.id, 16)])
+        more, lowers = draw_unmeasured(space, validity_samples, rng)
+        values, valid = np.concatenate([values, more]), np.concatenate([valid, lowers])
+        timed, guided = (np.concatenate([flags, np.zeros(len(more), dtype=bool)]) for flags in (timed, guided))
+        cycles = np.concatenate([cycles, np.full(len(more), -1)])
+    block = np.empty((len(values), len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
+    encoder = encode.Encoder.of(space)
+    given = encoder.candidates(np.arange(len(values)), values)
+    encoder.encode(given, block)
+    ratio = np.where(timed, np.log(np.maximum(cycles, 1) / given.bound), 0.0)
+    columns = {
+        "task": encode.task_features(space),
+        "schedules": block,
+        "valid": valid,
+        "timed": timed,
+        "guided": guided,
+        "log_bound": np.log(given.bound),
+        "log_ratio": ratio,
+    }
+    return {name: column.astype(_COLUMNS.get(name, np.float32)) for name, column in columns.items()}
+
+
 def make_data(tasks: Iterable[TaskSamples], digests: list[str], validity_samples: int = 0, seed: int = 0) -> Data:
     """Features and targets of measured tasks, and ``validity_samples`` more schedules of each, see `Settings`.
 
     Raises:
         CorpusError: no task has a sample.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in ("tasks", "schedules", "valid", "timed", "bound", "ratio")}
-    shapes, chips, lengths = [], [], []
+    tables, shapes, chips = [], [], []
     for task in tasks:
-        if not len(task):
-            continue
-        space = task.space()
-        values, valid = np.array(task.values, dtype=np.int64, order="C"), task.valid
-        timed, cycles = valid, task.cycles
-        if validity_samples:
-            rng = np.random.default_rng([seed, 2, int(task.id, 16)])
-            more, lowers = draw_unmeasured(space, validity_samples, rng)
-            values, valid = np.concatenate([values, more]), np.concatenate([valid, lowers])
-            timed = np.concatenate([timed, np.zeros(len(more), dtype=bool)])
-            cycles = np.concatenate([cycles, np.full(len(more), -1)])
-        row = encode.task_features(space)
-        block = np.empty((len(values), len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
-        encoder = encode.Encoder.of(space)
-        given = encoder.candidates(np.arange(len(values)), values)
-        encoder.encode(given, block)
-        bound = given.bound
-        ratio = np.where(timed, np.log(np.maximum(cycles, 1) / bound), 0.0)
-        new = (row, block, valid, timed, np.log(bound).astype(np.float32), ratio.astype(np.float32))
-        for column, part in zip(columns.values(), new, strict=True):
-            column.append(part)
-        shapes.append(task.workload.shape_key)
-        chips.append(task.accelerator)
-        lengths.append(len(values))
-    if not lengths:
-        raise CorpusError("no samples to train on; collect some with `oneshot-ml2 collect`")
-    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-    features = np.array(columns.pop("tasks"))
-    joined: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
+        if len(task):
+            tables.append(_columns_of(task, validity_samples, seed))
+            shapes.append(task.workload.shape_key)
+            chips.append(task.accelerator)
+    if not tables:
+        raise _no_samples()
+    offsets = np.concatenate(([0], np.cumsum([len(table["valid"]) for table in tables]))).astype(np.int64)
+    joined = {name: np.concatenate([table[name] for table in tables]) for name in _COLUMNS}
     return Data(
-        features,
-        joined["schedules"],
-        offsets,
-        joined["valid"],
-        joined["timed"],
-        joined["bound"],
-        joined["ratio"],
-        shapes,
-        chips,
-        digests,
+        tasks=np.array([table["task"] for table in tables]),
+        offsets=offsets,
+        shapes=shapes,
+        accelerators=chips,
+        digests=digests,
+        **joined,
     )
 
 
-def read_data(paths: Sequence[str | Path], settings: Settings) -> Data:
-    """Features of one or several corpora (files or folders of shards).
+def _no_samples() -> CorpusError:
+    return CorpusError("no samples to train on; collect some with `oneshot-ml2 collect`")
+
+
+def _open_all(paths: Sequence[str | Path]) -> list[Corpus]:
+    """Corpora of this version's space.
 
     Raises:
         CorpusError: a corpus that is damaged, foreign, or of another space.
     """
-    digests, corpora = [], []
+    corpora = []
     for path in paths:
-        corpus = open_corpus(path)
-        corpus.check_space()
-        digests.append(corpus.digest)
-        corpora.append(corpus)
+        corpora.append(open_corpus(path))
+        corpora[-1].check_space()
+    return corpora
+
+
+def read_data(paths: Sequence[str | Path], settings: Settings) -> Data:
+    """Features of one or several corpora (files or folders of shards), in memory.
+
+    Raises:
+        CorpusError: a corpus that is damaged, foreign, or of another space.
+    """
+    corpora = _open_all(paths)
     tasks = itertools.chain.from_iterable(corpora)
     try:
-        return make_data(tasks, digests, settings.validity_samples, settings.seed)
+        return make_data(tasks, [corpus.digest for corpus in corpora], settings.validity_samples, settings.seed)
     finally:
         for corpus in corpora:
             corpus.close()
+
+
+def write_features(paths: Sequence[str | Path], settings: Settings, folder: str | Path) -> None:
+    """Features of corpora as files that `map_features` reads, made one task after another; nothing is done if they are
+    there already.
+
+    Raises:
+        CorpusError: see `read_data`; or no task has a sample.
+    """
+    folder = Path(folder)
+    corpora = _open_all(paths)
+    try:
+        digests = [corpus.digest for corpus in corpora]
+        made_of = [encode.FEATURE_VERSION, digests, settings.validity_samples, settings.seed]
+        head = folder / "head.json"
+        if _made_of(head) == made_of:
+            return
+        head.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows, shapes, chips, lengths = [], [], [], []
+        with contextlib.ExitStack() as stack:
+            files = {name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in _COLUMNS}
+            for task in itertools.chain.from_iterable(corpora):
+                if not len(task):
+                    continue
+                table = _columns_of(task, settings.validity_samples, settings.seed)
+                for name, file in files.items():
+                    file.write(np.ascontiguousarray(table[name]).data)
+                rows.append(table["task"].tolist())
+                shapes.append(task.workload.shape_key)
+                chips.append(task.accelerator.to_json())
+                lengths.append(len(table["valid"]))
+        if not lengths:
+            raise _no_samples()
+    finally:
+        for corpus in corpora:
+            corpus.close()
+    content = {"made_of": made_of, "tasks": rows, "shapes": shapes, "accelerators": chips, "lengths": lengths}
+    write_whole(head, json.dumps(content))
+
+
+def _made_of(head: Path) -> Any:
+    """What the features beside ``head`` are made of; None if they are not whole."""
+    try:
+        return json.loads(head.read_text(encoding="utf-8"))["made_of"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def map_features(folder: str | Path) -> Data:
+    """What `write_features` wrote; the features of the schedules stay on the disk until they are used."""
+    folder = Path(folder)
+    head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
+    offsets = np.concatenate(([0], np.cumsum(head["lengths"]))).astype(np.int64)
+    small = {name: dtype for name, dtype in _COLUMNS.items() if name != "schedules"}
+    columns: dict[str, Any] = {name: np.fromfile(folder / f"{name}.bin", dtype=dtype) for name, dtype in small.items()}
+    shape = (int(offsets[-1]), len(encode.SCHEDULE_FEATURES))
+    # Copy on write: torch takes arrays that may be written to.
+    mapped = np.memmap(folder / "schedules.bin", dtype=np.float32, mode="c", shape=shape)
+    known = {text: Accelerator.from_json(text) for text in set(head["accelerators"])}
+    return Data(
+        tasks=np.array(head["tasks"], dtype=np.float32),
+        schedules=np.asarray(mapped),
+        offsets=offsets,
+        shapes=[_as_tuple(shape) for shape in head["shapes"]],
+        accelerators=[known[text] for text in head["accelerators"]],
+        digests=head["made_of"][1],
+        **columns,
+    )
+
+
+def _as_tuple(value: Any) -> Any:
+    """Nested lists as nested tuples."""
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
 
 
 def split_tasks(data: Data, settings: Settings) -> dict[str, NDArray[np.int64]]:
@@ -340,13 +453,17 @@ def _batch(
 
 def standardisation(data: Data, tasks: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and standard deviation of all features over the samples of ``tasks``, float32 (F,); constants get 1."""
-    rows = np.concatenate([np.arange(data.offsets[t], data.offsets[t + 1]) for t in tasks])
-    means, scales = [], []
-    for table in (data.tasks[tasks], data.schedules[rows]):
-        means.append(table.mean(axis=0, dtype=np.float64))
-        deviation = table.std(axis=0, dtype=np.float64)
-        scales.append(np.where(deviation > 1e-4, deviation, 1.0))
-    return np.concatenate(means).astype(np.float32), np.concatenate(scales).astype(np.float32)
+    count, total, squares = 0, 0.0, 0.0
+    for t in tasks:
+        block = data.schedules[data.rows(int(t))].astype(np.float64)
+        count += len(block)
+        total, squares = total + block.sum(axis=0), squares + (block**2).sum(axis=0)
+    mean = total / count
+    own = data.tasks[tasks].astype(np.float64)
+    means = np.concatenate([own.mean(axis=0), mean])
+    deviations = np.concatenate([own.std(axis=0), np.sqrt(np.maximum(squares / count - mean**2, 0.0))])
+    scales = np.where(deviations > 1e-4, deviations, 1.0)
+    return means.astype(np.float32), scales.astype(np.float32)
 
 
 def to_predictor(
@@ -455,15 +572,70 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+# Several processes ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Processes that train together, each on its part of a batch's tasks; by default just this one."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def joined(cls) -> Processes:
+        """Those that ``torchrun`` started, over gloo."""
+        if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+            return cls()
+        # While one makes features or validates, the others wait.
+        distributed.init_process_group("gloo", timeout=datetime.timedelta(hours=4))
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    def leave(self) -> None:
+        """End what `joined` began."""
+        if self.count > 1:
+            distributed.destroy_process_group()
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.count > 1:
+            distributed.barrier()
+
+    def mean(self, value: float) -> float:
+        """The mean of each one's value."""
+        if self.count == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64)
+        distributed.all_reduce(tensor)
+        return float(tensor[0]) / self.count
+
+    def share(self, tasks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This one's part of a batch's tasks; all of them if there are fewer than processes."""
+        return tasks[self.rank :: self.count] if len(tasks) >= self.count else tasks
+
+    def together(self, network: nn.Module) -> nn.Module:
+        """The network, its gradients averaged over the processes."""
+        if self.count == 1:
+            return network
+        return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+
+
 # The loop ------------------------------------------------------------------------------------
 
 
-def train(data: Data, settings: Settings, out: str | Path, progress: bool = False, stop_after: int = 0) -> Predictor:
+def train(
+    data: Data,
+    settings: Settings,
+    out: str | Path,
+    progress: bool = False,
+    stop_after: int = 0,
+    processes: Processes = Processes(),
+) -> Predictor:
     """Train on a corpus and write ``out`` (.safetensors), its card (.json) and its loss curves (.png).
 
     Progress is kept in ``<out>.checkpoint`` and taken up from there by the next call with the same arguments: a run
     that was killed gives the same weights as one that was not. ``stop_after``: leave after so many epochs (a test
-    of that).
+    of that). Of several ``processes`` all call this, and the first one writes.
 
     Raises:
         CorpusError: no task is left to train on.
@@ -479,6 +651,9 @@ def train(data: Data, settings: Settings, out: str | Path, progress: bool = Fals
     tasks = splits["train"][usable[splits["train"]]]
     if not len(tasks):
         raise CorpusError("no task with a valid sample is left to train on; collect more of them")
+    if settings.task_share < 1:
+        count = max(1, round(settings.task_share * len(tasks)))
+        tasks = np.sort(np.random.default_rng([settings.seed, 4]).permutation(tasks)[:count])
     mean, scale = standardisation(data, tasks)
     network = Network(settings, mean, scale)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -487,6 +662,8 @@ def train(data: Data, settings: Settings, out: str | Path, progress: bool = Fals
     state: dict[str, Any] = {"epoch": 0, "history": [], "seconds": 0.0, "fingerprint": fingerprint}
     if checkpoint.exists():
         state = _load_checkpoint(checkpoint, network, average, optimizer, fingerprint)
+    processes.wait()
+    model = processes.together(network)
 
     steps = -(-len(tasks) // settings.tasks_per_batch)
     every = steps * settings.epochs
@@ -500,11 +677,13 @@ def train(data: Data, settings: Settings, out: str | Path, progress: bool = Fals
     for epoch in range(state["epoch"], settings.epochs):
         rng = np.random.default_rng([settings.seed, 1, epoch])
         order, sum_of_losses = rng.permutation(tasks), 0.0
+        draws = rng if processes.count == 1 else np.random.default_rng([settings.seed, 3, epoch, processes.rank])
         for step, chosen in enumerate(np.array_split(order, steps)):
-            features, schedules, *targets = _batch(data, best, chosen, settings.samples_per_task, rng)
+            own = processes.share(chosen)
+            features, schedules, *targets = _batch(data, best, own, settings.samples_per_task, draws)
             for group in optimizer.param_groups:
                 group["lr"] = rate(epoch * steps + step)
-            loss = torch.stack([losses(outputs, targets, settings) for outputs in network(features, schedules)]).sum()
+            loss = torch.stack([losses(outputs, targets, settings) for outputs in model(features, schedules)]).sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -516,14 +695,14 @@ def train(data: Data, settings: Settings, out: str | Path, progress: bool = Fals
                 for name, tensor in network.state_dict().items():
                     average[name].lerp_(tensor, 1 - decay)
         last = epoch + 1 == settings.epochs
-        entry: dict[str, Any] = {"epoch": epoch + 1, "loss": sum_of_losses / steps}
-        if last or (epoch + 1) % max(settings.epochs // 20, 1) == 0:
+        entry: dict[str, Any] = {"epoch": epoch + 1, "loss": processes.mean(sum_of_losses / steps)}
+        if processes.rank == 0 and (last or (epoch + 1) % max(settings.epochs // 20, 1) == 0):
             shadow.load_state_dict(average)
             entry |= {name: validate(shadow, data, splits[name]) for name in ("workload", "both") if len(splits[name])}
         state["history"].append(entry)
         state["epoch"] = epoch + 1
         state["seconds"] = time.monotonic() - began
-        if progress:
+        if progress and processes.rank == 0:
             text = "  ".join(
                 f"{name}: " + " ".join(f"{key} {value:.4f}" for key, value in figures.items() if key != "tasks")
                 for name, figures in entry.items()
@@ -532,16 +711,17 @@ def train(data: Data, settings: Settings, out: str | Path, progress: bool = Fals
             head = f"epoch {epoch + 1}/{settings.epochs} loss {entry['loss']:.4f} {state['seconds']:.0f} s"
             print(f"{head}  {text}".rstrip(), flush=True)
         stopping = stop_after and epoch + 1 >= stop_after
-        if last or stopping or time.monotonic() - saved > 60 * settings.checkpoint_minutes:
+        due = last or stopping or time.monotonic() - saved > 60 * settings.checkpoint_minutes
+        if due and processes.rank == 0:
             _save_checkpoint(checkpoint, network, average, optimizer, state)
             saved = time.monotonic()
         if stopping:
             break
     shadow.load_state_dict(average)
     predictor = to_predictor(shadow, data.tasks[tasks].min(axis=0), data.tasks[tasks].max(axis=0), {})
-    card = _card(data, settings, splits, state)
+    card = _card(data, settings, splits, state) | {"processes": processes.count}
     predictor = dataclasses.replace(predictor, card=card)
-    if state["epoch"] == settings.epochs:
+    if state["epoch"] == settings.epochs and processes.rank == 0:
         predictor.save(out)
         plot_losses(state["history"], out.with_suffix(".png"))
         checkpoint.unlink(missing_ok=True)
@@ -611,10 +791,28 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     settings = dataclasses.replace(settings, **given)
-    data = read_data(args.corpus, settings)
-    valid = float(data.valid.mean())
-    print(f"{len(data)} tasks, {len(data.valid)} samples, {valid:.1%} valid", flush=True)
-    predictor = train(data, settings, args.out, progress=True)
     out = Path(args.out).with_suffix(".safetensors")
-    print(f"{out}: trained in {predictor.card['training_seconds']:.0f} s; card and curves beside it")
+    features = out.with_suffix(".features")
+    processes = Processes.joined()
+    try:
+        if processes.rank == 0:
+            write_features(args.corpus, settings, features)
+        processes.wait()
+        data = map_features(features)
+        if processes.rank == 0:
+            valid = float(data.valid.mean())
+            print(f"{len(data)} tasks, {len(data.valid)} samples, {valid:.1%} valid", flush=True)
+        predictor = train(data, settings, out, progress=True, processes=processes)
+        if processes.rank == 0:
+            shutil.rmtree(features)
+            print(f"{out}: trained in {predictor.card['training_seconds']:.0f} s; card and curves beside it")
+    finally:
+        processes.leave()
     return 0
+
+
+if __name__ == "__main__":
+    # For torchrun, which starts modules; everything is that of `oneshot-ml2 train`.
+    from oneshot_ml2.cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))

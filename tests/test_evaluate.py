@@ -41,6 +41,10 @@ def test_a_task_s_figures_are_those_of_its_pick(known, transplants):
     assert np.array_equal(truth, np.array(known.sample_cycles) > 0)
     assert p_valid.shape == truth.shape
     assert row.first_legal_lowers
+    valid = np.array(known.sample_cycles)[truth]
+    assert (row.order.candidates, row.order.best) == (len(valid), valid.min())
+    assert row.order.best <= row.order.top5 <= row.order.top1
+    assert row.peers == {}
     assert json.loads(json.dumps(dataclasses.asdict(row))) == dataclasses.asdict(row)
 
 
@@ -48,7 +52,7 @@ def test_a_poor_network_shows(known, transplants):
     good, _, _ = evaluate.evaluate_task(TASK, known, oneshot.predictor_of(None), transplants)
     poor, _, _ = evaluate.evaluate_task(TASK, known, networks.random_network(trusting=30.0), transplants)
     assert poor.quality < good.quality
-    assert poor.tau < good.tau
+    assert poor.order.tau < good.order.tau
     none, _, _ = evaluate.evaluate_task(TASK, known, networks.random_network(trusting=-1e3), transplants)
     assert none.source == "fallback" and not none.first_lowers
 
@@ -61,12 +65,15 @@ def test_a_table_that_is_beaten_is_refused(known, transplants):
 
 def test_sums_over_tasks(known, transplants):
     row, truth, p_valid = evaluate.evaluate_task(TASK, known, oneshot.predictor_of(None), transplants)
-    slow = dataclasses.replace(row, quality=row.quality / 2, cycles=row.cycles * 2, count=1, tau=float("nan"))
+    slow = dataclasses.replace(row, quality=row.quality / 2, cycles=row.cycles * 2, count=1)
     total = evaluate.summarise([row, slow], [truth, truth], [p_valid, p_valid])
     assert total["pick"]["geomean"] == pytest.approx(row.quality / 2**0.5)
     assert total["pick"]["worst"] == slow.quality
     assert total["network_quality"] == pytest.approx(4 * row.best / (3 * row.cycles + slow.cycles))
-    assert total["kendall_tau"] == row.tau
+    assert total["network_top5"] == pytest.approx(row.top5)
+    assert total["kendall_tau"] == row.order.tau
+    assert total["order"]["top1"] == row.order.best / row.order.top1
+    assert total["order"]["peak1"] == row.order.peak1
     assert total["validity"] == metrics.validity_scores(truth, p_valid)
     text = evaluate.describe([{"set": "x", "what": "of one task"} | total])
     assert "of one task; 2 tasks" in text and "simulation for our wall time" in text

@@ -190,3 +190,39 @@ def test_shapes_are_flattened() -> None:
     a, b = np.arange(6), np.array([0, 2, 1, 3, 5, 4])
     for metric in (metrics.kendall_tau, metrics.pairwise_accuracy):
         assert metric(a.reshape(2, 3), b.reshape(2, 3)) == metric(a, b)
+
+
+candidates = st.lists(st.tuples(st.integers(1, 9), FEW), min_size=1, max_size=12)
+
+
+@fast
+@given(candidates, st.integers(1, 6))
+def test_scores_of_the_first_k_are_their_definitions(pairs: list[tuple[int, int]], k: int) -> None:
+    cycles, guess = [a for a, _ in pairs], [b for _, b in pairs]
+    order = sorted(range(len(pairs)), key=lambda i: guess[i])
+    assert metrics.best_of_first(cycles, guess, k) == min(cycles[i] for i in order[:k])
+    peaks = [min(cycles) / min(cycles[i] for i in order[: j + 1]) for j in range(min(k, len(order)))]
+    assert same(metrics.peak_score(cycles, guess, k), sum(peaks) / len(peaks))
+
+
+def test_scores_of_no_candidates_are_nan() -> None:
+    assert math.isnan(metrics.best_of_first([], [], 1))
+    assert math.isnan(metrics.peak_score([], [], 5))
+
+
+@fast
+@given(labelled, st.integers(1, 5))
+def test_reliability_is_its_definition(pairs: list[tuple[bool, float]], bins: int) -> None:
+    truth, score = [a for a, _ in pairs], [b for _, b in pairs]
+    predicted, observed, count = [], [], []
+    for i in range(bins):
+        own = [j for j, p in enumerate(score) if i / bins <= p < (i + 1) / bins or (i == bins - 1 and p == 1)]
+        if own:
+            predicted.append(sum(score[j] for j in own) / len(own))
+            observed.append(sum(truth[j] for j in own) / len(own))
+            count.append(len(own))
+    found = metrics.reliability(truth, score, bins)
+    assert found["count"] == count
+    assert found["predicted"] == pytest.approx(predicted) and found["observed"] == pytest.approx(observed)
+    gaps = [n * abs(p - q) for n, p, q in zip(count, predicted, observed)]
+    assert same(metrics.calibration_error(truth, score, bins), sum(gaps) / sum(count) if count else math.nan)

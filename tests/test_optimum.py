@@ -11,6 +11,7 @@ import pytest
 from oneshot_ml2 import optimum
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.evaluate import SETS
 from oneshot_ml2.optimum import Optimum, Task
 from oneshot_ml2.schedule import ScheduleSpace
 from oneshot_ml2.workload import Conv2d, Layer
@@ -98,16 +99,34 @@ def test_the_shipped_sets_are_large_and_held_out():
 
     trained, excluded = keys("train", "operators"), keys("excluded", "operators_excluded")
     chips = {Accelerator.load(path) for path in (root / "accelerators/train").glob("*.json")}
-    unseen = set()
-    for name in ("workloads", "resnet18", "unseen", "operators"):
+    unseen = {}
+    for name in SETS:
         tasks = optimum.read_tasks(root / f"evaluation/{name}.json")
         assert len({t.id for t in tasks}) == len(tasks) >= 60
         assert not (trained - excluded) & {(t.workload.op, t.workload.shape_key) for t in tasks}
         seen = [t.accelerator in chips for t in tasks]
-        assert not any(seen) if name == "unseen" else all(seen)
-        if name == "unseen":
-            unseen = {t.accelerator for t in tasks}
-    assert len(unseen) >= 8
+        assert not any(seen) if name in ("unseen", "outside") else all(seen)
+        if not any(seen):
+            unseen[name] = {t.accelerator for t in tasks}
+    assert all(len(accelerators) >= 8 for accelerators in unseen.values()) and len(unseen) == 2
+    most = [max(getattr(chip, name) for chip in chips) for name in ("block", "bus_bits", "memory_latency")]
+    for chip in unseen["outside"]:
+        assert chip.block > most[0] or chip.bus_bits > most[1] or chip.memory_latency > most[2]
+
+
+def test_the_networks_set_holds_their_own_layers():
+    root = Path(__file__).parent.parent / "datasets"
+    tasks = optimum.read_tasks(root / "evaluation/networks.json")
+    networks_of = [t.layer.name.partition(":")[2].partition(".")[0] for t in tasks]
+    for name in ("resnet50", "mobilenet_v1", "mobilenet_v2", "vgg16", "bert_base"):
+        assert networks_of.count(name) == 11
+    chips = {Accelerator.load("pynq"), Accelerator.load("zcu104")}
+    assert {t.accelerator for t in tasks} == chips
+    mobile = [t.workload for t, name in zip(tasks, networks_of) if name.startswith("mobilenet")]
+    windows = [work for work in mobile if isinstance(work, Conv2d) and work.r == 3]
+    # Their 3x3 layers are depthwise but for the first, which reads three channels.
+    assert all(work.groups == work.c or work.c == 3 for work in windows)
+    assert sum(work.groups == work.c for work in windows) >= 6
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"tasks": [{"workload": "x"}]}', '{"tasks": 3, "workloads": "w.toml"}'])

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import networks
@@ -57,6 +60,52 @@ def test_targets_are_the_corpus_s_own(folder: Path, data: Data):
         cycles = np.exp(data.log_bound[rows] + data.log_ratio[rows])[:n][task.valid]
         assert np.allclose(cycles, task.cycles[task.valid], rtol=1e-5)
         assert (data.log_ratio[rows] >= 0).all()
+
+
+def test_mapped_features_are_those_in_memory(folder: Path, data: Data, tmp_path: Path, monkeypatch):
+    training.write_features([folder], SETTINGS, tmp_path / "features")
+    mapped = training.map_features(tmp_path / "features")
+    for field in dataclasses.fields(Data):
+        one, two = getattr(mapped, field.name), getattr(data, field.name)
+        if isinstance(two, np.ndarray):
+            assert one.dtype == two.dtype and np.array_equal(one, two), field.name
+        else:
+            assert one == two, field.name
+    assert isinstance(mapped.schedules.base, np.memmap)
+    # They are made once; other settings make them anew.
+    wanted = training._made_of(tmp_path / "features" / "head.json")
+    monkeypatch.setattr(training, "_columns_of", None)
+    training.write_features([folder], SETTINGS, tmp_path / "features")
+    with pytest.raises(TypeError):
+        training.write_features([folder], dataclasses.replace(SETTINGS, seed=8), tmp_path / "features")
+    assert wanted is not None and training._made_of(tmp_path / "features" / "head.json") is None
+
+
+def test_two_processes_train_together(folder: Path, tmp_path: Path):
+    settings = tmp_path / "s.toml"
+    text = "scan = [8]\nmain = [16, 8]\nepochs = 4\ntasks_per_batch = 4\nsamples_per_task = 32\n"
+    settings.write_text(text + "validity_samples = 20\nheld_workloads = 0.25\nheld_accelerators = 1")
+    out = tmp_path / "weights"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "oneshot_ml2.training", "--corpus", folder, "--out", out, "--settings", settings]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr
+    # One of them speaks and writes.
+    assert done.stdout.count("epoch 4/4") == done.stdout.count("trained in") == 1
+    card = Predictor.load(out.with_suffix(".safetensors")).card
+    losses = [entry["loss"] for entry in card["history"]]
+    assert card["processes"] == 2 and losses[-1] < losses[0]
+    assert not out.with_suffix(".features").exists() and not out.with_suffix(".checkpoint").exists()
+
+
+def test_processes_share_each_batch():
+    tasks = np.arange(7)
+    shares = [training.Processes(rank, 3).share(tasks) for rank in range(3)]
+    assert np.array_equal(np.sort(np.concatenate(shares)), tasks)
+    assert np.array_equal(training.Processes(2, 3).share(tasks[:2]), tasks[:2])
+    alone = training.Processes()
+    assert alone.mean(3.5) == 3.5 and alone.together(torch.nn.Identity()).__class__ is torch.nn.Identity
 
 
 def test_drawn_validity_is_that_of_lowering():

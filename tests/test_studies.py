@@ -1,0 +1,170 @@
+"""The studies in train/ and the plots in benchmarks/, on a corpus and a task that are tiny."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import networks
+import numpy as np
+import pytest
+
+from oneshot_ml2 import encode, evaluate, optimum, training
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.optimum import Optimum, Task
+from oneshot_ml2.schedule import ScheduleSpace
+from oneshot_ml2.training import Data, Settings
+from oneshot_ml2.workload import Layer
+
+ROOT = Path(__file__).parent.parent
+SPACE = ScheduleSpace(networks.SMALL, Accelerator.load("pynq"))
+TASK = Task(Layer("small", networks.SMALL, 3), Accelerator.load("pynq"), "accelerators/pynq.json")
+SETTINGS = """
+scan = [8]
+main = [8]
+tasks_per_batch = 4
+samples_per_task = 16
+validity_samples = 20
+held_workloads = 0.25
+held_accelerators = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return networks.small_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> Data:
+    return training.read_data([folder], Settings(validity_samples=20))
+
+
+@pytest.fixture(scope="module")
+def known() -> Optimum:
+    return optimum.find_optimum(TASK, limit=1e9)
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch, known: Optimum):
+    """A script as a module, the frozen sets being one tiny task."""
+    monkeypatch.setattr(evaluate, "known_tasks", lambda name, limit=0: [(TASK, known)])
+
+    def by_name(name: str) -> ModuleType:
+        kind, name = name.split("/")
+        monkeypatch.syspath_prepend(str(ROOT / kind))
+        return importlib.import_module(name)
+
+    return by_name
+
+
+def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
+    monkeypatch.setattr("sys.argv", [script.__name__, *map(str, argv)])
+    return int(script.main())
+
+
+def test_the_learning_curve_goes_on_where_it_was(folder: Path, tmp_path: Path, monkeypatch, load, capsys):
+    script = load("train/learning_curve")
+    (tmp_path / "s.toml").write_text(SETTINGS)
+    out = tmp_path / "figures" / "curve"
+    given = ["--corpus", folder, "--work", tmp_path / "work", "--out", out, "--settings", tmp_path / "s.toml"]
+    given += ["--sets", "workloads"]
+    monkeypatch.setattr(script, "SHARES", (0.5, 1.0))
+    assert run(script, monkeypatch, *given, "--epochs", 1) == 0
+    points = json.loads(out.with_suffix(".json").read_text())
+    assert list(points) == ["share 0.5000", "share 1.0000"]
+    assert [p["facts"]["settings"]["epochs"] for p in points.values()] == [2, 1]
+    few, all_of_them = (p["trained_on"] for p in points.values())
+    assert few == round(all_of_them / 2)
+    assert 0 < points["share 1.0000"]["sets"]["workloads"]["geomean"] <= 1
+    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    monkeypatch.setattr(training, "train", None)
+    assert run(script, monkeypatch, *given, "--epochs", 1) == 0
+    with pytest.raises(TypeError):
+        run(script, monkeypatch, *given, "--epochs", 2)
+    assert run(script, monkeypatch, "--corpus", tmp_path / "absent", *given[2:]) == 2
+    assert "absent" in capsys.readouterr().err
+
+
+def test_every_variant_is_trained_and_used(folder: Path, tmp_path: Path, monkeypatch, load):
+    script = load("train/ablation")
+    (tmp_path / "s.toml").write_text(SETTINGS)
+    out = tmp_path / "ablation"
+    given = ["--corpus", folder, "--work", tmp_path / "work", "--out", out, "--settings", tmp_path / "s.toml"]
+    assert run(script, monkeypatch, *given, "--epochs", 1, "--sets", "workloads") == 0
+    points = json.loads(out.with_suffix(".json").read_text())
+    assert list(points) == list(script.VARIANTS)
+    assert all(0 < point["sets"]["workloads"]["geomean"] <= 1 for point in points.values())
+    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_variants_change_what_they_say_and_nothing_else(data: Data, load):
+    script = load("train/ablation")
+    assert [encode.TASK_FEATURES[i] for i in script.ACCELERATOR][:2] == ["batch", "block"]
+    assert "memory latency" in [encode.TASK_FEATURES[i] for i in script.ACCELERATOR]
+
+    for features in (script.ACCELERATOR, script.BOUNDED):
+        less = script.without(data, features)
+        both = [np.hstack([np.repeat(d.tasks, np.diff(d.offsets), axis=0), d.schedules]) for d in (less, data)]
+        assert not both[0][:, list(features)].any()
+        rest = np.setdiff1d(np.arange(len(encode.FEATURES)), features)
+        assert np.array_equal(both[0][:, rest], both[1][:, rest])
+
+    cycles = script.absolute(data)
+    assert np.allclose(cycles.log_ratio[data.timed], (data.log_bound + data.log_ratio)[data.timed])
+    assert not cycles.log_bound.any()
+
+    random = script.only(data, ~data.guided)
+    fewer = script.only(data, script.as_many(data))
+    for t in range(len(data)):
+        rows = data.rows(t)
+        assert random.timed[rows].sum() == fewer.timed[rows].sum() < data.timed[rows].sum()
+    assert not (random.timed & data.guided).any() and (fewer.timed & data.guided).any()
+    assert np.array_equal(random.valid, data.valid)
+
+    network, few = networks.random_network(), SPACE.table()[:50]
+    assert (script.trusting(network).score(SPACE, few).p_valid > 0.999).all()
+    assert np.array_equal(script.trusting(network).score(SPACE, few).log_ratio, network.score(SPACE, few).log_ratio)
+    plain = network.score(SPACE, few)
+    absolute = script.Unbounded(network.tensors, {}).score(SPACE, few)
+    assert np.allclose(absolute.cycles * plain.bound, plain.cycles)
+    # What a blind network does not see may change: its bias from the standardisation stays.
+    seen = script.blind(network, tuple(range(len(encode.FEATURES)))).score(SPACE, few)
+    assert np.ptp(seen.log_ratio) == 0
+
+
+def test_a_share_of_the_tasks_is_trained_on(data: Data, tmp_path: Path):
+    settings = dataclasses.replace(
+        training.read_settings(ROOT / "train/pretrain.toml"),
+        scan=(4,), main=(4,), epochs=1, task_share=0.5, held_workloads=0.25, held_accelerators=1,
+    )  # fmt: skip
+    whole = training.train(data, dataclasses.replace(settings, task_share=1.0), tmp_path / "whole")
+    half = training.train(data, settings, tmp_path / "half")
+    assert (half.tensors["low"] >= whole.tensors["low"]).all()
+    assert not np.array_equal(half.tensors["mean"], whole.tensors["mean"])
+
+
+def test_quality_against_time(tmp_path: Path, monkeypatch, load, capsys):
+    script = load("benchmarks/quality_against_time")
+    out = tmp_path / "figures" / "time"
+    assert run(script, monkeypatch, "--sets", "workloads", "--out", out) == 0
+    points = json.loads(out.with_suffix(".json").read_text())["sets"]["workloads"]
+    assert {"pick", "verify 4", "simulation x1", "simulation x10"} <= set(points)
+    assert points["simulation x10"]["seconds"] == pytest.approx(10 * points["simulation x1"]["seconds"])
+    assert points["verify 256"]["geomean"] >= points["pick"]["geomean"] > 0
+    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    assert "verify 256" in capsys.readouterr().out
+
+
+def test_reliability(tmp_path: Path, monkeypatch, load, known):
+    script = load("benchmarks/reliability")
+    out = tmp_path / "reliability"
+    assert run(script, monkeypatch, "--sets", "workloads", "--out", out) == 0
+    found = json.loads(out.with_suffix(".json").read_text())["sets"]["workloads"]
+    assert sum(found["count"]) == found["samples"] == len(known.sample_cycles)
+    assert found["error"] < 0.2
+    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    assert run(script, monkeypatch, "--out", out, "--weights", tmp_path / "absent.safetensors") == 2

@@ -1,0 +1,72 @@
+"""How the picks improve with the size of the corpus:
+
+    python train/learning_curve.py --corpus corpus/train corpus/operators corpus/more --work runs/curve \\
+        --out docs/figures/learning_curve
+
+Networks of the shipped form are trained on shares of the tasks, each for as many steps: `--epochs` over all of them,
+fewer than the shipped network's, more over a smaller share. Each point is kept when it is done, and a killed run goes
+on within the point that it was at. Needs the extra `train`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import studies
+
+from oneshot_ml2 import evaluate, training
+from oneshot_ml2.errors import OneShotError
+
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+
+
+def plot(points: list[dict[str, Any]], path: Path) -> None:
+    """1 - geometric mean of T* / T over the number of tasks trained on, both logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(5.5, 4), layout="constrained")
+    for name in points[0]["sets"]:
+        loss = [max(100 * (1 - point["sets"][name]["geomean"]), 1e-3) for point in points]
+        axis.plot([point["trained_on"] for point in points], loss, marker="o", label=evaluate.SETS[name])
+    axis.set(xlabel="tasks trained on", ylabel="slower than T*, % (geometric mean)", xscale="log", yscale="log")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    studies.add_arguments(parser)
+    args = parser.parse_args()
+    out, points = Path(args.out), []
+    try:
+        base, data = studies.load(args)
+        every = len(training.split_tasks(data, base)["train"])
+        for share in SHARES:
+            settings = dataclasses.replace(base, task_share=share, epochs=max(1, round(base.epochs / share)))
+
+            def make(settings: training.Settings = settings) -> dict[str, Any]:
+                weights = Path(args.work) / f"share-{settings.task_share:.4f}"
+                network = training.train(data, settings, weights, progress=True)
+                sets = studies.quality(network, args.sets, args.tasks)
+                return {"trained_on": round(settings.task_share * every), "sets": sets}
+
+            facts = studies.facts_of(args, settings, data)
+            points.append(studies.point(out.with_suffix(".json"), f"share {share:.4f}", facts, make))
+    except OneShotError as error:
+        print(f"learning_curve: {error}", file=sys.stderr)
+        return 2
+    plot(points, out.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
