@@ -25,6 +25,7 @@ ACCELERATORS = (
     _accelerator(1, 4, (15, 16, 18, 18), memory_latency=64),
     _accelerator(2, 3, (15, 16, 16, 18), bus_bits=256, memory_latency=1),
     _accelerator(0, 4, (12, 13, 16, 15)),
+    _accelerator(0, 3, (14, 12, 17, 15), bus_bits=256, burst_len_bits=4, memory_latency=6),
 )
 
 

@@ -865,7 +865,8 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
             extra += outputs + 7 * tiles
         if p[N.BIAS]:
             if v[K_BIAS] == BIAS_LOAD:
-                start = outputs * max(acc_beats, 2) + 6 * tiles
+                # A bias that is repeated one by one is a row of its own, and takes two cycles.
+                start = outputs * (acc_beats if p[N.MINOR] else max(acc_beats, 2)) + 6 * tiles
             elif v[K_BIAS] == BIAS_ADD:
                 extra += 2 * outputs + 7 * tiles + out_blocks * acc_beats
             else:
