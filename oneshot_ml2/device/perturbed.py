@@ -108,7 +108,7 @@ def draw(kind: str, seed: int) -> Differences:
 
 
 class PerturbedDevice:
-    """See the module. Measuring the same program again gives other noise and other failures, in a fixed order."""
+    """See the module. Measuring the same again gives other noise and other failures, in a fixed order."""
 
     def __init__(self, kind: str, seed: int = 0, differences: Differences | None = None) -> None:
         """Raises DeviceError: no such kind. ``differences``: instead of those of :func:`draw`."""
@@ -117,7 +117,7 @@ class PerturbedDevice:
         if self.differences.rule not in RULES:
             raise DeviceError(f"no rule {self.differences.rule!r}; there are: {', '.join(RULES)}")
         self._seed = seed
-        # How often each program has been measured, by its digest.
+        # How often each schedule or program has been measured, by its digest.
         self._times: dict[bytes, int] = {}
 
     def measure_schedules(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> BatchResult:
@@ -138,7 +138,7 @@ class PerturbedDevice:
             except InvalidSchedule as error:
                 reason[i] = error.reason
                 continue
-            measured = self._measure(program, exact)
+            measured = self._measure(program, exact, int(index))
             reason[i], cycles[i], busy[i] = measured.reason, measured.cycles, measured.busy
         return BatchResult(reason, cycles, busy)
 
@@ -146,11 +146,12 @@ class PerturbedDevice:
         """See `Device.measure`."""
         return [self._measure(program, exact=False) for program in programs]
 
-    def _measure(self, program: Program, exact: bool) -> Measurement:
+    def _measure(self, program: Program, exact: bool, index: int = -1) -> Measurement:
         from oneshot_ml2.vta import timing
 
         d = self.differences
-        digest = hashlib.sha256(np.ascontiguousarray(program.insns).data).digest()
+        # With the index: schedules whose programs happen to be equal are measurements of their own.
+        digest = hashlib.sha256(b"%d" % index + np.ascontiguousarray(program.insns).tobytes()).digest()
         normal, chance = 0.0, 1.0
         if not exact:
             times = self._times.get(digest, 0)

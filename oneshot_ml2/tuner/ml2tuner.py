@@ -28,9 +28,11 @@ _ENOUGH_FOR_A, _ENOUGH_FOR_P = 6, 3
 # Boosting of the three models; those that improve on the network take smaller steps.
 _PERFORMANCE = {"max_depth": 4, "eta": 0.1, "min_child_weight": 1.0}
 _VALIDITY = {"max_depth": 5, "eta": 0.2, "min_child_weight": 0.5}
+# Where the network is sure, the logistic loss is almost flat: no leaf would have the weight above.
+_WARM_VALIDITY = {"max_depth": 4, "eta": 0.2, "min_child_weight": 0.0, "max_delta_step": 2.0}
 _ROUNDS = 120
 _WARM_ROUNDS = 40
-_LARGEST_LOGIT = 6.0
+_LARGEST_LOGIT = 4.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class ML2Tuner:
         self._seed = seed
         self._seen = domain.known < 0
         self._outcomes = Outcomes.none()
+        # Whether no trial of the last batch was valid.
+        self._lost = False
         self._hidden: dict[int, NDArray[np.float64] | None] = {}
         self._prior = prior
 
@@ -95,6 +99,7 @@ class ML2Tuner:
     def observe(self, results: Outcomes) -> None:
         """See `Tuner.observe`."""
         self._outcomes = self._outcomes + results
+        self._lost = self._setting != "frozen" and not results.valid.any()
         self._seen[self._domain.positions(results.indices)] = True
 
     # The models ---------------------------------------------------------------------------------
@@ -136,7 +141,8 @@ class ML2Tuner:
         if seen is not None and (self._prior is not None or 0 < labels.sum() < len(labels)):
             known = np.concatenate([tried, told])
             prior = None if self._prior is None else self._prior.logits(known)
-            v = trees.fit(self._visible(known), labels, "binary:logistic", prior, rounds, self._seed, **_VALIDITY)
+            settings = _VALIDITY if self._prior is None else _WARM_VALIDITY
+            v = trees.fit(self._visible(known), labels, "binary:logistic", prior, rounds, self._seed, **settings)
             logits = v.predict(seen, logit_prior)
         return cycles, logits
 
@@ -192,9 +198,13 @@ class ML2Tuner:
         pool, cycles, logits = pool[shuffled], cycles[shuffled], logits[shuffled]
         trusted = logits >= 0.0
         ranked = np.lexsort((np.where(trusted, cycles, -logits), ~trusted))
-        chosen = ranked[:n]
-        random = int(self._options.explore * n) if self._setting == "scratch" else 0
-        rest = ranked[n:][trusted[ranked[n:]]]
+        chosen, rest = ranked[:n], ranked[n:]
+        if self._lost:
+            # What V and P say led nowhere: half of the next ones are drawn from all there are.
+            random = n // 2
+        else:
+            random = int(self._options.explore * n) if self._setting == "scratch" else 0
+            rest = rest[trusted[rest]]
         if random and len(rest) > random:
             chosen = np.concatenate([chosen[: n - random], self._rng.choice(rest, size=random, replace=False)])
         return pool[chosen]
