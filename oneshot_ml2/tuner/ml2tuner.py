@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.schedule import InvalidSchedule
+from oneshot_ml2.schedule import InvalidSchedule, Reason
 from oneshot_ml2.tuner import Domain, Outcomes, draw_unseen, trees
 from oneshot_ml2.vta import hidden
 
@@ -136,15 +136,44 @@ class ML2Tuner:
                 **_PERFORMANCE,
             )  # fmt: skip
             cycles = p.predict(seen, cycles_prior)
-        told = np.setdiff1d(np.flatnonzero(self._domain.known < 0), tried)
-        labels = np.concatenate([valid.astype(np.float64), np.zeros(len(told))])
-        if seen is not None and (self._prior is not None or 0 < labels.sum() < len(labels)):
-            known = np.concatenate([tried, told])
-            prior = None if self._prior is None else self._prior.logits(known)
-            settings = _VALIDITY if self._prior is None else _WARM_VALIDITY
-            v = trees.fit(self._visible(known), labels, "binary:logistic", prior, rounds, self._seed, **settings)
-            logits = v.predict(seen, logit_prior)
+        if seen is not None:
+            logits = self._validity(positions, seen, logit_prior)
         return cycles, logits
+
+    def _validity(
+        self, positions: NDArray[np.int64], seen: trees.Features, prior: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        """V's logits of positions (n,) with visible features ``seen`` and the network's logits.
+
+        V learns in which way trials end, not only whether they are valid: a schedule that fails for one reason says
+        nothing against others. What is known not to lower without a trial is a class of its own.
+        """
+        done = self._outcomes
+        tried = self._domain.positions(done.indices)
+        told = np.setdiff1d(np.flatnonzero(self._domain.known < 0), tried)
+        ended = np.concatenate([done.reason.astype(np.int64), np.full(len(told), len(Reason))])
+        known = np.concatenate([tried, told])
+        classes = np.unique(np.concatenate([[Reason.VALID], ended]))
+        if len(classes) == 1 or (self._prior is None and not (ended == Reason.VALID).any()):
+            return np.zeros(len(positions)) if prior is None else prior
+        others = len(classes) - 1
+
+        def margin(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.concatenate([logits[:, None], np.full((len(logits), others), -np.log(others))], axis=1)
+
+        settings = _VALIDITY if self._prior is None else _WARM_VALIDITY
+        model = trees.fit(
+            self._visible(known),
+            np.searchsorted(classes, ended).astype(np.float64),
+            "multi:softprob",
+            None if self._prior is None else margin(self._prior.logits(known)),
+            _ROUNDS if self._prior is None else _WARM_ROUNDS,
+            self._seed,
+            num_class=len(classes),
+            **settings,
+        )
+        scores = model.predict(seen, None if prior is None else margin(prior))
+        return scores[:, 0] - np.logaddexp.reduce(scores[:, 1:], axis=1)
 
     def _a_inputs(self, positions: NDArray[np.int64]) -> tuple[trees.Features, NDArray[np.float64] | None]:
         rows = [self._hidden_of(position) for position in positions.tolist()]
@@ -192,6 +221,8 @@ class ML2Tuner:
     def _candidates(self, n: int) -> NDArray[np.int64]:
         """``n`` unseen positions: those that V trusts in P's order, then the others by V; some at random."""
         pool = self._pool()
+        if not len(pool):
+            return pool
         cycles, logits = self._predict(pool)
         # Ties, as all are at the start of a run from scratch, are broken at random.
         shuffled = self._rng.permutation(len(pool))

@@ -25,7 +25,7 @@ class Trees:
     booster: Any
 
     def predict(self, features: Features, margin: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        """Margins (n,) of features (n, f): the prediction before any link function.
+        """Margins (n,) of features (n, f), of classes (n, classes): the prediction before any link function.
 
         ``margin``: what the trees were told to start from for these rows.
         """
@@ -47,8 +47,8 @@ def fit(
     """Trees for labels (n,) of features (n, f).
 
     Args:
-        objective: xgboost's, e.g. ``reg:squarederror`` or ``binary:logistic``.
-        margin: predictions (n,) to improve on; none: start from the labels' mean.
+        objective: xgboost's, e.g. ``reg:squarederror``, or ``multi:softprob`` with ``num_class`` among the settings.
+        margin: predictions (n,) or (n, classes) to improve on; none: start from the labels' mean.
         settings: of xgboost, over the defaults here.
     """
     import xgboost
