@@ -32,10 +32,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "corpus": ("corpus_cli", "look into, check, merge and split corpora"),
     "train": ("training", "train the network on corpora"),
     "evaluate": ("evaluate", "hold the zero-measurement picks and other ways to pick against the optimum"),
+    "refine": ("refine", "better schedules by a few measurements on a device: ML2Tuner, and other tuners"),
+    "history": ("history", "show what is in tuning logs, and how the runs converged"),
     "optimum": ("optimum", "search the least latency of the tasks of an evaluation set, exactly"),
 }
 # Third-party packages that only some commands need -> the extra that brings them.
-_EXTRAS = {"matplotlib": "train", "ray": "cluster", "tvm": "tvm", "tvm_ffi": "tvm", "onnx": "onnx", "xgboost": "peers"}
+_EXTRAS = {"matplotlib": "train", "xgboost": "tuner", "ray": "cluster", "tvm": "tvm", "tvm_ffi": "tvm", "onnx": "onnx"}
 _EPILOG = f"`{PROG} COMMAND --help` lists a command's options."
 
 

@@ -48,7 +48,7 @@ class Device(Protocol):
 
 
 def open_device(spec: str) -> Device:
-    """The device that a specification names; ``sim`` is the embedded simulator.
+    """The device that a specification names: ``sim``, the embedded simulator, or ``perturbed:KIND[:SEED]``.
 
     Raises:
         DeviceError: a device that this version does not have.
@@ -57,9 +57,16 @@ def open_device(spec: str) -> Device:
         from oneshot_ml2.device.simulated import SimulatorDevice
 
         return SimulatorDevice()
-    scheme = spec.partition(":")[0]
+    scheme, _, rest = spec.partition(":")
+    if scheme == "perturbed":
+        from oneshot_ml2.device.perturbed import PerturbedDevice
+
+        kind, _, seed = rest.partition(":")
+        if seed and not seed.isdecimal():
+            raise DeviceError(f"device {spec!r}: the seed is {seed!r}; allowed: a whole number, 0 or more")
+        return PerturbedDevice(kind, int(seed or 0))
     if scheme in _LATER:
         raise DeviceError(
             f"device {spec!r}: {scheme}: devices ({_LATER[scheme]}) come in a later version; use 'sim' until then"
         )
-    raise DeviceError(f"no device {spec!r}; there are: sim")
+    raise DeviceError(f"no device {spec!r}; there are: sim, perturbed:KIND:SEED")

@@ -1,0 +1,226 @@
+"""A device that is not the simulator: seeded differences that real boards have, for studies of refinement.
+
+It stands for hardware that the shipped network has never seen. Its rules are hidden from the tuners, which learn of
+them only by trials. `KINDS` documents five kinds; a seed draws each one's figures. What it does to a program:
+
+1. The program runs on the simulator with the board's own memory latency.
+2. Cycles that the memory needs more: a beat takes 1 / ``bandwidth`` cycles, a request that leaves the DRAM page of the
+   one before costs ``page_miss``. They hide behind compute as far as the port has been idle:
+   T' = T + E * (R + E) / (T + E) with R the port's busy cycles and E the additional ones.
+3. Micro-ops beyond the board's smaller SRAM overwrite others, and a hidden rule (`RULES`) makes some programs' results
+   wrong: both end as ``wrong_result``.
+4. A measurement fails at random (``device_error``, ``timeout``); trying again may help. One that does not has noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.device import Measurement
+from oneshot_ml2.errors import DeviceError
+from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Reason, ScheduleSpace
+
+if TYPE_CHECKING:
+    from oneshot_ml2.vta.program import Program
+
+RULES = ("none", "short_strided_store", "long_gemm", "wide_load")
+
+
+@dataclass(frozen=True)
+class Differences:
+    """How a board differs from the simulation.
+
+    Attributes:
+        latency: factor on the memory latency.
+        bandwidth: beats per cycle of a busy port, 0..1.
+        page_bytes, page_miss: DRAM page, and the cycles that a request to another one than before costs.
+        clock_ratio: the memory's clock over the core's; latency and page misses take so many times fewer core cycles.
+        noise: standard deviation of the logarithm of measured cycles.
+        failures, timeouts: shares of the measurements that fail so.
+        uop_share: of the micro-op SRAM that the description promises, what there is.
+        rule: of `RULES`, when results are wrong: a strided STORE of rows of ``limit`` elements or less; a GEMM of more
+            than ``limit`` operations; a LOAD of more than ``limit`` elements. ``rule_share`` places ``limit``.
+    """
+
+    latency: float = 1.0
+    bandwidth: float = 1.0
+    page_bytes: int = 2048
+    page_miss: float = 0.0
+    clock_ratio: float = 1.0
+    noise: float = 0.0
+    failures: float = 0.0
+    timeouts: float = 0.0
+    uop_share: float = 1.0
+    rule: str = "none"
+    rule_share: float = 0.5
+
+
+# Kind -> (what it is, lowest and highest of the figures that a seed draws, the others).
+KINDS: dict[str, tuple[str, dict[str, tuple[float, float]], Differences]] = {
+    "slow-memory": (
+        "a memory of higher latency and lower bandwidth",
+        {"latency": (4.0, 10.0), "bandwidth": (0.45, 0.7), "noise": (0.003, 0.01)},
+        Differences(),
+    ),
+    "paged": (
+        "DRAM pages whose misses cost",
+        {"page_miss": (15.0, 40.0), "latency": (1.5, 3.0), "noise": (0.003, 0.01)},
+        Differences(page_bytes=1024),
+    ),
+    "small-uop": (
+        "a smaller micro-op SRAM than described, and a fast core clock",
+        {"uop_share": (0.03, 0.1), "clock_ratio": (0.4, 0.6), "noise": (0.003, 0.01)},
+        Differences(page_miss=6.0),
+    ),
+    "faulty": (
+        "wrong results under a hidden rule",
+        {"rule_share": (0.08, 0.2), "latency": (1.5, 3.0), "noise": (0.003, 0.01)},
+        Differences(rule="wide_load", bandwidth=0.8),
+    ),
+    "noisy": (
+        "noise, failures and timeouts, and a slower memory",
+        {"noise": (0.02, 0.04), "failures": (0.05, 0.1), "timeouts": (0.03, 0.08), "latency": (2.0, 5.0)},
+        Differences(bandwidth=0.75, page_miss=8.0, rule="short_strided_store"),
+    ),
+}
+
+
+def draw(kind: str, seed: int) -> Differences:
+    """The figures of a kind for a seed.
+
+    Raises:
+        DeviceError: no such kind.
+    """
+    if kind not in KINDS:
+        raise DeviceError(f"no perturbed device {kind!r}; there are: {', '.join(KINDS)}")
+    _, ranges, base = KINDS[kind]
+    rng = np.random.default_rng([seed, sorted(KINDS).index(kind)])
+    figures = {name: float(rng.uniform(low, high)) for name, (low, high) in ranges.items()}
+    return dataclasses.replace(base, **figures)  # type: ignore[arg-type]
+
+
+class PerturbedDevice:
+    """See the module. Measuring the same again gives other noise and other failures, in a fixed order."""
+
+    def __init__(self, kind: str, seed: int = 0, differences: Differences | None = None) -> None:
+        """Raises DeviceError: no such kind. ``differences``: instead of those of :func:`draw`."""
+        self.name = f"perturbed:{kind}:{seed}"
+        self.differences = differences or draw(kind, seed)
+        if self.differences.rule not in RULES:
+            raise DeviceError(f"no rule {self.differences.rule!r}; there are: {', '.join(RULES)}")
+        self._seed = seed
+        # How often each schedule or program has been measured, by its digest.
+        self._times: dict[bytes, int] = {}
+
+    def measure_schedules(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> BatchResult:
+        """See `Device.measure_schedules`."""
+        return self._schedules(space, indices, exact=False)
+
+    def true_cycles(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> BatchResult:
+        """What measurements would say without noise, failures and timeouts: for scoring, never for a tuner."""
+        return self._schedules(space, indices, exact=True)
+
+    def _schedules(self, space: ScheduleSpace, indices: NDArray[np.int64], exact: bool) -> BatchResult:
+        n = len(indices)
+        reason, cycles = np.zeros(n, np.uint8), np.full(n, -1, np.int64)
+        busy = np.zeros((n, 3), np.int64)
+        for i, index in enumerate(np.asarray(indices).tolist()):
+            try:
+                program = space.lower(int(index))
+            except InvalidSchedule as error:
+                reason[i] = error.reason
+                continue
+            measured = self._measure(program, exact, int(index))
+            reason[i], cycles[i], busy[i] = measured.reason, measured.cycles, measured.busy
+        return BatchResult(reason, cycles, busy)
+
+    def measure(self, programs: Sequence[Program]) -> list[Measurement]:
+        """See `Device.measure`."""
+        return [self._measure(program, exact=False) for program in programs]
+
+    def _measure(self, program: Program, exact: bool, index: int = -1) -> Measurement:
+        from oneshot_ml2.vta import timing
+
+        d = self.differences
+        # With the index: schedules whose programs happen to be equal are measurements of their own.
+        digest = hashlib.sha256(b"%d" % index + np.ascontiguousarray(program.insns).tobytes()).digest()
+        normal, chance = 0.0, 1.0
+        if not exact:
+            times = self._times.get(digest, 0)
+            self._times[digest] = times + 1
+            rng = np.random.default_rng([self._seed, times, *np.frombuffer(digest[:16], np.uint32).tolist()])
+            normal, chance = float(rng.standard_normal()), float(rng.random())
+        if chance < d.failures:
+            return _failed(Reason.DEVICE_ERROR)
+        if chance < d.failures + d.timeouts:
+            return _failed(Reason.TIMEOUT)
+        if self._wrong(program):
+            return _failed(Reason.WRONG_RESULT)
+        chip = program.accelerator
+        latency = max(1, round(chip.memory_latency * d.latency / d.clock_ratio))
+        board = dataclasses.replace(program, accelerator=dataclasses.replace(chip, memory_latency=min(latency, 65535)))
+        timed = timing.measure(board)
+        if timed.hang:
+            return _failed(Reason.DEADLOCK)
+        port = timed.read_beats + timed.write_beats
+        more = port * (1.0 / d.bandwidth - 1.0) + page_misses(program, d.page_bytes) * d.page_miss / d.clock_ratio
+        total = timed.cycles + more * (port + more) / (timed.cycles + more)
+        cycles = max(1, round(total * math.exp(d.noise * normal)))
+        seconds = cycles / (chip.clock_mhz * 1e6)
+        return Measurement(True, Reason.VALID, cycles, seconds, (timed.load_busy, timed.compute_busy, timed.store_busy))
+
+    def _wrong(self, program: Program) -> bool:
+        """Whether the micro-ops do not fit, or the hidden rule strikes."""
+        from oneshot_ml2.vta import program as G
+
+        d, insns, chip = self.differences, program.insns, program.accelerator
+        op, memory, x, y = insns[:, G.C_OP], insns[:, G.C_MEM], insns[:, G.C_X], insns[:, G.C_Y]
+        loads = (op == G.LOAD) & (x > 0)
+        uops = loads & (memory == G.UOP)
+        if (insns[uops, G.C_SRAM] + (x * y)[uops] > round(chip.uop_depth * d.uop_share)).any():
+            return True
+        if d.rule == "short_strided_store":
+            stores = (op == G.STORE) & (y > 1) & (x < insns[:, G.C_STRIDE])
+            return bool((x[stores] <= 1 + round(4 * d.rule_share)).any())
+        if d.rule == "long_gemm":
+            gemms = (op == G.GEMM) & (insns[:, G.C_RESET] == 0)
+            spans = np.maximum(insns[:, G.C_UOP_END] - insns[:, G.C_UOP_BGN], 0)
+            longest = (insns[:, G.C_ITER_OUT] * insns[:, G.C_ITER_IN] * spans)[gemms]
+            return bool((longest > round(16384 * d.rule_share)).any())
+        if d.rule == "wide_load":
+            moved = (x * y)[loads & (memory == G.INP)]
+            return bool((moved > round(chip.inp_depth * d.rule_share)).any())
+        return False
+
+
+def _failed(reason: Reason) -> Measurement:
+    return Measurement(False, reason, -1, float("nan"), (0, 0, 0))
+
+
+def page_misses(program: Program, page_bytes: int) -> int:
+    """Requests of LOADs and STOREs, in program order, that begin in another DRAM page than the one before ended in,
+    and page borders within requests."""
+    from oneshot_ml2.vta import program as G
+
+    insns = program.insns
+    moving = ((insns[:, G.C_OP] == G.LOAD) | (insns[:, G.C_OP] == G.STORE)) & (insns[:, G.C_X] * insns[:, G.C_Y] > 0)
+    rows = insns[moving]
+    sizes = np.array(G.element_bytes(program.accelerator), dtype=np.int64)
+    size = sizes[np.where(rows[:, G.C_OP] == G.STORE, G.OUT, rows[:, G.C_MEM])]
+    count = rows[:, G.C_Y]
+    # One entry for each row of each rectangle.
+    begin = np.repeat(rows[:, G.C_DRAM] * size, count)
+    within = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+    begin = begin + within * np.repeat(rows[:, G.C_STRIDE] * size, count)
+    end = begin + np.repeat(rows[:, G.C_X] * size, count) - 1
+    first, last = begin // page_bytes, end // page_bytes
+    crossings = int((last - first).sum())
+    return crossings + int(np.count_nonzero(first[1:] != last[:-1])) + (len(first) > 0)

@@ -1,0 +1,418 @@
+"""``oneshot-ml2 refine``: better schedules of layers by a few measurements on a device, for those who have one.
+
+Layers share one budget of trials. The first trial of each is the schedule that it has, so that none gets worse; each
+further batch goes to the layer that can still gain the most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2 import report
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.device import Device, open_device
+from oneshot_ml2.errors import ModelError, OneShotError
+from oneshot_ml2.files import write_whole
+from oneshot_ml2.schedule import Schedule, ScheduleSpace, backend
+from oneshot_ml2.tuner import NETWORK_TUNERS, TUNERS, VALIDITY_FIRST, Domain, Outcomes, Tuner, make_tuner
+from oneshot_ml2.workload import Layer, Workload
+
+if TYPE_CHECKING:
+    from oneshot_ml2.predictor import Predictor
+    from oneshot_ml2.tuner.runner import History, Limits, Run
+
+# What a batch without a gain leaves of a layer's hope.
+_DECAY = 0.5
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A layer after refinement.
+
+    Attributes:
+        names: of all layers with this workload; ``count``: how often they occur in all.
+        start: the schedule it had (None: it had none), ``start_cycles``: measured; -1 if invalid or not measured.
+        best: the fastest valid schedule measured (None: there was none), ``best_cycles``: its cycles.
+        bound: the engine bound, cycles.
+    """
+
+    names: tuple[str, ...]
+    count: int
+    space: ScheduleSpace
+    start: Schedule | None
+    start_cycles: int
+    best: Schedule | None
+    best_cycles: int
+    bound: int
+    history: History
+
+    @property
+    def improved(self) -> bool:
+        """A measured schedule is better than the one it had."""
+        return self.best is not None and (self.start_cycles < 0 or self.best_cycles < self.start_cycles)
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """The layer in a ``schedules.json``; None of its schedules is valid: the one it had."""
+        chosen = self.best if self.best is not None else self.start
+        assert chosen is not None
+        return {
+            "layer": name,
+            "workload": self.space.workload.to_dict(),
+            "space": self.space.kind,
+            "space_version": backend(self.space.kind).SPACE_VERSION,
+            "schedule": dict(chosen.knobs),
+            "source": "refined" if self.improved else "kept",
+            "predicted_cycles": None,
+            "measured_cycles": self.best_cycles if self.best_cycles > 0 else None,
+            "device": self.history.header.device,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        return {
+            "layers": list(self.names),
+            "count": self.count,
+            "workload": self.space.workload.to_dict(),
+            "trials": len(self.history),
+            "invalid_rate": report.finite(self.history.invalid_rate),
+            "reasons": self.history.reasons(),
+            "start": None if self.start is None else dict(self.start.knobs),
+            "start_cycles": self.start_cycles if self.start_cycles > 0 else None,
+            "best": None if self.best is None else dict(self.best.knobs),
+            "best_cycles": self.best_cycles if self.best_cycles > 0 else None,
+            "engine_bound": self.bound,
+        }
+
+
+class StartWith:
+    """A tuner whose first proposal is a given schedule, alone."""
+
+    def __init__(self, index: int, behind: Tuner) -> None:
+        self._index: int | None = index
+        self._behind = behind
+
+    def propose(self, n: int) -> NDArray[np.int64]:
+        """See `Tuner.propose`."""
+        if self._index is None:
+            return self._behind.propose(n)
+        first, self._index = np.array([self._index], dtype=np.int64), None
+        return first
+
+    def observe(self, results: Outcomes) -> None:
+        """See `Tuner.observe`."""
+        self._behind.observe(results)
+
+
+@dataclass
+class _Work:
+    """A workload at work: ``hope`` is the share of its distance to the bound that it may still gain."""
+
+    names: tuple[str, ...]
+    count: int
+    space: ScheduleSpace
+    start: int | None
+    bound: int
+    run: Run
+    hope: float = 1.0
+
+    @property
+    def gain(self) -> float:
+        """Cycles of the model that may still be gained; infinite before the first valid trial."""
+        if self.run.exhausted:
+            return -1.0
+        best = self.run.history.best
+        return float("inf") if best is None else self.count * max(best[1] - self.bound, 0) * self.hope
+
+    def batch(self, most: int) -> int:
+        """A batch of trials, and what it leaves of the hope."""
+        before = self.run.history.best
+        made = self.run.step(most)
+        after = self.run.history.best
+        if before is not None and after is not None and made:
+            self.hope = 1.0 if after[1] < before[1] else self.hope * _DECAY
+        return made
+
+
+def refine(
+    layers: Sequence[Layer],
+    accelerator: Accelerator,
+    device: Device,
+    trials: int,
+    *,
+    tuner: str = "ml2-warm",
+    kind: str = "full",
+    seed: int = 0,
+    limits: Limits | None = None,
+    network: Predictor | None = None,
+    starts: Mapping[str, Schedule] | None = None,
+    logs: Path | None = None,
+    progress: bool = False,
+) -> list[Refined]:
+    """Refine layers with a budget of ``trials`` in all; equal workloads are one.
+
+    Args:
+        starts: schedules that layers have, by name; the others begin with the network's pick (``full`` space).
+        network: of the tuner and the picks; None: the shipped one, where it is needed.
+        logs: folder that gets a log for each workload; a run with the logs of an earlier one goes on where it ended.
+
+    Raises:
+        OneShotError: fewer trials than workloads, a log of another run, a space or tuner that does not fit.
+    """
+    from tqdm import tqdm
+
+    from oneshot_ml2.tuner.runner import Limits
+
+    groups: dict[Workload, list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault(layer.workload, []).append(layer)
+    if trials < len(groups):
+        raise OneShotError(f"{trials} trials for {len(groups)} different layers; give at least one for each")
+    limits = limits or Limits(checked=True)
+    with (
+        ExitStack() as stack,
+        tqdm(total=trials, unit="trial", file=sys.stderr, leave=False, disable=None if progress else True) as bar,
+    ):
+        work = []
+        for workload, members in groups.items():
+            bar.set_description(f"prepare {members[0].name}")
+            given = next((starts[m.name] for m in members if starts and m.name in starts), None)
+            space = ScheduleSpace(workload, accelerator, kind)
+            item = _prepare(space, members, given, device, tuner, seed, limits, network, logs)
+            stack.enter_context(item.run)
+            work.append(item)
+        made = 0
+        # One trial each, the schedule that it has; after that by gain.
+        for item in work:
+            made += item.batch(1)
+            bar.update(made - bar.n)
+        while made < trials:
+            item = max(work, key=lambda candidate: candidate.gain)
+            if item.gain < 0:
+                break
+            bar.set_description(f"refine {item.names[0]}")
+            made += item.batch(trials - made)
+            bar.update(made - bar.n)
+        return [_refined(item) for item in work]
+
+
+def _prepare(
+    space: ScheduleSpace,
+    members: Sequence[Layer],
+    given: Schedule | None,
+    device: Device,
+    tuner: str,
+    seed: int,
+    limits: Limits,
+    network: Predictor | None,
+    logs: Path | None,
+) -> _Work:
+    from oneshot_ml2 import oneshot
+    from oneshot_ml2.tuner.runner import Run
+    from oneshot_ml2.vta.bound import engine_bound
+
+    start: int | None = None
+    if given is not None:
+        start = int(space.canonical(np.array([space.index_of(given)]))[0])
+    elif space.kind == "full":
+        start = oneshot.pick(space.workload, space.accelerator, network).index
+
+    def make() -> Tuner:
+        found = make_tuner(tuner, Domain.of(space), seed, network, closed_form=limits.checked)
+        return found if start is None else StartWith(start, found)
+
+    name = re.sub(r"[^\w.-]", "_", members[0].name)
+    log = None if logs is None else logs / f"{name}.jsonl"
+    run = Run(space, make, device, tuner, seed, limits, log, {"start": start})
+    bound = engine_bound(space.workload, space.accelerator).bound
+    return _Work(
+        tuple(m.name for m in members), sum(m.count for m in members), space, start, bound, run
+    )  # fmt: skip
+
+
+def _refined(item: _Work) -> Refined:
+    history = item.run.history
+    best, done = history.best, history.outcomes
+    measured = -1
+    if item.start is not None:
+        tried = np.flatnonzero(done.indices == item.start)
+        measured = int(done.cycles[tried[0]]) if len(tried) else -1
+    return Refined(
+        names=item.names,
+        count=item.count,
+        space=item.space,
+        start=None if item.start is None else item.space.schedule(item.start),
+        start_cycles=measured,
+        best=None if best is None else item.space.schedule(best[0]),
+        best_cycles=-1 if best is None else best[1],
+        bound=item.bound,
+        history=history,
+    )
+
+
+def table(results: Sequence[Refined]) -> str:
+    """A row for each workload, then totals."""
+    header = ("layer", "x", "shape", "trials", "invalid", "start", "best", "gain", "of bound", "schedule")
+    rows = []
+    for result in results:
+        more = f" +{len(result.names) - 1}" if len(result.names) > 1 else ""
+        known = result.start_cycles > 0 and result.best_cycles > 0
+        rows.append(
+            (
+                result.names[0] + more,
+                str(result.count),
+                report.short_workload(result.space.workload),
+                str(len(result.history)),
+                report.percent(result.history.invalid_rate) if len(result.history) else "",
+                f"{result.start_cycles:,}" if result.start_cycles > 0 else "-",
+                f"{result.best_cycles:,}" if result.best_cycles > 0 else "-",
+                f"{1 - result.best_cycles / result.start_cycles:.2%}" if known else "-",
+                report.percent(result.bound / result.best_cycles) if result.best_cycles > 0 else "-",
+                "none valid" if result.best is None else report.short_schedule(result.best),
+            )
+        )
+    lines = [report.table(header, rows, left=("layer", "shape", "schedule"))]
+    known_all = [r for r in results if r.start_cycles > 0 and r.best_cycles > 0]
+    if known_all:
+        start = sum(r.count * r.start_cycles for r in known_all)
+        best = sum(r.count * r.best_cycles for r in known_all)
+        lines.append(f"\n{start:,} cycles before, {best:,} after: {1 - best / start:.2%} gained.")
+    return "\n".join(lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``oneshot-ml2 refine``."""
+    parser.add_argument("source", nargs="?", help="folder of a compiled model, or a model's name")
+    parser.add_argument("--workload", metavar="FILE", help="a workload list (.toml) instead")
+    parser.add_argument("--layers", nargs="+", default=[], metavar="NAME", help="only these; shell patterns work")
+    parser.add_argument("--accelerator", metavar="NAME", help="preset or VTA JSON (default: the folder's, or pynq)")
+    parser.add_argument("--size", type=int, default=224, metavar="N", help="height and width of a model's images")
+    parser.add_argument("--device", default="sim", metavar="SPEC", help="what measures: sim, or perturbed:KIND:SEED")
+    parser.add_argument("--trials", type=int, default=64, metavar="N", help="of all layers together (default 64)")
+    parser.add_argument(
+        "--tuner",
+        default="ml2-warm",
+        metavar="NAME",
+        help=f"one of {', '.join(TUNERS)}, each also behind {VALIDITY_FIRST} (default ml2-warm)",
+    )
+    parser.add_argument("--space", default="full", choices=("full", "autotvm"), help="of schedules (default full)")
+    parser.add_argument("--no-check", action="store_true", help="spend trials on schedules that do not lower, too")
+    parser.add_argument("--batch", type=int, default=10, metavar="N", help="trials between two fits (default 10)")
+    parser.add_argument("--retries", type=int, default=2, metavar="N", help="after failures of the device (default 2)")
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="measure in a process that is ended after so long a program"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the tuner (default 0)")
+    parser.add_argument("--weights", metavar="NAME", help="shipped weights, or a .safetensors file (default: default)")
+    parser.add_argument("--logs", metavar="DIR", help="a log for each layer; the same command then goes on from there")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="write the schedules there, as `compile --schedules` reads"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Refine, print and save; 1 if a layer has no valid schedule."""
+    from oneshot_ml2.graph.executable import SCHEDULES_SCHEMA
+    from oneshot_ml2.tuner.runner import Limits
+
+    for name, value, least in (("trials", args.trials, 1), ("batch", args.batch, 1), ("retries", args.retries, 0)):
+        if value < least:
+            raise OneShotError(f"--{name} is {value}; allowed: {least} or more")
+    if args.timeout is not None and args.timeout <= 0:
+        raise OneShotError(f"--timeout is {args.timeout}; allowed: more than 0 seconds")
+    if args.output and not Path(args.output).resolve().parent.is_dir():
+        raise OneShotError(f"no folder {Path(args.output).parent}; make it, or choose another place for --output")
+    began = time.perf_counter()
+    layers, chip, starts = _sources(args)
+    network = None
+    if args.space == "full" or args.tuner.removeprefix(VALIDITY_FIRST) in NETWORK_TUNERS:
+        from oneshot_ml2.oneshot import predictor_of
+
+        network = predictor_of(args.weights)
+    results = refine(
+        layers,
+        chip,
+        open_device(args.device),
+        args.trials,
+        tuner=args.tuner,
+        kind=args.space,
+        seed=args.seed,
+        limits=Limits(args.batch, args.retries, args.timeout, checked=not args.no_check),
+        network=network,
+        starts=starts,
+        logs=None if args.logs is None else Path(args.logs),
+        progress=True,
+    )
+    if args.output:
+        named = {name: result for result in results for name in result.names if result.best or result.start}
+        entries = [named[layer.name].entry(layer.name) for layer in layers if layer.name in named]
+        write_whole(args.output, json.dumps({"schema": SCHEDULES_SCHEMA, "layers": entries}, indent=2) + "\n")
+    if args.json:
+        print(json.dumps([result.to_dict() for result in results], indent=2))
+    else:
+        print(f"{table(results)}\nWall time: {time.perf_counter() - began:.1f} s.")
+        if args.output:
+            print(f"Written to {args.output}; use it with: oneshot-ml2 compile ... --schedules {args.output}")
+    return 0 if all(result.best is not None for result in results) else 1
+
+
+def _sources(args: argparse.Namespace) -> tuple[list[Layer], Accelerator, dict[str, Schedule]]:
+    """Layers, their accelerator, and the schedules that they have, by layer."""
+    from oneshot_ml2.compile import select_layers
+
+    if (args.source is None) == (args.workload is None):
+        raise OneShotError("give the folder of a compiled model, a model's name, or --workload FILE, and one of them")
+    chip = None if args.accelerator is None else Accelerator.load(args.accelerator)
+    starts: dict[str, Schedule] = {}
+    if args.workload is not None:
+        from oneshot_ml2.workload import read_layers
+
+        layers = read_layers(args.workload)
+    elif Path(args.source).is_dir():
+        layers, made_for, starts = read_compiled(Path(args.source))
+        if args.space != "full":
+            raise OneShotError("the schedules of compiled models are of the space 'full'; leave --space out")
+        chip = chip or made_for
+        if chip != made_for:
+            raise OneShotError(f"{args.source} is compiled for {made_for.name!r}, not for {chip.name!r}")
+    else:
+        from oneshot_ml2 import models
+
+        layers = models.trace(args.source, args.size)
+    return select_layers(layers, args.layers), chip or Accelerator.load("pynq"), starts
+
+
+def read_compiled(folder: Path) -> tuple[list[Layer], Accelerator, dict[str, Schedule]]:
+    """The layers of a compiled model's folder, its accelerator, and the layers' schedules.
+
+    Raises:
+        ModelError: no compiled model, or one that is damaged.
+    """
+    from oneshot_ml2.graph.compiler import read_schedules
+    from oneshot_ml2.graph.executable import MANIFEST, SCHEDULES
+    from oneshot_ml2.workload import workload_from_dict
+
+    entries = read_schedules(folder / SCHEDULES)
+    try:
+        described = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["accelerator"])
+        chip = replace(Accelerator.from_json(described), name=str(described["name"]))
+        layers = [Layer(str(entry["layer"]), workload_from_dict(entry["workload"])) for entry in entries]
+        starts = {
+            str(entry["layer"]): Schedule(str(entry["space"]), tuple((k, int(v)) for k, v in entry["schedule"].items()))
+            for entry in entries
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OneShotError) as error:
+        raise ModelError(f"{folder} is no compiled model, or damaged ({error}); compile it again") from error
+    return layers, chip, starts
