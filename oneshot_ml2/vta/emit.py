@@ -8,7 +8,7 @@ program order, so that no queue length can make the program hang.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 from numpy.typing import NDArray
 
 from oneshot_ml2.schedule import Reason
@@ -16,6 +16,7 @@ from oneshot_ml2.vta import nest as N
 from oneshot_ml2.vta import plan as P
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta import steps as S
+from oneshot_ml2.vta.plan import INT, TABLE, VECTOR
 from oneshot_ml2.vta.steps import FIELD_OVERFLOW, INSTRUCTION_OVERFLOW, TOKEN_OVERFLOW, UOP_OVERFLOW, VALID
 
 MAX_INSNS = S.MAX_INSNS
@@ -24,6 +25,8 @@ _TABLE = 8192
 _KEY = 9
 
 DEADLOCK = int(Reason.DEADLOCK)
+# A loop of an instruction: extent, and factors of destination, source and weight.
+_LOOP = types.UniTuple(INT, 4)  # type: ignore[no-untyped-call]
 _LEAST = -128
 
 # Kinds of micro-op kernels, part of their key.
@@ -45,7 +48,7 @@ def tables() -> Tables:
     )
 
 
-@njit(cache=True, nogil=True)
+@njit(types.void(VECTOR, INT), cache=True, nogil=True)
 def _fail(state, reason):  # type: ignore[no-untyped-def]
     """Note the failure that program order meets first."""
     if state[_FAIL] == VALID:
@@ -64,7 +67,7 @@ def _row(insns, state):  # type: ignore[no-untyped-def]
     return i
 
 
-@njit(cache=True, nogil=True)
+@njit(INT(TABLE, VECTOR, INT, INT, INT, INT, INT, INT, INT, INT, INT, INT, INT), cache=True, nogil=True)
 def _memory(insns, state, op, mem, sram, dram, y, x, stride, top, bottom, left, right):  # type: ignore[no-untyped-def]
     i = _row(insns, state)
     row = insns[i]
@@ -84,7 +87,7 @@ def _memory(insns, state, op, mem, sram, dram, y, x, stride, top, bottom, left, 
     return i
 
 
-@njit(cache=True, nogil=True)
+@njit(INT(TABLE, VECTOR, INT, INT, INT, _LOOP, _LOOP), cache=True, nogil=True)
 def _gemm(insns, state, reset, begin, end, outer, inner):  # type: ignore[no-untyped-def]
     """``outer``, ``inner``: (extent, dst, src, wgt factors); loops of one iteration carry no factors."""
     i = _row(insns, state)
@@ -104,7 +107,7 @@ def _gemm(insns, state, reset, begin, end, outer, inner):  # type: ignore[no-unt
     return i
 
 
-@njit(cache=True, nogil=True)
+@njit(INT(TABLE, VECTOR, INT, INT, INT, INT), cache=True, nogil=True)
 def _immediate(insns, state, opcode, value, uop, n):  # type: ignore[no-untyped-def]
     """An in-place ALU pass over ``n`` consecutive elements."""
     i = _row(insns, state)
@@ -123,7 +126,7 @@ def _immediate(insns, state, opcode, value, uop, n):  # type: ignore[no-untyped-
     return i
 
 
-@njit(cache=True, nogil=True)
+@njit(INT(TABLE, VECTOR, INT, INT, INT, _LOOP, _LOOP), cache=True, nogil=True)
 def _tensor(insns, state, opcode, begin, end, outer, inner):  # type: ignore[no-untyped-def]
     """An ALU pass with two operands in ACC; ``outer``, ``inner`` as of `_gemm`, without their last factor."""
     i = _gemm(insns, state, 0, begin, end, outer, inner)
@@ -165,7 +168,7 @@ def _find_kernel(key, keys, begins, table, state):  # type: ignore[no-untyped-de
     return k, True
 
 
-@njit(cache=True, nogil=True)
+@njit(types.void(TABLE, VECTOR, INT, INT, INT, INT), cache=True, nogil=True)
 def _uop(uops, state, limit, dst, src, wgt):  # type: ignore[no-untyped-def]
     i = state[_N_UOP]
     if i >= limit:
@@ -177,7 +180,7 @@ def _uop(uops, state, limit, dst, src, wgt):  # type: ignore[no-untyped-def]
     state[_N_UOP] = i + 1
 
 
-@njit(cache=True, nogil=True)
+@njit(INT(INT, INT, INT, VECTOR, TABLE, VECTOR, TABLE, TABLE, types.int16[::1], VECTOR), cache=True, nogil=True)
 def _single(dst, src, wgt, p, uops, key, keys, begins, table, state):  # type: ignore[no-untyped-def]
     """Address of a one-micro-op kernel."""
     key[:] = 0

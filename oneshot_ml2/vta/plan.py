@@ -8,10 +8,14 @@ A schedule is an int64 row of knob values (the ``K_*`` columns).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 from numpy.typing import NDArray
 
 from oneshot_ml2.vta import nest as N
+
+# Types of arguments, for functions that are called with constants: numba would compile them anew for each.
+INT = types.int64
+VECTOR, TABLE = INT[::1], INT[:, ::1]
 
 KNOBS = (
     "tile_co",
@@ -303,8 +307,9 @@ def sram_needed(p, v, plane: int, need):  # type: ignore[no-untyped-def]
 def axes(p, v):  # type: ignore[no-untyped-def]
     """`tile_axis` of the rows and of the columns of a schedule, and the row step of its loads."""
     step = load_step(p[N.KH], p[N.SH], v[K_PAD], True)
-    rows, row_taps = tile_axis(p[N.OH], p[N.IH], p[N.KH], p[N.SH], p[N.TH], p[N.DH], p[N.PT], step, v[K_H], v[K_PAD])
-    cols, col_taps = tile_axis(p[N.OW], p[N.IW], p[N.KW], p[N.SW], p[N.TW], p[N.DW], p[N.PL], 1, v[K_W], v[K_PAD])
+    one, pad = np.int64(1), v[K_PAD]
+    rows, row_taps = tile_axis(p[N.OH], p[N.IH], p[N.KH], p[N.SH], p[N.TH], p[N.DH], p[N.PT], step, v[K_H], pad)
+    cols, col_taps = tile_axis(p[N.OW], p[N.IW], p[N.KW], p[N.SW], p[N.TW], p[N.DW], p[N.PL], one, v[K_W], pad)
     return rows, row_taps, cols, col_taps, step
 
 
@@ -619,7 +624,7 @@ def _class_uops(axis, taps):  # type: ignore[no-untyped-def]
     return found
 
 
-@njit(cache=True, nogil=True)
+@njit(INT(VECTOR, INT, INT, INT, INT, INT, INT), cache=True, nogil=True)
 def _bases(v, sp_tiles: int, co_tiles: int, chunks: int, some_sp: int, some_co: int, some_chunks: int):  # type: ignore[no-untyped-def]
     """How many sets of SRAM bases the steps of some tiles have: what micro-ops, which hold indices, differ by.
 
@@ -652,7 +657,7 @@ def _bases(v, sp_tiles: int, co_tiles: int, chunks: int, some_sp: int, some_co: 
     return count if streams else count * some_chunks
 
 
-@njit(cache=True, nogil=True)
+@njit(INT(VECTOR, VECTOR, INT, INT, INT), cache=True, nogil=True)
 def _kernel_uops(v, g, k: int, nci: int, nco: int):  # type: ignore[no-untyped-def]
     """Micro-ops of the kernels of a step of ``nci`` input and ``nco`` output channels, of spatial class ``k``."""
     entry = g[_R_CLASSES + 1 + 4 * k :]
@@ -661,7 +666,7 @@ def _kernel_uops(v, g, k: int, nci: int, nco: int):  # type: ignore[no-untyped-d
     return entry[2] * nco if v[K_FOLD] == FOLD_CI_ROWS else entry[3]
 
 
-@njit(cache=True, nogil=True)
+@njit(INT(VECTOR, VECTOR, VECTOR, INT, INT, INT, INT, INT, INT), cache=True, nogil=True)
 def _chunk_uops(p, v, g, k: int, sp_tiles: int, co_tiles: int, some_co: int, nco: int, whole: int):  # type: ignore[no-untyped-def]
     """Micro-ops of ``some_co`` channel tiles of ``nco`` channels in spatial class ``k``, in whole chunks."""
     some_sp = g[_R_CLASSES + 1 + 4 * k] * p[N.NB]
@@ -676,7 +681,7 @@ def _chunk_uops(p, v, g, k: int, sp_tiles: int, co_tiles: int, some_co: int, nco
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit(INT(VECTOR, VECTOR, VECTOR, INT, INT, INT, INT, INT, INT), cache=True, nogil=True)
 def _taper_uops(p, v, g, k: int, sp_tiles: int, co_tiles: int, some_sp: int, some_co: int, nco: int):  # type: ignore[no-untyped-def]
     """Micro-ops of tapered tiles: chunks of one channel, or such that double and then whole ones at other places."""
     ci, tci = p[N.CI], v[K_CI]

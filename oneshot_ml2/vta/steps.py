@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 from numpy.typing import NDArray
 
 from oneshot_ml2.parallel import in_parallel
 from oneshot_ml2.schedule import Reason
 from oneshot_ml2.vta import nest as N
 from oneshot_ml2.vta import plan as P
+from oneshot_ml2.vta.plan import INT, TABLE, VECTOR
 
 # Instructions of a program: 1 MiB of them, a quarter of what VTA's runtime submits at once.
 MAX_INSNS = 65536
@@ -81,7 +82,7 @@ Tables = tuple[NDArray[np.int64], ...]
 # --- sizes ----------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@njit(types.boolean(INT, INT, INT), cache=True, nogil=True)
 def _recurs(distinct, reductions, shift) -> bool:  # type: ignore[no-untyped-def]
     """Whether an accumulator can recur within three executions: a portable GEMM must not (VTA reference, 5.3, 9).
 
@@ -246,7 +247,7 @@ def bias_shape(p, nco, nh, nw):  # type: ignore[no-untyped-def]
     return (1, nw, nco) if p[N.MINOR] else (nco, nh * nw, 1)
 
 
-@njit(cache=True, nogil=True)
+@njit(types.boolean(INT, INT, INT, INT), cache=True, nogil=True)
 def field_fits(y, x, stride, sram):  # type: ignore[no-untyped-def]
     """Whether a memory instruction's sizes and SRAM index fit its fields (VTA reference, section 3)."""
     return y <= MAX_SIZE and x <= MAX_SIZE and (y == 1 or stride <= MAX_SIZE) and sram <= MAX_SIZE
@@ -474,7 +475,7 @@ def _tokens_surely_fit(p, v, sp_tiles, co_tiles, chunks, empty):  # type: ignore
 # --- counting -------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@njit(types.void(VECTOR, INT), cache=True, nogil=True)
 def _count(state, n):  # type: ignore[no-untyped-def]
     """``n`` instructions without fields to check."""
     state[_INSNS] += n
@@ -482,7 +483,7 @@ def _count(state, n):  # type: ignore[no-untyped-def]
         state[_FAIL] = INSTRUCTION_OVERFLOW
 
 
-@njit(cache=True, nogil=True)
+@njit(types.void(VECTOR, INT, INT, INT, INT, INT, INT), cache=True, nogil=True)
 def _count_moves(state, n, y, x, stride, sram, apart):  # type: ignore[no-untyped-def]
     """``n`` memory instructions whose SRAM indices lie ``apart``."""
     if state[_FAIL] != VALID:
@@ -503,7 +504,7 @@ def _mix(h):  # type: ignore[no-untyped-def]
     return h ^ (h >> np.int64(31))
 
 
-@njit(cache=True, nogil=True)
+@njit(types.void(VECTOR, VECTOR, TABLE, VECTOR, INT, INT, INT, INT, INT), cache=True, nogil=True)
 def _count_kernel(p, state, kernels, stamps, stamp, first, second, third, uops):  # type: ignore[no-untyped-def]
     """A kernel of ``uops`` micro-ops, known by three words; counted once a schedule (``stamp``)."""
     if state[_FAIL] != VALID:
@@ -521,7 +522,7 @@ def _count_kernel(p, state, kernels, stamps, stamp, first, second, third, uops):
     kernels[slot, 0], kernels[slot, 1], kernels[slot, 2] = first, second, third
 
 
-@njit(cache=True, nogil=True)
+@njit(types.void(VECTOR, VECTOR, TABLE, VECTOR, INT, INT, INT, INT), cache=True, nogil=True)
 def _count_single(p, state, kernels, stamps, stamp, dst, src, wgt):  # type: ignore[no-untyped-def]
     """A one-micro-op kernel."""
     _count_kernel(p, state, kernels, stamps, stamp, (dst << 32) | src, wgt << 32, np.int64(-1), 1)
@@ -733,7 +734,7 @@ def _counted_reason(p, v, rows, cols, row_facts, col_facts, work, stamp):  # typ
                 first = row
             else:
                 plane = rows[hi, P.A_SIZE] * cols[wi, P.A_SIZE]
-                tile_steps(p, v, at, records, 0, t, c, s, plane, starts, inp_ring, wgt_ring)
+                tile_steps(p, v, at, records, np.int64(0), t, c, s, plane, starts, inp_ring, wgt_ring)
             before = state[_INSNS]
             _count_tile(
                 p, v, at, rows, cols, step, tiles, records, first, first + steps, state, kernels, kernel_stamps, stamp
@@ -847,8 +848,8 @@ def reason_of(p, v, row_cut, rows, row_items, col_cut, cols, col_items, work, st
 def _reasons(p, values, work, out):  # type: ignore[no-untyped-def]
     """`reason_of` of every row of ``values``, which are made canonical in place, into ``out`` uint8 (n,)."""
     P.canonical_rows(p, values)
-    row_cut, row_cuts, rows, row_items = _cut_axis(p, values, True)
-    col_cut, col_cuts, cols, col_items = _cut_axis(p, values, False)
+    row_cut, row_cuts, rows, row_items = _cut_axis(p, values, np.int64(1))
+    col_cut, col_cuts, cols, col_items = _cut_axis(p, values, np.int64(0))
     for i in range(len(values)):
         out[i] = reason_of(
             p, values[i], row_cuts[row_cut[i]], rows, row_items, col_cuts[col_cut[i]], cols, col_items, work, i + 1
