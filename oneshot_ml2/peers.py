@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oneshot_ml2 import encode
+from oneshot_ml2 import encode, training
 from oneshot_ml2.baselines import PEERS
 from oneshot_ml2.corpus import open_corpus
 from oneshot_ml2.errors import CorpusError, OneShotError
@@ -272,16 +272,55 @@ class _Trees:
 Report = Callable[[str], None]
 
 
-def _cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(steps, 1))
+@dataclass(frozen=True)
+class Progress:
+    """Where a network's training is kept between epochs (``path``), of which run (``run``), and who hears of it."""
+
+    path: Path
+    run: str
+    report: Report
 
 
-def train_one_shot(rows: Rows, s: Settings, report: Report) -> _Network:
+def _fit(
+    name: str,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    seed: int,
+    batches: Callable[[np.random.Generator], Iterator[Tensor]],
+    steps: int,
+    clip: float,
+    progress: Progress,
+) -> None:
+    """Train for ``epochs`` of ``steps`` losses that ``batches`` yields, the rate falling as a cosine from the
+    optimizer's; goes on from a checkpoint of the same run.
+    """
+    state: dict[str, Any] = {"epoch": 0, "fingerprint": progress.run}
+    if progress.path.exists():
+        state = training.load_checkpoint(progress.path, network, {}, optimizer, progress.run)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for epoch in range(state["epoch"], epochs):
+        # Dropout draws from torch's own generator.
+        torch.manual_seed(1000 * seed + epoch)
+        network.train()
+        total = 0.0
+        for step, loss in enumerate(batches(np.random.default_rng([seed, epoch]))):
+            for group, rate in zip(optimizer.param_groups, rates):
+                group["lr"] = rate * 0.5 * (1 + np.cos(np.pi * (epoch * steps + step) / (epochs * steps)))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), clip)
+            optimizer.step()
+            total += float(loss.detach())
+        progress.report(f"{name}: epoch {epoch + 1}/{epochs} loss {total / steps:.4f}")
+        training.save_checkpoint(progress.path, network, {}, optimizer, state | {"epoch": epoch + 1})
+
+
+def train_one_shot(rows: Rows, s: Settings, progress: Progress) -> _Network:
     """As its train.py: mean square error of FLOP/s, z-scored over the whole set; samples are drawn with replacement, by
     the inverse of how many share their bin of 100 of the label's histogram; Adam with weight decay 2e-4, cosine.
     """
     torch.manual_seed(s.seed)
-    rng = np.random.default_rng([s.seed, 1])
     network = OneShot()
     network.standard.fit(np.concatenate([rows.features[:, _TASKS:], rows.own], axis=1))
     speed = rows.work[rows.task_of] / rows.cycles
@@ -290,21 +329,15 @@ def train_one_shot(rows: Rows, s: Settings, report: Report) -> _Network:
     place = np.clip(np.searchsorted(edges, label, side="right") - 1, 0, 99)
     heap = np.cumsum(1.0 / np.bincount(place, minlength=100)[place])
     steps = -(-len(label) // s.one_shot_batch)
-    optimizer = torch.optim.Adam(network.parameters(), lr=s.one_shot_rate, weight_decay=2e-4)
-    scheduler = _cosine(optimizer, steps * s.one_shot_epochs)
-    for epoch in range(s.one_shot_epochs):
-        network.train()
-        total = 0.0
+
+    def batches(rng: np.random.Generator) -> Iterator[Tensor]:
         for _ in range(steps):
             chosen = np.searchsorted(heap, rng.random(s.one_shot_batch) * heap[-1])
             guess = network(torch.from_numpy(rows.features[chosen]), torch.from_numpy(rows.own[chosen]))
-            loss = F.mse_loss(guess, torch.from_numpy(label[chosen]))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            scheduler.step()
-            total += float(loss.detach())
-        report(f"one-shot: epoch {epoch + 1}/{s.one_shot_epochs} loss {total / steps:.4f}")
+            yield F.mse_loss(guess, torch.from_numpy(label[chosen]))
+
+    optimizer = torch.optim.Adam(network.parameters(), lr=s.one_shot_rate, weight_decay=2e-4)
+    _fit("one-shot", network, optimizer, s.one_shot_epochs, s.seed, batches, steps, float("inf"), progress)
     return _Network(network)
 
 
@@ -325,33 +358,25 @@ def lambda_rank(guess: Tensor, label: Tensor) -> Tensor:
     return (weight * pair)[above].sum() / len(guess)
 
 
-def train_tenset(rows: Rows, s: Settings, report: Report) -> _Network:
+def train_tenset(rows: Rows, s: Settings, progress: Progress) -> _Network:
     """As its mlp_model.py: LambdaRank within tasks on throughput over the task's best, Adam with weight decay 1e-6,
-    gradients clipped to 0.5.
+    gradients clipped to 0.5; the rate falls as a cosine.
     """
     torch.manual_seed(s.seed)
-    rng = np.random.default_rng([s.seed, 2])
     network = TenSet()
     network.standard.fit(rows.features)
     label = rows.speed.astype(np.float32)
     own = torch.zeros(0)
     steps = -(-len(rows) // s.tenset_tasks)
-    optimizer = torch.optim.Adam(network.parameters(), lr=s.tenset_rate, weight_decay=1e-6)
-    scheduler = _cosine(optimizer, steps * s.tenset_epochs)
-    for epoch in range(s.tenset_epochs):
-        network.train()
-        total = 0.0
+
+    def batches(rng: np.random.Generator) -> Iterator[Tensor]:
         for tasks in np.array_split(rng.permutation(len(rows)), steps):
             chosen = np.stack([_draw(rng, rows.offsets[t], rows.offsets[t + 1], s.tenset_samples) for t in tasks])
             guess = network(torch.from_numpy(rows.features[chosen.ravel()]), own).view(chosen.shape)
-            loss = lambda_rank(guess, torch.from_numpy(label[chosen]))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), 0.5)
-            optimizer.step()
-            scheduler.step()
-            total += float(loss.detach())
-        report(f"tenset: epoch {epoch + 1}/{s.tenset_epochs} loss {total / steps:.4f}")
+            yield lambda_rank(guess, torch.from_numpy(label[chosen]))
+
+    optimizer = torch.optim.Adam(network.parameters(), lr=s.tenset_rate, weight_decay=1e-6)
+    _fit("tenset", network, optimizer, s.tenset_epochs, s.seed, batches, steps, 0.5, progress)
     return _Network(network)
 
 
@@ -360,7 +385,7 @@ def _draw(rng: np.random.Generator, begin: int, end: int, n: int) -> NDArray[np.
     return np.asarray(begin + rng.choice(end - begin, size=n, replace=bool(end - begin < n)))
 
 
-def train_xgboost(rows: Rows, s: Settings, report: Report) -> _Trees:
+def train_xgboost(rows: Rows, s: Settings, progress: Progress) -> _Trees:
     """As TenSet's xgb_model.py: squared error of throughput over the task's best, weighted by it."""
     import xgboost
 
@@ -376,11 +401,11 @@ def train_xgboost(rows: Rows, s: Settings, report: Report) -> _Trees:
         "seed": s.seed,
     }
     booster = xgboost.train(parameters, table, num_boost_round=s.xgboost_rounds)
-    report(f"xgboost: {s.xgboost_rounds} rounds")
+    progress.report(f"xgboost: {s.xgboost_rounds} rounds")
     return _Trees(booster)
 
 
-_TRAINERS: dict[str, Callable[[Rows, Settings, Report], Any]] = {
+_TRAINERS: dict[str, Callable[[Rows, Settings, Progress], Any]] = {
     "one-shot": train_one_shot,
     "tenset": train_tenset,
     "xgboost": train_xgboost,
@@ -428,11 +453,14 @@ def train_peers(
 ) -> Iterator[str]:
     """Train those of `baselines.PEERS` that ``folder`` lacks of these corpora and settings; save each when it is done.
 
+    A network's training goes on from its last epoch; ``seconds`` in its card are those of the last call.
+
     Yields:
         The name of each that is in the folder now.
 
     Raises:
         CorpusError: see `read_rows`.
+        OneShotError: a damaged checkpoint, or one of other corpora or settings.
         ModuleNotFoundError: xgboost is not installed.
     """
     folder = Path(folder)
@@ -450,8 +478,10 @@ def train_peers(
         card = _card(folder, name)
         if card is None or {key: card.get(key) for key in run} != run:
             began = time.monotonic()
-            peer = train(rows, settings, report)
+            checkpoint = folder / f"{name}.checkpoint"
+            peer = train(rows, settings, Progress(checkpoint, json.dumps(run, sort_keys=True), report))
             _save(folder, name, peer, run | {"seconds": round(time.monotonic() - began, 1)})
+            checkpoint.unlink(missing_ok=True)
         yield name
 
 

@@ -517,8 +517,8 @@ def validate(network: Network, data: Data, tasks: NDArray[np.int64]) -> dict[str
 # Checkpoints ---------------------------------------------------------------------------------
 
 
-def _save_checkpoint(
-    path: Path, network: Network, average: dict[str, Tensor], optimizer: torch.optim.AdamW, state: dict[str, Any]
+def save_checkpoint(
+    path: Path, network: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
     """Everything that the next epoch depends on, as safetensors: written whole or not at all."""
     tensors = {f"network.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
@@ -529,10 +529,10 @@ def _save_checkpoint(
     write_weights(path, save(tensors, metadata={"state": json.dumps(state)}))
 
 
-def _load_checkpoint(
-    path: Path, network: Network, average: dict[str, Tensor], optimizer: torch.optim.AdamW, fingerprint: str
+def load_checkpoint(
+    path: Path, network: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, fingerprint: str
 ) -> dict[str, Any]:
-    """Restore what `_save_checkpoint` wrote; returns its state.
+    """Restore what `save_checkpoint` wrote; returns its state.
 
     Raises:
         OneShotError: a damaged checkpoint, or one of another run.
@@ -661,7 +661,7 @@ def train(
     fingerprint = _fingerprint(data, settings)
     state: dict[str, Any] = {"epoch": 0, "history": [], "seconds": 0.0, "fingerprint": fingerprint}
     if checkpoint.exists():
-        state = _load_checkpoint(checkpoint, network, average, optimizer, fingerprint)
+        state = load_checkpoint(checkpoint, network, average, optimizer, fingerprint)
     processes.wait()
     model = processes.together(network)
 
@@ -713,7 +713,7 @@ def train(
         stopping = stop_after and epoch + 1 >= stop_after
         due = last or stopping or time.monotonic() - saved > 60 * settings.checkpoint_minutes
         if due and processes.rank == 0:
-            _save_checkpoint(checkpoint, network, average, optimizer, state)
+            save_checkpoint(checkpoint, network, average, optimizer, state)
             saved = time.monotonic()
         if stopping:
             break

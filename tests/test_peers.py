@@ -127,6 +127,26 @@ def test_what_is_there_is_not_trained_again(corpus: Path, folder: Path, monkeypa
         list(peers.train_peers([corpus], peers.Settings(every=1, samples=41), folder, lambda _: None))
 
 
+def test_a_killed_training_ends_as_one_that_was_not(corpus: Path, folder: Path, tmp_path: Path):
+    def kill(text: str) -> None:
+        # Epoch by epoch: what is reported is not saved yet.
+        if text.startswith(("one-shot: epoch 2", "tenset: epoch 5")) and text not in killed:
+            killed.append(text)
+            raise KeyboardInterrupt
+
+    killed: list[str] = []
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            list(peers.train_peers([corpus], SETTINGS, tmp_path, kill))
+    assert list(peers.train_peers([corpus], SETTINGS, tmp_path, kill)) == list(baselines.PEERS)
+    assert not list(tmp_path.glob("*.checkpoint"))
+    rows = peers.read_rows([corpus], SETTINGS)
+    one, two = peers.load_peers(folder), peers.load_peers(tmp_path)
+    for name in baselines.PEERS:
+        first, second = (found[name].score(rows.features, rows.own) for found in (one, two))
+        assert np.allclose(first, second, atol=1e-3)
+
+
 def test_a_choice_is_the_best_legal_of_its_scores(folder: Path):
     given = peers.candidates(SPACE)
     assert set(given.indices) <= set(SPACE.table())

@@ -2,8 +2,8 @@
 
     python train/peers.py --corpus corpus/train corpus/operators corpus/more --out runs/peers
 
-Needs the extra `peers`. About a quarter of an hour on two cores; each is saved when it is done, and the same command
-goes on with those that are missing.
+Needs the extra `peers`. About a quarter of an hour on two cores; every epoch is kept, and the same command goes on
+after a kill.
 """
 
 from __future__ import annotations
