@@ -405,9 +405,10 @@ class Run:
         self.exhausted = False
 
     def __enter__(self) -> Run:
+        # First what may fail: a log is begun only for a run that can begin.
+        self._tuner = self._make()
         self._log = _open_log(self._path, self.header)
         self._earlier, self._write = self._log.__enter__()
-        self._tuner = self._make()
         self._measurer = Measurer(self._device, self.space, self.limits)
         self._pending: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._batch = Outcomes.none()
