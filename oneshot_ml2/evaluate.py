@@ -217,7 +217,7 @@ def _choices(space: ScheduleSpace, others: Mapping[str, Peer]) -> dict[str, NDAr
         return {}
     from oneshot_ml2 import peers
 
-    given = peers.candidates(space)
+    given = oneshot.promising(space)
     return {
         name: peers.first_legal(space, given, peers.score(other, space, given), 5) for name, other in others.items()
     }

@@ -124,6 +124,18 @@ def score(space: ScheduleSpace, indices: NDArray[np.int64], weights: str | Path 
     return predictor_of(weights).score(space, indices)
 
 
+def promising(space: ScheduleSpace) -> encode.Candidates:
+    """Canonical schedules that the SRAMs hold, of the least proven bounds if there are many.
+
+    Raises:
+        OneShotError: a space other than ``full``.
+    """
+    given = encode.all_candidates(space, fitting=True)
+    if len(given) > _SCANNED:
+        given = given.take(np.sort(np.argpartition(given.bound, _SCANNED)[:_SCANNED]))
+    return given
+
+
 def rank(space: ScheduleSpace, network: Predictor, closed_form: bool = True) -> Ranking:
     """Score the canonical schedules of a space with the small network, and the best of them with the large one.
 
@@ -133,9 +145,7 @@ def rank(space: ScheduleSpace, network: Predictor, closed_form: bool = True) -> 
     Raises:
         OneShotError: a space that the network does not know.
     """
-    scanned = encode.all_candidates(space, fitting=closed_form)
-    if closed_form and len(scanned) > _SCANNED:
-        scanned = scanned.take(np.sort(np.argpartition(scanned.bound, _SCANNED)[:_SCANNED]))
+    scanned = promising(space) if closed_form else encode.all_candidates(space)
     near = scanned.take(np.sort(best_of(network.judge(space, scanned, "scan"), _SHORTLIST)))
     return Ranking(near.indices, network.judge(space, near), len(scanned))
 
@@ -150,12 +160,19 @@ def closed_form_pick(space: ScheduleSpace) -> int | None:
 
 def first_legal(space: ScheduleSpace, indices: NDArray[np.int64]) -> int | None:
     """Position of the first of some schedules (n,) that the closed form calls legal; None if none is."""
-    step = 256
+    found = legal_positions(space, indices, 1)
+    return int(found[0]) if len(found) else None
+
+
+def legal_positions(space: ScheduleSpace, indices: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """Positions of the first ``k`` of some schedules (n,) that the closed form calls legal, int64 (<= k,)."""
+    found, step = np.empty(0, dtype=np.int64), 256
     for begin in range(0, len(indices), step):
         legal = np.flatnonzero(space.validity(indices[begin : begin + step]) == Reason.VALID)
-        if len(legal):
-            return begin + int(legal[0])
-    return None
+        found = np.concatenate([found, begin + legal])
+        if len(found) >= k:
+            break
+    return found[:k]
 
 
 def pick(

@@ -28,12 +28,11 @@ from oneshot_ml2.baselines import PEERS
 from oneshot_ml2.corpus import open_corpus
 from oneshot_ml2.errors import CorpusError, OneShotError
 from oneshot_ml2.files import write_whole
-from oneshot_ml2.schedule import Reason, ScheduleSpace
+from oneshot_ml2.oneshot import legal_positions
+from oneshot_ml2.schedule import ScheduleSpace
 from oneshot_ml2.vta import plan
 from oneshot_ml2.workload import Workload
 
-# How many schedules of the least proven bounds a peer scores: as many as our own pick.
-SCANNED = 1 << 15
 _CHUNK = 1 << 13
 _TASKS = len(encode.TASK_FEATURES)
 _OWN = len(plan.KNOBS) + 8
@@ -371,18 +370,14 @@ def train_tenset(rows: Rows, s: Settings, progress: Progress) -> _Network:
 
     def batches(rng: np.random.Generator) -> Iterator[Tensor]:
         for tasks in np.array_split(rng.permutation(len(rows)), steps):
-            chosen = np.stack([_draw(rng, rows.offsets[t], rows.offsets[t + 1], s.tenset_samples) for t in tasks])
+            bounds = ((rows.offsets[t], rows.offsets[t + 1]) for t in tasks)
+            chosen = np.stack([training.draw_rows(rng, begin, end, s.tenset_samples) for begin, end in bounds])
             guess = network(torch.from_numpy(rows.features[chosen.ravel()]), own).view(chosen.shape)
             yield lambda_rank(guess, torch.from_numpy(label[chosen]))
 
     optimizer = torch.optim.Adam(network.parameters(), lr=s.tenset_rate, weight_decay=1e-6)
     _fit("tenset", network, optimizer, s.tenset_epochs, s.seed, batches, steps, 0.5, progress)
     return _Network(network)
-
-
-def _draw(rng: np.random.Generator, begin: int, end: int, n: int) -> NDArray[np.int64]:
-    """``n`` of the rows begin..end, different ones if there are as many."""
-    return np.asarray(begin + rng.choice(end - begin, size=n, replace=bool(end - begin < n)))
 
 
 def train_xgboost(rows: Rows, s: Settings, progress: Progress) -> _Trees:
@@ -549,23 +544,9 @@ def score(peer: Peer, space: ScheduleSpace, given: encode.Candidates) -> NDArray
     return out
 
 
-def candidates(space: ScheduleSpace) -> encode.Candidates:
-    """What peers choose from: canonical schedules that the SRAMs hold, at most `SCANNED`, of the least bounds."""
-    given = encode.all_candidates(space, fitting=True)
-    if len(given) > SCANNED:
-        given = given.take(np.sort(np.argpartition(given.bound, SCANNED)[:SCANNED]))
-    return given
-
-
 def first_legal(
     space: ScheduleSpace, given: encode.Candidates, scores: NDArray[np.float32], k: int
 ) -> NDArray[np.int64]:
     """Indices of the ``k`` legal schedules of the highest scores, highest first, int64 (<= k,)."""
     order = given.indices[np.argsort(-scores, kind="stable")]
-    found: list[NDArray[np.int64]] = []
-    for begin in range(0, len(order), 256):
-        part = order[begin : begin + 256]
-        found.append(part[space.validity(part) == Reason.VALID])
-        if sum(map(len, found)) >= k:
-            break
-    return np.concatenate(found)[:k] if found else np.empty(0, dtype=np.int64)
+    return order[legal_positions(space, order, k)]

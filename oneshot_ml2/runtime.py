@@ -42,14 +42,10 @@ class Port:
 
     def pack(self, tensor: NDArray[np.int8], chip: Accelerator) -> NDArray[np.int8]:
         """The buffer's content, contiguous, of a tensor of this shape."""
-        import numpy as np
-
         from oneshot_ml2.vta import packing
 
         function = {ACTIVATION: packing.pack_activation, WEIGHT: packing.pack_weight}[self.layout]
-        if tensor.ndim == 3:
-            return np.stack([function(matrix, chip) for matrix in tensor])
-        return function(tensor, chip)
+        return packing.by_matrix(function, tensor, chip)
 
     def packed_bytes(self, chip: Accelerator) -> int:
         """How large that content is."""
@@ -65,14 +61,7 @@ class Port:
 
         from oneshot_ml2.vta import packing
 
-        def one(raw: NDArray[np.int8], shape: tuple[int, ...]) -> NDArray[np.int8]:
-            blocks = (packing.blocks(shape[0], chip.batch), packing.blocks(shape[1], chip.block))
-            return packing.unpack_activation(raw.reshape(*blocks, *shape[2:], chip.batch, chip.block), shape)
-
-        raw = content.view(np.int8)
-        if len(self.shape) == 3:
-            return np.stack([one(part, self.shape[1:]) for part in raw.reshape(self.shape[0], -1)])
-        return one(raw, self.shape)
+        return packing.activation_of_bytes(content.view(np.int8), self.shape, chip)
 
 
 @dataclass(frozen=True)

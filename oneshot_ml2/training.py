@@ -431,14 +431,18 @@ def _best(data: Data) -> NDArray[np.float32]:
     return best
 
 
+def draw_rows(rng: np.random.Generator, begin: int, end: int, n: int) -> NDArray[np.int64]:
+    """``n`` of the rows begin..end, different ones if there are as many."""
+    return np.asarray(begin + rng.choice(end - begin, size=n, replace=bool(end - begin < n)))
+
+
 def _batch(
     data: Data, best: NDArray[np.float32], tasks: NDArray[np.int64], samples: int, rng: np.random.Generator
 ) -> list[Tensor]:
     """Task features (B, T), schedule features (B, M, S), then what `losses` takes after the outputs."""
     rows = np.empty((len(tasks), samples), dtype=np.int64)
     for i, t in enumerate(tasks):
-        begin, end = data.offsets[t], data.offsets[t + 1]
-        rows[i] = begin + rng.choice(end - begin, size=samples, replace=bool(end - begin < samples))
+        rows[i] = draw_rows(rng, data.offsets[t], data.offsets[t + 1], samples)
     arrays = (
         data.tasks[tasks],
         data.schedules[rows],

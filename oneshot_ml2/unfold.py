@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from oneshot_ml2.workload import Conv2d, Workload
 
 if TYPE_CHECKING:
@@ -20,7 +17,9 @@ if TYPE_CHECKING:
 def unfolded(workload: Workload, accelerator: Accelerator) -> Conv2d | None:
     """The convolution over patches that computes the same as one of fewer channels than a block.
 
-    None where that is not what the workload is, or where the engine bound gets no smaller.
+    Channel ``(c * R + r) * S + s`` of its data holds what tap (r, s) reads of channel c, zero where that is padding:
+    the order of a weight (K, C, R, S) reshaped to (K, C*R*S, 1, 1). None where that is not what the workload is, or
+    where the engine bound gets no smaller.
     """
     from oneshot_ml2.vta.bound import engine_bound
 
@@ -34,20 +33,3 @@ def unfolded(workload: Workload, accelerator: Accelerator) -> Conv2d | None:
     )
     faster = engine_bound(other, accelerator).bound < engine_bound(workload, accelerator).bound
     return other if faster else None
-
-
-def patches(workload: Conv2d, data: NDArray[np.int8]) -> NDArray[np.int8]:
-    """The data of `unfolded`, int8 (N, C*R*S, OH, OW), of a convolution's data (N, C, H, W).
-
-    Channel ``(c * R + r) * S + s`` holds what tap (r, s) reads of channel c, zero where that is padding: the order of
-    a weight (K, C, R, S) reshaped to (K, C*R*S, 1, 1).
-    """
-    (sh, sw), (dh, dw), (top, bottom, left, right) = workload.strides, workload.dilations, workload.pads
-    padded = np.pad(data, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    found = np.empty((workload.n, workload.c, workload.r, workload.s, workload.out_h, workload.out_w), dtype=data.dtype)
-    for r in range(workload.r):
-        for s in range(workload.s):
-            rows = slice(r * dh, r * dh + (workload.out_h - 1) * sh + 1, sh)
-            columns = slice(s * dw, s * dw + (workload.out_w - 1) * sw + 1, sw)
-            found[:, :, r, s] = padded[:, :, rows, columns]
-    return found.reshape(workload.n, -1, workload.out_h, workload.out_w)

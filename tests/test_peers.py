@@ -148,7 +148,7 @@ def test_a_killed_training_ends_as_one_that_was_not(corpus: Path, folder: Path, 
 
 
 def test_a_choice_is_the_best_legal_of_its_scores(folder: Path):
-    given = peers.candidates(SPACE)
+    given = oneshot.promising(SPACE)
     assert set(given.indices) <= set(SPACE.table())
     for peer in peers.load_peers(folder).values():
         scores = peers.score(peer, SPACE, given)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.unfold import patches, unfolded
+from oneshot_ml2.graph import operators
+from oneshot_ml2.graph.ir import Node
+from oneshot_ml2.unfold import unfolded
 from oneshot_ml2.vta.bound import engine_bound
 from oneshot_ml2.workload import Conv2d, Dense, Epilogue
 
@@ -26,9 +28,11 @@ def test_patches_give_the_same_result(conv: Conv2d) -> None:
     other = unfolded(conv, PYNQ)
     assert other is not None
     tensors = conv.random_inputs(np.random.default_rng(1))
+    window = {"strides": conv.strides, "pads": conv.pads, "dilation": conv.dilations, "size": (conv.r, conv.s)}
+    shape = (conv.n, other.c, conv.out_h, conv.out_w)
     moved = {
         **tensors,
-        "data": patches(conv, tensors["data"]),
+        "data": operators.compute(Node("p", "int_patches", ("x",), "p", window), [tensors["data"]], shape),
         "weight": tensors["weight"].reshape(conv.k, -1, 1, 1),
     }
     assert np.array_equal(other.reference(moved), conv.reference(tensors))

@@ -39,12 +39,6 @@ def bias_tiles(bias: NDArray[np.int32], accelerator: Accelerator) -> tuple[NDArr
     return weights, constant
 
 
-def _packed_data(workload: Workload, data: NDArray[np.int8], accelerator: Accelerator) -> NDArray[np.int8]:
-    if isinstance(workload, BatchMatmul):
-        return np.stack([packing.pack_activation(matrix, accelerator) for matrix in data])
-    return packing.pack_activation(data, accelerator)
-
-
 def packed_weight(workload: Workload, tensors: Tensors, accelerator: Accelerator) -> NDArray[np.int8]:
     """The weight tiles of a nest, int8 (groups * OB, IB, KH, KW, BLOCK, BLOCK) or without KH, KW.
 
@@ -77,7 +71,7 @@ def packed_tensors(workload: Workload, tensors: Tensors, accelerator: Accelerato
     """Every DRAM buffer's content by name, packed for the accelerator."""
     epilogue = workload.epilogue
     packed: dict[str, NDArray[np.generic]] = {
-        "data": _packed_data(workload, tensors["data"], accelerator),
+        "data": packing.by_matrix(packing.pack_activation, tensors["data"], accelerator),
         "weight": packed_weight(workload, tensors, accelerator),
     }
     if epilogue.bias:
@@ -116,19 +110,5 @@ def execute(program: Program, workload: Workload, tensors: Tensors) -> NDArray[n
     simulator.run(program, dram)
     buffer = program.buffer("output")
     size = element_bytes(program.accelerator)[buffer.memory] * buffer.elements
-    return unpacked_output(workload, dram[buffer.address : buffer.address + size].view(np.int8), program.accelerator)
-
-
-def unpacked_output(workload: Workload, packed: NDArray[np.int8], accelerator: Accelerator) -> NDArray[np.int8]:
-    """A workload's result from its output buffer's bytes, int8 (bytes,)."""
-    shape = workload.output_shape
-    if isinstance(workload, BatchMatmul):
-        parts = packed.reshape(workload.b, -1)
-        return np.stack([_unpacked(part, shape[1:], accelerator) for part in parts])
-    return _unpacked(packed, shape, accelerator)
-
-
-def _unpacked(packed: NDArray[np.int8], shape: tuple[int, ...], accelerator: Accelerator) -> NDArray[np.int8]:
-    blocks = (packing.blocks(shape[0], accelerator.batch), packing.blocks(shape[1], accelerator.block))
-    full = packed.reshape(*blocks, *shape[2:], accelerator.batch, accelerator.block)
-    return packing.unpack_activation(full, shape)
+    content = dram[buffer.address : buffer.address + size].view(np.int8)
+    return packing.activation_of_bytes(content, workload.output_shape, program.accelerator)

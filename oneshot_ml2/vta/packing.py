@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,6 +48,28 @@ def unpack_activation(packed: NDArray[np.int8], shape: tuple[int, ...]) -> NDArr
     split = packed.transpose(0, packed.ndim - 2, 1, packed.ndim - 1, *range(2, packed.ndim - 2))
     full = split.reshape(nb * batch, cb * block, *shape[2:])
     return np.ascontiguousarray(full[: shape[0], : shape[1]])
+
+
+def by_matrix(
+    pack: Callable[[NDArray[np.int8], Accelerator], NDArray[np.int8]],
+    tensor: NDArray[np.int8],
+    accelerator: Accelerator,
+) -> NDArray[np.int8]:
+    """What ``pack`` makes of a tensor of two or four dimensions; one of three is packed matrix by matrix."""
+    if tensor.ndim == 3:
+        return np.stack([pack(matrix, accelerator) for matrix in tensor])
+    return pack(tensor, accelerator)
+
+
+def activation_of_bytes(
+    content: NDArray[np.int8], shape: tuple[int, ...], accelerator: Accelerator
+) -> NDArray[np.int8]:
+    """The tensor of ``shape`` whose packed bytes are ``content``, int8 (bytes,); three dimensions: matrix by matrix."""
+    if len(shape) == 3:
+        parts = content.reshape(shape[0], -1)
+        return np.stack([activation_of_bytes(part, shape[1:], accelerator) for part in parts])
+    outer = (blocks(shape[0], accelerator.batch), blocks(shape[1], accelerator.block))
+    return unpack_activation(content.reshape(*outer, *shape[2:], accelerator.batch, accelerator.block), shape)
 
 
 def pack_weight(tensor: NDArray[np.int8], accelerator: Accelerator) -> NDArray[np.int8]:
