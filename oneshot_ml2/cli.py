@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("training", "train the network on corpora"),
     "evaluate": ("evaluate", "hold the zero-measurement picks and other ways to pick against the optimum"),
     "refine": ("refine", "better schedules by a few measurements on a device: ML2Tuner, and other tuners"),
+    "finetune": ("finetune", "adapt shipped weights to a board by a few measurements"),
     "history": ("history", "show what is in tuning logs, and how the runs converged"),
     "optimum": ("optimum", "search the least latency of the tasks of an evaluation set, exactly"),
 }

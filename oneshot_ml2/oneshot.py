@@ -92,9 +92,9 @@ class Ranking:
 
 
 def best_of(scores: Scores, k: int) -> NDArray[np.int64]:
-    """Positions of the ``k`` fastest by predicted cycles among those with p_valid >= 0.5, fastest first, (<= k,)."""
+    """Positions of the ``k`` least costs, predicted cycles, among those with p_valid >= 0.5, least first, (<= k,)."""
     trusted = np.flatnonzero(scores.p_valid >= 0.5)
-    cycles = scores.cycles[trusted]
+    cycles = scores.cost[trusted]
     if len(trusted) > k:
         near = np.argpartition(cycles, k - 1)[:k]
         trusted, cycles = trusted[near], cycles[near]

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2 import encode
+from oneshot_ml2 import calibration, encode
 from oneshot_ml2.errors import WeightsError
 from oneshot_ml2.files import write_whole
 
@@ -35,6 +35,8 @@ OUTPUTS = ("validity logit", "log(T / LB)", "log variance")
 _CHUNK = 1 << 13
 # How far (in log2) a size may lie outside the trained range before a warning: a factor of 1.5.
 _MARGIN = math.log2(1.5)
+# What certain failure is worth in log T. A failed pick is twice as slow and more; risks are estimated from few trials.
+_RISK = 2.0
 _ADVICE = "use the weights that came with this version, or train new ones with `oneshot-ml2 train`"
 
 
@@ -43,22 +45,30 @@ class Scores:
     """What the network says of n schedules.
 
     ``p_valid``: float32 (n,), probability of being valid; ``log_ratio``: float32 (n,), log(T / LB); ``spread``:
-    float32 (n,), its standard deviation; ``bound``: float64 (n,), LB in cycles.
+    float32 (n,), its standard deviation; ``bound``: float64 (n,), LB in cycles; ``risk``: float64 (n,), probability
+    that a limit of a calibrated board is exceeded, part of ``p_valid`` already; None without a calibration.
     """
 
     p_valid: NDArray[np.float32]
     log_ratio: NDArray[np.float32]
     spread: NDArray[np.float32]
     bound: NDArray[np.float64]
+    risk: NDArray[np.float64] | None = None
 
     def take(self, places: NDArray[np.int64]) -> Scores:
         """Those at some positions (m,)."""
-        return Scores(self.p_valid[places], self.log_ratio[places], self.spread[places], self.bound[places])
+        risk = None if self.risk is None else self.risk[places]
+        return Scores(self.p_valid[places], self.log_ratio[places], self.spread[places], self.bound[places], risk)
 
     @cached_property
     def cycles(self) -> NDArray[np.float64]:
         """Predicted cycles, float64 (n,); never below the proven bound."""
         return self.bound * np.exp(np.maximum(self.log_ratio, 0.0))
+
+    @property
+    def cost(self) -> NDArray[np.float64]:
+        """What schedules are ranked by, float64 (n,): predicted cycles, more where a board's limits may be exceeded."""
+        return self.cycles if self.risk is None else self.cycles * np.exp(_RISK * self.risk)
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ class Predictor:
     """Weights of the networks and their card.
 
     Attributes:
-        tensors: ``mean``, ``scale`` (F,): standardisation of `encode.FEATURES`; ``low``, ``high`` (T,): ranges of
+        tensors: of a calibration those of `Calibration.to_tensors`; ``mean``, ``scale`` (F,): standardisation of `encode.FEATURES`; ``low``, ``high`` (T,): ranges of
             `encode.TASK_FEATURES` in training; ``<network>.<i>.weight`` (out, in) and ``<network>.<i>.bias`` of each
             of `NETWORKS`, the last with as many outputs as `OUTPUTS`. All float32.
         card: the model card, JSON-able.
@@ -74,6 +84,16 @@ class Predictor:
 
     tensors: dict[str, NDArray[np.float32]]
     card: dict[str, Any]
+
+    @cached_property
+    def calibration(self) -> calibration.Calibration | None:
+        """What the weights were told of one board by `finetune`; None for those of any accelerator."""
+        return calibration.Calibration.from_tensors(self.tensors)
+
+    @cached_property
+    def _bare(self) -> Predictor:
+        """The networks without the calibration."""
+        return replace(self, tensors=bare(self.tensors))
 
     @cached_property
     def _layers(self) -> dict[str, list[tuple[NDArray[np.float32], NDArray[np.float32]]]]:
@@ -111,6 +131,10 @@ class Predictor:
 
     def judge(self, space: ScheduleSpace, given: encode.Candidates, network: str = "main") -> Scores:
         """Scores of candidates of a ``full`` space by one of `NETWORKS`."""
+        if self.calibration is not None:
+            board = self.calibration.board(space)
+            seen = encode.Encoder.of(board).candidates(given.indices, given.values)
+            return _corrected(self.calibration, board, seen, self._bare.judge(board, seen, network))
         encoder = encode.Encoder.of(space)
         task = encode.task_features(space)
         (first, bias), *rest = self._layers[network]
@@ -154,6 +178,8 @@ class Predictor:
 
         path = Path(path).with_suffix(".safetensors")
         head = {"format": FORMAT, "feature_version": str(encode.FEATURE_VERSION)}
+        if self.calibration is not None:
+            head["calibration_version"] = str(calibration.VERSION)
         content = save({name: np.ascontiguousarray(t) for name, t in self.tensors.items()}, metadata=head)
         text = json.dumps(self.card, indent=1, sort_keys=True) + "\n"
         for target, data in ((path, content), (path.with_suffix(".json"), text.encode())):
@@ -184,7 +210,8 @@ class Predictor:
             raise WeightsError(
                 f"{path}: weights of feature version {version}, this version has {encode.FEATURE_VERSION}; {_ADVICE}"
             )
-        _check_shapes(path, tensors)
+        _check_calibration(path, head.get("calibration_version"), tensors)
+        _check_shapes(path, bare(tensors))
         card_path = path.with_suffix(".json")
         try:
             card = json.loads(card_path.read_text(encoding="utf-8")) if card_path.exists() else {}
@@ -195,9 +222,40 @@ class Predictor:
         return cls(tensors, card)
 
 
+def _corrected(
+    known: calibration.Calibration, board: ScheduleSpace, given: encode.Candidates, scores: Scores
+) -> Scores:
+    """The networks' scores of candidates with what a calibration adds."""
+    traffic = calibration.traffic_of(board, given)
+    added = known.added(calibration.cost_terms(board, given, traffic, scores.cycles))
+    risk = known.risk(traffic)
+    ratio = np.maximum(scores.log_ratio, 0.0) + added.astype(np.float32)
+    p_valid = scores.p_valid * (1.0 - risk).astype(np.float32)
+    return Scores(p_valid, ratio.astype(np.float32), scores.spread, scores.bound, risk)
+
+
+def bare(tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Weights without a calibration."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(calibration.PREFIX)}
+
+
 def depth(tensors: Mapping[str, Any], network: str) -> int:
     """How many layers a network has among named tensors."""
     return sum(name.startswith(f"{network}.") and name.endswith(".weight") for name in tensors)
+
+
+def _check_calibration(path: Path, version: str | None, tensors: dict[str, NDArray[Any]]) -> None:
+    """Raise WeightsError unless the calibration among the tensors, if there is one, is of this version and possible."""
+    try:
+        found = calibration.Calibration.from_tensors(tensors)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}; make them anew with `oneshot-ml2 finetune`") from error
+    wanted = None if found is None else str(calibration.VERSION)
+    if version != wanted:
+        raise WeightsError(
+            f"{path}: weights with a calibration of version {version}, this version has {wanted}; "
+            "make them anew with `oneshot-ml2 finetune`"
+        )
 
 
 def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]]) -> None:

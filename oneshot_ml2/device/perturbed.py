@@ -29,6 +29,7 @@ from oneshot_ml2.errors import DeviceError
 from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Reason, ScheduleSpace
 
 if TYPE_CHECKING:
+    from oneshot_ml2.accelerator import Accelerator
     from oneshot_ml2.vta.program import Program
 
 RULES = ("none", "short_strided_store", "long_gemm", "wide_load")
@@ -125,7 +126,14 @@ class PerturbedDevice:
         return self._schedules(space, indices, exact=False)
 
     def true_cycles(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> BatchResult:
-        """What measurements would say without noise, failures and timeouts: for scoring, never for a tuner."""
+        """What measurements would say without noise, failures and timeouts: for scoring, never for a tuner.
+
+        Of the ``full`` space in one batch, with the same results as one by one.
+        """
+        if space.kind == "full":
+            from oneshot_ml2.device import perturbed_batch
+
+            return perturbed_batch.true_cycles(space, np.asarray(indices, dtype=np.int64), self.differences)
         return self._schedules(space, indices, exact=True)
 
     def _schedules(self, space: ScheduleSpace, indices: NDArray[np.int64], exact: bool) -> BatchResult:
@@ -165,8 +173,7 @@ class PerturbedDevice:
         if self._wrong(program):
             return _failed(Reason.WRONG_RESULT)
         chip = program.accelerator
-        latency = max(1, round(chip.memory_latency * d.latency / d.clock_ratio))
-        board = dataclasses.replace(program, accelerator=dataclasses.replace(chip, memory_latency=min(latency, 65535)))
+        board = dataclasses.replace(program, accelerator=board_of(chip, d))
         timed = timing.measure(board)
         if timed.hang:
             return _failed(Reason.DEADLOCK)
@@ -199,6 +206,12 @@ class PerturbedDevice:
             moved = (x * y)[loads & (memory == G.INP)]
             return bool((moved > round(chip.inp_depth * d.rule_share)).any())
         return False
+
+
+def board_of(chip: Accelerator, d: Differences) -> Accelerator:
+    """The description with the board's own memory latency."""
+    latency = max(1, round(chip.memory_latency * d.latency / d.clock_ratio))
+    return dataclasses.replace(chip, memory_latency=min(latency, 65535))
 
 
 def _failed(reason: Reason) -> Measurement:

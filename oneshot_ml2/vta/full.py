@@ -107,7 +107,8 @@ def _measure(p, values, insns, uops, tables, insn_address, params, reason, cycle
             busy[i, 2] = times[2]
 
 
-def _work_arrays() -> tuple[NDArray[np.int64], NDArray[np.int64], emit.Tables]:
+def work_arrays() -> tuple[NDArray[np.int64], NDArray[np.int64], emit.Tables]:
+    """What `emit.lower_into` writes a program's instructions and micro-ops into, and its tables."""
     insns = np.zeros((emit.MAX_INSNS, COLUMNS), dtype=np.int64)
     return insns, np.zeros((nest.PORTABLE_UOPS, 3), dtype=np.int64), emit.tables()
 
@@ -130,7 +131,7 @@ def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64
     Raises:
         InvalidSchedule: with the reason.
     """
-    insns, uops, tables = _work_arrays()
+    insns, uops, tables = work_arrays()
     p = nest.nest(workload, accelerator)
     reason, n, m = emit.lower_into(p, np.ascontiguousarray(values), insns, uops, tables)
     if reason:
@@ -146,7 +147,7 @@ def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[
     n = len(values)
     reason, cycles = validity(workload, accelerator, values), np.full(n, -1, dtype=np.int64)
     busy = np.zeros((n, 3), dtype=np.int64)
-    insns, uops, tables = _work_arrays()
+    insns, uops, tables = work_arrays()
     _, end = nest.buffers(workload, accelerator)
     _measure(
         nest.nest(workload, accelerator),

@@ -1,0 +1,616 @@
+"""``oneshot-ml2 finetune``: adapts shipped weights to one board by a few measurements.
+
+Rounds of measurements, each four times as large as all before, are spread over workloads; what to measure is what the
+weights adapted so far rank first, and by chance what they rank lower. What is adapted is a `Calibration`: so few
+figures, all physical, that 64 measurements suffice. Of the budget nothing is set aside for validation: figures are
+those of cross-validation by workloads, each workload judged by weights that saw none of its measurements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2 import encode, oneshot, report, resources
+from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.calibration import COSTS, Calibration, cost_terms, logarithm, traffic_of
+from oneshot_ml2.corpus import task_id
+from oneshot_ml2.device import Device, open_device
+from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.predictor import Predictor, bare
+from oneshot_ml2.schedule import Reason, ScheduleSpace, backend
+from oneshot_ml2.tuner.runner import TRANSIENT, Limits, LogError, Measurer
+from oneshot_ml2.vta.traffic import TRAFFIC
+from oneshot_ml2.workload import Workload, read_layers
+
+FORMAT = "oneshot-ml2 finetuning"
+SCHEMA = 1
+LEAST_BUDGET = 16
+# The first round; each further one brings the total to so many times as much.
+_FIRST, _GROWTH = 16, 4
+# Of schedules that are not what is ranked first, the share drawn from everything that the SRAMs hold.
+_ANYTHING = 0.25
+FOLDS = 4
+# Memory latencies that are tried, as multiples of the described one, as far as the weights were trained on them.
+_LATENCIES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0)
+# A valid schedule weighs (T* / T) to this power, T* the workload's fastest measured.
+_FAST = 2.0
+# Where residuals of log T count no longer in full, as a multiple of their mean.
+_HUBER = 1.5
+# How often a schedule fails within all limits, and succeeds beyond one.
+_ODD_FAILURE, _ODD_SUCCESS = 0.01, 0.03
+# Half widths (log) of the stretch where a limit lies, as the columns are not exact; most thresholds of a column.
+_WIDTHS = (0.0, 0.05, 0.15, 0.3)
+_THRESHOLDS = 128
+# Limits that are told apart; hypotheses with less than this share are dropped.
+_LIMITS, _NEGLIGIBLE = 2, 1e-4
+# Workloads of the shipped list that are measured when none are given.
+_WORKLOADS = 24
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measurements in order.
+
+    ``task``: int64 (n,), which workload; ``index``: int64 (n,), of its space; ``reason``: uint8 (n,); ``cycles``: int64
+    (n,), -1 where invalid; ``attempts``: int64 (n,), how often each was tried.
+    """
+
+    task: NDArray[np.int64]
+    index: NDArray[np.int64]
+    reason: NDArray[np.uint8]
+    cycles: NDArray[np.int64]
+    attempts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[int, int, int, int, int]]) -> Measured:
+        """From (task, index, reason, cycles, attempts) each."""
+        table = np.array(rows, dtype=np.int64).reshape(-1, 5).T
+        return cls(table[0], table[1], table[2].astype(np.uint8), table[3], table[4])
+
+    def take(self, places: NDArray[Any] | slice) -> Measured:
+        """Those at some positions, or of a mask or slice."""
+        fields = (self.task, self.index, self.reason, self.cycles, self.attempts)
+        return Measured(*(field[places] for field in fields))
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """Bool (n,)."""
+        return self.reason == Reason.VALID
+
+    @property
+    def failed(self) -> NDArray[np.bool_]:
+        """Bool (n,): the program is at fault, not the device."""
+        return ~self.valid & ~np.isin(self.reason, TRANSIENT)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of n schedules before they are measured, at one memory latency.
+
+    ``log_cycles``: the networks' log T; ``p_valid``; ``terms``: (n, len(COSTS)); ``traffic``: (n, len(TRAFFIC)).
+    """
+
+    log_cycles: NDArray[np.float64]
+    p_valid: NDArray[np.float64]
+    terms: NDArray[np.float64]
+    traffic: NDArray[np.float64]
+
+    def take(self, places: NDArray[Any]) -> Seen:
+        """Those at some positions, or of a mask."""
+        return Seen(self.log_cycles[places], self.p_valid[places], self.terms[places], self.traffic[places])
+
+
+class Board:
+    """A network, the spaces of some workloads, and what the network says of their schedules at several latencies."""
+
+    def __init__(self, spaces: Sequence[ScheduleSpace], network: Predictor) -> None:
+        self.spaces, self.network = list(spaces), replace(network, tensors=bare(network.tensors))
+        self.described = self.spaces[0].accelerator.memory_latency
+        place = encode.TASK_FEATURES.index("memory latency")
+        low, high = (2.0 ** float(network.tensors[name][place]) - 1.0 for name in ("low", "high"))
+        tried = {min(max(round(self.described * factor), math.floor(low)), math.ceil(high)) for factor in _LATENCIES}
+        self.latencies = sorted({max(1, latency) for latency in tried} | {self.described})
+        self._rows: dict[tuple[int, int], dict[int, tuple[Any, ...]]] = {}
+
+    def seen(self, measured: Measured, latency: int) -> Seen:
+        """What is known of measured schedules at a latency."""
+        for task in np.unique(measured.task).tolist():
+            known = self._rows.setdefault((task, latency), {})
+            wanted = np.unique(measured.index[measured.task == task])
+            new = np.array([index for index in wanted.tolist() if index not in known], dtype=np.int64)
+            if len(new):
+                space = Calibration.none(latency).board(self.spaces[task])
+                given = encode.candidates_at(space, new)
+                scores = self.network.judge(space, given)
+                traffic = traffic_of(space, given)
+                terms = cost_terms(space, given, traffic, scores.cycles)
+                rows = zip(np.log(scores.cycles), scores.p_valid.astype(np.float64), terms, traffic)
+                known.update(zip(new.tolist(), rows))
+        keys = zip(measured.task.tolist(), measured.index.tolist())
+        rows = [self._rows[task, latency][index] for task, index in keys]
+        columns = [np.array([row[k] for row in rows], dtype=np.float64) for k in range(4)]
+        return Seen(columns[0], columns[1], columns[2].reshape(-1, len(COSTS)), columns[3].reshape(-1, len(TRAFFIC)))
+
+    def adapted(self, known: Calibration) -> Predictor:
+        """The network with a calibration."""
+        return replace(self.network, tensors=self.network.tensors | known.to_tensors())
+
+
+# Adaptation ------------------------------------------------------------------------------------
+
+
+def _weights(measured: Measured) -> NDArray[np.float64]:
+    """Of valid measurements (n,): the faster among its workload's, the more."""
+    log_cycles = np.log(measured.cycles.astype(np.float64))
+    best = np.full(int(measured.task.max()) + 1, np.inf)
+    np.minimum.at(best, measured.task, log_cycles)
+    return np.exp(_FAST * (best[measured.task] - log_cycles))
+
+
+def fit_costs(
+    terms: NDArray[np.float64], residual: NDArray[np.float64], weight: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], float]:
+    """Costs (k,) of `COSTS` for residuals (n,) of log T, and the robust mean error that they leave.
+
+    Least squares, reweighted where residuals are large, the costs but the constant not below 0: the best of the fits
+    with some of them 0.
+    """
+    k = terms.shape[1]
+    found = np.zeros(k), np.inf
+    for chosen in range(1 << (k - 1)):
+        columns = [0, *(j for j in range(1, k) if chosen >> (j - 1) & 1)]
+        a, w = terms[:, columns], weight
+        ridge = 1e-3 * math.sqrt(len(a)) * np.eye(len(columns))
+        ridge[0, 0] = 0.0
+        for _ in range(4):
+            root = np.sqrt(w)[:, None]
+            rows, goal = np.concatenate([a * root, ridge]), np.concatenate([residual * root[:, 0], np.zeros(len(ridge))])
+            costs = np.linalg.lstsq(rows, goal, rcond=None)[0]
+            error = np.abs(a @ costs - residual)
+            scale = max(float(np.average(error, weights=weight)), 1e-3)
+            w = weight / np.maximum(1.0, error / (_HUBER * scale))
+        loss = float(np.average(np.minimum(error, 4.0 * scale), weights=weight))
+        if (costs[1:] >= 0).all() and loss < found[1]:
+            full = np.zeros(k)
+            full[columns] = costs
+            found = full, loss
+    return found
+
+
+def fit_limits(traffic: NDArray[np.float64], failed: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Limits as of `Calibration` from what schedules (n, columns) failed (n,).
+
+    Every column, direction, threshold between measured values and width of the stretch around it is a hypothesis; its
+    share is its likelihood, times the prior: columns alike, thresholds evenly in the logarithm. Failures that the first
+    limit explains say nothing about the second.
+    """
+    found: list[NDArray[np.float64]] = []
+    open_ = np.ones(len(failed), dtype=bool)
+    for group in range(_LIMITS):
+        if (failed & open_).sum() < (1 if group == 0 else 3):
+            break
+        hypotheses, likelihoods = _hypotheses(traffic[open_], failed[open_])
+        nothing = _log_likelihood(np.zeros((1, int(open_.sum()))), failed[open_])[0]
+        # The more limits, the less likely another one.
+        joined = np.append(likelihoods, nothing + 3.0 * group)
+        shares = np.exp(joined - joined.max())
+        shares /= shares.sum()
+        if shares[-1] > 0.5:
+            break
+        keep = shares[:-1] > _NEGLIGIBLE
+        rows = np.column_stack([np.full(int(keep.sum()), group), shares[:-1][keep], hypotheses[keep]])
+        found.append(rows)
+        beyond = Calibration(1, np.zeros(len(COSTS)), rows).risk(traffic)
+        open_ &= ~(failed & (beyond > 0.5))
+    return np.concatenate(found) if found else np.zeros((0, 6))
+
+
+def _log_likelihood(beyond: NDArray[np.float64], failed: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Of outcomes (n,) under hypotheses that schedules are beyond a limit with probabilities (h, n)."""
+    p = _ODD_FAILURE + (1.0 - _ODD_FAILURE - _ODD_SUCCESS) * beyond
+    return np.where(failed, np.log(p), np.log1p(-p)).sum(axis=1)
+
+
+def _hypotheses(
+    traffic: NDArray[np.float64], failed: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(column, sign, low, high) of hypotheses (h, 4), and the logarithms (h,) of their likelihood times prior."""
+    rows, likelihoods = [], []
+    columns = traffic.shape[1]
+    for column in range(columns):
+        for sign in (1.0, -1.0):
+            x = sign * logarithm(traffic[:, column])
+            values = np.unique(x)
+            if len(values) > _THRESHOLDS:
+                # Thresholds near failures and successes that are close to each other say most.
+                values = np.unique(np.quantile(x, np.linspace(0.0, 1.0, _THRESHOLDS)))
+            ends = np.concatenate([[values[0] - 1.0], values, [values[-1] + 1.0]])
+            low, high = ends[:-1], ends[1:]
+            prior = np.log((high - low) / (ends[-1] - ends[0])) - math.log(2 * columns * len(_WIDTHS))
+            for width in _WIDTHS:
+                a, b = low - width, high + width
+                beyond = np.clip((x - a[:, None]) / (b - a)[:, None], 0.0, 1.0)
+                likelihoods.append(_log_likelihood(beyond, failed) + prior)
+                rows.append(np.column_stack([np.full(len(a), column), np.full(len(a), sign), a, b]))
+    return np.concatenate(rows), np.concatenate(likelihoods)
+
+
+def fit(board: Board, measured: Measured) -> Calibration:
+    """The calibration that measurements speak for; that of a board as described while fewer than four are valid."""
+    limits = np.zeros((0, 6))
+    usable = measured.take(measured.valid | measured.failed)
+    if len(usable):
+        limits = fit_limits(board.seen(usable, board.described).traffic, usable.failed)
+    valid = measured.take(measured.valid)
+    if len(valid) < 4:
+        return replace(Calibration.none(board.described), limits=limits)
+    weight, best = _weights(valid), (np.inf, board.described, np.zeros(len(COSTS)))
+    for latency in board.latencies:
+        seen = board.seen(valid, latency)
+        costs, loss = fit_costs(seen.terms, np.log(valid.cycles) - seen.log_cycles, weight)
+        best = min(best, (loss, latency, costs), key=lambda found: found[0])
+    # The constant does not change an order; below 0 it would let predictions fall under proven bounds.
+    costs = best[2]
+    costs[0] = max(costs[0], 0.0)
+    return Calibration(best[1], costs, limits)
+
+
+# Validation ------------------------------------------------------------------------------------
+
+
+def duels(cost: NDArray[np.float64], measured: Measured) -> float:
+    """Of every two measured schedules of a workload the one of less ``cost`` (n,) is chosen: its T* / T, T* the better
+    one's, 1/2 if it alone fails. Geometric mean over pairs, then over workloads; NaN without any."""
+    means = []
+    for task in np.unique(measured.task).tolist():
+        own = np.flatnonzero((measured.task == task) & (measured.valid | measured.failed))
+        first, second = (own[places] for places in np.triu_indices(len(own), 1))
+        chosen, other = np.where(cost[first] <= cost[second], (first, second), (second, first))
+        some = measured.valid[chosen] | measured.valid[other]
+        chosen, other = chosen[some], other[some]
+        if len(chosen):
+            t = np.where(measured.valid, np.log(np.maximum(measured.cycles, 1)), np.inf)
+            lost = np.where(np.isinf(t[chosen]), math.log(2.0), np.maximum(t[chosen] - t[other], 0.0))
+            means.append(float(lost.mean()))
+    return math.exp(-float(np.mean(means))) if means else float("nan")
+
+
+def _figures(cost: NDArray[np.float64], log_cycles: NDArray[np.float64], measured: Measured) -> dict[str, float]:
+    """``choice``: see `duels`; ``error``: mean |error of log T| of valid ones."""
+    valid = measured.valid
+    error = np.abs(np.log(np.maximum(measured.cycles, 1)) - log_cycles)[valid]
+    return {"choice": duels(cost, measured), "error": float(error.mean()) if valid.any() else float("nan")}
+
+
+def _judged(board: Board, known: Calibration, measured: Measured) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """log of the cost, and log T, of measured schedules (n,) with a calibration."""
+    seen = board.seen(measured, known.latency)
+    log_cycles = seen.log_cycles + known.added(seen.terms)
+    risk = known.risk(seen.traffic)
+    # Distrusted ones come last, as in a pick.
+    return log_cycles + 2.0 * risk + 1e3 * (seen.p_valid * (1.0 - risk) < 0.5), log_cycles
+
+
+def cross_validate(board: Board, measured: Measured) -> tuple[dict[str, float], dict[str, float]]:
+    """Figures before and after adaptation, every workload judged by a fit without its measurements."""
+    before = _figures(*_judged(board, Calibration.none(board.described), measured), measured)
+    cost, log_cycles = np.zeros(len(measured)), np.zeros(len(measured))
+    for fold in range(FOLDS):
+        held = measured.task % FOLDS == fold
+        if held.any():
+            known = fit(board, measured.take(~held))
+            cost[held], log_cycles[held] = _judged(board, known, measured.take(held))
+    return before, _figures(cost, log_cycles, measured)
+
+
+# Collection ------------------------------------------------------------------------------------
+
+
+def round_ends(budget: int) -> list[int]:
+    """Measurements in all after each round: 16, 64, 256 and so on, and the budget."""
+    ends = [_FIRST]
+    while ends[-1] < budget:
+        ends.append(ends[-1] * _GROWTH)
+    return [*(end for end in ends if end < budget), budget]
+
+
+def choose(
+    space: ScheduleSpace, network: Predictor, count: int, known: set[int], explore: bool, rng: np.random.Generator
+) -> list[int]:
+    """Up to ``count`` legal schedules that are not ``known``, which gets them.
+
+    By turns the first that is left in the network's ranking, and one by chance: mostly from that ranking, the logarithm
+    of the place uniform, the others from all that the SRAMs hold. With ``explore`` all of them by chance.
+    """
+    ranking = oneshot.rank(space, network)
+    ranked = ranking.best(len(ranking.indices))
+    anything = oneshot.promising(space).indices
+    draws = 4 * count + 8
+    places = np.exp(rng.uniform(0.0, math.log(max(len(ranked), 2)), size=draws)).astype(np.int64) - 1
+    by_chance = rng.choice(anything, size=draws) if len(anything) else np.empty(0, np.int64)
+    if len(ranked):
+        lower = ranked[np.minimum(places, len(ranked) - 1)]
+        by_chance = np.where(rng.random(draws) < _ANYTHING, by_chance, lower)
+    first = np.empty(0, np.int64) if explore else ranked[: len(known) + 4 * count]
+    legal = {
+        index
+        for part in (first, by_chance)
+        for index in part[space.validity(part) == Reason.VALID].tolist()
+        if len(part)
+    }
+    queues = [[i for i in first.tolist() if i in legal], [i for i in by_chance.tolist() if i in legal]]
+    chosen: list[int] = []
+    turn = int(rng.integers(2))
+    while len(chosen) < count and any(queues):
+        queue = queues[turn % 2] or queues[(turn + 1) % 2]
+        index = queue.pop(0)
+        if index not in known:
+            known.add(index)
+            chosen.append(index)
+            turn += 1
+    return chosen
+
+
+def collect(
+    board: Board,
+    device: Device,
+    budget: int,
+    seed: int = 0,
+    log: Path | None = None,
+    limits: Limits | None = None,
+    done: Callable[[int], None] | None = None,
+) -> Measured:
+    """Measure ``budget`` schedules in rounds; with the log of an earlier run go on where it ended.
+
+    ``done``: called with the number of measurements so far.
+
+    Raises:
+        LogError: the log is unreadable, or of another run.
+    """
+    limits = limits or Limits()
+    header = {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "tasks": [task_id(space.workload, space.accelerator, space.kind) for space in board.spaces],
+        "space_version": backend("full").SPACE_VERSION,
+        "device": device.name,
+        "weights": digest(board.network),
+        "seed": seed,
+        "retries": limits.retries,
+    }
+    earlier = _open(log, header)
+    order = np.random.default_rng([seed, 23]).permutation(len(board.spaces))
+    known: list[set[int]] = [set() for _ in board.spaces]
+    rows: list[tuple[int, int, int, int, int]] = []
+    begin = 0
+    for number, end in enumerate(round_ends(budget)):
+        network = board.network if number == 0 else board.adapted(fit(board, Measured.of(rows)))
+        tasks = order[np.arange(begin, end) % len(order)]
+        for task in dict.fromkeys(tasks.tolist()):
+            rng = np.random.default_rng([seed, number, task])
+            count = int((tasks == task).sum())
+            chosen = choose(board.spaces[task], network, count, known[task], number == 0, rng)
+            rows += _measure(board.spaces[task], device, limits, task, chosen, earlier[len(rows) :], log)
+            if done is not None:
+                done(len(rows))
+        begin = end
+    return Measured.of(rows)
+
+
+def _measure(
+    space: ScheduleSpace,
+    device: Device,
+    limits: Limits,
+    task: int,
+    chosen: list[int],
+    earlier: list[tuple[int, int, int, int, int]],
+    log: Path | None,
+) -> list[tuple[int, int, int, int, int]]:
+    """Rows of schedules of a task: those that the log has, the others measured and logged."""
+    rows = earlier[: len(chosen)]
+    if any(row[:2] != (task, index) for row, index in zip(rows, chosen)):
+        raise LogError(f"{log} does not fit this version's choices; give another file, or remove it")
+    left = np.array(chosen[len(rows) :], dtype=np.int64)
+    if len(left):
+        measurer = Measurer(device, space, limits)
+        try:
+            results, attempts = measurer(left)
+        finally:
+            measurer.close()
+        columns = (results.indices, results.reason, results.cycles, attempts)
+        new = [(task, *(int(x) for x in row)) for row in zip(*(column.tolist() for column in columns))]
+        if log is not None:
+            with log.open("ab") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in new).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        rows = rows + new
+    return rows
+
+
+def _open(log: Path | None, header: dict[str, Any]) -> list[tuple[int, int, int, int, int]]:
+    """What a log holds; one that is not there is begun, a line that was cut short is taken off."""
+    if log is None:
+        return []
+    content = log.read_bytes() if log.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+        if lines and lines[0] != header:
+            raise LogError(f"{log} is the log of another run; give another file, or remove it to begin anew")
+        rows = [(int(a), int(b), int(c), int(d), int(e)) for a, b, c, d, e in lines[1:]]
+    except (ValueError, TypeError) as error:
+        if isinstance(error, LogError):
+            raise
+        raise LogError(f"{log} is no log of fine-tuning ({error!r})") from error
+    if not lines:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(json.dumps(header).encode() + b"\n")
+    elif len(whole) < len(content):
+        os.truncate(log, len(whole))
+    return rows
+
+
+# The command -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """Adapted weights, what they learnt, and figures of `cross_validate`."""
+
+    network: Predictor
+    calibration: Calibration
+    measured: Measured
+    before: dict[str, float]
+    after: dict[str, float]
+
+    @property
+    def better(self) -> bool:
+        """What was held out is chosen at least as well as before."""
+        return self.after["choice"] >= self.before["choice"]
+
+
+def digest(network: Predictor) -> str:
+    """SHA-256 of weights."""
+    text = hashlib.sha256()
+    for name, tensor in sorted(network.tensors.items()):
+        text.update(name.encode() + np.ascontiguousarray(tensor).tobytes())
+    return text.hexdigest()
+
+
+def adapt(board: Board, measured: Measured, about: dict[str, Any]) -> Finetuned:
+    """Fit all measurements, and cross-validate; ``about``: what the card says of them."""
+    before, after = cross_validate(board, measured)
+    known = fit(board, measured)
+    labels = {reason: int((measured.reason == reason).sum()) for reason in Reason}
+    card = dict(board.network.card) | {
+        "finetuned": about
+        | {
+            "base": digest(board.network),
+            "accelerator": json.loads(board.spaces[0].accelerator.to_json()),
+            "method": "calibration of memory latency, costs and limits",
+            "measurements": len(measured),
+            "attempts": int(measured.attempts.sum()),
+            "outcomes": {reason.label: count for reason, count in labels.items() if count},
+            "validation": f"{FOLDS}-fold cross-validation by workloads, all measurements used",
+            "before": {name: report.finite(value) for name, value in before.items()},
+            "after": {name: report.finite(value) for name, value in after.items()},
+            "memory_latency": known.latency,
+            "costs": dict(zip(COSTS, known.costs.tolist())),
+            "limits": described_limits(known),
+            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        }
+    }
+    return Finetuned(replace(board.adapted(known), card=card), known, measured, before, after)
+
+
+def described_limits(known: Calibration) -> list[dict[str, Any]]:
+    """The likeliest hypothesis of each limit, and its column's share of the probability."""
+    found = []
+    for group in np.unique(known.limits[:, 0]):
+        rows = known.limits[known.limits[:, 0] == group]
+        best = rows[rows[:, 1].argmax()]
+        ends = sorted(float(np.exp(best[3] * end)) for end in best[4:6])
+        share = float(rows[(rows[:, 2] == best[2]) & (rows[:, 3] == best[3]), 1].sum())
+        kind = "at most" if best[3] > 0 else "at least"
+        found.append({"what": TRAFFIC[int(best[2])], "kind": kind, "between": ends, "probability": round(share, 4)})
+    return found
+
+
+def workloads_of(source: str | None, size: int = 224) -> list[Workload]:
+    """Different workloads of a list (``.toml``), of a model by name, or of the shipped training list.
+
+    Raises:
+        OneShotError: an unreadable list, or no such model.
+    """
+    if source is None:
+        layers = read_layers(resources.find("workloads", "train.toml"))
+        small = [layer for layer in layers if layer.workload.real_macs <= 3e7]
+        layers = [small[i] for i in np.linspace(0, len(small) - 1, _WORKLOADS).round().astype(int)]
+    elif source.endswith(".toml"):
+        layers = read_layers(source)
+    else:
+        from oneshot_ml2 import models
+
+        layers = models.trace(source, size)
+    return list(dict.fromkeys(layer.workload for layer in layers))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``oneshot-ml2 finetune``."""
+    parser.add_argument("--accelerator", required=True, metavar="NAME", help="the board's preset or VTA JSON")
+    parser.add_argument("--device", required=True, metavar="SPEC", help="what measures: sim, or perturbed:KIND:SEED")
+    parser.add_argument("--workloads", metavar="LIST", help="a workload list (.toml) or a model's name")
+    parser.add_argument("--size", type=int, default=224, metavar="N", help="height and width of a model's images")
+    parser.add_argument("--budget", type=int, default=256, metavar="N", help="measurements in all (default 256)")
+    parser.add_argument("--weights", metavar="NAME", help="shipped weights, or a .safetensors file (default: default)")
+    parser.add_argument("--out", required=True, metavar="FILE", help="weights to write (.safetensors), card beside it")
+    parser.add_argument("--log", metavar="FILE", help="of the measurements (default: beside --out)")
+    parser.add_argument("--retries", type=int, default=2, metavar="N", help="after failures of the device (default 2)")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="most for one program, in a process of its own")
+    parser.add_argument("--seed", type=int, default=0, help="of what is measured (default 0)")
+    parser.add_argument("--json", action="store_true", help="print the card's part on fine-tuning")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, adapt, validate and write; refuses to write weights that are worse than those before."""
+    from tqdm import tqdm
+
+    if args.budget < LEAST_BUDGET or args.retries < 0 or (args.timeout is not None and args.timeout <= 0):
+        raise OneShotError(f"allowed: --budget {LEAST_BUDGET} or more, --retries 0 or more, --timeout above 0")
+    out = Path(args.out).with_suffix(".safetensors")
+    if not out.resolve().parent.is_dir():
+        raise OneShotError(f"no folder {out.parent}; make it, or choose another place for --out")
+    chip, workloads = Accelerator.load(args.accelerator), workloads_of(args.workloads, args.size)
+    if len(workloads) < FOLDS:
+        raise OneShotError(f"{len(workloads)} different workloads; give {FOLDS} or more, as some are held out")
+    network, device = oneshot.predictor_of(args.weights), open_device(args.device)
+    if network.calibration is not None:
+        raise OneShotError("these weights are fine-tuned already; give those that they were made from")
+    board = Board([ScheduleSpace(workload, chip) for workload in workloads], network)
+    log = Path(args.log) if args.log else out.with_suffix(".jsonl")
+    with tqdm(total=args.budget, unit="measurement", file=sys.stderr, leave=False, disable=None) as bar:
+        limits = Limits(retries=args.retries, timeout=args.timeout)
+        measured = collect(board, device, args.budget, args.seed, log, limits, lambda n: bar.update(n - bar.n))
+    about = {"device": device.name, "budget": args.budget, "seed": args.seed, "workloads": len(workloads)}
+    found = adapt(board, measured, about)
+    about = found.network.card["finetuned"]
+    if not found.better:
+        raise OneShotError(
+            f"not better than before on workloads held out: choice {found.before['choice']:.2%} before, "
+            f"{found.after['choice']:.2%} after; nothing is written, keep the weights that you have or measure more"
+        )
+    found.network.save(out)
+    print(json.dumps(about, indent=2) if args.json else _table(found, about, out))
+    return 0
+
+
+def _table(found: Finetuned, about: dict[str, Any], out: Path) -> str:
+    rows = [
+        (name, f"{found.before[name]:.2%}", f"{found.after[name]:.2%}")
+        for name in ("choice", "error")
+    ]  # fmt: skip
+    lines = [report.table(("held-out workloads", "before", "after"), rows, left=("held-out workloads",)), ""]
+    invalid = int(found.measured.failed.sum())
+    lines.append(f"{len(found.measured)} measurements, {invalid} programs failed")
+    lines.append(f"memory latency {about['memory_latency']} cycles; costs {about['costs']}")
+    for limit in about["limits"]:
+        low, high = limit["between"]
+        lines.append(f"{limit['what']}: {limit['kind']} {low:.0f} to {high:.0f} (probability {limit['probability']:.0%})")
+    return "\n".join([*lines, f"{out} written, card beside it"])
