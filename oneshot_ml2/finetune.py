@@ -85,8 +85,9 @@ class Measured:
 
     def take(self, places: NDArray[Any] | slice) -> Measured:
         """Those at some positions, or of a mask or slice."""
-        fields = (self.task, self.index, self.reason, self.cycles, self.attempts)
-        return Measured(*(field[places] for field in fields))
+        return Measured(
+            self.task[places], self.index[places], self.reason[places], self.cycles[places], self.attempts[places]
+        )
 
     @property
     def valid(self) -> NDArray[np.bool_]:
@@ -140,8 +141,8 @@ class Board:
                 scores = self.network.judge(space, given)
                 traffic = traffic_of(space, given)
                 terms = cost_terms(space, given, traffic, scores.cycles)
-                rows = zip(np.log(scores.cycles), scores.p_valid.astype(np.float64), terms, traffic)
-                known.update(zip(new.tolist(), rows))
+                figures = zip(np.log(scores.cycles), scores.p_valid.astype(np.float64), terms, traffic)
+                known.update(zip(new.tolist(), figures))
         keys = zip(measured.task.tolist(), measured.index.tolist())
         rows = [self._rows[task, latency][index] for task, index in keys]
         columns = [np.array([row[k] for row in rows], dtype=np.float64) for k in range(4)]
@@ -180,8 +181,8 @@ def fit_costs(
         ridge[0, 0] = 0.0
         for _ in range(4):
             root = np.sqrt(w)[:, None]
-            rows, goal = np.concatenate([a * root, ridge]), np.concatenate([residual * root[:, 0], np.zeros(len(ridge))])
-            costs = np.linalg.lstsq(rows, goal, rcond=None)[0]
+            goal = np.concatenate([residual * root[:, 0], np.zeros(len(ridge))])
+            costs = np.linalg.lstsq(np.concatenate([a * root, ridge]), goal, rcond=None)[0]
             error = np.abs(a @ costs - residual)
             scale = max(float(np.average(error, weights=weight)), 1e-3)
             w = weight / np.maximum(1.0, error / (_HUBER * scale))
@@ -348,12 +349,8 @@ def choose(
         lower = ranked[np.minimum(places, len(ranked) - 1)]
         by_chance = np.where(rng.random(draws) < _ANYTHING, by_chance, lower)
     first = np.empty(0, np.int64) if explore else ranked[: len(known) + 4 * count]
-    legal = {
-        index
-        for part in (first, by_chance)
-        for index in part[space.validity(part) == Reason.VALID].tolist()
-        if len(part)
-    }
+    both = np.unique(np.concatenate([first, by_chance]))
+    legal = set(both[space.validity(both) == Reason.VALID].tolist()) if len(both) else set()
     queues = [[i for i in first.tolist() if i in legal], [i for i in by_chance.tolist() if i in legal]]
     chosen: list[int] = []
     turn = int(rng.integers(2))
@@ -433,8 +430,8 @@ def _measure(
             results, attempts = measurer(left)
         finally:
             measurer.close()
-        columns = (results.indices, results.reason, results.cycles, attempts)
-        new = [(task, *(int(x) for x in row)) for row in zip(*(column.tolist() for column in columns))]
+        outcomes = zip(left.tolist(), results.reason.tolist(), results.cycles.tolist(), attempts.tolist())
+        new = [(task, index, reason, cycles, tries) for index, reason, cycles, tries in outcomes]
         if log is not None:
             with log.open("ab") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in new).encode())
@@ -563,7 +560,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="weights to write (.safetensors), card beside it")
     parser.add_argument("--log", metavar="FILE", help="of the measurements (default: beside --out)")
     parser.add_argument("--retries", type=int, default=2, metavar="N", help="after failures of the device (default 2)")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="most for one program, in a process of its own")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="for one program, in a process of its own")
     parser.add_argument("--seed", type=int, default=0, help="of what is measured (default 0)")
     parser.add_argument("--json", action="store_true", help="print the card's part on fine-tuning")
 
@@ -602,15 +599,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(found: Finetuned, about: dict[str, Any], out: Path) -> str:
-    rows = [
-        (name, f"{found.before[name]:.2%}", f"{found.after[name]:.2%}")
-        for name in ("choice", "error")
-    ]  # fmt: skip
+    rows = [(name, f"{found.before[name]:.2%}", f"{found.after[name]:.2%}") for name in ("choice", "error")]
     lines = [report.table(("held-out workloads", "before", "after"), rows, left=("held-out workloads",)), ""]
     invalid = int(found.measured.failed.sum())
     lines.append(f"{len(found.measured)} measurements, {invalid} programs failed")
     lines.append(f"memory latency {about['memory_latency']} cycles; costs {about['costs']}")
     for limit in about["limits"]:
         low, high = limit["between"]
-        lines.append(f"{limit['what']}: {limit['kind']} {low:.0f} to {high:.0f} (probability {limit['probability']:.0%})")
+        chance = f"probability {limit['probability']:.0%}"
+        lines.append(f"{limit['what']}: {limit['kind']} {low:.0f} to {high:.0f} ({chance})")
     return "\n".join([*lines, f"{out} written, card beside it"])

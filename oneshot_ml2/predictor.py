@@ -76,9 +76,10 @@ class Predictor:
     """Weights of the networks and their card.
 
     Attributes:
-        tensors: of a calibration those of `Calibration.to_tensors`; ``mean``, ``scale`` (F,): standardisation of `encode.FEATURES`; ``low``, ``high`` (T,): ranges of
+        tensors: ``mean``, ``scale`` (F,): standardisation of `encode.FEATURES`; ``low``, ``high`` (T,): ranges of
             `encode.TASK_FEATURES` in training; ``<network>.<i>.weight`` (out, in) and ``<network>.<i>.bias`` of each
-            of `NETWORKS`, the last with as many outputs as `OUTPUTS`. All float32.
+            of `NETWORKS`, the last with as many outputs as `OUTPUTS`; with a calibration those of
+            `Calibration.to_tensors`. All float32.
         card: the model card, JSON-able.
     """
 
