@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.schedule import ScheduleSpace
 
 # Raised whenever a feature changes its meaning; weights of another version are refused.
-FEATURE_VERSION = 4
+FEATURE_VERSION = 5
 
 # Logarithms of nest columns, by name.
 _ACCELERATOR_LOGS = {
@@ -85,7 +85,7 @@ _TILE_FEATURES = tuple(f"{kind} {name}" for name, _, _ in _TILES for kind in ("t
 _CHOICE_FEATURES = tuple(f"{name}={value}" for name, _, values in _CHOICES for value in range(values))
 # How a summary column is shown: cycles beside the bound, counts that cost a few cycles each, sizes, shares of an SRAM.
 _COUNTS = ("loads", "gemms", "steps", "tiles", "instructions")
-_SIZES = ("uops", "distinct")
+_SIZES = ("uops", "recurrence")
 _USES = ("inp_use", "wgt_use", "acc_use")
 _CYCLES = tuple(name for name in plan.SUMMARY[1:] if name not in _COUNTS + _SIZES + _USES)
 SCHEDULE_FEATURES = (
@@ -96,10 +96,10 @@ SCHEDULE_FEATURES = (
     *(f"{form} {name} / bound" for name in _CYCLES for form in ("log", "linear")),
     *(text for name in _COUNTS for text in (f"log {name}", f"linear {name} x 16 / bound")),
     *(f"log {name}" for name in _SIZES),
-    "few distinct",
+    "near recurrence",
+    "recurs",
     "log micro-ops / limit",
-    "sharp micro-ops / limit",
-    "sharp instructions / limit",
+    *(f"{form} {name}" for name in ("micro-ops", "instructions") for form in ("sharp", "sharper", "many")),
     *(f"{form} {name}" for name in _USES for form in ("log", "linear", "fits")),
 )
 FEATURES = TASK_FEATURES + SCHEDULE_FEATURES
@@ -111,15 +111,16 @@ _CYCLE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _CYCLES], dtype=
 _COUNT_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _COUNTS], dtype=np.int64)
 _SIZE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _SIZES], dtype=np.int64)
 _USE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _USES], dtype=np.int64)
-_BOUND, _UOPS, _INSTRUCTIONS, _DISTINCT = (
-    plan.SUMMARY.index(name) for name in ("bound", "uops", "instructions", "distinct")
+_BOUND, _UOPS, _INSTRUCTIONS, _RECURRENCE = (
+    plan.SUMMARY.index(name) for name in ("bound", "uops", "instructions", "recurrence")
 )
 # Linear ratios to the bound are cut here: what is so much slower need not be told apart finely.
 _LINEAR_LIMIT = np.float32(4.0)
 _USE_FLOOR = np.float32(1 / 64)
 # More parts than cores, as some stretches of a space have fewer canonical schedules.
 _PARTS = 8
-_FEW, _SHARP, _ONE, _MANY = np.float32(8.0), np.float32(4.0), np.float32(1.0), np.float32(emit.MAX_INSNS)
+_ONE, _FEW, _SOON = np.float32(1.0), np.float32(8.0), np.float32(3.0)
+_SHARP, _SHARPER, _MANY = np.float32(4.0), np.float32(64.0), np.float32(emit.MAX_INSNS)
 
 
 def check_space(space: ScheduleSpace) -> None:
@@ -226,13 +227,15 @@ def _encode_rows(p, values, summary, log_engine_bound, out):  # type: ignore[no-
             out[i, at] = np.log2(np.float32(1.0 + summary[i, c]))
             at += 1
         # What limits sharply is shown sharply too: a network is smooth.
-        out[i, at] = min(np.float32(summary[i, _DISTINCT]), _FEW)
-        uops = np.log2(np.float32(1.0 + summary[i, _UOPS]) / np.float32(p[N.UOP_LIMIT]))
-        out[i, at + 1] = uops
-        out[i, at + 2] = min(max(_SHARP * uops, -_ONE), _ONE)
-        instructions = np.log2(np.float32(summary[i, _INSTRUCTIONS]) / _MANY)
-        out[i, at + 3] = min(max(_SHARP * instructions, -_ONE), _ONE)
-        at += 4
+        out[i, at] = min(np.float32(summary[i, _RECURRENCE]), _FEW)
+        out[i, at + 1] = 1.0 if summary[i, _RECURRENCE] < _SOON else 0.0
+        out[i, at + 2] = np.log2(max(np.float32(summary[i, _UOPS]), _ONE) / np.float32(p[N.UOP_LIMIT]))
+        at += 3
+        for over in (out[i, at - 1], np.log2(np.float32(summary[i, _INSTRUCTIONS]) / _MANY)):
+            out[i, at] = min(max(_SHARP * over, -_ONE), _ONE)
+            out[i, at + 1] = min(max(_SHARPER * over, -_ONE), _ONE)
+            out[i, at + 2] = 1.0 if over > 0 else 0.0
+            at += 3
         for c in _USE_COLUMNS:
             value = np.float32(summary[i, c])
             out[i, at] = np.log2(_USE_FLOOR + value)

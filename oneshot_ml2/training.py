@@ -68,7 +68,7 @@ class Settings:
         seed: of everything random.
     """
 
-    scan: tuple[int, ...] = (64, 48, 32)
+    scan: tuple[int, ...] = (48, 32)
     main: tuple[int, ...] = (256, 256, 128)
     epochs: int = 70
     tasks_per_batch: int = 16
