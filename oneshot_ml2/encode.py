@@ -6,8 +6,10 @@ of a schedule. Every closed-form figure is `plan.summaries`'s; nothing here know
 
 from __future__ import annotations
 
+import contextlib
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +24,8 @@ from oneshot_ml2.vta.bound import engine_bound
 
 if TYPE_CHECKING:
     from oneshot_ml2.schedule import ScheduleSpace
+
+Geometries = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 # Raised whenever a feature changes its meaning; weights of another version are refused.
 FEATURE_VERSION = 5
@@ -284,8 +288,8 @@ class Candidates:
 class Encoder:
     """What turns schedules of one space into numbers, on all cores.
 
-    ``p``: the nest; ``table``, ``radix``: `candidates`; ``size``: of the space;
-    ``log_bound``: log2 of the engine bound.
+    ``p``: the nest; ``table``, ``radix``: `candidates`; ``size``: of the space; ``log_bound``: log2 of the engine
+    bound; ``tables``: `plan.geometry_table` that no thread uses now.
     """
 
     p: NDArray[np.int64]
@@ -293,6 +297,7 @@ class Encoder:
     radix: NDArray[np.int64]
     size: int
     log_bound: float
+    tables: list[Geometries] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
     def of(cls, space: ScheduleSpace) -> Encoder:
@@ -315,31 +320,49 @@ class Encoder:
         parts = [found[begin] for begin in sorted(found)]
         return np.concatenate([indices for indices, _ in parts]), np.concatenate([values for _, values in parts])
 
-    def decoded(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Canonical knob values (n, knobs) of indices (n,)."""
-        values = np.empty((len(indices), len(self.radix)), dtype=np.int64)
-        in_parallel(
-            lambda begin, end: _decode_canonical(
-                self.p, indices[begin:end], self.table, self.radix, values[begin:end]
-            ),
-            len(indices),
-        )
-        return values
+    @contextlib.contextmanager
+    def _geometries(self) -> Iterator[Geometries]:
+        """A table that no other thread uses now; tables are kept, as making their records takes time."""
+        try:
+            table = self.tables.pop()
+        except IndexError:
+            table = plan.geometry_table()
+        yield table
+        self.tables.append(table)
 
     def fits(self, values: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether the SRAMs hold what schedules of canonical knob values (n, knobs) keep in them, bool (n,)."""
         out = np.empty(len(values), dtype=np.bool_)
-        in_parallel(lambda begin, end: plan.fits_into(self.p, values[begin:end], out[begin:end]), len(values))
+
+        def part(begin: int, end: int) -> None:
+            with self._geometries() as table:
+                plan.fits_into(self.p, values[begin:end], out[begin:end], *table)
+
+        in_parallel(part, len(values))
         return out
 
     def candidates(self, indices: NDArray[np.int64], values: NDArray[np.int64]) -> Candidates:
         """Indices (n,) and their canonical knob values (n, knobs) with their closed forms."""
         summary = np.empty((len(values), len(plan.SUMMARY)))
-        in_parallel(lambda begin, end: plan.summaries_into(self.p, values[begin:end], summary[begin:end]), len(values))
+
+        def part(begin: int, end: int) -> None:
+            with self._geometries() as table:
+                plan.summaries_into(self.p, values[begin:end], summary[begin:end], *table)
+
+        in_parallel(part, len(values))
+        return Candidates(indices, values, summary)
+
+    def candidates_at(self, indices: NDArray[np.int64]) -> Candidates:
+        """The schedules at some indices (n,), aliases by the values of those that stand for them; on this thread."""
+        values = np.empty((len(indices), len(self.radix)), dtype=np.int64)
+        _decode_canonical(self.p, indices, self.table, self.radix, values)
+        summary = np.empty((len(values), len(plan.SUMMARY)))
+        with self._geometries() as table:
+            plan.summaries_into(self.p, values, summary, *table)
         return Candidates(indices, values, summary)
 
     def encode(self, given: Candidates, out: NDArray[np.float32]) -> None:
-        """`SCHEDULE_FEATURES` of candidates, float32 (n, len(SCHEDULE_FEATURES)), in place, on this thread."""
+        """`SCHEDULE_FEATURES` of candidates into the first columns of float32 (n, at least so many), on this thread."""
         _encode_rows(self.p, given.values, given.summary, np.float32(self.log_bound), out)
 
 
@@ -359,9 +382,17 @@ def all_candidates(space: ScheduleSpace, fitting: bool = False) -> Candidates:
 
 
 def candidates_at(space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates:
-    """The schedules at some indices (n,); aliases by the values of those that stand for them."""
-    encoder = Encoder.of(space)
-    return encoder.candidates(indices, encoder.decoded(indices))
+    """The schedules at some indices (n,), on all cores; aliases by the values of those that stand for them."""
+    encoder, indices = Encoder.of(space), np.ascontiguousarray(indices, dtype=np.int64)
+    values = np.empty((len(indices), len(encoder.radix)), dtype=np.int64)
+    summary = np.empty((len(indices), len(plan.SUMMARY)))
+
+    def part(begin: int, end: int) -> None:
+        given = encoder.candidates_at(indices[begin:end])
+        values[begin:end], summary[begin:end] = given.values, given.summary
+
+    in_parallel(part, len(indices))
+    return Candidates(indices, values, summary)
 
 
 def summaries(space: ScheduleSpace, indices: NDArray[np.int64]) -> NDArray[np.float64]:

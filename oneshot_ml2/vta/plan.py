@@ -852,12 +852,16 @@ def _record_of(p, v, records, tags):  # type: ignore[no-untyped-def]
     return records[slot]
 
 
+def geometry_table() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Geometry records and their tags, none yet: for calls of `fits_into` and `summaries_into` on one nest, not at the
+    same time."""
+    return np.zeros((_RECORDS, _RECORD), dtype=np.int64), np.full(_RECORDS, -1, dtype=np.int64)
+
+
 @njit(cache=True, nogil=True)
-def fits_into(p, values, out):  # type: ignore[no-untyped-def]
-    """Whether the SRAMs hold what canonical rows keep in them, into bool (n,)."""
-    records = np.zeros((_RECORDS, _RECORD), dtype=np.int64)
+def fits_into(p, values, out, records, tags):  # type: ignore[no-untyped-def]
+    """Whether the SRAMs hold what canonical rows keep in them, into bool (n,); with a `geometry_table`."""
     at, need = np.empty(11, dtype=np.int64), np.empty(3, dtype=np.int64)
-    tags = np.full(_RECORDS, -1, dtype=np.int64)
     for n in range(len(values)):
         v = values[n]
         g = _record_of(p, v, records, tags)
@@ -867,11 +871,9 @@ def fits_into(p, values, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
-    """`summaries` of canonical rows, into float64 (n, 25)."""
-    records = np.zeros((_RECORDS, _RECORD), dtype=np.int64)
+def summaries_into(p, values, out, records, tags):  # type: ignore[no-untyped-def]
+    """`summaries` of canonical rows, into float64 (n, 25); with a `geometry_table`."""
     at, need = np.empty(11, dtype=np.int64), np.empty(3, dtype=np.int64)
-    tags = np.full(_RECORDS, -1, dtype=np.int64)
     taps = p[N.KH] * p[N.KW]
     ci, co, nb, out_blocks = p[N.CI], p[N.CO], p[N.NB], p[N.OUT_BLOCKS]
     latency = p[N.LATENCY]
@@ -1074,5 +1076,5 @@ def summaries(p: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.flo
     """
     rows = canonical(p, values)
     out = np.zeros((len(rows), len(SUMMARY)))
-    summaries_into(p, rows, out)
+    summaries_into(p, rows, out, *geometry_table())
     return out
