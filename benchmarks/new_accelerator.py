@@ -103,7 +103,7 @@ class Held:
         return len(order) <= _SEARCHED or bool(bound[order[_SEARCHED]] >= self.best)
 
     def picked(self, order: NDArray[np.int64]) -> tuple[int, bool]:
-        """Cycles of the first valid one of a ranking (m,) among the legal ones, 0 without any; whether it is the pick."""
+        """Cycles of the first valid one of a ranking (m,) among the legal ones, or 0; whether it is the pick."""
         legal = order[oneshot.legal_positions(self.space, order, _SUCCESSORS)]
         for begin, end in ((0, 1), (1, 32), (32, _SUCCESSORS)):
             cycles = self.times(legal[begin:end])
@@ -387,13 +387,13 @@ def main() -> None:
     path = RESULTS / "new_accelerator.jsonl"
     rows = read_rows(path)
     done = {(row["kind"], row["seed"]) for row in rows}
-    chip, network = Accelerator.load("pynq"), oneshot.predictor_of(None)
+    chip = Accelerator.load("pynq")
     with path.open("a", encoding="utf-8") as file:
         for seed in range(0 if args.report else args.seeds):
             for kind in KINDS:
                 if (kind, seed) in done:
                     continue
-                row = run_one(kind, seed, chip, network)
+                row = run_one(kind, seed, chip, oneshot.predictor_of(None))
                 rows.append(row)
                 file.write(json.dumps(row) + "\n")
                 file.flush()
