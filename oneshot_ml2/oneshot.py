@@ -29,6 +29,8 @@ MOST_LOWERED = 8
 _SCANNED = 1 << 15
 # How many of the best by the small network the large one judges.
 _SHORTLIST = 4096
+# Least p_valid that is trusted: what lies between an even chance and this is overrated (docs/evaluation.md).
+TRUSTED = 0.9
 # Of how many of those the closed-form validity is asked.
 _CHECKED = 256
 # Picks that are made at the same time.
@@ -83,7 +85,7 @@ class Ranking:
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
-        """Positions of the schedules with p_valid >= 0.5, those of the least predicted cycles first, int64 (m,)."""
+        """Positions of the schedules with p_valid >= `TRUSTED`, those of the least predicted cycles first, int64 (m,)."""
         return best_of(self.scores, len(self.indices))
 
     def best(self, k: int) -> NDArray[np.int64]:
@@ -92,8 +94,8 @@ class Ranking:
 
 
 def best_of(scores: Scores, k: int) -> NDArray[np.int64]:
-    """Positions of the ``k`` fastest by predicted cycles among those with p_valid >= 0.5, fastest first, (<= k,)."""
-    trusted = np.flatnonzero(scores.p_valid >= 0.5)
+    """Positions of the ``k`` fastest by predicted cycles among those with p_valid >= `TRUSTED`, fastest first, (<= k,)."""
+    trusted = np.flatnonzero(scores.p_valid >= TRUSTED)
     cycles = scores.cycles[trusted]
     if len(trusted) > k:
         near = np.argpartition(cycles, k - 1)[:k]
