@@ -133,7 +133,7 @@ def distribute(
 
 @functools.cache
 def identity(kind: str) -> dict[str, str]:
-    """What must be equal on all nodes for the samples of a space to be: versions, and a digest of the package's code."""
+    """What must be equal on all nodes for a space's samples to be: versions, and a digest of the package's code."""
     folder = Path(oneshot_ml2.__file__).parent
     hasher = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
@@ -213,7 +213,9 @@ class _RayPool:
 
         nodes = [node for node in self.ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
         if not nodes:
-            raise CorpusError("the cluster has no node with a CPU: run `ray start --address=HOST:PORT` on some machines")
+            raise CorpusError(
+                "the cluster has no node with a CPU: run `ray start --address=HOST:PORT` on some machines"
+            )
         answers = []
         for node in nodes:
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -287,8 +289,10 @@ def _connected(address: str, workers: int | None) -> Iterator[None]:
             ray.init("local", num_cpus=cpus, object_store_memory=_OBJECTS, include_dashboard=False, **quiet)
         else:
             ray.init(address, **quiet)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise CorpusError(f"--cluster {address}: {_line(error)}; is `ray start` done on this machine, too?") from error
+    except Exception as error:
+        # Ray raises many kinds here, and plain ones, too.
+        hint = "" if address == "local" else "; is `ray start` done on this machine, too?"
+        raise CorpusError(f"--cluster {address}: {_line(error)}{hint}") from error
     try:
         yield
     finally:
@@ -309,7 +313,9 @@ def _check(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        raise CorpusError(f"--cluster {address}: no Ray there ({error}); `ray start --head` prints its address") from error
+        raise CorpusError(
+            f"--cluster {address}: no Ray there ({error}); `ray start --head` prints its address"
+        ) from error
 
 
 def results(
