@@ -12,10 +12,11 @@ import functools
 import hashlib
 import os
 import socket
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -282,21 +283,23 @@ def _connected(address: str, workers: int | None) -> Iterator[None]:
     import ray
 
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        if address == "local":
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            cpus = workers or len(os.sched_getaffinity(0))
-            ray.init("local", num_cpus=cpus, object_store_memory=_OBJECTS, include_dashboard=False, **quiet)
-        else:
-            ray.init(address, **quiet)
-    except Exception as error:
-        # Ray raises many kinds here, and plain ones, too.
-        hint = "" if address == "local" else "; is `ray start` done on this machine, too?"
-        raise CorpusError(f"--cluster {address}: {_line(error)}{hint}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    # Ray prints what it has to say about dead workers; standard output is for results.
+    with redirect_stdout(sys.stderr):
+        try:
+            if address == "local":
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+                cpus = workers or len(os.sched_getaffinity(0))
+                ray.init("local", num_cpus=cpus, object_store_memory=_OBJECTS, include_dashboard=False, **quiet)
+            else:
+                ray.init(address, **quiet)
+        except Exception as error:
+            # Ray raises many kinds here, and plain ones, too.
+            hint = "" if address == "local" else "; is `ray start` done on this machine, too?"
+            raise CorpusError(f"--cluster {address}: {_line(error)}{hint}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _check(address: str) -> None:
