@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2 import encode
-from oneshot_ml2.errors import WeightsError
+from oneshot_ml2.encoding import Encoding, encoding, kinds, weights_of
+from oneshot_ml2.errors import OneShotError, WeightsError
 from oneshot_ml2.files import write_whole
 
 if TYPE_CHECKING:
+    from oneshot_ml2.encode import Candidates
     from oneshot_ml2.schedule import ScheduleSpace
 
 FORMAT = "oneshot-ml2 predictor"
@@ -66,14 +67,29 @@ class Predictor:
     """Weights of the networks and their card.
 
     Attributes:
-        tensors: ``mean``, ``scale`` (F,): standardisation of `encode.FEATURES`; ``low``, ``high`` (T,): ranges of
-            `encode.TASK_FEATURES` in training; ``<network>.<i>.weight`` (out, in) and ``<network>.<i>.bias`` of each
+        tensors: ``mean``, ``scale`` (F,): standardisation of the space's ``FEATURES``; ``low``, ``high`` (T,): ranges
+            of its ``TASK_FEATURES`` in training; ``<network>.<i>.weight`` (out, in) and ``<network>.<i>.bias`` of each
             of `NETWORKS`, the last with as many outputs as `OUTPUTS`. All float32.
         card: the model card, JSON-able.
+        kind: of the schedule spaces that they know.
     """
 
     tensors: dict[str, NDArray[np.float32]]
     card: dict[str, Any]
+    kind: str = "full"
+
+    def check_space(self, space: ScheduleSpace) -> None:
+        """Raise OneShotError unless the space is of the kind that these weights know."""
+        if space.kind != self.kind:
+            hint = f": the shipped weights {weights_of(space.kind)!r} do" if space.kind in kinds() else ""
+            raise OneShotError(
+                f"these weights know the schedule space {self.kind!r}, not {space.kind!r}{hint}"
+            )
+
+    @cached_property
+    def features(self) -> Encoding:
+        """The features of :attr:`kind`."""
+        return encoding(self.kind)
 
     @cached_property
     def _layers(self) -> dict[str, list[tuple[NDArray[np.float32], NDArray[np.float32]]]]:
@@ -90,10 +106,11 @@ class Predictor:
 
     def outside(self, space: ScheduleSpace) -> list[str]:
         """A line for each property of the accelerator or the workload far outside what the network was trained on."""
-        row = encode.task_features(space)
+        self.check_space(space)
+        row = self.features.task_features(space)
         found = []
-        for name, value in encode.accelerator_and_workload(row).items():
-            i = encode.TASK_FEATURES.index(name)
+        for name, value in self.features.accelerator_and_workload(row).items():
+            i = self.features.TASK_FEATURES.index(name)
             low, high = float(self.tensors["low"][i]), float(self.tensors["high"][i])
             if not low - _MARGIN <= value <= high + _MARGIN:
                 size, least, most = (round(2**x - 1) for x in (value, low, high))
@@ -101,24 +118,30 @@ class Predictor:
         return found
 
     def score(self, space: ScheduleSpace, indices: NDArray[np.int64], network: str = "main") -> Scores:
-        """Scores of the schedules at ``indices`` (n,) of a ``full`` space by one of `NETWORKS`.
+        """Scores of the schedules at ``indices`` (n,) of a space by one of `NETWORKS`.
 
         Raises:
             OneShotError: a space of another kind.
         """
-        given = encode.candidates_at(space, np.ascontiguousarray(indices, dtype=np.int64))
+        self.check_space(space)
+        given = self.features.candidates_at(space, np.ascontiguousarray(indices, dtype=np.int64))
         return self.judge(space, given, network)
 
-    def judge(self, space: ScheduleSpace, given: encode.Candidates, network: str = "main") -> Scores:
-        """Scores of candidates of a ``full`` space by one of `NETWORKS`."""
-        encoder = encode.Encoder.of(space)
-        task = encode.task_features(space)
+    def judge(self, space: ScheduleSpace, given: Candidates, network: str = "main") -> Scores:
+        """Scores of candidates of a space by one of `NETWORKS`.
+
+        Raises:
+            OneShotError: a space of another kind.
+        """
+        self.check_space(space)
+        encoder = self.features.Encoder.of(space)
+        task = self.features.task_features(space)
         (first, bias), *rest = self._layers[network]
         shared = task @ first[: len(task)] + bias
         own = np.ascontiguousarray(first[len(task) :])
         outputs = np.empty((len(given), len(OUTPUTS)), dtype=np.float32)
         rows = min(len(given), _CHUNK)
-        features = np.empty((rows, len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
+        features = np.empty((rows, len(own)), dtype=np.float32)
         hidden = [np.empty((rows, len(offset)), dtype=np.float32) for offset in (bias, *(b for _, b in rest[:-1]))]
         workers = os.cpu_count() or 1
 
@@ -153,7 +176,7 @@ class Predictor:
         from safetensors.numpy import save
 
         path = Path(path).with_suffix(".safetensors")
-        head = {"format": FORMAT, "feature_version": str(encode.FEATURE_VERSION)}
+        head = {"format": FORMAT, "space": self.kind, "feature_version": str(self.features.FEATURE_VERSION)}
         content = save({name: np.ascontiguousarray(t) for name, t in self.tensors.items()}, metadata=head)
         text = json.dumps(self.card, indent=1, sort_keys=True) + "\n"
         for target, data in ((path, content), (path.with_suffix(".json"), text.encode())):
@@ -179,12 +202,15 @@ class Predictor:
             raise WeightsError(f"cannot read weights {path}: {error}; {_ADVICE}") from error
         if head.get("format") != FORMAT:
             raise WeightsError(f"{path}: no weights of oneshot-ml2; {_ADVICE}")
-        version = head.get("feature_version")
-        if version != str(encode.FEATURE_VERSION):
+        kind, version = head.get("space", "full"), head.get("feature_version")
+        if kind not in kinds():
+            raise WeightsError(f"{path}: weights of a schedule space {kind!r} that this version has not; {_ADVICE}")
+        features = encoding(kind)
+        if version != str(features.FEATURE_VERSION):
             raise WeightsError(
-                f"{path}: weights of feature version {version}, this version has {encode.FEATURE_VERSION}; {_ADVICE}"
+                f"{path}: weights of feature version {version}, this version has {features.FEATURE_VERSION}; {_ADVICE}"
             )
-        _check_shapes(path, tensors)
+        _check_shapes(path, tensors, features)
         card_path = path.with_suffix(".json")
         try:
             card = json.loads(card_path.read_text(encoding="utf-8")) if card_path.exists() else {}
@@ -192,7 +218,7 @@ class Predictor:
             raise WeightsError(f"cannot read the model card {card_path}: {error}; {_ADVICE}") from error
         if not isinstance(card, dict):
             raise WeightsError(f"{card_path}: not a model card; {_ADVICE}")
-        return cls(tensors, card)
+        return cls(tensors, card, kind)
 
 
 def depth(tensors: Mapping[str, Any], network: str) -> int:
@@ -200,9 +226,9 @@ def depth(tensors: Mapping[str, Any], network: str) -> int:
     return sum(name.startswith(f"{network}.") and name.endswith(".weight") for name in tensors)
 
 
-def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
-    """Raise WeightsError unless the tensors make up `NETWORKS` of `encode.FEATURES` and `OUTPUTS`."""
-    features, tasks = len(encode.FEATURES), len(encode.TASK_FEATURES)
+def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]], encoding: Encoding) -> None:
+    """Raise WeightsError unless the tensors make up `NETWORKS` of an encoding's features and `OUTPUTS`."""
+    features, tasks = len(encoding.FEATURES), len(encoding.TASK_FEATURES)
     shapes: dict[str, tuple[int, ...]] = {"mean": (features,), "scale": (features,), "low": (tasks,), "high": (tasks,)}
     for network in NETWORKS:
         layers = depth(tensors, network)
