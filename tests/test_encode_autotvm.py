@@ -127,7 +127,7 @@ def test_other_kinds_are_refused() -> None:
         encode_autotvm.task_features(full)
     network = load_pretrained("autotvm")
     for refused in (lambda: network.score(full, np.arange(3)), lambda: oneshot.rank(full, network)):
-        with pytest.raises(OneShotError, match="know the schedule space 'autotvm', not 'full': .* 'default' do"):
+        with pytest.raises(OneShotError, match=r"know the schedule space 'autotvm', not 'full': .* 'default' do"):
             refused()
     with pytest.raises(OneShotError, match="'magic'; there are"):
         encoding("magic")
