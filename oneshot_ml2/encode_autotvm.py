@@ -211,11 +211,12 @@ class Candidates(encode.Candidates):
 
 @dataclass(frozen=True)
 class Encoder:
-    """What turns schedules of one space into numbers.
+    """What turns schedules of a ``space`` into numbers.
 
     ``p``: `autotvm_plan.task_vector`; ``limits``: of `_LIMITED`, float64; ``log_bound``: log2 of the engine bound.
     """
 
+    space: ScheduleSpace
     p: NDArray[np.int64]
     limits: NDArray[np.float64]
     log_bound: float
@@ -227,7 +228,7 @@ class Encoder:
         p = plan.task_vector(space.workload, space.accelerator)
         uops = float(p[A.G_UOP])
         limits = np.array([uops, uops, uops, A._MAX_INSTRUCTIONS, A._MAX_SIZE, A._MAX_SIZE], dtype=np.float64)
-        return cls(p, limits, math.log2(engine_bound(space.workload, space.accelerator).bound))
+        return cls(space, p, limits, math.log2(engine_bound(space.workload, space.accelerator).bound))
 
     def candidates(self, indices: NDArray[np.int64], values: NDArray[np.int64]) -> Candidates:
         """Indices (n,) and their canonical knob values (n, 7) with their closed forms."""
@@ -235,8 +236,15 @@ class Encoder:
         in_parallel(lambda begin, end: plan.summaries_into(self.p, values[begin:end], summary[begin:end]), len(values))
         return Candidates(indices, values, summary)
 
+    def candidates_at(self, indices: NDArray[np.int64]) -> Candidates:
+        """The schedules at some indices (n,), aliases by the values of those that stand for them; on this thread."""
+        values = A.canonical(self.space.workload, self.space.accelerator, self.space.values(indices))
+        summary = np.empty((len(values), len(plan.SUMMARY)))
+        plan.summaries_into(self.p, values, summary)
+        return Candidates(indices, values, summary)
+
     def encode(self, given: encode.Candidates, out: NDArray[np.float32]) -> None:
-        """`SCHEDULE_FEATURES` of candidates, float32 (n, len(SCHEDULE_FEATURES)), in place, on this thread."""
+        """`SCHEDULE_FEATURES` of candidates into the first columns of float32 (n, at least so many), on this thread."""
         _encode_rows(self.p, given.values, given.summary, self.limits, self.log_bound, out)
 
 
@@ -250,5 +258,4 @@ def all_candidates(space: ScheduleSpace, fitting: bool = False) -> Candidates:
 
 def candidates_at(space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates:
     """The schedules at some indices (n,); aliases by the values of those that stand for them."""
-    values = A.canonical(space.workload, space.accelerator, space.values(indices))
-    return Encoder.of(space).candidates(indices, values)
+    return Encoder.of(space).candidates_at(indices)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +21,8 @@ from numpy.typing import NDArray
 from oneshot_ml2.encoding import Encoding, encoding, kinds, weights_of
 from oneshot_ml2.errors import OneShotError, WeightsError
 from oneshot_ml2.files import write_whole
+from oneshot_ml2.parallel import in_parallel, one_blas_thread
+from oneshot_ml2.pretrained import read_card
 
 if TYPE_CHECKING:
     from oneshot_ml2.encode import Candidates
@@ -33,7 +33,8 @@ FORMAT = "oneshot-ml2 predictor"
 NETWORKS = ("scan", "main")
 # Outputs of each, in order.
 OUTPUTS = ("validity logit", "log(T / LB)", "log variance")
-_CHUNK = 1 << 13
+# Rows at once: what is made of them stays in a core's cache.
+_CHUNK = 1 << 11
 # How far (in log2) a size may lie outside the trained range before a warning: a factor of 1.5.
 _MARGIN = math.log2(1.5)
 _ADVICE = "use the weights that came with this version, or train new ones with `oneshot-ml2 train`"
@@ -82,9 +83,7 @@ class Predictor:
         """Raise OneShotError unless the space is of the kind that these weights know."""
         if space.kind != self.kind:
             hint = f": the shipped weights {weights_of(space.kind)!r} do" if space.kind in kinds() else ""
-            raise OneShotError(
-                f"these weights know the schedule space {self.kind!r}, not {space.kind!r}{hint}"
-            )
+            raise OneShotError(f"these weights know the schedule space {self.kind!r}, not {space.kind!r}{hint}")
 
     @cached_property
     def features(self) -> Encoding:
@@ -92,16 +91,17 @@ class Predictor:
         return encoding(self.kind)
 
     @cached_property
-    def _layers(self) -> dict[str, list[tuple[NDArray[np.float32], NDArray[np.float32]]]]:
-        """(weight (in, out), bias) of each network's layers, the standardisation folded into the first."""
+    def _layers(self) -> dict[str, list[NDArray[np.float32]]]:
+        """Each network's layers (inputs + 1, outputs), the last row the bias, the standardisation in the first."""
         networks = {}
         for network in NETWORKS:
             names = [f"{network}.{i}" for i in range(depth(self.tensors, network))]
-            layers = [(self.tensors[f"{name}.weight"].T, self.tensors[f"{name}.bias"]) for name in names]
-            weight = layers[0][0].astype(np.float64) / self.tensors["scale"].astype(np.float64)[:, None]
-            bias = layers[0][1] - self.tensors["mean"].astype(np.float64) @ weight
-            layers[0] = (weight.astype(np.float32), bias.astype(np.float32))
-            networks[network] = [(np.ascontiguousarray(weight), bias) for weight, bias in layers]
+            layers = [np.vstack([self.tensors[f"{name}.weight"].T, self.tensors[f"{name}.bias"]]) for name in names]
+            first = layers[0].astype(np.float64)
+            first[:-1] /= self.tensors["scale"].astype(np.float64)[:, None]
+            first[-1] -= self.tensors["mean"].astype(np.float64) @ first[:-1]
+            layers[0] = first.astype(np.float32)
+            networks[network] = layers
         return networks
 
     def outside(self, space: ScheduleSpace) -> list[str]:
@@ -124,8 +124,16 @@ class Predictor:
             OneShotError: a space of another kind.
         """
         self.check_space(space)
-        given = self.features.candidates_at(space, np.ascontiguousarray(indices, dtype=np.int64))
-        return self.judge(space, given, network)
+        encoder, indices = self.features.Encoder.of(space), np.ascontiguousarray(indices, dtype=np.int64)
+        bound = np.empty(len(indices))
+
+        def fill(begin: int, end: int, out: NDArray[np.float32]) -> None:
+            # Part by part: what is read again is still in the cache.
+            given = encoder.candidates_at(indices[begin:end])
+            bound[begin:end] = given.bound
+            encoder.encode(given, out)
+
+        return self._scores(network, self.features.task_features(space), bound, fill)
 
     def judge(self, space: ScheduleSpace, given: Candidates, network: str = "main") -> Scores:
         """Scores of candidates of a space by one of `NETWORKS`.
@@ -135,37 +143,45 @@ class Predictor:
         """
         self.check_space(space)
         encoder = self.features.Encoder.of(space)
-        task = self.features.task_features(space)
-        (first, bias), *rest = self._layers[network]
-        shared = task @ first[: len(task)] + bias
-        own = np.ascontiguousarray(first[len(task) :])
-        outputs = np.empty((len(given), len(OUTPUTS)), dtype=np.float32)
-        rows = min(len(given), _CHUNK)
-        features = np.empty((rows, len(own)), dtype=np.float32)
-        hidden = [np.empty((rows, len(offset)), dtype=np.float32) for offset in (bias, *(b for _, b in rest[:-1]))]
-        workers = os.cpu_count() or 1
 
-        def encode_part(begin: int, end: int, start: int) -> None:
-            encoder.encode(given.take(slice(begin, end)), features[begin - start : end - start])
+        def fill(begin: int, end: int, out: NDArray[np.float32]) -> None:
+            encoder.encode(given.take(slice(begin, end)), out)
 
-        with ThreadPoolExecutor(workers) as pool:
-            for start in range(0, len(given), _CHUNK):
-                n = min(_CHUNK, len(given) - start)
-                cuts = np.linspace(start, start + n, workers + 1).astype(int)
-                list(pool.map(encode_part, cuts[:-1], cuts[1:], [start] * workers))
-                x = np.matmul(features[:n], own, out=hidden[0][:n])
-                x += shared
-                np.maximum(x, 0.0, out=x)
-                for (weight, offset), buffer in zip(rest[:-1], hidden[1:], strict=True):
-                    x = np.matmul(x, weight, out=buffer[:n])
-                    x += offset
-                    np.maximum(x, 0.0, out=x)
-                weight, offset = rest[-1]
-                outputs[start : start + n] = x @ weight + offset
+        return self._scores(network, self.features.task_features(space), given.bound.copy(), fill)
+
+    def _scores(
+        self,
+        network: str,
+        task: NDArray[np.float32],
+        bound: NDArray[np.float64],
+        fill: Callable[[int, int, NDArray[np.float32]], None],
+    ) -> Scores:
+        """Scores of n schedules with the bounds (n,), which ``fill(begin, end, out)`` puts in place, and features."""
+        first, *others, last = self._layers[network]
+        # What all schedules share is the bias of their first layer.
+        own = np.vstack([first[len(task) : -1], task @ first[: len(task)] + first[-1]])
+        layers = (own, *others, last)
+        outputs = np.empty((len(bound), len(OUTPUTS)), dtype=np.float32)
+
+        def part(begin: int, end: int) -> None:
+            rows = min(end - begin, _CHUNK)
+            # A last column of ones in each layer's inputs brings its bias.
+            features, *hidden = (np.ones((rows, len(weight)), dtype=np.float32) for weight in layers)
+            for start in range(begin, end, _CHUNK):
+                n = min(_CHUNK, end - start)
+                fill(start, start + n, features[:n])
+                x = features[:n]
+                for weight, buffer in zip(layers[:-1], hidden, strict=True):
+                    np.matmul(x, weight, out=buffer[:n, :-1])
+                    x = np.maximum(buffer[:n], 0.0, out=buffer[:n])
+                np.matmul(x, last, out=outputs[start : start + n])
+
+        with one_blas_thread():
+            in_parallel(part, len(bound))
         logit, log_ratio, log_variance = outputs.T
         p_valid = 1.0 / (1.0 + np.exp(-np.clip(logit, -60.0, 60.0)))
         spread = np.exp(0.5 * np.clip(log_variance, -30.0, 30.0))
-        return Scores(p_valid, log_ratio.copy(), spread, given.bound.copy())
+        return Scores(p_valid, log_ratio.copy(), spread, bound)
 
     def save(self, path: str | Path) -> None:
         """Write ``path`` (safetensors) and its card beside it (``.json``), each whole or not at all.
@@ -211,14 +227,7 @@ class Predictor:
                 f"{path}: weights of feature version {version}, this version has {features.FEATURE_VERSION}; {_ADVICE}"
             )
         _check_shapes(path, tensors, features)
-        card_path = path.with_suffix(".json")
-        try:
-            card = json.loads(card_path.read_text(encoding="utf-8")) if card_path.exists() else {}
-        except (OSError, ValueError) as error:
-            raise WeightsError(f"cannot read the model card {card_path}: {error}; {_ADVICE}") from error
-        if not isinstance(card, dict):
-            raise WeightsError(f"{card_path}: not a model card; {_ADVICE}")
-        return cls(tensors, card, kind)
+        return cls(tensors, read_card(path), kind)
 
 
 def depth(tensors: Mapping[str, Any], network: str) -> int:
@@ -226,9 +235,9 @@ def depth(tensors: Mapping[str, Any], network: str) -> int:
     return sum(name.startswith(f"{network}.") and name.endswith(".weight") for name in tensors)
 
 
-def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]], encoding: Encoding) -> None:
-    """Raise WeightsError unless the tensors make up `NETWORKS` of an encoding's features and `OUTPUTS`."""
-    features, tasks = len(encoding.FEATURES), len(encoding.TASK_FEATURES)
+def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]], known: Encoding) -> None:
+    """Raise WeightsError unless the tensors make up `NETWORKS` of the features that are known and `OUTPUTS`."""
+    features, tasks = len(known.FEATURES), len(known.TASK_FEATURES)
     shapes: dict[str, tuple[int, ...]] = {"mean": (features,), "scale": (features,), "low": (tasks,), "high": (tasks,)}
     for network in NETWORKS:
         layers = depth(tensors, network)

@@ -68,7 +68,7 @@ class Settings:
         seed: of everything random.
     """
 
-    scan: tuple[int, ...] = (64, 48, 32)
+    scan: tuple[int, ...] = (48, 32)
     main: tuple[int, ...] = (256, 256, 128)
     epochs: int = 70
     tasks_per_batch: int = 16
@@ -793,7 +793,7 @@ def plot_losses(history: list[dict[str, Any]], path: Path) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``oneshot-ml2 train``."""
     parser.add_argument("--corpus", metavar="CORPUS", nargs="+", required=True, help="files or folders of shards")
-    parser.add_argument("--out", metavar="PATH", required=True, help="weights to write, e.g. pretrained/default")
+    parser.add_argument("--out", metavar="PATH", required=True, help="weights to write, e.g. pretrained/default@1")
     parser.add_argument("--settings", metavar="FILE", help="TOML settings; default: those of train/pretrain.toml")
     parser.add_argument("--epochs", type=int, metavar="N", help="replaces the settings' number of epochs")
     parser.add_argument("--seed", type=int, metavar="N", help="replaces the settings' seed")
