@@ -287,7 +287,8 @@ def spread_table(rows: list[dict[str, Any]], kind: str, device: str, tuners: tup
         cells = []
         for tuner in tuners:
             runs = [row for row in chosen if row["task"].endswith(f" {layer}") and row["tuner"] == tuner]
-            values = [float(row["best"].get("100") or 0.0) for row in runs]
+            # A run that had tried all that is valid ended earlier.
+            values = [float(row["best"].get("100", max(row["best"].values())) or 0.0) for row in runs]
             if not values:
                 cells.append("-")
                 continue
