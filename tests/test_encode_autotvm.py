@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import networks
 import numpy as np
 import pytest
 
-from oneshot_ml2 import encode, encode_autotvm, oneshot
+from oneshot_ml2 import collect, encode, encode_autotvm, oneshot, training
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.encoding import encoding, weights_of
-from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.errors import CorpusError, OneShotError
+from oneshot_ml2.predictor import Predictor
 from oneshot_ml2.pretrained import load_pretrained
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 from oneshot_ml2.tuner import Domain, Outcomes, make_tuner
 from oneshot_ml2.vta import autotvm_plan as plan
 from oneshot_ml2.vta import hidden
-from oneshot_ml2.workload import Conv2d, Epilogue
+from oneshot_ml2.workload import Conv2d, Epilogue, Layer
 
 WORKLOADS = (
     Conv2d(1, 64, 14, 14, 64, 3, 3, padding=1),
@@ -151,3 +155,24 @@ def test_the_shipped_weights_find_the_best_at_once(space: ScheduleSpace, name: s
             assert outcomes.valid.all()
             assert outcomes.cycles[0] <= 1.01 * best
         tuner.observe(outcomes)
+
+
+def test_weights_are_trained_of_one_kind_of_space(tmp_path: Path) -> None:
+    chips = tuple(Accelerator.load(name) for name in ("pynq", "b8", "ultra96"))
+    layers = tuple(Layer(str(i), workload) for i, workload in enumerate(WORKLOADS))
+    plan_of = collect.Plan(layers, chips, tasks=12, samples=24, space="autotvm", seed=3)
+    collect.collect(plan_of, tmp_path / "corpus", progress=False)
+    settings = training.Settings(
+        scan=(8,), main=(8,), epochs=2, samples_per_task=16, validity_samples=16, held_accelerators=0, held_workloads=0
+    )
+    training.write_features([tmp_path / "corpus"], settings, tmp_path / "features")
+    data = training.map_features(tmp_path / "features")
+    assert data.kind == "autotvm"
+    trained = training.train(data, settings, tmp_path / "weights")
+    loaded = Predictor.load(tmp_path / "weights.safetensors")
+    assert loaded.kind == trained.kind == loaded.card["space"] == "autotvm"
+    indices = SPACES[0].table()
+    assert np.array_equal(loaded.score(SPACES[0], indices).cycles, trained.score(SPACES[0], indices).cycles)
+    networks.small_corpus(tmp_path / "full", samples=4)
+    with pytest.raises(CorpusError, match="'autotvm' and 'full'; train on one kind"):
+        training.read_data([tmp_path / "corpus", tmp_path / "full"], settings)

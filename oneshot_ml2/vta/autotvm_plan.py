@@ -85,6 +85,8 @@ SUMMARY = (
 _TILES, _STEPS = 4, 6
 # Cycles from an instruction's start to the next one's beyond the work: of GEMM and ALU, and of a NOP (6.1).
 _COMPUTE_EXTRA, _NOOP = 7, 2
+# Where the timing's parameters begin in a task vector.
+_P = A._TASK_FIELDS
 # A LOAD of a narrow tensor: its latency beside the memory's (6.1, 6.3); of a wide one it is one cycle less.
 _LOAD_EXTRA = 6
 
@@ -98,8 +100,6 @@ def task_vector(workload: Workload, accelerator: Accelerator) -> NDArray[np.int6
     task, _, _ = A._task(workload, accelerator)
     return np.concatenate([task, timing.params(accelerator)])
 
-
-_P = A._TASK_FIELDS
 
 
 @njit(cache=True, nogil=True)
@@ -261,8 +261,8 @@ def _summary(p: NDArray[np.int64], value: NDArray[np.int64], out: NDArray[np.flo
     some_tiles, some_steps = min(rounds, _TILES), min(steps, _STEPS)
     before, elapsed = 0.0, 0.0
     for i in range(some_tiles):
-        if again or i == 0:
-            compute_free += (uop_rounds if again else uop_first) * (0.0 if i == 0 else 1.0)
+        if again and i > 0:
+            compute_free += uop_rounds
         for t in range(threads):
             compute_free = max(compute_free, stored[t]) + reset
             if i == 0:
