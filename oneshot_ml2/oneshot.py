@@ -86,7 +86,7 @@ class Ranking:
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
-        """Positions of the schedules with p_valid >= `TRUSTED`, those of the least predicted cycles first, int64 (m,)."""
+        """Positions (m,) of schedules with p_valid >= `TRUSTED`, those of the least predicted cycles first."""
         return best_of(self.scores, len(self.indices))
 
     def best(self, k: int) -> NDArray[np.int64]:
@@ -95,7 +95,7 @@ class Ranking:
 
 
 def best_of(scores: Scores, k: int) -> NDArray[np.int64]:
-    """Positions of the ``k`` fastest by predicted cycles among those with p_valid >= `TRUSTED`, fastest first, (<= k,)."""
+    """Positions (<= k,) of the ``k`` fastest by predicted cycles with p_valid >= `TRUSTED`, fastest first."""
     trusted = np.flatnonzero(scores.p_valid >= TRUSTED)
     cycles = scores.cycles[trusted]
     if len(trusted) > k:
