@@ -578,6 +578,8 @@ def run(args: argparse.Namespace) -> int:
     if len(workloads) < FOLDS:
         raise OneShotError(f"{len(workloads)} different workloads; give {FOLDS} or more, as some are held out")
     network, device = oneshot.predictor_of(args.weights), open_device(args.device)
+    if network.kind != "full":
+        raise OneShotError(f"these weights know the schedule space {network.kind!r}; only those of 'full' are adapted")
     if network.calibration is not None:
         raise OneShotError("these weights are fine-tuned already; give those that they were made from")
     board = Board([ScheduleSpace(workload, chip) for workload in workloads], network)

@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2 import calibration, encode
-from oneshot_ml2.errors import WeightsError
+from oneshot_ml2.encoding import Encoding, encoding, kinds, weights_of
+from oneshot_ml2.errors import OneShotError, WeightsError
 from oneshot_ml2.files import write_whole
 from oneshot_ml2.parallel import in_parallel, one_blas_thread
 from oneshot_ml2.pretrained import read_card
 
 if TYPE_CHECKING:
+    from oneshot_ml2.encode import Candidates
     from oneshot_ml2.schedule import ScheduleSpace
 
 FORMAT = "oneshot-ml2 predictor"
@@ -77,15 +79,28 @@ class Predictor:
     """Weights of the networks and their card.
 
     Attributes:
-        tensors: ``mean``, ``scale`` (F,): standardisation of `encode.FEATURES`; ``low``, ``high`` (T,): ranges of
-            `encode.TASK_FEATURES` in training; ``<network>.<i>.weight`` (out, in) and ``<network>.<i>.bias`` of each
+        tensors: ``mean``, ``scale`` (F,): standardisation of the space's ``FEATURES``; ``low``, ``high`` (T,): ranges
+            of its ``TASK_FEATURES`` in training; ``<network>.<i>.weight`` (out, in) and ``<network>.<i>.bias`` of each
             of `NETWORKS`, the last with as many outputs as `OUTPUTS`; with a calibration those of
             `Calibration.to_tensors`. All float32.
         card: the model card, JSON-able.
+        kind: of the schedule spaces that they know.
     """
 
     tensors: dict[str, NDArray[np.float32]]
     card: dict[str, Any]
+    kind: str = "full"
+
+    def check_space(self, space: ScheduleSpace) -> None:
+        """Raise OneShotError unless the space is of the kind that these weights know."""
+        if space.kind != self.kind:
+            hint = f": the shipped weights {weights_of(space.kind)!r} do" if space.kind in kinds() else ""
+            raise OneShotError(f"these weights know the schedule space {self.kind!r}, not {space.kind!r}{hint}")
+
+    @cached_property
+    def features(self) -> Encoding:
+        """The features of :attr:`kind`."""
+        return encoding(self.kind)
 
     @cached_property
     def calibration(self) -> calibration.Calibration | None:
@@ -113,10 +128,11 @@ class Predictor:
 
     def outside(self, space: ScheduleSpace) -> list[str]:
         """A line for each property of the accelerator or the workload far outside what the network was trained on."""
-        row = encode.task_features(space)
+        self.check_space(space)
+        row = self.features.task_features(space)
         found = []
-        for name, value in encode.accelerator_and_workload(row).items():
-            i = encode.TASK_FEATURES.index(name)
+        for name, value in self.features.accelerator_and_workload(row).items():
+            i = self.features.TASK_FEATURES.index(name)
             low, high = float(self.tensors["low"][i]), float(self.tensors["high"][i])
             if not low - _MARGIN <= value <= high + _MARGIN:
                 size, least, most = (round(2**x - 1) for x in (value, low, high))
@@ -124,14 +140,15 @@ class Predictor:
         return found
 
     def score(self, space: ScheduleSpace, indices: NDArray[np.int64], network: str = "main") -> Scores:
-        """Scores of the schedules at ``indices`` (n,) of a ``full`` space by one of `NETWORKS`.
+        """Scores of the schedules at ``indices`` (n,) of a space by one of `NETWORKS`.
 
         Raises:
             OneShotError: a space of another kind.
         """
+        self.check_space(space)
         if self.calibration is not None:
             return self.judge(space, encode.candidates_at(space, indices), network)
-        encoder, indices = encode.Encoder.of(space), np.ascontiguousarray(indices, dtype=np.int64)
+        encoder, indices = self.features.Encoder.of(space), np.ascontiguousarray(indices, dtype=np.int64)
         bound = np.empty(len(indices))
 
         def fill(begin: int, end: int, out: NDArray[np.float32]) -> None:
@@ -140,20 +157,25 @@ class Predictor:
             bound[begin:end] = given.bound
             encoder.encode(given, out)
 
-        return self._scores(network, encode.task_features(space), bound, fill)
+        return self._scores(network, self.features.task_features(space), bound, fill)
 
-    def judge(self, space: ScheduleSpace, given: encode.Candidates, network: str = "main") -> Scores:
-        """Scores of candidates of a ``full`` space by one of `NETWORKS`."""
+    def judge(self, space: ScheduleSpace, given: Candidates, network: str = "main") -> Scores:
+        """Scores of candidates of a space by one of `NETWORKS`.
+
+        Raises:
+            OneShotError: a space of another kind.
+        """
+        self.check_space(space)
         if self.calibration is not None:
             board = self.calibration.board(space)
             seen = encode.Encoder.of(board).candidates(given.indices, given.values)
             return _corrected(self.calibration, board, seen, self._bare.judge(board, seen, network))
-        encoder = encode.Encoder.of(space)
+        encoder = self.features.Encoder.of(space)
 
         def fill(begin: int, end: int, out: NDArray[np.float32]) -> None:
             encoder.encode(given.take(slice(begin, end)), out)
 
-        return self._scores(network, encode.task_features(space), given.bound.copy(), fill)
+        return self._scores(network, self.features.task_features(space), given.bound.copy(), fill)
 
     def _scores(
         self,
@@ -198,7 +220,7 @@ class Predictor:
         from safetensors.numpy import save
 
         path = Path(path).with_suffix(".safetensors")
-        head = {"format": FORMAT, "feature_version": str(encode.FEATURE_VERSION)}
+        head = {"format": FORMAT, "space": self.kind, "feature_version": str(self.features.FEATURE_VERSION)}
         if self.calibration is not None:
             head["calibration_version"] = str(calibration.VERSION)
         content = save({name: np.ascontiguousarray(t) for name, t in self.tensors.items()}, metadata=head)
@@ -226,14 +248,17 @@ class Predictor:
             raise WeightsError(f"cannot read weights {path}: {error}; {_ADVICE}") from error
         if head.get("format") != FORMAT:
             raise WeightsError(f"{path}: no weights of oneshot-ml2; {_ADVICE}")
-        version = head.get("feature_version")
-        if version != str(encode.FEATURE_VERSION):
+        kind, version = head.get("space", "full"), head.get("feature_version")
+        if kind not in kinds():
+            raise WeightsError(f"{path}: weights of a schedule space {kind!r} that this version has not; {_ADVICE}")
+        features = encoding(kind)
+        if version != str(features.FEATURE_VERSION):
             raise WeightsError(
-                f"{path}: weights of feature version {version}, this version has {encode.FEATURE_VERSION}; {_ADVICE}"
+                f"{path}: weights of feature version {version}, this version has {features.FEATURE_VERSION}; {_ADVICE}"
             )
         _check_calibration(path, head.get("calibration_version"), tensors)
-        _check_shapes(path, bare(tensors))
-        return cls(tensors, read_card(path))
+        _check_shapes(path, bare(tensors), features)
+        return cls(tensors, read_card(path), kind)
 
 
 def _corrected(
@@ -272,9 +297,9 @@ def _check_calibration(path: Path, version: str | None, tensors: dict[str, NDArr
         )
 
 
-def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
-    """Raise WeightsError unless the tensors make up `NETWORKS` of `encode.FEATURES` and `OUTPUTS`."""
-    features, tasks = len(encode.FEATURES), len(encode.TASK_FEATURES)
+def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]], known: Encoding) -> None:
+    """Raise WeightsError unless the tensors make up `NETWORKS` of the features that are known and `OUTPUTS`."""
+    features, tasks = len(known.FEATURES), len(known.TASK_FEATURES)
     shapes: dict[str, tuple[int, ...]] = {"mean": (features,), "scale": (features,), "low": (tasks,), "high": (tasks,)}
     for network in NETWORKS:
         layers = depth(tensors, network)
