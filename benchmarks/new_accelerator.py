@@ -85,9 +85,9 @@ class Held:
         return np.array([self._times[i] for i in indices.tolist()], dtype=np.int64)
 
     @property
-    def best(self) -> int:
-        """The least so far."""
-        return min(cycles for cycles in self._times.values() if cycles > 0)
+    def best(self) -> float:
+        """The least so far; infinite without a valid one."""
+        return min((cycles for cycles in self._times.values() if cycles > 0), default=float("inf"))
 
     def search(self, network: Predictor) -> bool:
         """Look for T*; whether the bound proves it."""
@@ -97,7 +97,7 @@ class Held:
         bound = lower_bound(self.space, self.device, given)
         order = np.argsort(bound, kind="stable")
         for at in range(0, min(_SEARCHED, len(order)), 250):
-            if any(cycles > 0 for cycles in self._times.values()) and bound[order[at]] >= self.best:
+            if bound[order[at]] >= self.best:
                 return True
             self.times(given.indices[order[at : at + 250]])
         return len(order) <= _SEARCHED or bool(bound[order[_SEARCHED]] >= self.best)
