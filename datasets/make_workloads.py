@@ -17,8 +17,9 @@ from oneshot_ml2.models import trace
 from oneshot_ml2.workload import Conv2d, Dense, Epilogue, Layer, Workload
 
 FOLDER = Path(__file__).parent / "workloads"
-SEED_TRAINING, SEED_HELD_OUT = 1801, 1802
+SEED_TRAINING, SEED_HELD_OUT, SEED_TEMPLATE = 1801, 1802, 1803
 SPACE_FILLING, HELD_OUT_GENERATED, HELD_OUT_REAL = 208, 48, 48
+TEMPLATE = 320
 CANDIDATES = 4
 LEAST_MACS, MOST_MACS = 500_000, 250_000_000
 
@@ -245,6 +246,26 @@ def random_workload(rng: np.random.Generator) -> Workload:
             return workload
 
 
+def random_template_workload(rng: np.random.Generator) -> Conv2d:
+    """A convolution that TVM's template takes at any block: channels are multiples of 32, there is no bias."""
+    clips: Sequence[tuple[int, int] | None] = ((0, 127), (-128, 127), None)
+    while True:
+        r, s = ((1, 1), (3, 3), (5, 5), (7, 7), (1, 3), (3, 1))[rng.choice(6, p=(0.36, 0.42, 0.1, 0.06, 0.03, 0.03))]
+        # Sizes that have divisors, as images have them; any other now and then.
+        sizes = [int(rng.choice((1, 3, 5, 7))) << int(rng.integers(0, 7)), _log_uniform(rng, 5, 112)]
+        h = sizes[int(rng.random() < 0.25)]
+        w = h if rng.random() < 0.8 else _log_uniform(rng, 5, 112)
+        c, k = (32 * max(1, round(_log_uniform(rng, 16, 640) / 32)) for _ in range(2))
+        padding = (r // 2, s // 2) if rng.random() < 0.85 else 0
+        epilogue = Epilogue(shift=8 if rng.random() < 0.8 else 0, clip=clips[rng.choice(3, p=(0.7, 0.2, 0.1))])
+        try:
+            workload = Conv2d(1, c, h, w, k, r, s, 2 if rng.random() < 0.35 else 1, padding, 1, epilogue)
+        except WorkloadError:
+            continue
+        if min(h, w) >= 5 and LEAST_MACS <= workload.macs <= MOST_MACS:
+            return workload
+
+
 def place(workload: Workload) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Position in the space in which the training shapes are spread out (logarithms to base 2).
 
@@ -257,13 +278,18 @@ def place(workload: Workload) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return np.array([*sizes, *(0.5 * flag for flag in flags)])
 
 
-def space_filling(rng: np.random.Generator, count: int, forbidden: set[object]) -> list[Workload]:
-    """``count`` workloads, each the farthest of ``CANDIDATES`` random ones from those before it."""
+def space_filling(
+    rng: np.random.Generator,
+    count: int,
+    forbidden: set[object],
+    draw: Callable[[np.random.Generator], Workload] = random_workload,
+) -> list[Workload]:
+    """``count`` workloads, each the farthest of ``CANDIDATES`` that ``draw`` gives from those before it."""
     chosen: list[Workload] = []
     places: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = []
     while len(chosen) < count:
         candidates = [
-            work for work in (random_workload(rng) for _ in range(CANDIDATES)) if work.shape_key not in forbidden
+            work for work in (draw(rng) for _ in range(CANDIDATES)) if work.shape_key not in forbidden
         ]
         if not candidates:
             continue
@@ -344,13 +370,19 @@ def main() -> None:
     picked = sorted(rng.permutation(len(pool))[:HELD_OUT_REAL].tolist())
     held_out = named("generated", generated) + [pool[index] for index in picked]
 
+    held = {layer.workload.shape_key for layer in held_out}
+    template = space_filling(np.random.default_rng(SEED_TEMPLATE), TEMPLATE, never | held, random_template_workload)
+    template = list(dict.fromkeys(template))
+
     assert not trained & never
+    assert not {workload.shape_key for workload in template} & (never | held)
     assert not trained & {layer.workload.shape_key for layer in held_out}
     assert len({layer.workload for layer in training}) == len(training)
     assert len({layer.workload for layer in held_out}) == len(held_out) >= 64
     assert SPACE_FILLING >= 150
     assert max(layer.workload.macs for layer in training + held_out) <= MOST_MACS
     write("train.toml", "Workloads that the network is trained on.", training)
+    write("autotvm.toml", "Convolutions that TVM's template takes, to train on.", named("template", template))
     write("heldout.toml", "Unseen workloads: no training workload has the same shape_key.", held_out)
     write("resnet18.toml", "ResNet-18 at 224 x 224, with how often each layer occurs.", trace("resnet18"))
     write(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.errors import WorkloadError as WorkloadError
     from oneshot_ml2.oneshot import Pick as Pick
     from oneshot_ml2.oneshot import pick as pick
+    from oneshot_ml2.pretrained import list_pretrained as list_pretrained
     from oneshot_ml2.schedule import InvalidSchedule as InvalidSchedule
     from oneshot_ml2.schedule import Schedule as Schedule
     from oneshot_ml2.schedule import ScheduleSpace as ScheduleSpace
@@ -38,6 +39,7 @@ _EXPORTS = {
     "compile": ("CompiledLayer", "CompiledModel", "compile_layers"),
     "errors": ("AcceleratorError", "CorpusError", "DeviceError", "OneShotError", "WeightsError", "WorkloadError"),
     "oneshot": ("Pick", "pick"),
+    "pretrained": ("list_pretrained",),
     "schedule": ("InvalidSchedule", "Schedule", "ScheduleSpace"),
     "workload": ("Conv2d", "Dense", "Epilogue", "Layer"),
 }

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compile": ("compile", "pick a schedule for every layer of a model with zero measurements, lower and run them"),
     "run": ("run_model", "run a compiled model on an input"),
     "accelerators": ("list_accelerators", "list the shipped accelerators"),
+    "weights": ("list_weights", "list the shipped weights"),
     "trace": ("trace", "write a trace of a layer or a compiled model, cycle by cycle, that Perfetto opens"),
     "inspect": ("inspect_program", "disassemble a VTA program"),
     "replay": ("replay", "hold the simulators against measured runs"),

@@ -439,7 +439,8 @@ def _start_worker(plan: Plan, device: str) -> None:
     _warm_up(*_worker)
 
 
-def _attempt(task: Task, plan: Plan, device: Device) -> TaskSamples | OneShotError:
+def attempt(task: Task, plan: Plan, device: Device) -> TaskSamples | OneShotError:
+    """:func:`collect_task`, whose error is an outcome like any other."""
     try:
         return collect_task(task, plan, device)
     except OneShotError as error:
@@ -448,7 +449,7 @@ def _attempt(task: Task, plan: Plan, device: Device) -> TaskSamples | OneShotErr
 
 def _work(task: Task) -> TaskSamples | OneShotError:
     assert _worker is not None
-    return _attempt(task, *_worker)
+    return attempt(task, *_worker)
 
 
 def _warm_up(plan: Plan, device: Device) -> tuple[str, ...]:
@@ -470,7 +471,7 @@ def _results(
     """Each task with its outcome, as they come."""
     if workers == 1:
         for task in tasks:
-            yield task, _attempt(task, plan, device)
+            yield task, attempt(task, plan, device)
         return
     # Not fork: numba and HDF5 have threads and locks that a forked child would inherit.
     context = multiprocessing.get_context("spawn")
@@ -492,6 +493,21 @@ def _results(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cluster_results(
+    tasks: Sequence[Task],
+    plan: Plan,
+    device: str,
+    address: str,
+    workers: int | None,
+    warn: Callable[[str], None] | None,
+) -> Generator[tuple[Task, TaskSamples | OneShotError], None, None]:
+    """Each task with its outcome, as they come; a cluster is only looked for if there are any."""
+    if tasks:
+        from oneshot_ml2 import cluster
+
+        yield from cluster.results(tasks, plan, device, address, workers, warn)
 
 
 # Collecting ----------------------------------------------------------------------------------
@@ -605,12 +621,16 @@ def collect(
     plan: Plan,
     out: str | Path,
     *,
-    workers: int = 1,
+    workers: int | None = None,
     device: str = "sim",
+    cluster: str | None = None,
     progress: bool = True,
     warn: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Collect a plan's corpus into a folder of shards, going on from what is there.
+
+    ``workers`` processes measure (default: this one), or a Ray ``cluster``: see :func:`oneshot_ml2.cluster.results`.
+    Only this process writes.
 
     Ctrl-C (KeyboardInterrupt) writes what has been finished and is raised again. A pair for which the space cannot
     be made gets no samples, and ``warn`` is told.
@@ -619,8 +639,9 @@ def collect(
         JSON-able: the folder, tasks (all and done before), samples and invalid ones of this run, seconds.
 
     Raises:
-        CorpusError: another plan's folder, a damaged shard, a full disk, a dead worker.
+        CorpusError: another plan's folder, a damaged shard, a full disk, a dead worker, no cluster.
         DeviceError: an unknown device.
+        ModuleNotFoundError: a cluster is asked for, and Ray is not installed.
     """
     from time import perf_counter
 
@@ -629,7 +650,7 @@ def collect(
     begin = perf_counter()
     opened = open_device(device)
     out = Path(out)
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise CorpusError(f"--workers is {workers}; allowed: at least 1")
     with _locked(out):
         done = _prepare(out, plan, device)
@@ -640,7 +661,10 @@ def collect(
         with tqdm(
             total=len(todo) * plan.samples, unit="schedule", unit_scale=True, disable=not progress, desc="collect"
         ) as bar:
-            stream = _results(todo, plan, device, opened, min(workers, max(len(todo), 1)))
+            if cluster is None:
+                stream = _results(todo, plan, device, opened, min(workers or 1, max(len(todo), 1)))
+            else:
+                stream = _cluster_results(todo, plan, device, cluster, workers, warn)
             try:
                 for task, outcome in stream:
                     if isinstance(outcome, OneShotError):
@@ -700,7 +724,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, help="schedules per task, in place of the plan's")
     parser.add_argument("--seed", type=int, help="seed, in place of the plan's")
     parser.add_argument("--device", default="sim", help="who measures (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one per core)")
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes (default: one per core, of all nodes)"
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="measure on a Ray cluster: auto (the one that this machine belongs to), HOST:PORT of its head, "
+        "or local (one on this machine)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
@@ -710,11 +742,17 @@ def run(args: argparse.Namespace) -> int:
     names = ("workloads", "accelerators", "tasks", "samples", "seed")
     overrides = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     plan = read_plan(args.plan, overrides) if args.plan else make_plan(overrides)
-    workers = args.workers or len(os.sched_getaffinity(0))
+    workers = args.workers or (None if args.cluster else len(os.sched_getaffinity(0)))
     warnings: list[str] = []
     try:
         summary = collect(
-            plan, args.out, workers=workers, device=args.device, progress=not args.quiet, warn=warnings.append
+            plan,
+            args.out,
+            workers=workers,
+            device=args.device,
+            cluster=args.cluster,
+            progress=not args.quiet,
+            warn=warnings.append,
         )
     except KeyboardInterrupt:
         print(f"interrupted; what was finished is in {args.out}: run the same command to go on", file=sys.stderr)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.metrics import kendall_tau
+from oneshot_ml2.metrics import geometric_mean, kendall_tau
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 from oneshot_ml2.workload import Conv2d
 
@@ -154,11 +154,12 @@ def _measure_record(space: ScheduleSpace, record: Mapping[str, Any]) -> dict[str
     }
 
 
-def check_tophub(data: Mapping[str, Any]) -> dict[str, Any]:
+def check_tophub(data: Mapping[str, Any], picks: bool = True) -> dict[str, Any]:
     """TopHub's convolution records: each must be valid in our space; our cycles are ranked against its seconds.
 
     The rank correlation is taken over each accelerator's genuine records (those that are not marked ``suspect``),
-    which are of different layers.
+    which are of different layers. ``record / pick`` holds the cycles of the valid records' schedules against those of
+    our zero-measurement picks, both on the simulator: the geometric mean, the least, and how many are below 1.
     """
     records = []
     for record in data["records"]:
@@ -185,6 +186,8 @@ def check_tophub(data: Mapping[str, Any]) -> dict[str, Any]:
         )  # fmt: skip
         result = {"line": record["line"], "target": record["target"], "genuine": not record["suspect"]}
         result |= _measure_record(ScheduleSpace(workload, accelerator, "autotvm"), record)
+        if picks and result["cycles"] > 0:
+            result["gain"] = result["cycles"] / time_pick(workload, accelerator)
         records.append(result | {"seconds": float(np.mean(record["cost_s"]))})
     genuine = [record for record in records if record["genuine"]]
     return {
@@ -196,6 +199,19 @@ def check_tophub(data: Mapping[str, Any]) -> dict[str, Any]:
             target: _tau([record for record in genuine if record["target"] == target], "seconds")
             for target in sorted({record["target"] for record in genuine})
         },
+        "record / pick": _gains([record["gain"] for record in records if "gain" in record]),
+    }
+
+
+def _gains(gains: Sequence[float]) -> dict[str, float] | None:
+    """How much slower others' schedules are than our picks; None without any."""
+    if not gains:
+        return None
+    return {
+        "picks": len(gains),
+        "geometric_mean": geometric_mean(gains),
+        "least": min(gains),
+        "below_1": sum(gain < 1 for gain in gains),
     }
 
 
@@ -245,7 +261,7 @@ def check_board(data: Mapping[str, Any]) -> dict[str, Any]:
 
 # --- files and the command -------------------------------------------------------------------------------------------
 def crosscheck(path: str | Path, picks: bool = True) -> dict[str, Any]:
-    """Hold us against a file of one of the three kinds; ``picks``: also make and time our picks (tables only).
+    """Hold us against a file of one of the three kinds; ``picks``: also make and time our picks (tables and TopHub).
 
     Raises:
         OneShotError: an unreadable, damaged or foreign file.
@@ -262,7 +278,7 @@ def crosscheck(path: str | Path, picks: bool = True) -> dict[str, Any]:
         if isinstance(data, dict) and data.get("schema") == SCHEMA:
             return check_table(data, picks)
         if isinstance(first, dict) and "template" in first and "hardware" in first:
-            return check_tophub(data)
+            return check_tophub(data, picks)
         if isinstance(first, dict) and "dma_bytes" in first:
             return check_board(data)
     except OneShotError as error:
@@ -300,6 +316,14 @@ def _print_table(result: Mapping[str, Any]) -> None:
             )
         if layer["differences"]:
             print(f"{layer['layer']:8} validity differs: {layer['differences']}")
+    gains = [
+        row["best"] / row["pick"]
+        for layer in result["layers"]
+        for row in layer["accelerators"].values()
+        if row["best"] and row["pick"] and row["pick"] > 0
+    ]
+    if gains:
+        print(f"best/pick: geometric mean {geometric_mean(gains):.3f}, least {min(gains):.3f}")
 
 
 def run(args: argparse.Namespace) -> int:

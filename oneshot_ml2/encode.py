@@ -6,8 +6,10 @@ of a schedule. Every closed-form figure is `plan.summaries`'s; nothing here know
 
 from __future__ import annotations
 
+import contextlib
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +25,10 @@ from oneshot_ml2.vta.bound import engine_bound
 if TYPE_CHECKING:
     from oneshot_ml2.schedule import ScheduleSpace
 
+Geometries = tuple[NDArray[np.int64], NDArray[np.int64]]
+
 # Raised whenever a feature changes its meaning; weights of another version are refused.
-FEATURE_VERSION = 4
+FEATURE_VERSION = 5
 
 # Logarithms of nest columns, by name.
 _ACCELERATOR_LOGS = {
@@ -85,7 +89,7 @@ _TILE_FEATURES = tuple(f"{kind} {name}" for name, _, _ in _TILES for kind in ("t
 _CHOICE_FEATURES = tuple(f"{name}={value}" for name, _, values in _CHOICES for value in range(values))
 # How a summary column is shown: cycles beside the bound, counts that cost a few cycles each, sizes, shares of an SRAM.
 _COUNTS = ("loads", "gemms", "steps", "tiles", "instructions")
-_SIZES = ("uops", "distinct")
+_SIZES = ("uops", "recurrence")
 _USES = ("inp_use", "wgt_use", "acc_use")
 _CYCLES = tuple(name for name in plan.SUMMARY[1:] if name not in _COUNTS + _SIZES + _USES)
 SCHEDULE_FEATURES = (
@@ -96,10 +100,10 @@ SCHEDULE_FEATURES = (
     *(f"{form} {name} / bound" for name in _CYCLES for form in ("log", "linear")),
     *(text for name in _COUNTS for text in (f"log {name}", f"linear {name} x 16 / bound")),
     *(f"log {name}" for name in _SIZES),
-    "few distinct",
+    "near recurrence",
+    "recurs",
     "log micro-ops / limit",
-    "sharp micro-ops / limit",
-    "sharp instructions / limit",
+    *(f"{form} {name}" for name in ("micro-ops", "instructions") for form in ("sharp", "sharper", "many")),
     *(f"{form} {name}" for name in _USES for form in ("log", "linear", "fits")),
 )
 FEATURES = TASK_FEATURES + SCHEDULE_FEATURES
@@ -111,15 +115,16 @@ _CYCLE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _CYCLES], dtype=
 _COUNT_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _COUNTS], dtype=np.int64)
 _SIZE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _SIZES], dtype=np.int64)
 _USE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _USES], dtype=np.int64)
-_BOUND, _UOPS, _INSTRUCTIONS, _DISTINCT = (
-    plan.SUMMARY.index(name) for name in ("bound", "uops", "instructions", "distinct")
+_BOUND, _UOPS, _INSTRUCTIONS, _RECURRENCE = (
+    plan.SUMMARY.index(name) for name in ("bound", "uops", "instructions", "recurrence")
 )
 # Linear ratios to the bound are cut here: what is so much slower need not be told apart finely.
 _LINEAR_LIMIT = np.float32(4.0)
 _USE_FLOOR = np.float32(1 / 64)
 # More parts than cores, as some stretches of a space have fewer canonical schedules.
 _PARTS = 8
-_FEW, _SHARP, _ONE, _MANY = np.float32(8.0), np.float32(4.0), np.float32(1.0), np.float32(emit.MAX_INSNS)
+_ONE, _FEW, _SOON = np.float32(1.0), np.float32(8.0), np.float32(3.0)
+_SHARP, _SHARPER, _MANY = np.float32(4.0), np.float32(64.0), np.float32(emit.MAX_INSNS)
 
 
 def check_space(space: ScheduleSpace) -> None:
@@ -226,13 +231,15 @@ def _encode_rows(p, values, summary, log_engine_bound, out):  # type: ignore[no-
             out[i, at] = np.log2(np.float32(1.0 + summary[i, c]))
             at += 1
         # What limits sharply is shown sharply too: a network is smooth.
-        out[i, at] = min(np.float32(summary[i, _DISTINCT]), _FEW)
-        uops = np.log2(np.float32(1.0 + summary[i, _UOPS]) / np.float32(p[N.UOP_LIMIT]))
-        out[i, at + 1] = uops
-        out[i, at + 2] = min(max(_SHARP * uops, -_ONE), _ONE)
-        instructions = np.log2(np.float32(summary[i, _INSTRUCTIONS]) / _MANY)
-        out[i, at + 3] = min(max(_SHARP * instructions, -_ONE), _ONE)
-        at += 4
+        out[i, at] = min(np.float32(summary[i, _RECURRENCE]), _FEW)
+        out[i, at + 1] = 1.0 if summary[i, _RECURRENCE] < _SOON else 0.0
+        out[i, at + 2] = np.log2(max(np.float32(summary[i, _UOPS]), _ONE) / np.float32(p[N.UOP_LIMIT]))
+        at += 3
+        for over in (out[i, at - 1], np.log2(np.float32(summary[i, _INSTRUCTIONS]) / _MANY)):
+            out[i, at] = min(max(_SHARP * over, -_ONE), _ONE)
+            out[i, at + 1] = min(max(_SHARPER * over, -_ONE), _ONE)
+            out[i, at + 2] = 1.0 if over > 0 else 0.0
+            at += 3
         for c in _USE_COLUMNS:
             value = np.float32(summary[i, c])
             out[i, at] = np.log2(_USE_FLOOR + value)
@@ -281,8 +288,8 @@ class Candidates:
 class Encoder:
     """What turns schedules of one space into numbers, on all cores.
 
-    ``p``: the nest; ``table``, ``radix``: `candidates`; ``size``: of the space;
-    ``log_bound``: log2 of the engine bound.
+    ``p``: the nest; ``table``, ``radix``: `candidates`; ``size``: of the space; ``log_bound``: log2 of the engine
+    bound; ``tables``: `plan.geometry_table` that no thread uses now.
     """
 
     p: NDArray[np.int64]
@@ -290,6 +297,7 @@ class Encoder:
     radix: NDArray[np.int64]
     size: int
     log_bound: float
+    tables: list[Geometries] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
     def of(cls, space: ScheduleSpace) -> Encoder:
@@ -312,31 +320,49 @@ class Encoder:
         parts = [found[begin] for begin in sorted(found)]
         return np.concatenate([indices for indices, _ in parts]), np.concatenate([values for _, values in parts])
 
-    def decoded(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Canonical knob values (n, knobs) of indices (n,)."""
-        values = np.empty((len(indices), len(self.radix)), dtype=np.int64)
-        in_parallel(
-            lambda begin, end: _decode_canonical(
-                self.p, indices[begin:end], self.table, self.radix, values[begin:end]
-            ),
-            len(indices),
-        )
-        return values
+    @contextlib.contextmanager
+    def _geometries(self) -> Iterator[Geometries]:
+        """A table that no other thread uses now; tables are kept, as making their records takes time."""
+        try:
+            table = self.tables.pop()
+        except IndexError:
+            table = plan.geometry_table()
+        yield table
+        self.tables.append(table)
 
     def fits(self, values: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether the SRAMs hold what schedules of canonical knob values (n, knobs) keep in them, bool (n,)."""
         out = np.empty(len(values), dtype=np.bool_)
-        in_parallel(lambda begin, end: plan.fits_into(self.p, values[begin:end], out[begin:end]), len(values))
+
+        def part(begin: int, end: int) -> None:
+            with self._geometries() as table:
+                plan.fits_into(self.p, values[begin:end], out[begin:end], *table)
+
+        in_parallel(part, len(values))
         return out
 
     def candidates(self, indices: NDArray[np.int64], values: NDArray[np.int64]) -> Candidates:
         """Indices (n,) and their canonical knob values (n, knobs) with their closed forms."""
         summary = np.empty((len(values), len(plan.SUMMARY)))
-        in_parallel(lambda begin, end: plan.summaries_into(self.p, values[begin:end], summary[begin:end]), len(values))
+
+        def part(begin: int, end: int) -> None:
+            with self._geometries() as table:
+                plan.summaries_into(self.p, values[begin:end], summary[begin:end], *table)
+
+        in_parallel(part, len(values))
+        return Candidates(indices, values, summary)
+
+    def candidates_at(self, indices: NDArray[np.int64]) -> Candidates:
+        """The schedules at some indices (n,), aliases by the values of those that stand for them; on this thread."""
+        values = np.empty((len(indices), len(self.radix)), dtype=np.int64)
+        _decode_canonical(self.p, indices, self.table, self.radix, values)
+        summary = np.empty((len(values), len(plan.SUMMARY)))
+        with self._geometries() as table:
+            plan.summaries_into(self.p, values, summary, *table)
         return Candidates(indices, values, summary)
 
     def encode(self, given: Candidates, out: NDArray[np.float32]) -> None:
-        """`SCHEDULE_FEATURES` of candidates, float32 (n, len(SCHEDULE_FEATURES)), in place, on this thread."""
+        """`SCHEDULE_FEATURES` of candidates into the first columns of float32 (n, at least so many), on this thread."""
         _encode_rows(self.p, given.values, given.summary, np.float32(self.log_bound), out)
 
 
@@ -356,9 +382,17 @@ def all_candidates(space: ScheduleSpace, fitting: bool = False) -> Candidates:
 
 
 def candidates_at(space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates:
-    """The schedules at some indices (n,); aliases by the values of those that stand for them."""
-    encoder = Encoder.of(space)
-    return encoder.candidates(indices, encoder.decoded(indices))
+    """The schedules at some indices (n,), on all cores; aliases by the values of those that stand for them."""
+    encoder, indices = Encoder.of(space), np.ascontiguousarray(indices, dtype=np.int64)
+    values = np.empty((len(indices), len(encoder.radix)), dtype=np.int64)
+    summary = np.empty((len(indices), len(plan.SUMMARY)))
+
+    def part(begin: int, end: int) -> None:
+        given = encoder.candidates_at(indices[begin:end])
+        values[begin:end], summary[begin:end] = given.values, given.summary
+
+    in_parallel(part, len(indices))
+    return Candidates(indices, values, summary)
 
 
 def summaries(space: ScheduleSpace, indices: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2 import encode
+from oneshot_ml2.encoding import encoding, weights_of
 from oneshot_ml2.predictor import Predictor, Scores
 from oneshot_ml2.pretrained import load_pretrained
 from oneshot_ml2.schedule import InvalidSchedule, Reason, Schedule, ScheduleSpace
@@ -29,6 +30,8 @@ MOST_LOWERED = 8
 _SCANNED = 1 << 15
 # How many of the best by the small network the large one judges.
 _SHORTLIST = 4096
+# Least p_valid that is trusted: what lies between an even chance and this is overrated (docs/evaluation.md).
+TRUSTED = 0.9
 # Of how many of those the closed-form validity is asked.
 _CHECKED = 256
 # Picks that are made at the same time.
@@ -83,7 +86,7 @@ class Ranking:
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
-        """Positions of the schedules with p_valid >= 0.5, those of the least predicted cycles first, int64 (m,)."""
+        """Positions (m,) of schedules with p_valid >= `TRUSTED`, those of the least predicted cycles first."""
         return best_of(self.scores, len(self.indices))
 
     def best(self, k: int) -> NDArray[np.int64]:
@@ -92,8 +95,8 @@ class Ranking:
 
 
 def best_of(scores: Scores, k: int) -> NDArray[np.int64]:
-    """Positions of the ``k`` fastest by predicted cycles among those with p_valid >= 0.5, fastest first, (<= k,)."""
-    trusted = np.flatnonzero(scores.p_valid >= 0.5)
+    """Positions (<= k,) of the ``k`` fastest by predicted cycles with p_valid >= `TRUSTED`, fastest first."""
+    trusted = np.flatnonzero(scores.p_valid >= TRUSTED)
     cycles = scores.cycles[trusted]
     if len(trusted) > k:
         near = np.argpartition(cycles, k - 1)[:k]
@@ -101,8 +104,8 @@ def best_of(scores: Scores, k: int) -> NDArray[np.int64]:
     return trusted[np.argsort(cycles, kind="stable")]
 
 
-def predictor_of(weights: str | Path | Predictor | None) -> Predictor:
-    """A network from shipped weights (None or a name), a file, or itself.
+def predictor_of(weights: str | Path | Predictor | None, kind: str = "full") -> Predictor:
+    """A network from shipped weights (a name; None: those of a kind of space), a file, or itself.
 
     Raises:
         WeightsError: no such weights, or unusable ones.
@@ -111,7 +114,7 @@ def predictor_of(weights: str | Path | Predictor | None) -> Predictor:
         return weights
     if isinstance(weights, Path) or (weights is not None and str(weights).endswith(".safetensors")):
         return Predictor.load(weights)
-    return load_pretrained(weights or "default")
+    return load_pretrained(weights or weights_of(kind))
 
 
 def score(space: ScheduleSpace, indices: NDArray[np.int64], weights: str | Path | Predictor | None = None) -> Scores:
@@ -121,16 +124,16 @@ def score(space: ScheduleSpace, indices: NDArray[np.int64], weights: str | Path 
         WeightsError: unusable weights.
         OneShotError: a space that the network does not know.
     """
-    return predictor_of(weights).score(space, indices)
+    return predictor_of(weights, space.kind).score(space, indices)
 
 
 def promising(space: ScheduleSpace) -> encode.Candidates:
     """Canonical schedules that the SRAMs hold, of the least proven bounds if there are many.
 
     Raises:
-        OneShotError: a space other than ``full``.
+        OneShotError: a space that there are no features for.
     """
-    given = encode.all_candidates(space, fitting=True)
+    given = encoding(space.kind).all_candidates(space, fitting=True)
     if len(given) > _SCANNED:
         given = given.take(np.sort(np.argpartition(given.bound, _SCANNED)[:_SCANNED]))
     return given
@@ -145,7 +148,8 @@ def rank(space: ScheduleSpace, network: Predictor, closed_form: bool = True) -> 
     Raises:
         OneShotError: a space that the network does not know.
     """
-    scanned = promising(space) if closed_form else encode.all_candidates(space)
+    network.check_space(space)
+    scanned = promising(space) if closed_form else network.features.all_candidates(space)
     near = scanned.take(np.sort(best_of(network.judge(space, scanned, "scan"), _SHORTLIST)))
     return Ranking(near.indices, network.judge(space, near), len(scanned))
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2 import encode
-from oneshot_ml2.errors import WeightsError
+from oneshot_ml2.encoding import Encoding, encoding, kinds, weights_of
+from oneshot_ml2.errors import OneShotError, WeightsError
 from oneshot_ml2.files import write_whole
+from oneshot_ml2.parallel import in_parallel, one_blas_thread
+from oneshot_ml2.pretrained import read_card
 
 if TYPE_CHECKING:
+    from oneshot_ml2.encode import Candidates
     from oneshot_ml2.schedule import ScheduleSpace
 
 FORMAT = "oneshot-ml2 predictor"
@@ -32,7 +33,8 @@ FORMAT = "oneshot-ml2 predictor"
 NETWORKS = ("scan", "main")
 # Outputs of each, in order.
 OUTPUTS = ("validity logit", "log(T / LB)", "log variance")
-_CHUNK = 1 << 13
+# Rows at once: what is made of them stays in a core's cache.
+_CHUNK = 1 << 11
 # How far (in log2) a size may lie outside the trained range before a warning: a factor of 1.5.
 _MARGIN = math.log2(1.5)
 _ADVICE = "use the weights that came with this version, or train new ones with `oneshot-ml2 train`"
@@ -66,34 +68,49 @@ class Predictor:
     """Weights of the networks and their card.
 
     Attributes:
-        tensors: ``mean``, ``scale`` (F,): standardisation of `encode.FEATURES`; ``low``, ``high`` (T,): ranges of
-            `encode.TASK_FEATURES` in training; ``<network>.<i>.weight`` (out, in) and ``<network>.<i>.bias`` of each
+        tensors: ``mean``, ``scale`` (F,): standardisation of the space's ``FEATURES``; ``low``, ``high`` (T,): ranges
+            of its ``TASK_FEATURES`` in training; ``<network>.<i>.weight`` (out, in) and ``<network>.<i>.bias`` of each
             of `NETWORKS`, the last with as many outputs as `OUTPUTS`. All float32.
         card: the model card, JSON-able.
+        kind: of the schedule spaces that they know.
     """
 
     tensors: dict[str, NDArray[np.float32]]
     card: dict[str, Any]
+    kind: str = "full"
+
+    def check_space(self, space: ScheduleSpace) -> None:
+        """Raise OneShotError unless the space is of the kind that these weights know."""
+        if space.kind != self.kind:
+            hint = f": the shipped weights {weights_of(space.kind)!r} do" if space.kind in kinds() else ""
+            raise OneShotError(f"these weights know the schedule space {self.kind!r}, not {space.kind!r}{hint}")
 
     @cached_property
-    def _layers(self) -> dict[str, list[tuple[NDArray[np.float32], NDArray[np.float32]]]]:
-        """(weight (in, out), bias) of each network's layers, the standardisation folded into the first."""
+    def features(self) -> Encoding:
+        """The features of :attr:`kind`."""
+        return encoding(self.kind)
+
+    @cached_property
+    def _layers(self) -> dict[str, list[NDArray[np.float32]]]:
+        """Each network's layers (inputs + 1, outputs), the last row the bias, the standardisation in the first."""
         networks = {}
         for network in NETWORKS:
             names = [f"{network}.{i}" for i in range(depth(self.tensors, network))]
-            layers = [(self.tensors[f"{name}.weight"].T, self.tensors[f"{name}.bias"]) for name in names]
-            weight = layers[0][0].astype(np.float64) / self.tensors["scale"].astype(np.float64)[:, None]
-            bias = layers[0][1] - self.tensors["mean"].astype(np.float64) @ weight
-            layers[0] = (weight.astype(np.float32), bias.astype(np.float32))
-            networks[network] = [(np.ascontiguousarray(weight), bias) for weight, bias in layers]
+            layers = [np.vstack([self.tensors[f"{name}.weight"].T, self.tensors[f"{name}.bias"]]) for name in names]
+            first = layers[0].astype(np.float64)
+            first[:-1] /= self.tensors["scale"].astype(np.float64)[:, None]
+            first[-1] -= self.tensors["mean"].astype(np.float64) @ first[:-1]
+            layers[0] = first.astype(np.float32)
+            networks[network] = layers
         return networks
 
     def outside(self, space: ScheduleSpace) -> list[str]:
         """A line for each property of the accelerator or the workload far outside what the network was trained on."""
-        row = encode.task_features(space)
+        self.check_space(space)
+        row = self.features.task_features(space)
         found = []
-        for name, value in encode.accelerator_and_workload(row).items():
-            i = encode.TASK_FEATURES.index(name)
+        for name, value in self.features.accelerator_and_workload(row).items():
+            i = self.features.TASK_FEATURES.index(name)
             low, high = float(self.tensors["low"][i]), float(self.tensors["high"][i])
             if not low - _MARGIN <= value <= high + _MARGIN:
                 size, least, most = (round(2**x - 1) for x in (value, low, high))
@@ -101,48 +118,70 @@ class Predictor:
         return found
 
     def score(self, space: ScheduleSpace, indices: NDArray[np.int64], network: str = "main") -> Scores:
-        """Scores of the schedules at ``indices`` (n,) of a ``full`` space by one of `NETWORKS`.
+        """Scores of the schedules at ``indices`` (n,) of a space by one of `NETWORKS`.
 
         Raises:
             OneShotError: a space of another kind.
         """
-        given = encode.candidates_at(space, np.ascontiguousarray(indices, dtype=np.int64))
-        return self.judge(space, given, network)
+        self.check_space(space)
+        encoder, indices = self.features.Encoder.of(space), np.ascontiguousarray(indices, dtype=np.int64)
+        bound = np.empty(len(indices))
 
-    def judge(self, space: ScheduleSpace, given: encode.Candidates, network: str = "main") -> Scores:
-        """Scores of candidates of a ``full`` space by one of `NETWORKS`."""
-        encoder = encode.Encoder.of(space)
-        task = encode.task_features(space)
-        (first, bias), *rest = self._layers[network]
-        shared = task @ first[: len(task)] + bias
-        own = np.ascontiguousarray(first[len(task) :])
-        outputs = np.empty((len(given), len(OUTPUTS)), dtype=np.float32)
-        rows = min(len(given), _CHUNK)
-        features = np.empty((rows, len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
-        hidden = [np.empty((rows, len(offset)), dtype=np.float32) for offset in (bias, *(b for _, b in rest[:-1]))]
-        workers = os.cpu_count() or 1
+        def fill(begin: int, end: int, out: NDArray[np.float32]) -> None:
+            # Part by part: what is read again is still in the cache.
+            given = encoder.candidates_at(indices[begin:end])
+            bound[begin:end] = given.bound
+            encoder.encode(given, out)
 
-        def encode_part(begin: int, end: int, start: int) -> None:
-            encoder.encode(given.take(slice(begin, end)), features[begin - start : end - start])
+        return self._scores(network, self.features.task_features(space), bound, fill)
 
-        with ThreadPoolExecutor(workers) as pool:
-            for start in range(0, len(given), _CHUNK):
-                n = min(_CHUNK, len(given) - start)
-                cuts = np.linspace(start, start + n, workers + 1).astype(int)
-                list(pool.map(encode_part, cuts[:-1], cuts[1:], [start] * workers))
-                x = np.matmul(features[:n], own, out=hidden[0][:n])
-                x += shared
-                np.maximum(x, 0.0, out=x)
-                for (weight, offset), buffer in zip(rest[:-1], hidden[1:], strict=True):
-                    x = np.matmul(x, weight, out=buffer[:n])
-                    x += offset
-                    np.maximum(x, 0.0, out=x)
-                weight, offset = rest[-1]
-                outputs[start : start + n] = x @ weight + offset
+    def judge(self, space: ScheduleSpace, given: Candidates, network: str = "main") -> Scores:
+        """Scores of candidates of a space by one of `NETWORKS`.
+
+        Raises:
+            OneShotError: a space of another kind.
+        """
+        self.check_space(space)
+        encoder = self.features.Encoder.of(space)
+
+        def fill(begin: int, end: int, out: NDArray[np.float32]) -> None:
+            encoder.encode(given.take(slice(begin, end)), out)
+
+        return self._scores(network, self.features.task_features(space), given.bound.copy(), fill)
+
+    def _scores(
+        self,
+        network: str,
+        task: NDArray[np.float32],
+        bound: NDArray[np.float64],
+        fill: Callable[[int, int, NDArray[np.float32]], None],
+    ) -> Scores:
+        """Scores of n schedules with the bounds (n,), which ``fill(begin, end, out)`` puts in place, and features."""
+        first, *others, last = self._layers[network]
+        # What all schedules share is the bias of their first layer.
+        own = np.vstack([first[len(task) : -1], task @ first[: len(task)] + first[-1]])
+        layers = (own, *others, last)
+        outputs = np.empty((len(bound), len(OUTPUTS)), dtype=np.float32)
+
+        def part(begin: int, end: int) -> None:
+            rows = min(end - begin, _CHUNK)
+            # A last column of ones in each layer's inputs brings its bias.
+            features, *hidden = (np.ones((rows, len(weight)), dtype=np.float32) for weight in layers)
+            for start in range(begin, end, _CHUNK):
+                n = min(_CHUNK, end - start)
+                fill(start, start + n, features[:n])
+                x = features[:n]
+                for weight, buffer in zip(layers[:-1], hidden, strict=True):
+                    np.matmul(x, weight, out=buffer[:n, :-1])
+                    x = np.maximum(buffer[:n], 0.0, out=buffer[:n])
+                np.matmul(x, last, out=outputs[start : start + n])
+
+        with one_blas_thread():
+            in_parallel(part, len(bound))
         logit, log_ratio, log_variance = outputs.T
         p_valid = 1.0 / (1.0 + np.exp(-np.clip(logit, -60.0, 60.0)))
         spread = np.exp(0.5 * np.clip(log_variance, -30.0, 30.0))
-        return Scores(p_valid, log_ratio.copy(), spread, given.bound.copy())
+        return Scores(p_valid, log_ratio.copy(), spread, bound)
 
     def save(self, path: str | Path) -> None:
         """Write ``path`` (safetensors) and its card beside it (``.json``), each whole or not at all.
@@ -153,7 +192,7 @@ class Predictor:
         from safetensors.numpy import save
 
         path = Path(path).with_suffix(".safetensors")
-        head = {"format": FORMAT, "feature_version": str(encode.FEATURE_VERSION)}
+        head = {"format": FORMAT, "space": self.kind, "feature_version": str(self.features.FEATURE_VERSION)}
         content = save({name: np.ascontiguousarray(t) for name, t in self.tensors.items()}, metadata=head)
         text = json.dumps(self.card, indent=1, sort_keys=True) + "\n"
         for target, data in ((path, content), (path.with_suffix(".json"), text.encode())):
@@ -179,20 +218,16 @@ class Predictor:
             raise WeightsError(f"cannot read weights {path}: {error}; {_ADVICE}") from error
         if head.get("format") != FORMAT:
             raise WeightsError(f"{path}: no weights of oneshot-ml2; {_ADVICE}")
-        version = head.get("feature_version")
-        if version != str(encode.FEATURE_VERSION):
+        kind, version = head.get("space", "full"), head.get("feature_version")
+        if kind not in kinds():
+            raise WeightsError(f"{path}: weights of a schedule space {kind!r} that this version has not; {_ADVICE}")
+        features = encoding(kind)
+        if version != str(features.FEATURE_VERSION):
             raise WeightsError(
-                f"{path}: weights of feature version {version}, this version has {encode.FEATURE_VERSION}; {_ADVICE}"
+                f"{path}: weights of feature version {version}, this version has {features.FEATURE_VERSION}; {_ADVICE}"
             )
-        _check_shapes(path, tensors)
-        card_path = path.with_suffix(".json")
-        try:
-            card = json.loads(card_path.read_text(encoding="utf-8")) if card_path.exists() else {}
-        except (OSError, ValueError) as error:
-            raise WeightsError(f"cannot read the model card {card_path}: {error}; {_ADVICE}") from error
-        if not isinstance(card, dict):
-            raise WeightsError(f"{card_path}: not a model card; {_ADVICE}")
-        return cls(tensors, card)
+        _check_shapes(path, tensors, features)
+        return cls(tensors, read_card(path), kind)
 
 
 def depth(tensors: Mapping[str, Any], network: str) -> int:
@@ -200,9 +235,9 @@ def depth(tensors: Mapping[str, Any], network: str) -> int:
     return sum(name.startswith(f"{network}.") and name.endswith(".weight") for name in tensors)
 
 
-def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
-    """Raise WeightsError unless the tensors make up `NETWORKS` of `encode.FEATURES` and `OUTPUTS`."""
-    features, tasks = len(encode.FEATURES), len(encode.TASK_FEATURES)
+def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]], known: Encoding) -> None:
+    """Raise WeightsError unless the tensors make up `NETWORKS` of the features that are known and `OUTPUTS`."""
+    features, tasks = len(known.FEATURES), len(known.TASK_FEATURES)
     shapes: dict[str, tuple[int, ...]] = {"mean": (features,), "scale": (features,), "low": (tasks,), "high": (tasks,)}
     for network in NETWORKS:
         layers = depth(tensors, network)

@@ -1,17 +1,25 @@
-"""Weights that come with the package: found in the wheel's data, or in ``pretrained/`` of the checkout."""
+"""Weights that come with the package: found in the wheel's data, or in ``pretrained/`` of the checkout.
+
+They are files ``NAME@TAG.safetensors`` with their cards (``.json``) beside them. Weights never change under their tag:
+better ones get the next number. A name without a tag stands for its highest.
+"""
 
 from __future__ import annotations
 
 import difflib
 import functools
+import json
+import re
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oneshot_ml2.errors import WeightsError
 
 if TYPE_CHECKING:
     from oneshot_ml2.predictor import Predictor
+
+_FILE = re.compile(r"(?P<name>[^@]+)@(?P<tag>[1-9][0-9]*)\.safetensors")
 
 
 def _folders() -> list[Path]:
@@ -21,26 +29,54 @@ def _folders() -> list[Path]:
     return [folder for folder in (checkout, package / "data" / "pretrained") if folder.is_dir()]
 
 
+def _shipped() -> dict[tuple[str, int], Path]:
+    """Files by name and tag, sorted."""
+    found: dict[tuple[str, int], Path] = {}
+    for folder in _folders():
+        for path in folder.iterdir():
+            match = _FILE.fullmatch(path.name)
+            if match:
+                found.setdefault((match["name"], int(match["tag"])), path)
+    return dict(sorted(found.items()))
+
+
 def list_pretrained() -> list[str]:
-    """Names of the shipped weights, sorted."""
-    return sorted({path.stem for folder in _folders() for path in folder.glob("*.safetensors")})
+    """The shipped weights with their tags, e.g. ``default@1``, sorted by name and tag."""
+    return [f"{name}@{tag}" for name, tag in _shipped()]
 
 
 def find_pretrained(name: str = "default") -> Path:
-    """The weights file of a name.
+    """The weights file of a name, with a tag (``default@1``) or without (the highest).
 
     Raises:
         WeightsError: no such weights (names those there are).
     """
-    for folder in _folders():
-        path = folder / f"{name}.safetensors"
-        if path.is_file():
+    bare, _, tag = name.partition("@")
+    for (known, number), path in reversed(_shipped().items()):
+        if bare == known and tag in ("", str(number)):
             return path
     names = list_pretrained()
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name, [*names, *(known for known, _ in _shipped())], n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     there = ", ".join(names) or "none: install the package again, or train some with `oneshot-ml2 train`"
     raise WeightsError(f"no pretrained weights {name!r}{hint} There are: {there}")
+
+
+def read_card(weights: Path) -> dict[str, Any]:
+    """The model card beside weights; empty if there is none.
+
+    Raises:
+        WeightsError: an unreadable card.
+    """
+    path = weights.with_suffix(".json")
+    advice = "use the card that came with the weights, or remove it"
+    try:
+        card = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot read the model card {path}: {error}; {advice}") from error
+    if not isinstance(card, dict):
+        raise WeightsError(f"{path}: not a model card; {advice}")
+    return card
 
 
 @functools.lru_cache(maxsize=8)

@@ -314,7 +314,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=float, metavar="SECONDS", help="measure in a process that is ended after so long a program"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the tuner (default 0)")
-    parser.add_argument("--weights", metavar="NAME", help="shipped weights, or a .safetensors file (default: default)")
+    parser.add_argument(
+        "--weights", metavar="NAME", help="shipped weights, or a .safetensors file (default: those of the space)"
+    )
     parser.add_argument("--logs", metavar="DIR", help="a log for each layer; the same command then goes on from there")
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="write the schedules there, as `compile --schedules` reads"
@@ -340,7 +342,7 @@ def run(args: argparse.Namespace) -> int:
     if args.space == "full" or args.tuner.removeprefix(VALIDITY_FIRST) in NETWORK_TUNERS:
         from oneshot_ml2.oneshot import predictor_of
 
-        network = predictor_of(args.weights)
+        network = predictor_of(args.weights, args.space)
     results = refine(
         layers,
         chip,

@@ -34,14 +34,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from oneshot_ml2 import encode, metrics
+from oneshot_ml2 import metrics
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.corpus import SAMPLERS, Corpus, TaskSamples, open_corpus
+from oneshot_ml2.encoding import encoding
 from oneshot_ml2.errors import CorpusError, OneShotError
 from oneshot_ml2.files import read_toml, write_whole
 from oneshot_ml2.predictor import NETWORKS, OUTPUTS, Predictor, write_weights
 from oneshot_ml2.schedule import Reason, ScheduleSpace
-from oneshot_ml2.vta import plan
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Settings:
         seed: of everything random.
     """
 
-    scan: tuple[int, ...] = (64, 48, 32)
+    scan: tuple[int, ...] = (48, 32)
     main: tuple[int, ...] = (256, 256, 128)
     epochs: int = 70
     tasks_per_batch: int = 16
@@ -131,7 +131,8 @@ class Data:
     ``timed``: bool (n,), valid and measured; ``guided``: bool (n,), drawn by exploration;
     ``log_bound``: float32 (n,), log LB; ``log_ratio``: float32 (n,),
     log(T / LB), 0 where not timed; ``shapes`` and
-    ``accelerators``: what each task's workload and accelerator are, as hashable keys; ``digests``: of the corpora.
+    ``accelerators``: what each task's workload and accelerator are, as hashable keys; ``digests``: of the corpora;
+    ``kind``: of the schedule spaces.
     """
 
     tasks: NDArray[np.float32]
@@ -145,6 +146,7 @@ class Data:
     shapes: list[Any]
     accelerators: list[Any]
     digests: list[str]
+    kind: str = "full"
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -159,7 +161,7 @@ def draw_unmeasured(
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Canonical knob values (<= n, knobs) drawn for `Settings.validity_samples`, and whether each lowers (<= n,)."""
     drawn = np.unique(space.canonical(rng.integers(0, len(space), size=8 * n)))
-    values, bound = space.values(drawn), encode.summaries(space, drawn)[:, plan.S_BOUND]
+    values, bound = space.values(drawn), encoding(space.kind).candidates_at(space, drawn).bound
     order = np.argsort(bound, kind="stable")
     places = (rng.random(n - n // 2) ** 2 * len(order)).astype(np.int64)
     chosen = np.unique(np.concatenate([rng.choice(len(drawn), size=n // 2), order[places]]))
@@ -188,13 +190,14 @@ def _columns_of(task: TaskSamples, validity_samples: int, seed: int) -> dict[str
         values, valid = np.concatenate([values, more]), np.concatenate([valid, lowers])
         timed, guided = (np.concatenate([flags, np.zeros(len(more), dtype=bool)]) for flags in (timed, guided))
         cycles = np.concatenate([cycles, np.full(len(more), -1)])
-    block = np.empty((len(values), len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
-    encoder = encode.Encoder.of(space)
+    features = encoding(space.kind)
+    block = np.empty((len(values), len(features.SCHEDULE_FEATURES)), dtype=np.float32)
+    encoder = features.Encoder.of(space)
     given = encoder.candidates(np.arange(len(values)), values)
     encoder.encode(given, block)
     ratio = np.where(timed, np.log(np.maximum(cycles, 1) / given.bound), 0.0)
     columns = {
-        "task": encode.task_features(space),
+        "task": features.task_features(space),
         "schedules": block,
         "valid": valid,
         "timed": timed,
@@ -211,9 +214,10 @@ def make_data(tasks: Iterable[TaskSamples], digests: list[str], validity_samples
     Raises:
         CorpusError: no task has a sample.
     """
-    tables, shapes, chips = [], [], []
+    tables, shapes, chips, kind = [], [], [], "full"
     for task in tasks:
         if len(task):
+            kind = task.kind
             tables.append(_columns_of(task, validity_samples, seed))
             shapes.append(task.workload.shape_key)
             chips.append(task.accelerator)
@@ -227,6 +231,7 @@ def make_data(tasks: Iterable[TaskSamples], digests: list[str], validity_samples
         shapes=shapes,
         accelerators=chips,
         digests=digests,
+        kind=kind,
         **joined,
     )
 
@@ -236,15 +241,18 @@ def _no_samples() -> CorpusError:
 
 
 def _open_all(paths: Sequence[str | Path]) -> list[Corpus]:
-    """Corpora of this version's space.
+    """Corpora of this version's spaces, all of one kind.
 
     Raises:
         CorpusError: a corpus that is damaged, foreign, or of another space.
     """
-    corpora = []
+    corpora: list[Corpus] = []
     for path in paths:
         corpora.append(open_corpus(path))
         corpora[-1].check_space()
+        if corpora[-1].kind != corpora[0].kind:
+            kinds = f"{corpora[0].kind!r} and {corpora[-1].kind!r}"
+            raise CorpusError(f"{path}: corpora of the spaces {kinds}; train on one kind at a time")
     return corpora
 
 
@@ -274,7 +282,8 @@ def write_features(paths: Sequence[str | Path], settings: Settings, folder: str 
     corpora = _open_all(paths)
     try:
         digests = [corpus.digest for corpus in corpora]
-        made_of = [encode.FEATURE_VERSION, digests, settings.validity_samples, settings.seed]
+        kind = corpora[0].kind
+        made_of = [kind, encoding(kind).FEATURE_VERSION, digests, settings.validity_samples, settings.seed]
         head = folder / "head.json"
         if _made_of(head) == made_of:
             return
@@ -317,7 +326,8 @@ def map_features(folder: str | Path) -> Data:
     offsets = np.concatenate(([0], np.cumsum(head["lengths"]))).astype(np.int64)
     small = {name: dtype for name, dtype in _COLUMNS.items() if name != "schedules"}
     columns: dict[str, Any] = {name: np.fromfile(folder / f"{name}.bin", dtype=dtype) for name, dtype in small.items()}
-    shape = (int(offsets[-1]), len(encode.SCHEDULE_FEATURES))
+    kind, _, digests, *_ = head["made_of"]
+    shape = (int(offsets[-1]), len(encoding(kind).SCHEDULE_FEATURES))
     # Copy on write: torch takes arrays that may be written to.
     mapped = np.memmap(folder / "schedules.bin", dtype=np.float32, mode="c", shape=shape)
     known = {text: Accelerator.from_json(text) for text in set(head["accelerators"])}
@@ -327,7 +337,8 @@ def map_features(folder: str | Path) -> Data:
         offsets=offsets,
         shapes=[_as_tuple(shape) for shape in head["shapes"]],
         accelerators=[known[text] for text in head["accelerators"]],
-        digests=head["made_of"][1],
+        digests=digests,
+        kind=kind,
         **columns,
     )
 
@@ -471,11 +482,11 @@ def standardisation(data: Data, tasks: NDArray[np.int64]) -> tuple[NDArray[np.fl
 
 
 def to_predictor(
-    network: Network, low: NDArray[np.float32], high: NDArray[np.float32], card: dict[str, Any]
+    network: Network, low: NDArray[np.float32], high: NDArray[np.float32], card: dict[str, Any], kind: str = "full"
 ) -> Predictor:
     """The network's weights as they are shipped."""
     tensors = {name: tensor.detach().numpy().copy() for name, tensor in network.state_dict().items()}
-    return Predictor(tensors | {"low": low, "high": high}, card)
+    return Predictor(tensors | {"low": low, "high": high}, card, kind)
 
 
 # Validation ----------------------------------------------------------------------------------
@@ -563,7 +574,7 @@ def load_checkpoint(
 
 def _fingerprint(data: Data, settings: Settings) -> str:
     decided = {key: value for key, value in dataclasses.asdict(settings).items() if key != "checkpoint_minutes"}
-    return json.dumps([encode.FEATURE_VERSION, sorted(data.digests), decided], sort_keys=True)
+    return json.dumps([encoding(data.kind).FEATURE_VERSION, sorted(data.digests), decided], sort_keys=True)
 
 
 def _commit() -> str:
@@ -722,7 +733,7 @@ def train(
         if stopping:
             break
     shadow.load_state_dict(average)
-    predictor = to_predictor(shadow, data.tasks[tasks].min(axis=0), data.tasks[tasks].max(axis=0), {})
+    predictor = to_predictor(shadow, data.tasks[tasks].min(axis=0), data.tasks[tasks].max(axis=0), {}, data.kind)
     card = _card(data, settings, splits, state) | {"processes": processes.count}
     predictor = dataclasses.replace(predictor, card=card)
     if state["epoch"] == settings.epochs and processes.rank == 0:
@@ -739,7 +750,8 @@ def _card(
     counts = {name: len(tasks) for name, tasks in splits.items()}
     final = {name: figures for name, figures in state["history"][-1].items() if isinstance(figures, dict)}
     return {
-        "feature_version": encode.FEATURE_VERSION,
+        "space": data.kind,
+        "feature_version": encoding(data.kind).FEATURE_VERSION,
         "corpus": sorted(data.digests),
         "samples": int(data.offsets[-1]),
         "invalid_share": float(1 - data.valid.mean()),
@@ -781,7 +793,7 @@ def plot_losses(history: list[dict[str, Any]], path: Path) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``oneshot-ml2 train``."""
     parser.add_argument("--corpus", metavar="CORPUS", nargs="+", required=True, help="files or folders of shards")
-    parser.add_argument("--out", metavar="PATH", required=True, help="weights to write, e.g. pretrained/default")
+    parser.add_argument("--out", metavar="PATH", required=True, help="weights to write, e.g. pretrained/default@1")
     parser.add_argument("--settings", metavar="FILE", help="TOML settings; default: those of train/pretrain.toml")
     parser.add_argument("--epochs", type=int, metavar="N", help="replaces the settings' number of epochs")
     parser.add_argument("--seed", type=int, metavar="N", help="replaces the settings' seed")

@@ -130,7 +130,7 @@ def _tophub_record(**changes: Any) -> dict[str, Any]:
     return record | changes
 
 
-def test_tophub_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tophub_records(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     fast = {
         "knobs": dict(zip(crosscheck.KNOBS, (1, 1, 1, 1, 1, 1, 1), strict=True)),
         "config_index": 1,
@@ -139,8 +139,15 @@ def test_tophub_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     dense = _tophub_record(layer={"op": "dense"})
     path = tmp_path / "tophub.json"
     path.write_text(json.dumps({"records": [_tophub_record(), _tophub_record(**fast), dense]}), encoding="utf-8")
-    result = crosscheck.crosscheck(path)
-    assert result == {"records": 2, "valid": 2, "index_equal": 1, "differences": {}, "kendall_tau": {"board": 1.0}}
+    facts = {"records": 2, "valid": 2, "index_equal": 1, "differences": {}, "kendall_tau": {"board": 1.0}}
+    assert crosscheck.crosscheck(path, picks=False) == facts | {"record / pick": None}
+    workload = Conv2d(1, 256, 14, 14, 512, 1, 1, stride=2)
+    space = ScheduleSpace(workload, Accelerator.load("pynq"), "autotvm")
+    first, second = space.measure(np.array([203, 0])).cycles
+    monkeypatch.setattr(crosscheck, "time_pick", lambda *_: 2 * int(first))
+    gains = crosscheck.crosscheck(path)["record / pick"]
+    assert (gains["picks"], gains["below_1"], gains["least"]) == (2, 1, 0.5)
+    assert gains["geometric_mean"] == pytest.approx((0.5 * second / (2 * first)) ** 0.5)
     assert _command(str(path)) == 0
     assert "kendall_tau" in capsys.readouterr().out
 

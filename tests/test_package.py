@@ -66,8 +66,8 @@ def test_resources() -> None:
     assert resources.find("workloads", "resnet18.toml").is_file()
     assert resources.find("accelerators", "heldout").is_dir()
     assert resources.find("accelerators", "pynq.json").is_file()
-    assert resources.find("pretrained", "default.safetensors").is_file()
-    assert resources.find("pretrained", "default.json").is_file()
+    assert resources.find("pretrained", "default@1.safetensors").is_file()
+    assert resources.find("pretrained", "default@1.json").is_file()
     with pytest.raises(OneShotError, match=r"did you mean 'resnet18\.toml'\? There are: .*train\.toml"):
         resources.find("workloads", "resnet.toml")
     with pytest.raises(OneShotError, match="no resources of kind 'models'"):

@@ -141,7 +141,7 @@ def test_bad_arguments(weights: Path, workloads: Path, tmp_path: Path, run_comma
         ([*base, "--device", "perturbed:magic"], "slow-memory"),
         ([*base, "--layers", "nobody"], "mine"),
         ([*base, "-o", str(tmp_path / "none" / "x.json")], "no folder"),
-        ([*base, "--space", "autotvm"], "knows the schedule space 'full'"),
+        ([*base, "--space", "autotvm"], "know the schedule space 'full', not 'autotvm'"),
     ):
         code, _, err = run_command(*argv)
         assert code == 2, argv

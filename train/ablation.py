@@ -39,8 +39,14 @@ class Unbounded(Predictor):
     """A network whose second output is log T itself."""
 
     def judge(self, space: ScheduleSpace, given: encode.Candidates, network: str = "main") -> Scores:
-        found = super().judge(space, given, network)
-        return dataclasses.replace(found, bound=np.ones_like(found.bound))
+        return _unbound(super().judge(space, given, network))
+
+    def score(self, space: ScheduleSpace, indices: NDArray[np.int64], network: str = "main") -> Scores:
+        return _unbound(super().score(space, indices, network))
+
+
+def _unbound(found: Scores) -> Scores:
+    return dataclasses.replace(found, bound=np.ones_like(found.bound))
 
 
 def without(data: Data, features: tuple[int, ...]) -> Data:

@@ -1,6 +1,6 @@
 """Train the shipped weights.
 
-    python train/pretrain.py --corpus corpus/train corpus/operators corpus/more --out pretrained/default
+    python train/pretrain.py --corpus corpus/train corpus/operators corpus/more --out pretrained/default@1
 """
 
 from __future__ import annotations

@@ -181,8 +181,8 @@ def make_tuner(
 ) -> Tuner:
     """A tuner by name: one of `TUNERS`, or that behind ``rieber+``.
 
-    ``network``: what `NETWORK_TUNERS` start from; None: the shipped one. ``closed_form``: these may leave out what the
-    proven bounds and the SRAM sizes rule out; off where validity is hidden.
+    ``network``: what `NETWORK_TUNERS` start from; None: the shipped one of the space's kind. ``closed_form``: these
+    may leave out what the bounds and the SRAM sizes rule out; off where validity is hidden.
 
     Raises:
         OneShotError: no such tuner, or one that does not know the space.
@@ -209,7 +209,7 @@ def make_tuner(
 
     prior = None
     if name in NETWORK_TUNERS:
-        prior = Prior(domain, predictor_of(None) if network is None else network, closed_form)
+        prior = Prior(domain, predictor_of(network, domain.space.kind), closed_form)
     return ML2Tuner(domain, seed, name.removeprefix("ml2-"), prior)
 
 

@@ -327,9 +327,8 @@ class Prior:
     """
 
     def __init__(self, domain: Domain, network: Predictor, closed_form: bool = False) -> None:
-        from oneshot_ml2 import encode, oneshot
+        from oneshot_ml2 import oneshot
 
-        encode.check_space(domain.space)
         self._domain, self._network = domain, network
         ranking = oneshot.rank(domain.space, network, closed_form)
         found = domain.positions(ranking.indices)

@@ -299,8 +299,8 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
     n_h, n_w = len(rows), len(cols)
     sp_tiles = p[N.NB] * n_h * n_w
     tiles = sp_tiles * P.channel_tiles(p, v)
-    row_facts, row_items = S.axis_facts(rows, row_taps, v[P.K_PAD])
-    col_facts, col_items = S.axis_facts(cols, col_taps, v[P.K_PAD])
+    row_facts, row_items = S.axis_facts(rows, v[P.K_PAD]), P.tap_items(rows, row_taps)
+    col_facts, col_items = S.axis_facts(cols, v[P.K_PAD]), P.tap_items(cols, col_taps)
     reason = S.static_reason(p, v, sp_tiles, row_facts, row_items, col_facts, col_items)
     if reason != VALID:
         return reason, 0, 0

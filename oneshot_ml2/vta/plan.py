@@ -58,6 +58,9 @@ DRAIN = (1, 4, 16)
 # taps that touch real inputs, distinct tap counts (groups), class of equal geometry.
 A_FIRST, A_COUNT, A_LOAD, A_SIZE, A_BEFORE, A_AFTER, A_TAPS, A_GROUPS, A_CLASS = range(9)
 
+# From so many executions between two writes of an accumulator on, more make no difference.
+_FAR = 64
+
 
 @njit(cache=True, nogil=True)
 def ceil_div(a: int, b: int) -> int:
@@ -148,6 +151,73 @@ def tile_axis(out, size, kernel, stride, spread, dilation, lead, step, tile, pad
 def tap_source(tile, output, tap, stride, spread, dilation, lead, step):  # type: ignore[no-untyped-def]
     """Index within the loaded tile of the input that ``tap`` reads for ``output``."""
     return ((output * stride + tap * dilation - lead) // spread - tile[A_LOAD] + tile[A_BEFORE]) // step
+
+
+@njit(cache=True, nogil=True)
+def tap_items(axis, taps):  # type: ignore[no-untyped-def]
+    """What tells how soon accumulators recur on a cut axis, int64 (m, 3), all distinct.
+
+    An item is (outputs, taps that touch as many, how far apart their first outputs lie) in some tile.
+    """
+    n, kernel = len(axis), taps.shape[1]
+    items = np.empty((n * kernel, 3), dtype=np.int64)
+    m = 0
+    for i in range(n):
+        if axis[i, A_CLASS] != i:
+            continue
+        for k in range(kernel):
+            count = taps[i, k, 1]
+            if count == 0:
+                continue
+            alike, low, high = 0, taps[i, k, 0], taps[i, k, 0]
+            for other in range(kernel):
+                if taps[i, other, 1] == count:
+                    alike += 1
+                    low, high = min(low, taps[i, other, 0]), max(high, taps[i, other, 0])
+            known = False
+            for other in range(m):
+                if items[other, 0] == count and items[other, 1] == alike and items[other, 2] == high - low:
+                    known = True
+                    break
+            if not known:
+                items[m, 0], items[m, 1], items[m, 2] = count, alike, high - low
+                m += 1
+    return items[:m].copy()
+
+
+@njit(cache=True, nogil=True)
+def narrowest(p, v) -> int:  # type: ignore[no-untyped-def]
+    """Output channel blocks of the narrowest step: with fewer, accumulators recur sooner."""
+    first = min(v[K_CO], p[N.CO])
+    return min(first, last_channels(p, v), head_parts(first, v[K_HEAD])[0])
+
+
+@njit(INT(INT, INT, INT, TABLE, TABLE), cache=True, nogil=True)
+def recurrence(fold: int, co: int, chunk: int, row_items, col_items) -> int:  # type: ignore[no-untyped-def]
+    """After how many executions a GEMM writes an accumulator again at least, 0 to `_FAR`.
+
+    ``co``: `narrowest`; ``chunk``: input channels of a step; items: `tap_items` of both axes. Of different
+    accumulators in between, those count less by which a tap's first output comes before another's.
+    """
+    least = np.int64(_FAR)
+    for i in range(len(row_items)):
+        high = row_items[i, 0]
+        for j in range(len(col_items)):
+            wide = col_items[j, 0]
+            taps = row_items[i, 1] * col_items[j, 1]
+            across = col_items[j, 2]
+            shift = row_items[i, 2] * wide + across
+            if fold == FOLD_SPACE:
+                if taps * chunk > 1:
+                    least = min(least, co)
+                continue
+            if chunk > 1:
+                least = min(least, high * wide * co - shift)
+            if taps > 1 and fold == FOLD_CI_ROWS:
+                least = min(least, co if high == 1 else co * wide - across)
+            elif taps > 1:
+                least = min(least, high * wide - shift)
+    return max(least, 0)
 
 
 @njit(cache=True, nogil=True)
@@ -493,7 +563,7 @@ SUMMARY = (
     "inp_use",
     "wgt_use",
     "acc_use",
-    "distinct",
+    "recurrence",
 )
 (
     S_BOUND,
@@ -520,7 +590,7 @@ SUMMARY = (
     S_INP_USE,
     S_WGT_USE,
     S_ACC_USE,
-    S_DISTINCT,
+    S_RECURRENCE,
 ) = range(25)
 
 # Columns of a geometry record: what `summaries` needs of the spatial tiles of one (tile_h, tile_w, pad).
@@ -540,14 +610,15 @@ SUMMARY = (
     _R_MAX_PLANE,
     _R_LAST_H,
     _R_LAST_W,
-    _R_MIN_ROWS,
-    _R_MIN_COLS,
     _R_REAL,
     _R_CLASSES,
-) = range(19)
+) = range(17)
 # Spatial tiles of equal geometry: how many, and their micro-ops a kernel for each fold but for the channels.
 _CLASSES = 16
-_RECORD = _R_CLASSES + 1 + 4 * _CLASSES
+# `recurrence` for each fold, chunks of one or of more channels, and narrowest steps; the last stands for wider ones.
+_NARROW = 16
+_R_RECUR = _R_CLASSES + 1 + 4 * _CLASSES
+_RECORD = _R_RECUR + 3 * 2 * _NARROW
 _RECORDS = 1024
 
 
@@ -603,8 +674,10 @@ def _geometry(p, v, record):  # type: ignore[no-untyped-def]
             entry[1] += row_uops[i, 1] * col_uops[j, 1]
             entry[2] += row_uops[i, 3] * col_uops[j, 1] + (row_uops[i, 1] - row_uops[i, 3]) * col_uops[j, 2]
             entry[3] += row_uops[i, 2] * col_uops[j, 2]
-    record[_R_MIN_ROWS] = rows[:, A_COUNT].min()
-    record[_R_MIN_COLS] = cols[:, A_COUNT].min()
+    row_items, col_items = tap_items(rows, row_taps), tap_items(cols, col_taps)
+    for i in range(3 * 2 * _NARROW):
+        fold, several, co = i // (2 * _NARROW), (i // _NARROW) % 2, i % _NARROW
+        record[_R_RECUR + i] = recurrence(fold, co + 1, 1 + several, row_items, col_items)
 
 
 @njit(cache=True, nogil=True)
@@ -779,12 +852,16 @@ def _record_of(p, v, records, tags):  # type: ignore[no-untyped-def]
     return records[slot]
 
 
+def geometry_table() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Geometry records and their tags, none yet: for calls of `fits_into` and `summaries_into` on one nest, not at the
+    same time."""
+    return np.zeros((_RECORDS, _RECORD), dtype=np.int64), np.full(_RECORDS, -1, dtype=np.int64)
+
+
 @njit(cache=True, nogil=True)
-def fits_into(p, values, out):  # type: ignore[no-untyped-def]
-    """Whether the SRAMs hold what canonical rows keep in them, into bool (n,)."""
-    records = np.zeros((_RECORDS, _RECORD), dtype=np.int64)
+def fits_into(p, values, out, records, tags):  # type: ignore[no-untyped-def]
+    """Whether the SRAMs hold what canonical rows keep in them, into bool (n,); with a `geometry_table`."""
     at, need = np.empty(11, dtype=np.int64), np.empty(3, dtype=np.int64)
-    tags = np.full(_RECORDS, -1, dtype=np.int64)
     for n in range(len(values)):
         v = values[n]
         g = _record_of(p, v, records, tags)
@@ -794,11 +871,9 @@ def fits_into(p, values, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
-    """`summaries` of canonical rows, into float64 (n, 25)."""
-    records = np.zeros((_RECORDS, _RECORD), dtype=np.int64)
+def summaries_into(p, values, out, records, tags):  # type: ignore[no-untyped-def]
+    """`summaries` of canonical rows, into float64 (n, 25); with a `geometry_table`."""
     at, need = np.empty(11, dtype=np.int64), np.empty(3, dtype=np.int64)
-    tags = np.full(_RECORDS, -1, dtype=np.int64)
     taps = p[N.KH] * p[N.KW]
     ci, co, nb, out_blocks = p[N.CI], p[N.CO], p[N.NB], p[N.OUT_BLOCKS]
     latency = p[N.LATENCY]
@@ -960,16 +1035,7 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
         port = inp_beats + wgt_beats + 2 * insns
         estimate = head + first_load + max(compute + serial + exposed, max(paid, port)) + tail
 
-        few_a, few_b = g[_R_MIN_ROWS], g[_R_MIN_COLS]
-        if few_a == 1:
-            few_a, few_b = few_b, 1
-        few_co = min(co_last, tco)
-        if v[K_FOLD] == FOLD_SPACE:
-            distinct = few_co if taps * tci > 1 else 64
-        elif v[K_FOLD] == FOLD_CI_ROWS:
-            distinct = few_co * few_b if taps > 1 else (few_co * few_b * few_a if tci > 1 else 64)
-        else:
-            distinct = few_a * few_b if taps > 1 else (few_a * few_b * few_co if tci > 1 else 64)
+        cell = (2 * v[K_FOLD] + (tci > 1)) * _NARROW + min(narrowest(p, v), _NARROW) - 1
         sram_layout_into(p, v, g[_R_MAX_PLANE], sp_tiles, at, need)
         sram_needed(p, v, g[_R_MAX_PLANE], need)
         row = out[n]
@@ -993,11 +1059,13 @@ def summaries_into(p, values, out):  # type: ignore[no-untyped-def]
         row[S_STEPS] = steps
         row[S_TILES] = tiles
         row[S_INSTRUCTIONS] = insns
-        row[S_UOPS] = _all_uops(p, v, g, sp_tiles, co_tiles, whole, cuts)
+        # Most of the time goes into the micro-ops, so what no SRAM holds is not looked at.
+        fits = need[0] <= p[N.INP_DEPTH] and need[1] <= p[N.WGT_DEPTH] and need[2] <= p[N.ACC_DEPTH]
+        row[S_UOPS] = _all_uops(p, v, g, sp_tiles, co_tiles, whole, cuts) if fits else 0
         row[S_INP_USE] = need[0] / p[N.INP_DEPTH]
         row[S_WGT_USE] = need[1] / p[N.WGT_DEPTH]
         row[S_ACC_USE] = need[2] / p[N.ACC_DEPTH]
-        row[S_DISTINCT] = distinct
+        row[S_RECURRENCE] = g[_R_RECUR + cell]
 
 
 def summaries(p: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -1008,5 +1076,5 @@ def summaries(p: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.flo
     """
     rows = canonical(p, values)
     out = np.zeros((len(rows), len(SUMMARY)))
-    summaries_into(p, rows, out)
+    summaries_into(p, rows, out, *geometry_table())
     return out

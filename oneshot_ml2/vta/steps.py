@@ -70,6 +70,8 @@ _AXIS = 11
 _E_TILES, _E_COUNT, _E_ITEMS, _E_ITEM_COUNT, _E_FACTS = range(5)
 # State of a count: instructions, micro-ops, first failure.
 _INSNS, _UOPS, _FAIL = range(3)
+# A portable GEMM must not write an accumulator again within three executions (VTA reference, 5.3, 9).
+_RECURRENCE = 3
 _TABLE = 8192
 # More than a schedule can have tiles (`too_many_tiles`), so that the hash table of tiles is never full.
 _TILE_TABLE = MAX_INSNS
@@ -82,26 +84,11 @@ Tables = tuple[NDArray[np.int64], ...]
 # --- sizes ----------------------------------------------------------------------------------------------------------
 
 
-@njit(types.boolean(INT, INT, INT), cache=True, nogil=True)
-def _recurs(distinct, reductions, shift) -> bool:  # type: ignore[no-untyped-def]
-    """Whether an accumulator can recur within three executions: a portable GEMM must not (VTA reference, 5.3, 9).
-
-    ``shift``: how many places earlier an accumulator comes where a tap's first output differs from another's.
-    """
-    return reductions > 1 and distinct < 3 + shift
-
-
 @njit(cache=True, nogil=True)
-def axis_facts(axis, taps, pad):  # type: ignore[no-untyped-def]
-    """What static checks need of a `plan.tile_axis`: facts int64 (3,) and tap items int64 (m, 3).
-
-    An item is (outputs, taps that touch as many, how far apart their first outputs lie) in some tile, all distinct.
-    """
-    n, kernel = len(axis), taps.shape[1]
+def axis_facts(axis, pad):  # type: ignore[no-untyped-def]
+    """What static checks need of a `plan.tile_axis` beside its `plan.tap_items`: facts int64 (3,)."""
     facts = np.zeros(3, dtype=np.int64)
-    items = np.empty((n * kernel, 3), dtype=np.int64)
-    m = 0
-    for i in range(n):
+    for i in range(len(axis)):
         facts[_F_MAX] = max(facts[_F_MAX], axis[i, P.A_SIZE])
         if axis[i, P.A_GROUPS] == 0:
             facts[_F_EMPTY] = 1
@@ -110,62 +97,14 @@ def axis_facts(axis, taps, pad):  # type: ignore[no-untyped-def]
                 facts[_F_PADS] = FIELD_OVERFLOW
             elif axis[i, P.A_SIZE] - axis[i, P.A_BEFORE] - axis[i, P.A_AFTER] <= 0:
                 facts[_F_PADS] = DMA_PATTERN
-        if axis[i, P.A_CLASS] != i:
-            continue
-        for k in range(kernel):
-            count = taps[i, k, 1]
-            if count == 0:
-                continue
-            alike, low, high = 0, taps[i, k, 0], taps[i, k, 0]
-            for other in range(kernel):
-                if taps[i, other, 1] == count:
-                    alike += 1
-                    low, high = min(low, taps[i, other, 0]), max(high, taps[i, other, 0])
-            known = False
-            for other in range(m):
-                if items[other, 0] == count and items[other, 1] == alike and items[other, 2] == high - low:
-                    known = True
-                    break
-            if not known:
-                items[m, 0], items[m, 1], items[m, 2] = count, alike, high - low
-                m += 1
-    return facts, items[:m].copy()
-
-
-@njit(cache=True, nogil=True)
-def _has_hazard(p, v, row_items, col_items):  # type: ignore[no-untyped-def]
-    """Whether some GEMM writes an accumulator again too soon."""
-    fold, chunk = v[P.K_FOLD], v[P.K_CI]
-    first = min(v[P.K_CO], p[N.CO])
-    last = p[N.CO] - (P.ceil_div(p[N.CO], v[P.K_CO]) - 1) * v[P.K_CO]
-    # Fewer channels recur sooner, so the narrowest tile or part decides.
-    co = min(first, last, P.head_parts(first, v[P.K_HEAD])[0])
-    for i in range(len(row_items)):
-        high = row_items[i, 0]
-        for j in range(len(col_items)):
-            wide = col_items[j, 0]
-            taps = row_items[i, 1] * col_items[j, 1]
-            a, b = (wide, 1) if high == 1 else (high, wide)
-            across = col_items[j, 2]
-            shift = row_items[i, 2] * wide + across
-            if high == 1:
-                across = 0
-            if fold == P.FOLD_SPACE:
-                bad = _recurs(co, taps * chunk, 0)
-            elif fold == P.FOLD_CI_ROWS:
-                bad = _recurs(co * b, taps, across) or _recurs(co * b * a, chunk, shift)
-            else:
-                bad = _recurs(a * b, taps, shift) or _recurs(a * b * co, chunk, shift)
-            if bad:
-                return True
-    return False
+    return facts
 
 
 @njit(cache=True, nogil=True)
 def static_reason(p, v, sp_tiles, row_facts, row_items, col_facts, col_items):  # type: ignore[no-untyped-def]
     """Why a schedule is invalid, as far as sizes decide: SRAM capacity, DMA patterns, instruction fields, hazards.
 
-    ``row_facts`` ... ``col_items``: `axis_facts` of both axes.
+    ``row_facts`` ... ``col_items``: `axis_facts` and `plan.tap_items` of both axes.
     """
     max_rows, max_cols = row_facts[_F_MAX], col_facts[_F_MAX]
     _, need = P.sram_layout(p, v, max_rows, max_cols, sp_tiles)
@@ -190,7 +129,8 @@ def static_reason(p, v, sp_tiles, row_facts, row_items, col_facts, col_items):  
             return FIELD_OVERFLOW
         if p[N.OH] * p[N.OW] > MAX_SIZE and v[P.K_CO] > 1:
             return FIELD_OVERFLOW
-    return ACC_HAZARD if _has_hazard(p, v, row_items, col_items) else VALID
+    recurrence = P.recurrence(v[P.K_FOLD], P.narrowest(p, v), chunk, row_items, col_items)
+    return ACC_HAZARD if recurrence < _RECURRENCE else VALID
 
 
 # --- shapes of memory instructions -----------------------------------------------------------------------------------
@@ -811,7 +751,7 @@ def _cut_axis(p, values, is_rows):  # type: ignore[no-untyped-def]
         tile, pad = key // 2, P.PAD_LOAD if key & 1 else P.PAD_SKIP
         step = P.load_step(kernel, stride, pad, is_rows)
         axis, taps = P.tile_axis(out, size, kernel, stride, spread, dilation, lead, step, tile, pad)
-        facts, items = axis_facts(axis, taps, pad)
+        facts, items = axis_facts(axis, pad), P.tap_items(axis, taps)
         n, m = len(axis), len(items)
         cut = cuts[known[key]]
         cut[_E_TILES], cut[_E_COUNT], cut[_E_ITEMS], cut[_E_ITEM_COUNT] = tiles, n, items_end, m
