@@ -9,6 +9,7 @@ tuner's own time. The last part, ``report``, writes ``benchmarks/results/tuning.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -19,12 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from oneshot_ml2 import oneshot
 from oneshot_ml2 import report as text
 from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.device import open_device
 from oneshot_ml2.device.perturbed import PerturbedDevice
 from oneshot_ml2.metrics import geometric_mean
 from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Reason, ScheduleSpace
-from oneshot_ml2.tuner import Domain, Outcomes, make_tuner, trees
+from oneshot_ml2.tuner import Domain, Outcomes, make_tuner, ml2tuner, trees
 from oneshot_ml2.tuner.runner import Limits, Run, trials_to
 from oneshot_ml2.workload import Conv2d
 
@@ -56,7 +59,16 @@ MOST = {"autotvm": 600, "full": 1000}
 FIDELITY_BATCH = 8
 # Trials that every run makes at least, and where the best so far is noted.
 LEAST = 100
+# Within so many trials the baseline's own best is what its tuning time is taken to.
+TIMED_TRIALS = 600
+TIMED_SPACES = ("autotvm", "full")
 MARKS = (1, 10, 20, 50, 100, 200, 500, 1000)
+
+
+def workload_of(layer: str) -> Conv2d:
+    """A layer of `LAYERS`."""
+    c, h, k, r, stride = LAYERS[layer]
+    return Conv2d(1, c, h, h, k, r, r, stride=stride, padding=r // 2)
 
 
 @dataclass(frozen=True)
@@ -73,9 +85,7 @@ class Task:
 
     @cached_property
     def domain(self) -> Domain:
-        c, h, k, r, stride = LAYERS[self.layer]
-        workload = Conv2d(1, c, h, h, k, r, r, stride=stride, padding=r // 2)
-        return Domain.of(ScheduleSpace(workload, Accelerator.load("pynq"), self.kind))
+        return Domain.of(ScheduleSpace(workload_of(self.layer), Accelerator.load("pynq"), self.kind))
 
     def table(self, cache: Path) -> BatchResult:
         """Reason and noise-free cycles of every schedule of the domain; from the cache, or made and put there."""
@@ -187,11 +197,63 @@ def compare_models(task: Task, table: BatchResult, seed: int, training: int = 10
     visible = trees.visible_features(task.domain, chosen)
     both = np.concatenate([np.array(rows, dtype=np.float32), visible], axis=1)
     labels = np.log(table.cycles[chosen].astype(np.float64))
-    rmse = {}
-    for model, features in (("P", visible), ("A", both)):
-        fitted = trees.fit(features[:cut], labels[:cut], "reg:squarederror", rounds=120, max_depth=4, eta=0.1)
-        rmse[model] = float(np.sqrt(np.mean((fitted.predict(features[cut:]) - labels[cut:]) ** 2)))
+    own = np.array(rows)
+    p = ml2tuner.fit_performance(visible[:cut], labels[:cut])
+    a, costs = ml2tuner.fit_with_costs(both[:cut], own[:cut], labels[:cut])
+    predicted = {"P": p.predict(visible[cut:]), "A": a.predict(both[cut:], costs.log_cycles(own[cut:]))}
+    rmse = {model: float(np.sqrt(np.mean((values - labels[cut:]) ** 2))) for model, values in predicted.items()}
     return {"task": task.name, "models": True, "seed": seed, "training": cut, "held_out": len(chosen) - cut, **rmse}
+
+
+def compare_times(kind: str, seed: int) -> dict[str, Any]:
+    """Wall time of the baseline to its own best in 600 trials, layer by layer on the simulator itself, and of our
+    zero-measurement picks and programs of the same layers, in this process."""
+    chip, device = Accelerator.load("pynq"), open_device("sim")
+    layers = [workload_of(layer) for layer in LAYERS]
+    network = oneshot.predictor_of(None)
+    # Compiled code is loaded, and both have run once, before anything is timed.
+    oneshot.pick(layers[-1], chip, network)
+    space = ScheduleSpace(layers[-1], chip, kind)
+    warm = Run(space, lambda: make_tuner(BASELINE, Domain.of(space), seed), device, BASELINE, seed, Limits(batch=80))
+    with warm:
+        warm.step(80)
+        warm.step(8)
+    compiling = []
+    for _ in range(3):
+        began = time.perf_counter()
+        oneshot.pick_all(layers, chip, network)
+        compiling.append(time.perf_counter() - began)
+    seconds, trials, made = 0.0, 0, 0
+    for layer in layers:
+        began = time.perf_counter()
+        space = ScheduleSpace(layer, chip, kind)
+        domain = Domain.of(space)
+        limits = Limits(batch=FIDELITY_BATCH)
+        work = Run(space, functools.partial(make_tuner, BASELINE, domain, seed), device, BASELINE, seed, limits)
+        passed: list[float] = []
+        with work:
+            while len(passed) < TIMED_TRIALS and not work.exhausted:
+                passed += [0.0] * work.step(TIMED_TRIALS - len(passed))
+                now = time.perf_counter() - began
+                passed = [value or now for value in passed]
+            history = work.history
+        assert history.best is not None
+        first = history.trials_to(history.best[1])
+        assert first is not None
+        seconds, trials, made = seconds + passed[first - 1], trials + first, made + len(passed)
+    compiled = float(np.median(compiling))
+    return {
+        "task": f"time {kind}",
+        "tuner": BASELINE,
+        "seed": seed,
+        "batch": FIDELITY_BATCH,
+        "layers": len(layers),
+        "tuning_seconds": round(seconds, 2),
+        "trials_to_best": trials,
+        "trials": made,
+        "compile_seconds": round(compiled, 4),
+        "ratio": round(seconds / compiled, 1),
+    }
 
 
 # What is run -----------------------------------------------------------------------------------
@@ -210,7 +272,7 @@ def plan(parts: list[str], seeds: int, fidelity_seeds: int) -> Iterator[tuple[Ta
             task = Task(layer, "full", device)
             if "full" in parts:
                 yield from ((task, tuner, seed, 10) for tuner in FULL_TUNERS for seed in range(seeds))
-            if "models" in parts:
+            if "models" in parts and device == "sim":
                 yield from ((task, "models", seed, 0) for seed in range(seeds))
 
 
@@ -347,6 +409,27 @@ def fidelity_table(rows: list[dict[str, Any]], reference: Path) -> str:
     return "\n".join(lines)
 
 
+def times_table(rows: list[dict[str, Any]]) -> str:
+    """Tuning time over compile time: median and quartiles."""
+    lines = [
+        "| space | runs | tuning, s | trials to its best | compile, s | measurements | times |",
+        "|---|" + "---|" * 6,
+    ]
+    for kind in TIMED_SPACES:
+        runs = [row for row in rows if row["task"] == f"time {kind}"]
+        if not runs:
+            continue
+        tuning, trials, compiling, times = (
+            _quartiles([row[name] for row in runs])
+            for name in ("tuning_seconds", "trials_to_best", "compile_seconds", "ratio")
+        )
+        lines.append(
+            f"| {kind} | {len(runs)} | {tuning[1]:.1f} ({tuning[0]:.1f}-{tuning[2]:.1f}) | {trials[1]:g} | "
+            f"{compiling[1]:.2f} | 0 | {times[1]:.1f} ({times[0]:.1f}-{times[2]:.1f}) |"
+        )
+    return "\n".join(lines)
+
+
 def plot(rows: list[dict[str, Any]], kind: str, device: str, tuners: tuple[str, ...], path: Path) -> None:
     """T* over the best so far, median over seeds and layers with quartiles, by trials."""
     import matplotlib
@@ -395,9 +478,18 @@ def write_report(rows: list[dict[str, Any]], reference: Path | None) -> None:
     if any("models" in row for row in rows):
         parts += [
             "## A against P",
-            "RMSE of the logarithm of cycles on held-out valid schedules; trees on the same training sample, P with "
-            "what can be seen of a schedule, A with the hidden features, too.",
+            "RMSE of the logarithm of cycles on held-out valid schedules, of the models that `ml2-scratch` fits to the "
+            "same training sample: P is trees on what can be seen of a schedule, A the costs of what its program "
+            "counts (least squares, none below 0), corrected by trees that see the hidden features, too.",
             models_table(rows),
+        ]
+    if any(row["task"].startswith("time ") for row in rows):
+        parts += [
+            "## Tuning time against compile time",
+            f"ResNet-18's ten distinct layers on the simulator, each measurement lowered and timed anew, batches of "
+            f"{FIDELITY_BATCH}: wall time of the AutoTVM-like tuner to its own best within {TIMED_TRIALS} trials a "
+            "layer, over that of the zero-measurement picks and programs of the same layers in the same process.",
+            times_table(rows),
         ]
     if reference is not None:
         parts += [
@@ -411,10 +503,13 @@ def write_report(rows: list[dict[str, Any]], reference: Path | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    everything = ["fidelity", "autotvm", "full", "models", "report"]
+    everything = ["fidelity", "autotvm", "full", "models", "time", "report"]
     parser.add_argument("--part", nargs="+", choices=everything, default=everything)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--fidelity-seeds", type=int, default=20)
+    tuners = list(dict.fromkeys(AUTOTVM_TUNERS + FULL_TUNERS))
+    parser.add_argument("--tuners", nargs="+", choices=tuners, default=tuners, help="make only runs of these")
+    parser.add_argument("--devices", nargs="+", choices=FULL_DEVICES, default=FULL_DEVICES, help="and on these")
     parser.add_argument("--cache", type=Path, default=RESULTS / "cache", help="tables of whole spaces")
     parser.add_argument("--reference", type=Path, help="runs of the real AutoTVM (autotvm_tuner.json)")
     args = parser.parse_args()
@@ -425,7 +520,9 @@ def main() -> None:
     tables: dict[Task, BatchResult] = {}
     with path.open("a", encoding="utf-8") as file:
         for task, tuner, seed, batch in plan(args.part, args.seeds, args.fidelity_seeds):
-            if (task.name, tuner, seed, batch) in done:
+            if (task.name, tuner, seed, batch) in done or task.device not in args.devices:
+                continue
+            if tuner != "models" and tuner not in args.tuners:
                 continue
             if task not in tables:
                 # One task at a time: a whole space's table and maps are large.
@@ -443,6 +540,13 @@ def main() -> None:
                     f"{row['seconds']} s",
                     flush=True,
                 )
+        for kind in TIMED_SPACES if "time" in args.part else ():
+            for seed in range(args.seeds):
+                if (f"time {kind}", BASELINE, seed, FIDELITY_BATCH) not in done:
+                    row = compare_times(kind, seed)
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    print(f"{row['task']}, seed {seed}: {row['tuning_seconds']} s / {row['compile_seconds']} s")
     if "report" in args.part:
         write_report(read_rows(path), args.reference)
 

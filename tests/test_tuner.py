@@ -11,9 +11,10 @@ from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 from oneshot_ml2.tuner import NETWORK_TUNERS, TUNERS, Domain, Outcomes, Tuner, draw_unseen, make_tuner, trees
 from oneshot_ml2.tuner.autotvm import Annealing, AutoTVM, average_recall, walk
-from oneshot_ml2.tuner.ml2tuner import ML2Tuner, Prior
+from oneshot_ml2.tuner.ml2tuner import ML2Tuner, Options, Prior
 from oneshot_ml2.tuner.random_search import RandomSearch
 from oneshot_ml2.tuner.validity_init import ValidityInit, far_apart, initial, presampled
+from oneshot_ml2.vta import hidden
 from oneshot_ml2.workload import Conv2d
 
 CHIP = Accelerator.load("pynq")
@@ -86,7 +87,7 @@ def test_proposals_are_new_and_follow_from_the_seed(name: str) -> None:
 
     def go(seed: int) -> list[int]:
         tuner, chosen = any_tuner(name, domain, seed), []
-        for _ in range(9):
+        while len(chosen) < 90:
             indices = tuner.propose(10)
             measured = FULL.measure(indices)
             tuner.observe(Outcomes(indices, measured.reason, measured.cycles))
@@ -227,8 +228,8 @@ def test_from_scratch_it_needs_fewer_trials_than_chance(domain: Domain, truth: O
 
 
 def test_candidates_that_do_not_lower_are_trials_and_the_others_have_no_label(domain: Domain, truth: Outcomes) -> None:
-    tuner = ML2Tuner(domain, 0, "scratch")
-    for _ in range(12):
+    tuner = ML2Tuner(domain, 0, "scratch", options=Options(alpha=1.0))
+    for _ in range(40):
         indices = tuner.propose(10)
         positions = domain.positions(indices)
         outcomes = Outcomes(indices, truth.reason[positions], truth.cycles[positions])
@@ -297,6 +298,37 @@ def test_trees_fit_and_take_a_margin() -> None:
     assert np.corrcoef(model.predict(features), labels)[0, 1] > 0.98
     corrected = trees.fit(features, labels, "reg:squarederror", margin=labels + 1.0, rounds=60)
     assert np.abs(corrected.predict(features, labels + 1.0) - labels).mean() < 0.1
+
+
+def test_costs_find_what_a_count_costs() -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(100, 10_000, size=(60, len(hidden.NAMES))).astype(np.float64)
+    beats, loads = (counts[:, hidden.NAMES.index(name)] for name in ("write_bursts", "inp_loads"))
+    log_cycles = np.log(3.0 * beats + 20.0 * loads)
+    costs = trees.Costs.fit(counts[:40], log_cycles[:40])
+    assert (costs.weights >= 0.0).all()
+    assert np.abs(costs.log_cycles(counts[40:]) - log_cycles[40:]).max() < 1e-6
+
+
+def test_rounds_from_scratch_grow_with_the_valid_trials(domain: Domain, truth: Outcomes) -> None:
+    tuner = ML2Tuner(domain, 3, "scratch")
+    done = Outcomes.none()
+    for _ in range(30):
+        positions = domain.positions(tuner.propose(10))
+        outcomes = Outcomes(truth.indices[positions], truth.reason[positions], truth.cycles[positions])
+        # Of those that A lowers some may fail; of those that lower no more than the round's are measured.
+        assert 1 <= len(positions) and outcomes.valid.sum() <= max(1, done.valid.sum() // 3)
+        tuner.observe(outcomes)
+        done = done + outcomes
+    assert done.valid.sum() > 10
+
+
+def test_behind_the_initialization_the_model_is_fitted_to_its_trials(domain: Domain, truth: Outcomes) -> None:
+    plain, informed = AutoTVM(domain, 0), make_tuner("rieber+autotvm", domain, 0)
+    assert isinstance(informed, ValidityInit) and isinstance(informed._tuner, AutoTVM)
+    for tuner in (plain, informed):
+        tune(tuner, domain, truth, 50)
+    assert len(informed._tuner._planned) and not len(plain._planned)
 
 
 def test_visible_features_know_nothing_of_the_accelerator() -> None:

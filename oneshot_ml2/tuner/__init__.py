@@ -74,7 +74,9 @@ class Tuner(Protocol):
     """What the runner asks; a tuner's choices follow from its seed and the outcomes alone."""
 
     def propose(self, n: int) -> NDArray[np.int64]:
-        """``n`` schedules to measure, int64 (m,), none of them proposed before; fewer only at the end of the space.
+        """``n`` schedules to measure, int64 (m,), none of them proposed before; none only at the end of the space.
+
+        There may be fewer than ``n``, where a tuner would rather see what becomes of those before it proposes more.
 
         A tuner that lowers candidates to choose among them adds those that did not lower: they are trials, too.
         """

@@ -34,6 +34,8 @@ _ROUNDS, _PATIENCE = 8000, 20
 _LISTED = 1 << 14
 # Score of what is known to lower, and of what is known not to (Rieber et al.).
 _KNOWN_VALID, _KNOWN_INVALID = 1.0, -1e6
+# Behind Rieber's initialization, so many trials (its E0) are the first training set.
+_INITIAL = 50
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class AutoTVM:
         self._visited = np.zeros(len(domain), dtype=bool)
         self._outcomes = Outcomes.none()
         self._fits = 0
+        self._first_fit = min(plan, _INITIAL) if domain.known.any() else plan
         self._planned: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._next = 0
         # Raw indices of the chains, which go on from plan to plan.
@@ -71,18 +74,23 @@ class AutoTVM:
             while self._next < len(self._planned) and self._visited[self._planned[self._next]]:
                 self._next += 1
             if self._next >= len(self._planned) - self._random_tail:
-                position = int(draw_unseen(self._rng, self._visited, 1)[0])
+                position = self._random()
             else:
                 position = int(self._planned[self._next])
             chosen.append(position)
             self._visited[position] = True
         return self._domain.indices[chosen]
 
+    def _random(self) -> int:
+        """A random unvisited position, one that is known not to lower only when there is no other."""
+        avoided = self._visited | (self._domain.known < 0)
+        return int(draw_unseen(self._rng, self._visited if avoided.all() else avoided, 1)[0])
+
     def observe(self, results: Outcomes) -> None:
         """See `Tuner.observe`."""
         self._outcomes = self._outcomes + results
         self._visited[self._domain.positions(results.indices)] = True
-        if len(self._outcomes) >= self._plan * (self._fits + 1) and self._outcomes.valid.any():
+        if len(self._outcomes) >= self._first_fit + self._plan * self._fits and self._outcomes.valid.any():
             model = self._fit()
             self._planned, self._next = self._maxima(model), 0
             self._fits += 1

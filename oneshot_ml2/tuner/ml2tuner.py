@@ -1,15 +1,17 @@
 """ML2Tuner (arXiv 2411.10764): P ranks, V filters, the best are lowered, A ranks those anew, and some are measured.
 
 P predicts cycles from what can be seen of a schedule, V whether it is valid, A cycles from that and from the hidden
-features of its program. P and A learn from valid trials, V from all. Of (alpha + 1) N candidates that are lowered, N
-are measured; the others have no label and may come back. Candidates that do not lower are trials.
+features of its program: from scratch, trees correct a sum of costs of what is counted there. P and A learn from valid
+trials, V from all. Of (alpha + 1) N candidates that are lowered, N are measured; the others have no label and may come
+back. Candidates that do not lower are trials.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,23 +28,39 @@ SETTINGS = ("scratch", "warm", "frozen")
 # A needs so many valid trials; P so many.
 _ENOUGH_FOR_A, _ENOUGH_FOR_P = 6, 3
 # Boosting of the three models; those that improve on the network take smaller steps.
-_PERFORMANCE = {"max_depth": 4, "eta": 0.1, "min_child_weight": 1.0}
-_VALIDITY = {"max_depth": 5, "eta": 0.2, "min_child_weight": 0.5}
+_PERFORMANCE: dict[str, Any] = {"max_depth": 4, "eta": 0.1, "min_child_weight": 1.0}
+_VALIDITY: dict[str, Any] = {"max_depth": 5, "eta": 0.2, "min_child_weight": 0.5}
 # Where the network is sure, the logistic loss is almost flat: no leaf would have the weight above.
-_WARM_VALIDITY = {"max_depth": 4, "eta": 0.2, "min_child_weight": 0.0, "max_delta_step": 2.0}
+_WARM_VALIDITY: dict[str, Any] = {"max_depth": 4, "eta": 0.2, "min_child_weight": 0.0, "max_delta_step": 2.0}
 _ROUNDS = 120
 _WARM_ROUNDS = 40
+# V from scratch: boosted forests, which say less for sure than single trees do of what few trials leave open.
+_FOREST: dict[str, Any] = _VALIDITY | {"eta": 0.3, "num_parallel_tree": 4, "subsample": 0.9, "colsample_bynode": 0.4}
+_FOREST_ROUNDS = 12
+# So many schedules drawn from the pool stand for valid ones, together with the weight of so many trials: V has
+# something to tell failures from before the first valid trial.
+_BACKGROUND, _BACKGROUND_WEIGHT = 200, 2.0
+# V's logits from which a schedule is trusted: if fewer than half of the trials were valid, and else; and from which it
+# is among the additional ones that A chooses from.
+_WARY, _TRUSTED, _SURE = 1.2, -0.5, 2.0
+# A round from scratch is at most a share of the valid trials: what each says is worth most at the start.
+_VALID_PER_TRIAL = 3
+# Of a large domain, the pool's random part, its crossings of the best trials (so many, with this chance of another
+# value for a knob), and how many of them V judges.
+_DRAWN, _PARENTS, _CROSSINGS, _MUTATION, _JUDGED = 3072, 16, 2048, 0.1, 768
 _LARGEST_LOGIT = 4.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """``alpha``: candidates lowered for each that is measured, less one; ``pool``: schedules that P and V look at in a
-    round at most; ``explore``: share of a round that is drawn from what V trusts, whatever P says of it."""
+    """``alpha``, ``warm_alpha``: candidates lowered for each that is measured, less one, from scratch and with the
+    network; ``pool``: domains up to this size are looked
+    at as a whole; ``explore``: share of a round that is drawn from what V trusts, whatever P says of it."""
 
-    alpha: float = 1.0
+    alpha: float = 5.0
+    warm_alpha: float = 1.0
     pool: int = 1 << 13
-    explore: float = 0.1
+    explore: float = 0.2
 
 
 class ML2Tuner:
@@ -81,18 +99,21 @@ class ML2Tuner:
         self._prior = prior
 
     def propose(self, n: int) -> NDArray[np.int64]:
-        """See `Tuner.propose`; candidates that do not lower come first."""
+        """See `Tuner.propose`; candidates that do not lower come first. From scratch there are fewer than ``n`` while
+        few trials were valid."""
+        scratch = self._setting == "scratch"
+        if scratch:
+            n = min(n, max(1, int(self._outcomes.valid.sum()) // _VALID_PER_TRIAL))
         a = self._fit_a()
-        lowering = self._setting != "frozen" and a is not None
-        wanted = math.ceil((self._options.alpha + 1) * n) if lowering else n
-        chosen = self._candidates(wanted)
-        if lowering and a is not None:
-            rows = [self._hidden_of(position) for position in chosen.tolist()]
-            failed = np.array([row is None for row in rows], dtype=bool)
-            lowered = chosen[~failed]
-            if len(lowered):
-                lowered = lowered[np.argsort(a.predict(*self._a_inputs(lowered)), kind="stable")]
-            chosen = np.concatenate([chosen[failed], lowered[:n]])
+        alpha = 0.0 if a is None else self._options.alpha if scratch else self._options.warm_alpha
+        chosen, drawn = self._candidates(n, math.ceil((alpha + 1) * n), math.ceil((min(alpha, 1.0) + 1) * n))
+        if a is not None:
+            failed = [position for position in (*chosen.tolist(), *drawn.tolist()) if self._hidden_of(position) is None]
+            chosen, drawn = np.setdiff1d(chosen, failed), np.setdiff1d(drawn, failed)
+            if len(chosen):
+                chosen = chosen[np.argsort(self._by_a(a, chosen), kind="stable")]
+            chosen = np.concatenate([np.array(failed, dtype=np.int64), chosen[: n - len(drawn)]])
+        chosen = np.concatenate([chosen, drawn])
         self._seen[chosen] = True
         return self._domain.indices[chosen]
 
@@ -117,28 +138,24 @@ class ML2Tuner:
     def _log_cycles_prior(self, positions: NDArray[np.int64]) -> NDArray[np.float64] | None:
         return None if self._prior is None else self._prior.log_cycles(positions)
 
-    def _predict(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Log cycles by P and validity logits by V of positions (n,); 0 where a model has nothing to go by."""
+    def _fit_p(self) -> trees.Trees | None:
+        """P on the valid trials; None while they are too few."""
         tried, valid, log_cycles = self._trials()
-        cycles, logits = np.zeros(len(positions)), np.zeros(len(positions))
-        cycles_prior, logit_prior = self._log_cycles_prior(positions), None
-        if self._prior is not None:
-            logit_prior = self._prior.logits(positions)
-            cycles, logits = self._prior.log_cycles(positions), logit_prior
-            if self._setting == "frozen":
-                return cycles, logits
+        if valid.sum() < _ENOUGH_FOR_P:
+            return None
+        good = tried[valid]
         rounds = _ROUNDS if self._prior is None else _WARM_ROUNDS
-        seen = self._visible(positions) if len(tried) else None
-        if seen is not None and valid.sum() >= _ENOUGH_FOR_P:
-            good = tried[valid]
-            p = trees.fit(
-                self._visible(good), log_cycles, "reg:squarederror", self._log_cycles_prior(good), rounds, self._seed,
-                **_PERFORMANCE,
-            )  # fmt: skip
-            cycles = p.predict(seen, cycles_prior)
-        if seen is not None:
-            logits = self._validity(positions, seen, logit_prior)
-        return cycles, logits
+        margin = self._log_cycles_prior(good)
+        return fit_performance(self._visible(good), log_cycles, margin, rounds, self._seed)
+
+    def _predict(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Log cycles by P and validity logits by V of positions (n,) of a setting with a network."""
+        assert self._prior is not None
+        cycles, logits = self._prior.log_cycles(positions), self._prior.logits(positions)
+        if self._setting == "frozen" or not len(self._outcomes):
+            return cycles, logits
+        seen, p = self._visible(positions), self._fit_p()
+        return cycles if p is None else p.predict(seen, cycles), self._validity(positions, seen, logits)
 
     def _validity(
         self, positions: NDArray[np.int64], seen: trees.Features, prior: NDArray[np.float64] | None
@@ -154,42 +171,54 @@ class ML2Tuner:
         ended = np.concatenate([done.reason.astype(np.int64), np.full(len(told), len(Reason))])
         known = np.concatenate([tried, told])
         classes = np.unique(np.concatenate([[Reason.VALID], ended]))
-        if len(classes) == 1 or (self._prior is None and not (ended == Reason.VALID).any()):
-            return np.zeros(len(positions)) if prior is None else prior
+        if len(classes) == 1:
+            # Nothing has failed so far.
+            return np.full(len(positions), _SURE) if prior is None else prior
         others = len(classes) - 1
 
         def margin(logits: NDArray[np.float64]) -> NDArray[np.float64]:
             return np.concatenate([logits[:, None], np.full((len(logits), others), -np.log(others))], axis=1)
 
-        settings = _VALIDITY if self._prior is None else _WARM_VALIDITY
-        model = trees.fit(
-            self._visible(known),
-            np.searchsorted(classes, ended).astype(np.float64),
-            "multi:softprob",
-            None if self._prior is None else margin(self._prior.logits(known)),
-            _ROUNDS if self._prior is None else _WARM_ROUNDS,
-            self._seed,
-            num_class=len(classes),
-            **settings,
-        )
+        rows, labels = self._visible(known), np.searchsorted(classes, ended).astype(np.float64)
+        fit = functools.partial(trees.fit, objective="multi:softprob", seed=self._seed, num_class=len(classes))
+        if self._prior is None:
+            some = self._rng.choice(len(seen), size=min(_BACKGROUND, len(seen)), replace=False)
+            model = fit(
+                np.concatenate([rows, seen[some]]),
+                np.concatenate([labels, np.zeros(len(some))]),
+                weights=np.concatenate([np.ones(len(rows)), np.full(len(some), _BACKGROUND_WEIGHT / len(some))]),
+                rounds=_FOREST_ROUNDS,
+                **_FOREST,
+            )
+        else:
+            start = margin(self._prior.logits(known))
+            model = fit(rows, labels, margin=start, rounds=_WARM_ROUNDS, **_WARM_VALIDITY)
         scores = model.predict(seen, None if prior is None else margin(prior))
         return scores[:, 0] - np.logaddexp.reduce(scores[:, 1:], axis=1)
 
-    def _a_inputs(self, positions: NDArray[np.int64]) -> tuple[trees.Features, NDArray[np.float64] | None]:
+    def _a_inputs(self, positions: NDArray[np.int64]) -> tuple[trees.Features, NDArray[np.float64]]:
+        """What A sees of positions (n,) that lower, float32 (n, f), and their hidden features, float64 (n, h)."""
         rows = [self._hidden_of(position) for position in positions.tolist()]
-        own = np.array([row for row in rows if row is not None], dtype=np.float32).reshape(len(rows), -1)
-        return np.concatenate([own, self._visible(positions)], axis=1), self._log_cycles_prior(positions)
+        own = np.array([row for row in rows if row is not None]).reshape(len(rows), -1)
+        return np.concatenate([own.astype(np.float32), self._visible(positions)], axis=1), own
 
-    def _fit_a(self) -> trees.Trees | None:
-        """A on the valid trials; None while they are too few."""
-        if self._setting == "frozen":
-            return None
+    def _fit_a(self) -> tuple[trees.Trees, trees.Costs | None] | None:
+        """A on the valid trials, and what it corrects; None while they are too few."""
         tried, valid, log_cycles = self._trials()
-        if valid.sum() < _ENOUGH_FOR_A:
+        if self._setting == "frozen" or valid.sum() < _ENOUGH_FOR_A:
             return None
-        features, margin = self._a_inputs(tried[valid])
-        rounds = _ROUNDS if self._prior is None else _WARM_ROUNDS
-        return trees.fit(features, log_cycles, "reg:squarederror", margin, rounds, self._seed, **_PERFORMANCE)
+        good = tried[valid]
+        features, own = self._a_inputs(good)
+        if self._prior is None:
+            return fit_with_costs(features, own, log_cycles, self._seed)
+        margin = self._prior.log_cycles(good)
+        return fit_performance(features, log_cycles, margin, _WARM_ROUNDS, self._seed), None
+
+    def _by_a(self, a: tuple[trees.Trees, trees.Costs | None], positions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """A's log cycles of positions (n,) that lower."""
+        model, costs = a
+        features, own = self._a_inputs(positions)
+        return model.predict(features, self._log_cycles_prior(positions) if costs is None else costs.log_cycles(own))
 
     def _hidden_of(self, position: int) -> NDArray[np.float64] | None:
         """Hidden features (f,) of a schedule's program; None if it does not lower."""
@@ -204,41 +233,88 @@ class ML2Tuner:
     # Candidates ---------------------------------------------------------------------------------
     def _pool(self) -> NDArray[np.int64]:
         """Unseen positions to look at: all of them if they are few, else a sample and what is near the best trials."""
-        if self._prior is not None:
-            pool = self._prior.pool
-        elif len(self._domain) <= self._options.pool:
-            pool = np.arange(len(self._domain))
-        else:
-            pool = draw_unseen(self._rng, self._seen, self._options.pool)
+        if self._prior is None and len(self._domain) <= self._options.pool:
+            return np.flatnonzero(~self._seen)
         tried, valid, log_cycles = self._trials()
-        near = tried[valid][np.argsort(log_cycles, kind="stable")[:8]]
-        around = [self._domain.one_knob_away(position) for position in near.tolist()]
-        if len(self._domain) > self._options.pool or self._prior is not None:
-            pool = np.unique(np.concatenate([pool, *around]))
+        best = tried[valid][np.argsort(log_cycles, kind="stable")[:_PARENTS]]
+        parts = [self._domain.one_knob_away(position) for position in best[:8].tolist()]
+        if self._prior is not None:
+            parts.append(self._prior.pool)
+        else:
+            parts += [draw_unseen(self._rng, self._seen, _DRAWN), self._crossings(best)]
+        pool = np.unique(np.concatenate(parts))
         pool = pool[~self._seen[pool]]
         return pool if len(pool) else draw_unseen(self._rng, self._seen, self._options.pool)
 
-    def _candidates(self, n: int) -> NDArray[np.int64]:
-        """``n`` unseen positions: those that V trusts in P's order, then the others by V; some at random."""
+    def _threshold(self) -> float:
+        """V's logit from which a schedule is trusted, from scratch."""
+        return _TRUSTED if 2 * np.count_nonzero(self._outcomes.valid) >= len(self._outcomes) else _WARY
+
+    def _crossings(self, parents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions of schedules with each knob of one of two parents, or at random, int64 (k,)."""
+        if len(parents) < 2:
+            return np.empty(0, dtype=np.int64)
+        rng, digits = self._rng, self._domain.digits(parents)
+        shape = (_CROSSINGS, digits.shape[1])
+        pairs = rng.integers(len(parents), size=(_CROSSINGS, 2))
+        child = np.where(rng.random(shape) < 0.5, digits[pairs[:, 0]], digits[pairs[:, 1]])
+        child = np.where(rng.random(shape) < _MUTATION, rng.integers(self._domain.radix, size=shape), child)
+        found = np.unique(self._domain.positions_of_raw(child @ self._domain.weights))
+        return found[found >= 0]
+
+    def _candidates(self, n: int, most: int, loose: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Unseen positions for a round of ``n``: those that V trusts in P's order, then the others by V; and some at
+        random, which are measured whatever A says.
+
+        ``most``: of both in all; ``loose``: from scratch, those beyond so many are only ones of which V is sure.
+        """
         pool = self._pool()
         if not len(pool):
-            return pool
-        cycles, logits = self._predict(pool)
+            return pool, pool
         # Ties, as all are at the start of a run from scratch, are broken at random.
-        shuffled = self._rng.permutation(len(pool))
-        pool, cycles, logits = pool[shuffled], cycles[shuffled], logits[shuffled]
-        trusted = logits >= 0.0
+        pool = pool[self._rng.permutation(len(pool))]
+        if self._prior is None:
+            p, seen = self._fit_p(), self._visible(pool)
+            cycles = np.zeros(len(pool)) if p is None else p.predict(seen)
+            if p is not None and len(pool) > _JUDGED:
+                best = np.argsort(cycles, kind="stable")[:_JUDGED]
+                pool, seen, cycles = pool[best], seen[best], cycles[best]
+            logits, threshold = self._validity(pool, seen, None), self._threshold()
+        else:
+            (cycles, logits), threshold = self._predict(pool), 0.0
+        trusted = logits >= threshold
         ranked = np.lexsort((np.where(trusted, cycles, -logits), ~trusted))
-        chosen, rest = ranked[:n], ranked[n:]
+        chosen, rest = ranked[:most], ranked[most:]
+        if self._prior is None:
+            chosen = chosen[(np.arange(len(chosen)) < loose) | (logits[chosen] >= _SURE)]
         if self._lost:
             # What V and P say led nowhere: half of the next ones are drawn from all there are.
             random = n // 2
         else:
             random = int(self._options.explore * n) if self._setting == "scratch" else 0
             rest = rest[trusted[rest]]
-        if random and len(rest) > random:
-            chosen = np.concatenate([chosen[: n - random], self._rng.choice(rest, size=random, replace=False)])
-        return pool[chosen]
+        if not random or len(rest) <= random:
+            return pool[chosen], pool[:0]
+        return pool[chosen[: most - random]], pool[self._rng.choice(rest, size=random, replace=False)]
+
+
+def fit_performance(
+    features: trees.Features,
+    log_cycles: NDArray[np.float64],
+    margin: NDArray[np.float64] | None = None,
+    rounds: int = _ROUNDS,
+    seed: int = 0,
+) -> trees.Trees:
+    """P, or A, on features (n, f) of valid trials; ``margin``: log cycles (n,) to improve on."""
+    return trees.fit(features, log_cycles, "reg:squarederror", margin, rounds, seed, **_PERFORMANCE)
+
+
+def fit_with_costs(
+    features: trees.Features, own: NDArray[np.float64], log_cycles: NDArray[np.float64], seed: int = 0
+) -> tuple[trees.Trees, trees.Costs]:
+    """A from scratch: costs of the hidden features ``own`` (n, h), corrected by trees on ``features`` (n, f)."""
+    costs = trees.Costs.fit(own, log_cycles)
+    return fit_performance(features, log_cycles, costs.log_cycles(own), seed=seed), costs
 
 
 class Prior:
