@@ -304,7 +304,7 @@ def _judged(board: Board, known: Calibration, measured: Measured) -> tuple[NDArr
     seen = board.seen(measured, known.latency)
     log_cycles = seen.log_cycles + known.added(seen.terms)
     risk = known.risk(seen.traffic)
-    # Distrusted ones come last, as in a pick.
+    # What is more likely to fail than not comes last; a pick is stricter, see `oneshot.TRUSTED`.
     return log_cycles + 2.0 * risk + 1e3 * (seen.p_valid * (1.0 - risk) < 0.5), log_cycles
 
 
