@@ -155,6 +155,7 @@ class PerturbedDevice:
         return [self._measure(program, exact=False) for program in programs]
 
     def _measure(self, program: Program, exact: bool, index: int = -1) -> Measurement:
+        from oneshot_ml2.device import perturbed_batch
         from oneshot_ml2.vta import timing
 
         d = self.differences
@@ -170,9 +171,9 @@ class PerturbedDevice:
             return _failed(Reason.DEVICE_ERROR)
         if chance < d.failures + d.timeouts:
             return _failed(Reason.TIMEOUT)
-        if self._wrong(program):
-            return _failed(Reason.WRONG_RESULT)
         chip = program.accelerator
+        if perturbed_batch.is_wrong(program.insns, perturbed_batch.limits_of(chip, d)):
+            return _failed(Reason.WRONG_RESULT)
         board = dataclasses.replace(program, accelerator=board_of(chip, d))
         timed = timing.measure(board)
         if timed.hang:
@@ -183,29 +184,6 @@ class PerturbedDevice:
         cycles = max(1, round(total * math.exp(d.noise * normal)))
         seconds = cycles / (chip.clock_mhz * 1e6)
         return Measurement(True, Reason.VALID, cycles, seconds, (timed.load_busy, timed.compute_busy, timed.store_busy))
-
-    def _wrong(self, program: Program) -> bool:
-        """Whether the micro-ops do not fit, or the hidden rule strikes."""
-        from oneshot_ml2.vta import program as G
-
-        d, insns, chip = self.differences, program.insns, program.accelerator
-        op, memory, x, y = insns[:, G.C_OP], insns[:, G.C_MEM], insns[:, G.C_X], insns[:, G.C_Y]
-        loads = (op == G.LOAD) & (x > 0)
-        uops = loads & (memory == G.UOP)
-        if (insns[uops, G.C_SRAM] + (x * y)[uops] > round(chip.uop_depth * d.uop_share)).any():
-            return True
-        if d.rule == "short_strided_store":
-            stores = (op == G.STORE) & (y > 1) & (x < insns[:, G.C_STRIDE])
-            return bool((x[stores] <= 1 + round(4 * d.rule_share)).any())
-        if d.rule == "long_gemm":
-            gemms = (op == G.GEMM) & (insns[:, G.C_RESET] == 0)
-            spans = np.maximum(insns[:, G.C_UOP_END] - insns[:, G.C_UOP_BGN], 0)
-            longest = (insns[:, G.C_ITER_OUT] * insns[:, G.C_ITER_IN] * spans)[gemms]
-            return bool((longest > round(16384 * d.rule_share)).any())
-        if d.rule == "wide_load":
-            moved = (x * y)[loads & (memory == G.INP)]
-            return bool((moved > round(chip.inp_depth * d.rule_share)).any())
-        return False
 
 
 def board_of(chip: Accelerator, d: Differences) -> Accelerator:
@@ -221,19 +199,8 @@ def _failed(reason: Reason) -> Measurement:
 def page_misses(program: Program, page_bytes: int) -> int:
     """Requests of LOADs and STOREs, in program order, that begin in another DRAM page than the one before ended in,
     and page borders within requests."""
+    from oneshot_ml2.device import perturbed_batch
     from oneshot_ml2.vta import program as G
 
-    insns = program.insns
-    moving = ((insns[:, G.C_OP] == G.LOAD) | (insns[:, G.C_OP] == G.STORE)) & (insns[:, G.C_X] * insns[:, G.C_Y] > 0)
-    rows = insns[moving]
     sizes = np.array(G.element_bytes(program.accelerator), dtype=np.int64)
-    size = sizes[np.where(rows[:, G.C_OP] == G.STORE, G.OUT, rows[:, G.C_MEM])]
-    count = rows[:, G.C_Y]
-    # One entry for each row of each rectangle.
-    begin = np.repeat(rows[:, G.C_DRAM] * size, count)
-    within = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
-    begin = begin + within * np.repeat(rows[:, G.C_STRIDE] * size, count)
-    end = begin + np.repeat(rows[:, G.C_X] * size, count) - 1
-    first, last = begin // page_bytes, end // page_bytes
-    crossings = int((last - first).sum())
-    return crossings + int(np.count_nonzero(first[1:] != last[:-1])) + (len(first) > 0)
+    return int(perturbed_batch.page_misses(program.insns, sizes, page_bytes))

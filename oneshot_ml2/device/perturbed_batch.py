@@ -1,4 +1,4 @@
-"""`PerturbedDevice.true_cycles` of many schedules of a ``full`` space at once: the same arithmetic over work arrays.
+"""What a perturbed board does to a program, compiled; and `PerturbedDevice.true_cycles` of many schedules at once.
 
 Scoring a study takes a million programs, which one by one cost more in Python than in the simulator.
 """
@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.device.perturbed import RULES, Differences, board_of
 from oneshot_ml2.schedule import BatchResult, Reason, ScheduleSpace
 from oneshot_ml2.vta import emit, full, nest, timing
@@ -16,13 +17,20 @@ from oneshot_ml2.vta import program as G
 
 _WRONG = int(Reason.WRONG_RESULT)
 _NONE, _SHORT_STORE, _LONG_GEMM, _WIDE_LOAD = range(4)
-# What `_measure` takes of `Differences`: limits first, then figures.
+# Columns of `limits_of`.
 _L_UOPS, _L_RULE, _L_LIMIT, _L_PAGE = range(4)
 
 
+def limits_of(chip: Accelerator, d: Differences) -> NDArray[np.int64]:
+    """What a board of such a description cannot exceed, int64 (4,), columns ``_L_*``."""
+    rule = RULES.index(d.rule)
+    limit = (0, 1 + round(4 * d.rule_share), round(16384 * d.rule_share), round(chip.inp_depth * d.rule_share))[rule]
+    return np.array([round(chip.uop_depth * d.uop_share), rule, limit, d.page_bytes], dtype=np.int64)
+
+
 @njit(cache=True, nogil=True)
-def _wrong(insns, limits):  # type: ignore[no-untyped-def]
-    """See `PerturbedDevice._wrong`."""
+def is_wrong(insns, limits):  # type: ignore[no-untyped-def]
+    """Whether a program's micro-ops do not fit, or the hidden rule strikes; ``limits``: `limits_of`."""
     rule, limit = limits[_L_RULE], limits[_L_LIMIT]
     for i in range(len(insns)):
         row = insns[i]
@@ -42,7 +50,7 @@ def _wrong(insns, limits):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _page_misses(insns, sizes, page):  # type: ignore[no-untyped-def]
+def page_misses(insns, sizes, page):  # type: ignore[no-untyped-def]
     """See `perturbed.page_misses`; ``sizes``: bytes of an element of each memory."""
     misses, last = 0, -1
     for i in range(len(insns)):
@@ -69,7 +77,7 @@ def _measure(p, values, insns, uops, tables, address, params, sizes, limits, slo
         if reason[i] != 0:
             continue
         why, n, _ = emit.lower_into(p, values[i], insns, uops, tables)
-        if why == 0 and _wrong(insns[:n], limits):
+        if why == 0 and is_wrong(insns[:n], limits):
             why = _WRONG
         reason[i] = why
         if why != 0:
@@ -81,7 +89,7 @@ def _measure(p, values, insns, uops, tables, address, params, sizes, limits, slo
         port = counters[timing.B_READ_BEATS] + counters[timing.B_WRITE_BEATS]
         more = port * slow
         if miss > 0.0:
-            more += _page_misses(insns[:n], sizes, limits[_L_PAGE]) * miss
+            more += page_misses(insns[:n], sizes, limits[_L_PAGE]) * miss
         cycles[i] = max(1, round(total + more * (port + more) / (total + more)))
         for m in range(3):
             busy[i, m] = counters[m]
@@ -92,9 +100,6 @@ def true_cycles(space: ScheduleSpace, indices: NDArray[np.int64], d: Differences
     chip, values = space.accelerator, space.values(indices)
     reason = full.validity(space.workload, chip, values)
     cycles, busy = np.full(len(values), -1, dtype=np.int64), np.zeros((len(values), 3), dtype=np.int64)
-    rule = RULES.index(d.rule)
-    limit = (0, 1 + round(4 * d.rule_share), round(16384 * d.rule_share), round(chip.inp_depth * d.rule_share))[rule]
-    limits = np.array([round(chip.uop_depth * d.uop_share), rule, limit, d.page_bytes], dtype=np.int64)
     insns, uops, tables = full.work_arrays()
     _, end = nest.buffers(space.workload, chip)
     _measure(
@@ -106,7 +111,7 @@ def true_cycles(space: ScheduleSpace, indices: NDArray[np.int64], d: Differences
         end,
         timing.params(board_of(chip, d)),
         np.array(G.element_bytes(chip), dtype=np.int64),
-        limits,
+        limits_of(chip, d),
         1.0 / d.bandwidth - 1.0,
         d.page_miss / d.clock_ratio,
         reason,
