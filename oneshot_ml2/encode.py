@@ -123,7 +123,7 @@ _LINEAR_LIMIT = np.float32(4.0)
 _USE_FLOOR = np.float32(1 / 64)
 # More parts than cores, as some stretches of a space have fewer canonical schedules.
 _PARTS = 8
-_ONE, _FEW, _SOON = np.float32(1.0), np.float32(8.0), np.float32(3.0)
+_ONE, _FEW, _SOON = np.float32(1.0), np.float32(8.0), np.float32(plan.RECURRENCE)
 _SHARP, _SHARPER, _MANY = np.float32(4.0), np.float32(64.0), np.float32(emit.MAX_INSNS)
 
 

@@ -58,8 +58,9 @@ DRAIN = (1, 4, 16)
 # taps that touch real inputs, distinct tap counts (groups), class of equal geometry.
 A_FIRST, A_COUNT, A_LOAD, A_SIZE, A_BEFORE, A_AFTER, A_TAPS, A_GROUPS, A_CLASS = range(9)
 
-# From so many executions between two writes of an accumulator on, more make no difference.
-_FAR = 64
+# A portable GEMM must not write an accumulator again within so many executions (VTA reference, 5.3, 9); from `_FAR` on,
+# more make no difference.
+RECURRENCE, _FAR = 3, 64
 
 
 @njit(cache=True, nogil=True)
@@ -371,6 +372,12 @@ def sram_needed(p, v, plane: int, need):  # type: ignore[no-untyped-def]
     need[1] = max(need[1], 2 if p[N.POOL] else v[K_CO] * v[K_CI] * p[N.KH] * p[N.KW] + 1)
     if p[N.BIAS] and v[K_BIAS] == BIAS_LOAD:
         need[2] = max(need[2], v[K_H] * v[K_W] * (v[K_CO] if p[N.MINOR] else 1) + 1)
+
+
+@njit(cache=True, nogil=True)
+def holds(p, need):  # type: ignore[no-untyped-def]
+    """Whether the SRAMs hold what `sram_needed` says."""
+    return need[0] <= p[N.INP_DEPTH] and need[1] <= p[N.WGT_DEPTH] and need[2] <= p[N.ACC_DEPTH]
 
 
 @njit(cache=True, nogil=True)
@@ -867,7 +874,7 @@ def fits_into(p, values, out, records, tags):  # type: ignore[no-untyped-def]
         g = _record_of(p, v, records, tags)
         sram_layout_into(p, v, g[_R_MAX_PLANE], p[N.NB] * g[_R_TILES], at, need)
         sram_needed(p, v, g[_R_MAX_PLANE], need)
-        out[n] = need[0] <= p[N.INP_DEPTH] and need[1] <= p[N.WGT_DEPTH] and need[2] <= p[N.ACC_DEPTH]
+        out[n] = holds(p, need)
 
 
 @njit(cache=True, nogil=True)
@@ -1060,7 +1067,7 @@ def summaries_into(p, values, out, records, tags):  # type: ignore[no-untyped-de
         row[S_TILES] = tiles
         row[S_INSTRUCTIONS] = insns
         # Most of the time goes into the micro-ops, so what no SRAM holds is not looked at.
-        fits = need[0] <= p[N.INP_DEPTH] and need[1] <= p[N.WGT_DEPTH] and need[2] <= p[N.ACC_DEPTH]
+        fits = holds(p, need)
         row[S_UOPS] = _all_uops(p, v, g, sp_tiles, co_tiles, whole, cuts) if fits else 0
         row[S_INP_USE] = need[0] / p[N.INP_DEPTH]
         row[S_WGT_USE] = need[1] / p[N.WGT_DEPTH]

@@ -70,8 +70,6 @@ _AXIS = 11
 _E_TILES, _E_COUNT, _E_ITEMS, _E_ITEM_COUNT, _E_FACTS = range(5)
 # State of a count: instructions, micro-ops, first failure.
 _INSNS, _UOPS, _FAIL = range(3)
-# A portable GEMM must not write an accumulator again within three executions (VTA reference, 5.3, 9).
-_RECURRENCE = 3
 _TABLE = 8192
 # More than a schedule can have tiles (`too_many_tiles`), so that the hash table of tiles is never full.
 _TILE_TABLE = MAX_INSNS
@@ -109,7 +107,7 @@ def static_reason(p, v, sp_tiles, row_facts, row_items, col_facts, col_items):  
     max_rows, max_cols = row_facts[_F_MAX], col_facts[_F_MAX]
     _, need = P.sram_layout(p, v, max_rows, max_cols, sp_tiles)
     P.sram_needed(p, v, max_rows * max_cols, need)
-    if need[0] > p[N.INP_DEPTH] or need[1] > p[N.WGT_DEPTH] or need[2] > p[N.ACC_DEPTH]:
+    if not P.holds(p, need):
         return SRAM_OVERFLOW
     if p[N.BIAS] and v[P.K_BIAS] == P.BIAS_GEMM and not p[N.BIAS_GEMM_FITS]:
         return FIELD_OVERFLOW
@@ -130,7 +128,7 @@ def static_reason(p, v, sp_tiles, row_facts, row_items, col_facts, col_items):  
         if p[N.OH] * p[N.OW] > MAX_SIZE and v[P.K_CO] > 1:
             return FIELD_OVERFLOW
     recurrence = P.recurrence(v[P.K_FOLD], P.narrowest(p, v), chunk, row_items, col_items)
-    return ACC_HAZARD if recurrence < _RECURRENCE else VALID
+    return ACC_HAZARD if recurrence < P.RECURRENCE else VALID
 
 
 # --- shapes of memory instructions -----------------------------------------------------------------------------------
