@@ -32,6 +32,8 @@ _SCANNED = 1 << 15
 _SHORTLIST = 4096
 # Least p_valid that is trusted: what lies between an even chance and this is overrated (docs/evaluation.md).
 TRUSTED = 0.9
+# What has less p_valid is not picked, even where nothing has more.
+_HOPELESS = 1e-3
 # Of how many of those the closed-form validity is asked.
 _CHECKED = 256
 # Picks that are made at the same time.
@@ -86,7 +88,7 @@ class Ranking:
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
-        """Positions (m,) of schedules with p_valid >= `TRUSTED`, those of the least predicted cycles first."""
+        """Positions (m,) of what is trusted, that of the least predicted cycles first: see `best_of`."""
         return best_of(self.scores, len(self.indices))
 
     def best(self, k: int) -> NDArray[np.int64]:
@@ -95,8 +97,14 @@ class Ranking:
 
 
 def best_of(scores: Scores, k: int) -> NDArray[np.int64]:
-    """Positions (<= k,) of the ``k`` of least `Scores.cost` with p_valid >= `TRUSTED`, least first."""
-    trusted = np.flatnonzero(scores.p_valid >= TRUSTED)
+    """Positions (<= k,) of the ``k`` of least `Scores.cost` with p_valid >= `TRUSTED`, least first.
+
+    Where no p_valid is as high, as on a board with a limit that most of a space may exceed, the bar is `TRUSTED` of the
+    highest one, but never below `_HOPELESS`.
+    """
+    most = float(scores.p_valid.max(initial=0.0))
+    bar = TRUSTED if most >= TRUSTED else max(TRUSTED * most, _HOPELESS)
+    trusted = np.flatnonzero(scores.p_valid >= bar)
     cycles = scores.cost[trusted]
     if len(trusted) > k:
         near = np.argpartition(cycles, k - 1)[:k]

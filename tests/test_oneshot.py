@@ -6,6 +6,7 @@ import pytest
 
 from oneshot_ml2 import device, oneshot
 from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.predictor import Scores
 from oneshot_ml2.schedule import InvalidSchedule, Reason, ScheduleSpace
 from oneshot_ml2.vta import full, image, simulator, timing
 
@@ -65,6 +66,17 @@ def test_distrust_of_everything_falls_back_to_the_closed_form(monkeypatch):
     table = space.table()
     legal = table[space.validity(table) == Reason.VALID]
     assert space.estimate(np.array([picked.index]))[0] == space.estimate(legal).min()
+
+
+def test_where_nothing_is_trusted_what_is_least_distrusted_comes_first():
+    def scores(*p_valid: float) -> Scores:
+        one = np.ones(len(p_valid), dtype=np.float32)
+        return Scores(np.array(p_valid, dtype=np.float32), np.arange(len(p_valid), 0, -1) * 0.1, one, 100.0 * one)
+
+    assert oneshot.best_of(scores(0.95, 0.91, 0.89), 3).tolist() == [1, 0]
+    assert oneshot.best_of(scores(0.30, 0.28, 0.26), 3).tolist() == [1, 0]
+    assert oneshot.best_of(scores(1e-4, 1e-5), 2).tolist() == []
+    assert oneshot.best_of(scores(), 2).tolist() == []
 
 
 def test_trust_in_everything_still_gives_a_legal_program():
