@@ -41,6 +41,7 @@ _COSTED = (
     "gemms", "resets", "alus", "uop_requests", "wgt_requests", "inp_requests", "out_requests", "read_beats",
     "write_beats", "read_bursts", "write_bursts", "load_to_compute", "compute_to_load", "compute_to_store",
     "store_to_compute", "head_bytes", "tail_bytes", "uop_loads", "wgt_loads", "inp_loads", "stores", "pad_elements",
+    "path_cycles", "path_loads", "path_computes", "path_stores", "path_compute_loads", "path_requests", "path_bursts",
 )  # fmt: skip
 # Cycles of a GEMM or ALU instruction beside its operations (VTA reference, 6.2).
 _START_AND_END = 6

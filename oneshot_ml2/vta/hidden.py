@@ -1,4 +1,4 @@
-"""Hidden features: what only a schedule's program tells, for ML2Tuner's model A. All exact counts, in one pass.
+"""Hidden features: what only a schedule's program tells, for ML2Tuner's model A. All exact.
 
 `TABLE` documents them; a *request* is one contiguous stretch of DRAM that a LOAD or STORE names (a row of its
 rectangle), which the memory port serves in bursts.
@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from oneshot_ml2.vta.critical_path import critical_path, rows
 from oneshot_ml2.vta.program import (
     ACC,
     ALU,
@@ -49,11 +50,10 @@ from oneshot_ml2.vta.program import (
     WGT,
     element_bytes,
 )
+from oneshot_ml2.vta.timing import ITERATIONS
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
-
-_ITERATIONS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,13 @@ TABLE: tuple[Feature, ...] = (
     Feature("wgt_high", "elements", "high-water mark of WGT SRAM"),
     Feature("inp_high", "elements", "high-water mark of INP SRAM, pads included"),
     Feature("acc_high", "elements", "high-water mark of ACC SRAM, by loads, GEMMs and ALU instructions"),
+    Feature("path_cycles", "cycles", "of the critical path, an operation or a beat a cycle and nothing else"),
+    Feature("path_loads", "instructions", "LOADs into WGT and INP on the critical path"),
+    Feature("path_computes", "instructions", "GEMM and ALU instructions on the critical path"),
+    Feature("path_stores", "instructions", "STOREs on the critical path"),
+    Feature("path_compute_loads", "instructions", "LOADs into UOP and ACC on the critical path"),
+    Feature("path_requests", "requests", "of the LOADs and STOREs on the critical path"),
+    Feature("path_bursts", "bursts", "of the LOADs and STOREs on the critical path"),
 )
 NAMES = tuple(feature.name for feature in TABLE)
 
@@ -125,18 +132,6 @@ _LOADS, _REQUESTS, _BYTES, _HIGH = range(4)
     _STRIDED_LOADS, _STRIDED_STORES, _PADDED, _PAD_ELEMENTS, _LARGEST_LOAD, _LARGEST_STORE, _HEAD, _TAIL, _LD_CP,
     _CP_LD, _CP_ST, _ST_CP, _POPS, _GEMM_OPS, _RESET_OPS, _IMM_OPS, _TENSOR_OPS, _LONGEST, _SHORTEST, _SPAN,
 ) = range(30)  # fmt: skip
-
-
-@njit(cache=True, nogil=True)
-def _rows(first, rows, x_bytes, stride, bus, burst):  # type: ignore[no-untyped-def]
-    """Beats and bursts of a rectangle's rows: ``first`` byte address, bytes a row, bytes from row to row."""
-    beats = bursts = 0
-    for row in range(rows):
-        word = (first + row * stride) // bus
-        end = (first + row * stride + x_bytes + bus - 1) // bus
-        beats += end - word
-        bursts += (end - 1) // burst - word // burst + 1
-    return beats, bursts
 
 
 @njit(cache=True, nogil=True)
@@ -173,7 +168,7 @@ def _count(insns, uops, uop_base, sizes, bus, burst, depth, by_memory, other, to
             by_memory[_LOADS, place] += 1
             by_memory[_REQUESTS, place] += y
             by_memory[_BYTES, place] += moved
-            beats, bursts = _rows(insn[C_DRAM] * size, y, x * size, insn[C_STRIDE] * size, bus, burst)
+            beats, bursts = rows(insn[C_DRAM] * size, y, x * size, insn[C_STRIDE] * size, bus, burst)
             other[_WRITE_BEATS if store else _READ_BEATS] += beats
             other[_WRITE_BURSTS if store else _READ_BURSTS] += bursts
             if x * size < quarter:
@@ -209,8 +204,8 @@ def _count(insns, uops, uop_base, sizes, bus, burst, depth, by_memory, other, to
         elif op == GEMM or op == ALU:
             started = True
             other[_TAIL] = 0
-            outer = insn[C_ITER_OUT] if insn[C_ITER_OUT] > 0 else _ITERATIONS
-            inner = insn[C_ITER_IN] if insn[C_ITER_IN] > 0 else _ITERATIONS
+            outer = insn[C_ITER_OUT] if insn[C_ITER_OUT] > 0 else ITERATIONS
+            inner = insn[C_ITER_IN] if insn[C_ITER_IN] > 0 else ITERATIONS
             begin, end = insn[C_UOP_BGN], min(insn[C_UOP_END], depth)
             span = max(insn[C_UOP_END] - begin, 0)
             operations = outer * inner * span
@@ -283,5 +278,6 @@ def features(program: Program) -> NDArray[np.float64]:
         m[_HIGH][WGT],
         m[_HIGH][INP],
         m[_HIGH][ACC],
+        *critical_path(insns, sizes, a.bus_bytes, a.burst_beats),
     ]
     return np.array(row, dtype=np.float64)

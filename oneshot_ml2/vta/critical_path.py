@@ -1,0 +1,144 @@
+"""The critical path of a program: its longest chain of instructions of which each waits for the one before.
+
+An instruction waits for the one before it in its module (load, compute, store) and for the tokens that it takes. An
+operation or a bus beat is a cycle, and nothing else takes any time: no latencies, no fetch, no shared port. So the
+path tells how far the modules overlap, and leaves it to a model what a board's memory adds to that.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from oneshot_ml2.vta.program import (
+    ALU,
+    C_DRAM,
+    C_FLAGS,
+    C_ITER_IN,
+    C_ITER_OUT,
+    C_MEM,
+    C_OP,
+    C_STRIDE,
+    C_UOP_BGN,
+    C_UOP_END,
+    C_USE_IMM,
+    C_X,
+    C_Y,
+    GEMM,
+    INP,
+    LOAD,
+    OUT,
+    POP_NEXT,
+    POP_PREV,
+    PUSH_NEXT,
+    PUSH_PREV,
+    STORE,
+    WGT,
+)
+from oneshot_ml2.vta.timing import ITERATIONS
+
+# What is told of a path: its cycles; LOADs of the load module, GEMM and ALU instructions, STOREs, and LOADs of the
+# compute module on it; requests and bursts of all these LOADs and STOREs.
+PATH = ("cycles", "loads", "computes", "stores", "compute_loads", "requests", "bursts")
+_CYCLES, _LOADS, _COMPUTES, _STORES, _COMPUTE_LOADS, _REQUESTS, _BURSTS = range(7)
+
+
+@njit(cache=True, nogil=True)
+def rows(first, count, x_bytes, stride, bus, burst):  # type: ignore[no-untyped-def]
+    """Beats and bursts of a rectangle's rows: ``first`` byte address, bytes a row, bytes from row to row; ``bus``,
+    ``burst`` as of `critical_path`."""
+    beats = bursts = 0
+    for row in range(count):
+        word = (first + row * stride) // bus
+        end = (first + row * stride + x_bytes + bus - 1) // bus
+        beats += end - word
+        bursts += (end - 1) // burst - word // burst + 1
+    return beats, bursts
+
+
+@njit(cache=True, nogil=True)
+def _modules(insns, order, sizes):  # type: ignore[no-untyped-def]
+    """Instructions of load, compute and store in their order, into ``order`` (3, n); ``sizes`` (3,): how many."""
+    sizes[:] = 0
+    for i in range(len(insns)):
+        op, memory = insns[i, C_OP], insns[i, C_MEM]
+        module = 1
+        if op == STORE:
+            module = 2
+        elif op == LOAD and (memory == INP or memory == WGT):
+            module = 0
+        order[module, sizes[module]] = i
+        sizes[module] += 1
+
+
+@njit(cache=True, nogil=True)
+def _extend(state, insn, module, elements, bus, burst):  # type: ignore[no-untyped-def]
+    """A path (7,) with one more instruction at its end."""
+    op = insn[C_OP]
+    if op == LOAD or op == STORE:
+        x, y = insn[C_X], insn[C_Y]
+        if x == 0 or y == 0:
+            return
+        size = elements[OUT] if op == STORE else elements[insn[C_MEM]]
+        beats, bursts = rows(insn[C_DRAM] * size, y, x * size, insn[C_STRIDE] * size, bus, burst)
+        state[_CYCLES] += beats
+        state[_REQUESTS] += y
+        state[_BURSTS] += bursts
+        state[_LOADS if module == 0 else _COMPUTE_LOADS if module == 1 else _STORES] += 1
+    elif op == GEMM or op == ALU:
+        outer = insn[C_ITER_OUT] if insn[C_ITER_OUT] > 0 else ITERATIONS
+        inner = insn[C_ITER_IN] if insn[C_ITER_IN] > 0 else ITERATIONS
+        operations = outer * inner * max(insn[C_UOP_END] - insn[C_UOP_BGN], 0)
+        state[_CYCLES] += 2 * operations if op == ALU and insn[C_USE_IMM] == 0 else operations
+        state[_COMPUTES] += 1
+
+
+@njit(cache=True, nogil=True)
+def _walk(insns, elements, bus, burst):  # type: ignore[no-untyped-def]
+    """The path, int64 (7,), of a program whose tokens do not deadlock."""
+    n = len(insns)
+    order, sizes = np.empty((3, n), dtype=np.int64), np.empty(3, dtype=np.int64)
+    _modules(insns, order, sizes)
+    # Tokens in flight: load to compute, compute to load, compute to store, store to compute.
+    tokens = np.zeros((4, n, 7), dtype=np.int64)
+    pushed, popped = np.zeros(4, dtype=np.int64), np.zeros(4, dtype=np.int64)
+    takes_prev, takes_next, gives_prev, gives_next = (-1, 0, 2), (1, 3, -1), (-1, 1, 3), (0, 2, -1)
+    now, at = np.zeros((3, 7), dtype=np.int64), np.zeros(3, dtype=np.int64)
+    state = np.empty(7, dtype=np.int64)
+    moved = True
+    while moved:
+        moved = False
+        for module in range(3):
+            while at[module] < sizes[module]:
+                insn = insns[order[module, at[module]]]
+                flags = insn[C_FLAGS]
+                first = takes_prev[module] if flags & POP_PREV else -1
+                second = takes_next[module] if flags & POP_NEXT else -1
+                waits = first >= 0 and popped[first] == pushed[first]
+                if waits or (second >= 0 and popped[second] == pushed[second]):
+                    break
+                state[:] = now[module]
+                for queue in (first, second):
+                    if queue >= 0:
+                        if tokens[queue, popped[queue], _CYCLES] > state[_CYCLES]:
+                            state[:] = tokens[queue, popped[queue]]
+                        popped[queue] += 1
+                _extend(state, insn, module, elements, bus, burst)
+                now[module] = state
+                for queue, flag in ((gives_prev[module], PUSH_PREV), (gives_next[module], PUSH_NEXT)):
+                    if queue >= 0 and flags & flag:
+                        tokens[queue, pushed[queue]] = state
+                        pushed[queue] += 1
+                at[module] += 1
+                moved = True
+    return now[np.argmax(now[:, _CYCLES])]
+
+
+def critical_path(insns: NDArray[np.int64], elements: NDArray[np.int64], bus: int, burst: int) -> NDArray[np.int64]:
+    """`PATH` of a program's instructions (n, COLUMNS), int64 (7,).
+
+    ``elements``: int64, bytes of an element of each memory id; ``bus``: bytes of a beat; ``burst``: beats of the
+    longest burst.
+    """
+    return np.asarray(_walk(insns, elements, bus, burst))
