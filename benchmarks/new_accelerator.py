@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2 import baselines, encode, finetune, oneshot, resources
+from oneshot_ml2 import baselines, calibrate, encode, finetune, oneshot, resources
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.device.perturbed import KINDS, PerturbedDevice, board_of
 from oneshot_ml2.metrics import geometric_mean
@@ -123,7 +123,7 @@ def ranking(space: ScheduleSpace, network: Predictor) -> NDArray[np.int64]:
 class Scratch:
     """Trees that learn from the same measurements alone, on the network's features: log(T / LB), and validity."""
 
-    def __init__(self, board: finetune.Board, measured: finetune.Measured, seed: int) -> None:
+    def __init__(self, board: calibrate.Board, measured: calibrate.Measured, seed: int) -> None:
         usable = measured.take(measured.valid | measured.failed)
         rows, ratios = np.empty((len(usable), len(encode.FEATURES)), np.float32), np.zeros(len(usable))
         for task in np.unique(usable.task).tolist():
@@ -161,7 +161,7 @@ def features_of(space: ScheduleSpace, indices: NDArray[np.int64]) -> tuple[NDArr
     return out, given.bound
 
 
-def transplanted(board: finetune.Board, measured: finetune.Measured, space: ScheduleSpace) -> NDArray[np.int64]:
+def transplanted(board: calibrate.Board, measured: calibrate.Measured, space: ScheduleSpace) -> NDArray[np.int64]:
     """The fastest measured schedule of the nearest measured workload, moved here: a ranking of one."""
     tasks, values = [], []
     for task in np.unique(measured.task[measured.valid]).tolist():
@@ -175,7 +175,7 @@ def transplanted(board: finetune.Board, measured: finetune.Measured, space: Sche
 
 
 # Other ways of adapting ------------------------------------------------------------------------
-def trained(board: finetune.Board, measured: finetune.Measured, way: str, steps: int = 300) -> Predictor:
+def trained(board: calibrate.Board, measured: calibrate.Measured, way: str, steps: int = 300) -> Predictor:
     """The networks trained on with the losses of training, the last layers or all of them, pulled towards where they
     were: Adam at a small rate, in place of replay a penalty on the weights' way."""
     import torch
@@ -224,7 +224,7 @@ def run_one(kind: str, seed: int, chip: Accelerator, network: Predictor) -> dict
     device = PerturbedDevice(kind, seed)
     held = [Held(workload, chip, device) for workload in spread(HELD, (14, 6), chip)]
     closed = [one.search(network) for one in held]
-    board = finetune.Board([ScheduleSpace(w, chip) for w in spread(ADAPTED, (14, 6), chip)], network)
+    board = calibrate.Board([ScheduleSpace(w, chip) for w in spread(ADAPTED, (14, 6), chip)], network)
     measured = finetune.collect(board, device, max(BUDGETS), seed)
     picks = {"network 0": [one.picked(ranking(one.space, network)) for one in held]}
     known: dict[str, Any] = {}
@@ -331,11 +331,12 @@ def write_report(rows: list[dict[str, Any]]) -> None:
         if geometric_mean(qualities(row, f"network {n}")) <= geometric_mean(qualities(row, f"scratch {n}"))
     ]
     names = ["network 0", *(f"{way} {n}" for n in BUDGETS for way in ("network", "scratch"))]
+    possible = np.array([best for row in rows for best in row["best"]]) < np.inf
+    judged = int(possible.sum())
     failed = [
-        f"{name} {sum(c <= 0 and best < float('inf') for row in rows for c, best in zip(row['picks'][name], row['best']))}"
+        f"{name} {np.count_nonzero(possible & (np.concatenate([row['picks'][name] for row in rows]) <= 0))}"
         for name in names
     ]
-    judged = sum(best < float("inf") for row in rows for best in row["best"])
     kept = [sum(lost(row["known"][str(n)]) for row in rows) for n in BUDGETS]
     parts = [
         "# Picks on new accelerators",

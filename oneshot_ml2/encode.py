@@ -115,6 +115,16 @@ _CYCLE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _CYCLES], dtype=
 _COUNT_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _COUNTS], dtype=np.int64)
 _SIZE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _SIZES], dtype=np.int64)
 _USE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _USES], dtype=np.int64)
+# Columns of a summary that count or measure something: no cycles, limits or verdicts.
+COUNTED = np.array(
+    [
+        plan.SUMMARY.index(name)
+        for name in (
+            "compute", "store", "read_beats", "inp_beats", "wgt_beats", "loads", "gemms", "steps", "tiles",
+            "instructions", "uops", "inp_use", "wgt_use", "acc_use", "recurrence",
+        )
+    ]
+)  # fmt: skip
 _BOUND, _UOPS, _INSTRUCTIONS, _RECURRENCE = (
     plan.SUMMARY.index(name) for name in ("bound", "uops", "instructions", "recurrence")
 )

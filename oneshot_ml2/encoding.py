@@ -43,6 +43,7 @@ class Encoding(Protocol):
     TASK_FEATURES: tuple[str, ...]
     SCHEDULE_FEATURES: tuple[str, ...]
     FEATURES: tuple[str, ...]
+    COUNTED: NDArray[np.int64]
     Encoder: type[SpaceEncoder]
 
     def task_features(self, space: ScheduleSpace) -> NDArray[np.float32]: ...

@@ -141,7 +141,7 @@ class _Work:
         made = self.run.step(most)
         after = self.run.history.best
         if before is not None and after is not None and made:
-            self.hope = 1.0 if after[1] < before[1] else self.hope * _DECAY
+            self.hope = 1.0 if after[1] < before[1] else self.hope * _DECAY ** (made / self.run.limits.batch)
         return made
 
 

@@ -51,6 +51,10 @@ class Reason(enum.IntEnum):
         return self.name.lower()
 
 
+# Failures of the device rather than of the program: worth another try.
+TRANSIENT = (Reason.TIMEOUT, Reason.DEVICE_ERROR)
+
+
 class InvalidSchedule(OneShotError, ValueError):
     """A schedule that does not lower; ``reason`` says why."""
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from networks import LAYERS, random_network
 
-from oneshot_ml2 import cli, encode, finetune, oneshot
+from oneshot_ml2 import calibrate, cli, encode, finetune, oneshot
 from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.calibrate import Board, Measured
 from oneshot_ml2.calibration import COSTS, Calibration, traffic_of
 from oneshot_ml2.device import open_device
 from oneshot_ml2.device.perturbed import KINDS, Differences, PerturbedDevice
 from oneshot_ml2.errors import OneShotError, WeightsError
-from oneshot_ml2.finetune import Board, Measured
 from oneshot_ml2.predictor import NETWORKS, OUTPUTS, Predictor
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 from oneshot_ml2.tuner.runner import LogError
@@ -177,10 +177,10 @@ def test_costs_are_found_and_never_below_zero() -> None:
     weight = np.ones(200)
     residual = terms @ np.array([0.05, 0.4, 0.2]) + 0.005 * rng.standard_normal(200)
     residual[:6] += 2.0
-    costs, loss = finetune.fit_costs(terms, residual, weight)
+    costs, loss = calibrate.fit_costs(terms, residual, weight)
     assert np.allclose(costs, [0.05, 0.4, 0.2], atol=0.01)
     assert loss < 0.05
-    costs, _ = finetune.fit_costs(terms, -terms[:, 1], weight)
+    costs, _ = calibrate.fit_costs(terms, -terms[:, 1], weight)
     assert costs[1] == 0 and costs[2] >= 0
     assert len(costs) == len(COSTS)
 
@@ -190,7 +190,7 @@ def test_a_limit_is_found_among_columns(sign: int) -> None:
     rng = np.random.default_rng(1)
     traffic = np.exp(rng.uniform(0, 8, (64, len(TRAFFIC))))
     failed = sign * np.log(traffic[:, 3]) > sign * 4.0
-    known = Calibration(1, np.zeros(len(COSTS)), finetune.fit_limits(traffic, failed))
+    known = Calibration(1, np.zeros(len(COSTS)), calibrate.fit_limits(traffic, failed))
     (limit,) = finetune.described_limits(known)
     assert limit["what"] == TRAFFIC[3]
     assert limit["kind"] == ("at most" if sign > 0 else "at least")
@@ -204,15 +204,15 @@ def test_two_limits_and_none() -> None:
     rng = np.random.default_rng(2)
     traffic = np.exp(rng.uniform(0, 8, (300, len(TRAFFIC))))
     logs = np.log(traffic)
-    found = finetune.fit_limits(traffic, (logs[:, 0] > 6.0) | (logs[:, 3] < 2.0))
+    found = calibrate.fit_limits(traffic, (logs[:, 0] > 6.0) | (logs[:, 3] < 2.0))
     known = Calibration(1, np.zeros(len(COSTS)), found)
     assert {limit["what"] for limit in finetune.described_limits(known)} == {TRAFFIC[0], TRAFFIC[3]}
-    assert len(finetune.fit_limits(traffic, np.zeros(300, dtype=bool))) == 0
+    assert len(calibrate.fit_limits(traffic, np.zeros(300, dtype=bool))) == 0
 
 
 def test_a_slow_memory_is_told_by_its_latency(board: Board) -> None:
     measured = finetune.collect(board, PerturbedDevice("paged", 0, Differences(latency=8.0)), 64)
-    known = finetune.fit(board, measured)
+    known = calibrate.fit(board, measured)
     assert known.latency > 2 * CHIP.memory_latency
     before, after = finetune.cross_validate(board, measured)
     assert after["error"] < before["error"]
@@ -220,8 +220,8 @@ def test_a_slow_memory_is_told_by_its_latency(board: Board) -> None:
 
 def test_few_valid_measurements_leave_the_description(board: Board) -> None:
     rows = [(0, i, int(Reason.WRONG_RESULT), -1, 1) for i in range(3)]
-    assert finetune.fit(board, Measured.of(rows)).latency == CHIP.memory_latency
-    nothing = finetune.fit(board, Measured.of([]))
+    assert calibrate.fit(board, Measured.of(rows)).latency == CHIP.memory_latency
+    nothing = calibrate.fit(board, Measured.of([]))
     assert not nothing.costs.any() and not len(nothing.limits)
 
 

@@ -11,7 +11,8 @@ from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 from oneshot_ml2.tuner import NETWORK_TUNERS, TUNERS, Domain, Outcomes, Tuner, draw_unseen, make_tuner, trees
 from oneshot_ml2.tuner.autotvm import Annealing, AutoTVM, average_recall, walk
-from oneshot_ml2.tuner.ml2tuner import ML2Tuner, Options, Prior
+from oneshot_ml2.tuner.ml2tuner import ML2Tuner, Options
+from oneshot_ml2.tuner.prior import Prior
 from oneshot_ml2.tuner.random_search import RandomSearch
 from oneshot_ml2.tuner.validity_init import ValidityInit, far_apart, initial, presampled
 from oneshot_ml2.vta import hidden

@@ -205,7 +205,8 @@ def make_tuner(
 
         return AutoTVM(domain, seed)
     from oneshot_ml2.oneshot import predictor_of
-    from oneshot_ml2.tuner.ml2tuner import ML2Tuner, Prior
+    from oneshot_ml2.tuner.ml2tuner import ML2Tuner
+    from oneshot_ml2.tuner.prior import Prior
 
     prior = None
     if name in NETWORK_TUNERS:

@@ -2,8 +2,8 @@
 
 P predicts cycles from what can be seen of a schedule, V whether it is valid, A cycles from that and from the hidden
 features of its program: from scratch, trees correct a sum of costs of what is counted there. P and A learn from valid
-trials, V from all. Of (alpha + 1) N candidates that are lowered, N are measured; the others have no label and may come
-back. Candidates that do not lower are trials.
+trials, V from all. Of the candidates that are lowered, N are measured; the others have no label and may come back, but
+from scratch P learns from what A says of their cycles. Candidates that do not lower are trials.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from oneshot_ml2.tuner import Domain, Outcomes, draw_unseen, trees
 from oneshot_ml2.vta import hidden
 
 if TYPE_CHECKING:
-    from oneshot_ml2.predictor import Predictor
+    from oneshot_ml2.tuner.prior import Prior
 
 SETTINGS = ("scratch", "warm", "frozen")
 # A needs so many valid trials; P so many.
-_ENOUGH_FOR_A, _ENOUGH_FOR_P = 6, 3
+_ENOUGH_FOR_A, _ENOUGH_FOR_P = 4, 3
 # Boosting of the three models; those that improve on the network take smaller steps.
 _PERFORMANCE: dict[str, Any] = {"max_depth": 4, "eta": 0.1, "min_child_weight": 1.0}
 _VALIDITY: dict[str, Any] = {"max_depth": 5, "eta": 0.2, "min_child_weight": 0.5}
@@ -40,25 +40,29 @@ _FOREST_ROUNDS = 12
 # So many schedules drawn from the pool stand for valid ones, together with the weight of so many trials: V has
 # something to tell failures from before the first valid trial.
 _BACKGROUND, _BACKGROUND_WEIGHT = 200, 2.0
-# V's logits from which a schedule is trusted: if fewer than half of the trials were valid, and else; and from which it
-# is among the additional ones that A chooses from.
-_WARY, _TRUSTED, _SURE = 1.2, -0.5, 2.0
-# A round from scratch is at most a share of the valid trials: what each says is worth most at the start.
-_VALID_PER_TRIAL = 3
+# From scratch, V's logits from which a schedule is trusted, if fewer than half of the trials were valid, and else; and
+# from which one is lowered that P does not rank first.
+_WARY, _TRUSTED, _SURE = 1.2, 0.0, 2.0
+# A round is at most the valid trials over this from scratch, all trials over this with the network: what each says is
+# worth most at the start.
+_VALID_PER_TRIAL, _TRIALS_PER_TRIAL = 6, 2
+# P from scratch: boosting of what was measured and, weighing so much, of A's word on what was only lowered.
+_TAUGHT: dict[str, Any] = {"max_depth": 6, "eta": 0.1, "min_child_weight": 1.0}
+_TAUGHT_ROUNDS, _TAUGHT_WEIGHT, _MOST_TAUGHT = 150, 0.5, 3000
 # Of a large domain, the pool's random part, its crossings of the best trials (so many, with this chance of another
-# value for a knob), and how many of them V judges.
-_DRAWN, _PARENTS, _CROSSINGS, _MUTATION, _JUDGED = 3072, 16, 2048, 0.1, 768
-_LARGEST_LOGIT = 4.0
+# value for a knob).
+_DRAWN, _PARENTS, _CROSSINGS, _MUTATION = 3072, 16, 2048, 0.1
 
 
 @dataclass(frozen=True)
 class Options:
-    """``alpha``, ``warm_alpha``: candidates lowered for each that is measured, less one, from scratch and with the
-    network; ``pool``: domains up to this size are looked
-    at as a whole; ``explore``: share of a round that is drawn from what V trusts, whatever P says of it."""
+    """``alpha``: candidates lowered for each that is measured, less one, with the network. From scratch up to
+    ``lowered`` are, as long as V expects no more than ``failures`` of them not to lower; ``pool``: domains up to this
+    size are looked at as a whole; ``explore``: share of a round that is drawn from what V trusts, whatever P says."""
 
-    alpha: float = 5.0
-    warm_alpha: float = 1.0
+    alpha: float = 1.0
+    lowered: int = 300
+    failures: float = 1.0
     pool: int = 1 << 13
     explore: float = 0.2
 
@@ -96,22 +100,23 @@ class ML2Tuner:
         # Whether no trial of the last batch was valid.
         self._lost = False
         self._hidden: dict[int, NDArray[np.float64] | None] = {}
+        self._a: tuple[trees.Trees, trees.Costs | None] | None = None
         self._prior = prior
 
     def propose(self, n: int) -> NDArray[np.int64]:
-        """See `Tuner.propose`; candidates that do not lower come first. From scratch there are fewer than ``n`` while
-        few trials were valid."""
-        scratch = self._setting == "scratch"
-        if scratch:
+        """See `Tuner.propose`; candidates that do not lower come first. There are fewer than ``n`` while few trials
+        were made (from scratch: were valid)."""
+        if self._setting == "scratch":
             n = min(n, max(1, int(self._outcomes.valid.sum()) // _VALID_PER_TRIAL))
-        a = self._fit_a()
-        alpha = 0.0 if a is None else self._options.alpha if scratch else self._options.warm_alpha
-        chosen, drawn = self._candidates(n, math.ceil((alpha + 1) * n), math.ceil((min(alpha, 1.0) + 1) * n))
-        if a is not None:
+        elif self._setting == "warm":
+            n = min(n, max(1, len(self._outcomes) // _TRIALS_PER_TRIAL))
+        self._a = self._fit_a()
+        chosen, drawn = self._candidates(n)
+        if self._a is not None:
             failed = [position for position in (*chosen.tolist(), *drawn.tolist()) if self._hidden_of(position) is None]
             chosen, drawn = np.setdiff1d(chosen, failed), np.setdiff1d(drawn, failed)
             if len(chosen):
-                chosen = chosen[np.argsort(self._by_a(a, chosen), kind="stable")]
+                chosen = chosen[np.argsort(self._by_a(chosen), kind="stable")]
             chosen = np.concatenate([np.array(failed, dtype=np.int64), chosen[: n - len(drawn)]])
         chosen = np.concatenate([chosen, drawn])
         self._seen[chosen] = True
@@ -122,6 +127,8 @@ class ML2Tuner:
         self._outcomes = self._outcomes + results
         self._lost = self._setting != "frozen" and not results.valid.any()
         self._seen[self._domain.positions(results.indices)] = True
+        if self._setting == "warm" and self._prior is not None:
+            self._prior.learn(self._outcomes)
 
     # The models ---------------------------------------------------------------------------------
     def _trials(self) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]:
@@ -139,14 +146,29 @@ class ML2Tuner:
         return None if self._prior is None else self._prior.log_cycles(positions)
 
     def _fit_p(self) -> trees.Trees | None:
-        """P on the valid trials; None while they are too few."""
+        """P on the valid trials, from scratch also on A's cycles of what was only lowered; None while they are too
+        few."""
         tried, valid, log_cycles = self._trials()
         if valid.sum() < _ENOUGH_FOR_P:
             return None
         good = tried[valid]
-        rounds = _ROUNDS if self._prior is None else _WARM_ROUNDS
-        margin = self._log_cycles_prior(good)
-        return fit_performance(self._visible(good), log_cycles, margin, rounds, self._seed)
+        if self._prior is not None:
+            return fit_performance(
+                self._visible(good), log_cycles, self._log_cycles_prior(good), _WARM_ROUNDS, self._seed
+            )
+        lowered = [position for position, row in self._hidden.items() if row is not None]
+        taught = np.setdiff1d(np.array(lowered[-_MOST_TAUGHT:], dtype=np.int64), good)
+        if self._a is None or not len(taught):
+            return fit_performance(self._visible(good), log_cycles, seed=self._seed)
+        return trees.fit(
+            self._visible(np.concatenate([good, taught])),
+            np.concatenate([log_cycles, self._by_a(taught)]),
+            "reg:squarederror",
+            rounds=_TAUGHT_ROUNDS,
+            seed=self._seed,
+            weights=np.concatenate([np.ones(len(good)), np.full(len(taught), _TAUGHT_WEIGHT)]),
+            **_TAUGHT,
+        )
 
     def _predict(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Log cycles by P and validity logits by V of positions (n,) of a setting with a network."""
@@ -214,9 +236,10 @@ class ML2Tuner:
         margin = self._prior.log_cycles(good)
         return fit_performance(features, log_cycles, margin, _WARM_ROUNDS, self._seed), None
 
-    def _by_a(self, a: tuple[trees.Trees, trees.Costs | None], positions: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _by_a(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
         """A's log cycles of positions (n,) that lower."""
-        model, costs = a
+        assert self._a is not None
+        model, costs = self._a
         features, own = self._a_inputs(positions)
         return model.predict(features, self._log_cycles_prior(positions) if costs is None else costs.log_cycles(own))
 
@@ -262,12 +285,9 @@ class ML2Tuner:
         found = np.unique(self._domain.positions_of_raw(child @ self._domain.weights))
         return found[found >= 0]
 
-    def _candidates(self, n: int, most: int, loose: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Unseen positions for a round of ``n``: those that V trusts in P's order, then the others by V; and some at
-        random, which are measured whatever A says.
-
-        ``most``: of both in all; ``loose``: from scratch, those beyond so many are only ones of which V is sure.
-        """
+    def _candidates(self, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Unseen positions for a round of ``n``: those that A may choose from, or without A the round's; and some at
+        random, which are measured whatever A says."""
         pool = self._pool()
         if not len(pool):
             return pool, pool
@@ -276,26 +296,48 @@ class ML2Tuner:
         if self._prior is None:
             p, seen = self._fit_p(), self._visible(pool)
             cycles = np.zeros(len(pool)) if p is None else p.predict(seen)
-            if p is not None and len(pool) > _JUDGED:
-                best = np.argsort(cycles, kind="stable")[:_JUDGED]
-                pool, seen, cycles = pool[best], seen[best], cycles[best]
             logits, threshold = self._validity(pool, seen, None), self._threshold()
+            random = int(self._options.explore * n)
         else:
-            (cycles, logits), threshold = self._predict(pool), 0.0
+            (cycles, logits), threshold, random = self._predict(pool), 0.0, 0
         trusted = logits >= threshold
+        # What V trusts in P's order, then the others by V.
         ranked = np.lexsort((np.where(trusted, cycles, -logits), ~trusted))
-        chosen, rest = ranked[:most], ranked[most:]
-        if self._prior is None:
-            chosen = chosen[(np.arange(len(chosen)) < loose) | (logits[chosen] >= _SURE)]
         if self._lost:
             # What V and P say led nowhere: half of the next ones are drawn from all there are.
             random = n // 2
-        else:
-            random = int(self._options.explore * n) if self._setting == "scratch" else 0
+        chosen = np.arange(min(n, len(ranked)))
+        if self._a is not None and self._prior is None:
+            chosen = self._to_lower(n, logits[ranked], int(trusted.sum()))
+        elif self._a is not None:
+            chosen = np.arange(min(math.ceil((self._options.alpha + 1) * n), len(ranked)))
+        rest = np.delete(ranked, chosen)
+        if not self._lost:
             rest = rest[trusted[rest]]
         if not random or len(rest) <= random:
-            return pool[chosen], pool[:0]
-        return pool[chosen[: most - random]], pool[self._rng.choice(rest, size=random, replace=False)]
+            return pool[ranked[chosen]], pool[:0]
+        if self._a is None:
+            chosen = chosen[: n - random]
+        return pool[ranked[chosen]], pool[self._rng.choice(rest, size=random, replace=False)]
+
+    def _to_lower(self, n: int, logits: NDArray[np.float64], trusted: int) -> NDArray[np.int64]:
+        """Places to lower in a ranking with V's ``logits`` (m,), of which the first so many are ``trusted``.
+
+        By turns the first that is left, and one of which V is sure by chance, the logarithm of its place uniform: what
+        P ranks first alone would be more of the same. They end where V expects too many not to lower.
+        """
+        most = self._options.lowered
+        places = np.arange(min(most, len(logits)))
+        if trusted > n:
+            by_chance = np.exp(self._rng.uniform(0.0, math.log(trusted), size=4 * most)).astype(np.int64) - 1
+            by_chance = by_chance[logits[by_chance] >= _SURE]
+            turns = np.stack([places[: len(by_chance)], by_chance[: len(places)]], axis=1).ravel()
+            _, first = np.unique(turns, return_index=True)
+            turns = turns[np.sort(first)]
+            places = np.concatenate([np.arange(n), turns[turns >= n]])
+        expected = np.cumsum(1.0 / (1.0 + np.exp(logits[places])))
+        count = int(np.searchsorted(expected, self._options.failures))
+        return places[: min(max(count, n), most)]
 
 
 def fit_performance(
@@ -315,53 +357,3 @@ def fit_with_costs(
     """A from scratch: costs of the hidden features ``own`` (n, h), corrected by trees on ``features`` (n, f)."""
     costs = trees.Costs.fit(own, log_cycles)
     return fit_performance(features, log_cycles, costs.log_cycles(own), seed=seed), costs
-
-
-class Prior:
-    """What the network says of a domain: its best candidates, and scores of any others when they are asked for.
-
-    ``pool``: positions of the best, int64 (m,). ``closed_form``: as of `oneshot.rank`; off, the networks alone decide.
-
-    Raises:
-        OneShotError: a space that the network does not know.
-    """
-
-    def __init__(self, domain: Domain, network: Predictor, closed_form: bool = False) -> None:
-        from oneshot_ml2 import oneshot
-
-        self._domain, self._network = domain, network
-        ranking = oneshot.rank(domain.space, network, closed_form)
-        found = domain.positions(ranking.indices)
-        inside = found >= 0
-        self.pool = found[inside]
-        self._scores: dict[int, tuple[float, float, float]] = {}
-        self._keep(
-            self.pool, ranking.scores.p_valid[inside], ranking.scores.cycles[inside], ranking.scores.spread[inside]
-        )
-
-    def _keep(self, positions, p_valid, cycles, spread) -> None:  # type: ignore[no-untyped-def]
-        p = np.clip(p_valid.astype(np.float64), 1e-9, 1.0 - 1e-9)
-        logits = np.clip(np.log(p / (1.0 - p)), -_LARGEST_LOGIT, _LARGEST_LOGIT)
-        rows = zip(np.log(cycles).tolist(), logits.tolist(), spread.astype(np.float64).tolist(), strict=True)
-        self._scores.update(zip(positions.tolist(), rows, strict=True))
-
-    def _rows(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Log cycles, validity logit and spread, float64 (n, 3)."""
-        wanted = positions.tolist()
-        new = np.array([position for position in wanted if position not in self._scores], dtype=np.int64)
-        if len(new):
-            scores = self._network.score(self._domain.space, self._domain.indices[new])
-            self._keep(new, scores.p_valid, scores.cycles, scores.spread)
-        return np.array([self._scores[position] for position in wanted], dtype=np.float64).reshape(-1, 3)
-
-    def log_cycles(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Logarithms of the predicted cycles, float64 (n,)."""
-        return self._rows(positions)[:, 0]
-
-    def logits(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Validity logits, float64 (n,), bounded, so that trials can outweigh them."""
-        return self._rows(positions)[:, 1]
-
-    def features(self, positions: NDArray[np.int64]) -> trees.Features:
-        """What A, and the corrections of P and V, see of the network, float32 (n, 3)."""
-        return self._rows(positions).astype(np.float32)

@@ -26,14 +26,12 @@ from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.corpus import task_id
 from oneshot_ml2.device import Device
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.schedule import BatchResult, Reason, ScheduleSpace, backend
+from oneshot_ml2.schedule import TRANSIENT, BatchResult, Reason, ScheduleSpace, backend
 from oneshot_ml2.tuner import Outcomes, Tuner
 from oneshot_ml2.workload import Workload, workload_from_dict
 
 FORMAT = "oneshot-ml2 tuning"
 SCHEMA = 1
-# Failures of the device rather than of the program: worth another try.
-TRANSIENT = (Reason.TIMEOUT, Reason.DEVICE_ERROR)
 # No program computes faster than this share of its compute engine's own operations: the device answers garbage.
 _LEAST_SHARE = 0.5
 

@@ -35,6 +35,9 @@ class Trees:
         return np.asarray(self.booster.predict(data, output_margin=True), dtype=np.float64)
 
 
+# Logarithms of counts, which may be 0, and of shares are taken of so much more.
+_LEAST_COUNT = 1e-3
+
 # What costs are put on: hidden features, and three sums of cycles made of them.
 _COSTED = (
     "gemm_operations", "reset_operations", "alu_immediate_operations", "alu_tensor_operations", "instructions", "noops",
@@ -150,10 +153,12 @@ def knob_features(domain: Domain, positions: NDArray[np.int64]) -> Features:
 def visible_features(domain: Domain, positions: NDArray[np.int64]) -> Features:
     """What can be seen of a schedule without lowering it, float32 (n, f).
 
-    The knobs' values; of every tile knob the number of tiles, whether it is odd, and how full the last one is; and the
-    logarithm of every product of tile sizes, to which what buffers hold is proportional. Nothing of the accelerator is
-    in it.
+    The knobs' values; of every tile knob the number of tiles, whether it is odd, and how full the last one is; the
+    logarithm of every product of tile sizes; and of what an analysis of the loop nest counts: bytes, instructions,
+    micro-ops, what the SRAMs hold. No cycles are among it, nor what is allowed: these are for the trials to tell.
     """
+    from oneshot_ml2.encoding import encoding
+
     values = domain.values(positions).astype(np.float64)
     columns = [values]
     tiles = [j for j, knob in enumerate(domain.space.knobs) if knob.name.startswith("tile_") and len(knob.values) > 1]
@@ -165,4 +170,7 @@ def visible_features(domain: Domain, positions: NDArray[np.int64]) -> Features:
     for size in range(2, len(tiles) + 1):
         for chosen in itertools.combinations(range(len(tiles)), size):
             columns.append(logs[:, list(chosen)].sum(axis=1, keepdims=True))
+    known = encoding(domain.space.kind)
+    counted = known.candidates_at(domain.space, domain.indices[positions]).summary[:, known.COUNTED]
+    columns.append(np.log2(np.maximum(counted, 0.0) + _LEAST_COUNT))
     return np.concatenate(columns, axis=1).astype(np.float32)

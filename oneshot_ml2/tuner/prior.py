@@ -1,0 +1,94 @@
+"""What the network says of a domain, and how trials on a board correct it: the prior of ML2Tuner's warm setting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.tuner import Domain, Outcomes
+from oneshot_ml2.tuner.trees import Features
+
+if TYPE_CHECKING:
+    from oneshot_ml2.calibrate import Board
+    from oneshot_ml2.predictor import Predictor
+
+_LARGEST_LOGIT = 4.0
+
+
+class Prior:
+    """The network's best candidates of a domain, and its scores of any others when they are asked for.
+
+    ``pool``: positions of the best, int64 (m,). ``closed_form``: as of `oneshot.rank`; off, the networks alone decide.
+
+    Raises:
+        OneShotError: a space that the network does not know.
+    """
+
+    def __init__(self, domain: Domain, network: Predictor, closed_form: bool = False) -> None:
+        self._domain, self._closed_form, self._given = domain, closed_form, network
+        self._board: Board | None = None
+        self._rank(network)
+
+    def _rank(self, network: Predictor) -> None:
+        from oneshot_ml2 import oneshot
+
+        self._network = network
+        ranking = oneshot.rank(self._domain.space, network, self._closed_form)
+        found = self._domain.positions(ranking.indices)
+        inside = found >= 0
+        self.pool = found[inside]
+        self._scores: dict[int, tuple[float, float, float]] = {}
+        self._keep(
+            self.pool, ranking.scores.p_valid[inside], ranking.scores.cycles[inside], ranking.scores.spread[inside]
+        )
+
+    def learn(self, outcomes: Outcomes) -> None:
+        """Fit a `Calibration` to all trials on the device, and rank anew if it says anything else than before.
+
+        Only the space ``full`` has calibrations. That of weights which were fine-tuned on the board is kept.
+        """
+        from oneshot_ml2 import calibrate
+
+        if self._domain.space.kind != "full" or self._given.calibration is not None:
+            return
+        if self._board is None:
+            self._board = calibrate.Board([self._domain.space], self._given)
+        one_task, once = np.zeros(len(outcomes), np.int64), np.ones(len(outcomes), np.int64)
+        measured = calibrate.Measured(one_task, outcomes.indices, outcomes.reason, outcomes.cycles, once)
+        adapted = self._board.adapted(calibrate.fit(self._board, measured))
+        if not _same(adapted.tensors, self._network.tensors):
+            self._rank(adapted)
+
+    def _keep(self, positions, p_valid, cycles, spread) -> None:  # type: ignore[no-untyped-def]
+        p = np.clip(p_valid.astype(np.float64), 1e-9, 1.0 - 1e-9)
+        logits = np.clip(np.log(p / (1.0 - p)), -_LARGEST_LOGIT, _LARGEST_LOGIT)
+        rows = zip(np.log(cycles).tolist(), logits.tolist(), spread.astype(np.float64).tolist(), strict=True)
+        self._scores.update(zip(positions.tolist(), rows, strict=True))
+
+    def _rows(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Log cycles, validity logit and spread, float64 (n, 3)."""
+        wanted = positions.tolist()
+        new = np.array([position for position in wanted if position not in self._scores], dtype=np.int64)
+        if len(new):
+            scores = self._network.score(self._domain.space, self._domain.indices[new])
+            self._keep(new, scores.p_valid, scores.cycles, scores.spread)
+        return np.array([self._scores[position] for position in wanted], dtype=np.float64).reshape(-1, 3)
+
+    def log_cycles(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Logarithms of the predicted cycles, float64 (n,)."""
+        return self._rows(positions)[:, 0]
+
+    def logits(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Validity logits, float64 (n,), bounded, so that trials can outweigh them."""
+        return self._rows(positions)[:, 1]
+
+    def features(self, positions: NDArray[np.int64]) -> Features:
+        """What A, and the corrections of P and V, see of the network, float32 (n, 3)."""
+        return self._rows(positions).astype(np.float32)
+
+
+def _same(tensors: Mapping[str, NDArray[np.float32]], others: Mapping[str, NDArray[np.float32]]) -> bool:
+    return set(tensors) == set(others) and all(np.array_equal(tensor, others[name]) for name, tensor in tensors.items())
