@@ -50,10 +50,13 @@ FULL_DEVICES = ("sim", "perturbed:paged:1", "perturbed:faulty:1")
 BASELINE = "autotvm"
 # Tuner -> whether validity is hidden from it; one that has the exact check before a trial is a row of its own.
 AUTOTVM_TUNERS = (
-    "random", BASELINE, "rieber+autotvm", "ml2-scratch", "ml2-scratch checked", "ml2-warm", "ml2-frozen",
+    "random", BASELINE, "rieber+autotvm", "validity+autotvm", "ml2-scratch", "ml2-scratch checked", "ml2-warm",
+    "ml2-frozen", "ml2-warm checked",
+)  # fmt: skip
+FULL_TUNERS = (
+    "random", BASELINE, "rieber+autotvm", "validity+autotvm", "ml2-scratch", "ml2-warm", "ml2-frozen",
     "ml2-warm checked",
 )  # fmt: skip
-FULL_TUNERS = ("random", BASELINE, "rieber+autotvm", "ml2-scratch", "ml2-warm", "ml2-frozen", "ml2-warm checked")
 MOST = {"autotvm": 600, "full": 1000}
 # AutoTVM's runs had batches of 8; those of the baseline that are held against them, too.
 FIDELITY_BATCH = 8
@@ -465,7 +468,7 @@ def write_report(rows: list[dict[str, Any]], reference: Path | None) -> None:
         "Written by `python benchmarks/tuning_study.py`. Trials until within 1 % of T*: median (quartiles) over seeds, "
         "then the median number of invalid ones among them. A run that did not get there counts as one trial more "
         "than it made. `checked`: with the exact check before a trial; for all others validity is hidden. "
-        "`rieber+`: its 1,000 lowerings are no trials.",
+        "`rieber+` and `validity+`: their 1,000 lowerings are no trials.",
     ]
     groups = [("autotvm", "sim", AUTOTVM_TUNERS)] + [("full", device, FULL_TUNERS) for device in FULL_DEVICES]
     for kind, device, tuners in groups:

@@ -26,7 +26,7 @@ from oneshot_ml2.device import Device, open_device
 from oneshot_ml2.errors import ModelError, OneShotError
 from oneshot_ml2.files import write_whole
 from oneshot_ml2.schedule import Schedule, ScheduleSpace, backend
-from oneshot_ml2.tuner import NETWORK_TUNERS, TUNERS, VALIDITY_FIRST, Domain, Outcomes, Tuner, make_tuner
+from oneshot_ml2.tuner import NETWORK_TUNERS, TUNERS, VALIDITY_FIRST, Domain, Outcomes, Tuner, inner_name, make_tuner
 from oneshot_ml2.workload import Layer, Workload
 
 if TYPE_CHECKING:
@@ -304,7 +304,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tuner",
         default="ml2-warm",
         metavar="NAME",
-        help=f"one of {', '.join(TUNERS)}, each also behind {VALIDITY_FIRST} (default ml2-warm)",
+        help=f"one of {', '.join(TUNERS)}, each also behind {' or '.join(VALIDITY_FIRST)} (default ml2-warm)",
     )
     parser.add_argument("--space", default="full", choices=("full", "autotvm"), help="of schedules (default full)")
     parser.add_argument("--no-check", action="store_true", help="spend trials on schedules that do not lower, too")
@@ -339,7 +339,7 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     layers, chip, starts = _sources(args)
     network = None
-    if args.space == "full" or args.tuner.removeprefix(VALIDITY_FIRST) in NETWORK_TUNERS:
+    if args.space == "full" or inner_name(args.tuner) in NETWORK_TUNERS:
         from oneshot_ml2.oneshot import predictor_of
 
         network = predictor_of(args.weights, args.space)

@@ -29,8 +29,9 @@ TUNERS = {
     "ml2-warm": "ML2Tuner: P and V start from the shipped network",
     "ml2-frozen": "the shipped network's ranking, nothing is learnt",
 }
-# In front of a tuner's name: Rieber's initialization first, see `validity_init`.
-VALIDITY_FIRST = "rieber+"
+# In front of a tuner's name: an initialization by validity first, as Rieber et al. published it, and with a model of
+# validity for the whole space; see `validity_init`.
+VALIDITY_FIRST = ("rieber+", "validity+")
 NETWORK_TUNERS = ("ml2-warm", "ml2-frozen")
 
 
@@ -53,8 +54,8 @@ class Outcomes:
         """Bool (n,)."""
         return self.reason == Reason.VALID
 
-    def take(self, part: slice) -> Outcomes:
-        """Those of a slice."""
+    def take(self, part: slice | NDArray[np.bool_]) -> Outcomes:
+        """Those of a slice or mask."""
         return Outcomes(self.indices[part], self.reason[part], self.cycles[part])
 
     @classmethod
@@ -93,11 +94,13 @@ class Domain:
         space: where they are from.
         indices: int64 (m,), ascending; aliases by the one that stands for them. A position is a place in here.
         known: int8 (m,), what is known of their validity without a trial: 1 lowers, -1 does not, 0 nothing.
+        doubted: bool (m,), what is expected not to lower, but not known; None: nothing.
     """
 
     space: ScheduleSpace
     indices: NDArray[np.int64]
     known: NDArray[np.int8] = field(repr=False)
+    doubted: NDArray[np.bool_] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, space: ScheduleSpace) -> Domain:
@@ -112,6 +115,12 @@ class Domain:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def avoided(self) -> NDArray[np.bool_]:
+        """Bool (m,): known or expected not to lower."""
+        refuted = self.known < 0
+        return refuted if self.doubted is None else refuted | self.doubted
 
     @cached_property
     def radix(self) -> NDArray[np.int64]:
@@ -176,10 +185,17 @@ def draw_unseen(rng: np.random.Generator, seen: NDArray[np.bool_], n: int) -> ND
     return rng.choice(left, size=min(n, len(left)), replace=False).astype(np.int64)
 
 
+def inner_name(name: str) -> str:
+    """A tuner's name without what is in front of it."""
+    for first in VALIDITY_FIRST:
+        name = name.removeprefix(first)
+    return name
+
+
 def make_tuner(
     name: str, domain: Domain, seed: int = 0, network: Predictor | None = None, closed_form: bool = False
 ) -> Tuner:
-    """A tuner by name: one of `TUNERS`, or that behind ``rieber+``.
+    """A tuner by name: one of `TUNERS`, or that behind one of `VALIDITY_FIRST`.
 
     ``network``: what `NETWORK_TUNERS` start from; None: the shipped one of the space's kind. ``closed_form``: these
     may leave out what the bounds and the SRAM sizes rule out; off where validity is hidden.
@@ -191,11 +207,17 @@ def make_tuner(
     if name.startswith(VALIDITY_FIRST):
         from oneshot_ml2.tuner.validity_init import ValidityInit
 
-        inner = name.removeprefix(VALIDITY_FIRST)
+        inner = inner_name(name)
         if inner in TUNERS:
-            return ValidityInit(domain, lambda informed: make_tuner(inner, informed, seed, network, closed_form), seed)
+            return ValidityInit(
+                domain,
+                lambda informed: make_tuner(inner, informed, seed, network, closed_form),
+                seed,
+                generalize=name.startswith(VALIDITY_FIRST[1]),
+            )
     if name not in TUNERS:
-        raise OneShotError(f"no tuner {name!r}; there are: {', '.join(TUNERS)}, each also behind {VALIDITY_FIRST}")
+        first = " or ".join(VALIDITY_FIRST)
+        raise OneShotError(f"no tuner {name!r}; there are: {', '.join(TUNERS)}, each also behind {first}")
     if name == "random":
         from oneshot_ml2.tuner.random_search import RandomSearch
 

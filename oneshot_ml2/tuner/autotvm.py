@@ -32,9 +32,9 @@ _BOOSTING = {
 _ROUNDS, _PATIENCE = 8000, 20
 # Domains up to this size are scored as a whole; walks then look their scores up.
 _LISTED = 1 << 14
-# Score of what is known to lower, and of what is known not to (Rieber et al.).
+# Score of what is known to lower, and of what is known, or expected, not to (Rieber et al.).
 _KNOWN_VALID, _KNOWN_INVALID = 1.0, -1e6
-# Behind Rieber's initialization, so many trials (its E0) are the first training set.
+# Behind an initialization its trials (E0) are the first training set: so many, or half if all of them are valid.
 _INITIAL = 50
 
 
@@ -61,7 +61,8 @@ class AutoTVM:
         self._visited = np.zeros(len(domain), dtype=bool)
         self._outcomes = Outcomes.none()
         self._fits = 0
-        self._first_fit = min(plan, _INITIAL) if domain.known.any() else plan
+        initial = _INITIAL if domain.doubted is None else _INITIAL // 2
+        self._first_fit = min(plan, initial) if domain.known.any() else plan
         self._planned: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._next = 0
         # Raw indices of the chains, which go on from plan to plan.
@@ -82,8 +83,8 @@ class AutoTVM:
         return self._domain.indices[chosen]
 
     def _random(self) -> int:
-        """A random unvisited position, one that is known not to lower only when there is no other."""
-        avoided = self._visited | (self._domain.known < 0)
+        """A random unvisited position, one that is avoided only when there is no other."""
+        avoided = self._visited | self._domain.avoided
         return int(draw_unseen(self._rng, self._visited if avoided.all() else avoided, 1)[0])
 
     def observe(self, results: Outcomes) -> None:
@@ -109,7 +110,9 @@ class AutoTVM:
 
     def _maxima(self, model: trees.Trees) -> NDArray[np.int64]:
         """The best unvisited positions that annealing finds, best first, int64 (<= plan,)."""
-        bias = np.select([self._domain.known > 0, self._domain.known < 0], [_KNOWN_VALID, _KNOWN_INVALID], 0.0)
+        # Where a model has judged the whole space, those that happen to be known are no better than the others.
+        bonus = _KNOWN_VALID if self._domain.doubted is None else 0.0
+        bias = np.select([self._domain.known > 0, self._domain.avoided], [bonus, _KNOWN_INVALID], 0.0)
         everything = np.arange(len(self._domain))
         listed: NDArray[np.float64] | None = None
         if len(everything) <= _LISTED:

@@ -9,7 +9,7 @@ from oneshot_ml2.tuner import Domain, Outcomes, draw_unseen
 
 
 class RandomSearch:
-    """Draws without replacement; learns nothing. What is known not to lower is left out."""
+    """Draws without replacement; learns nothing. What is known not to lower is left out, what is doubted comes last."""
 
     def __init__(self, domain: Domain, seed: int = 0) -> None:
         self._domain = domain
@@ -18,8 +18,11 @@ class RandomSearch:
 
     def propose(self, n: int) -> NDArray[np.int64]:
         """See `Tuner.propose`."""
-        chosen = draw_unseen(self._rng, self._seen, n)
+        chosen = draw_unseen(self._rng, self._seen | self._domain.avoided, n)
         self._seen[chosen] = True
+        rest = draw_unseen(self._rng, self._seen, n - len(chosen))
+        self._seen[rest] = True
+        chosen = np.concatenate([chosen, rest])
         return self._domain.indices[chosen]
 
     def observe(self, results: Outcomes) -> None:

@@ -3,6 +3,9 @@
 Whether a schedule lowers is asked of the compiler, for up to 1,000 schedules and without measuring any: neighbours of
 those that lower come first (their Algorithm 1). From these, 50 schedules far apart from one another, half of them
 valid, are the first trials (E0), and the tuner behind is told which schedules are known to lower and which not.
+
+In a large space 1,000 are few. With ``generalize``, trees learn from them what lowers, the tuner behind avoids all that
+they doubt, and of E0 the valid half alone is measured: that the others fail is known already.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.schedule import Reason
 from oneshot_ml2.tuner import Domain, Outcomes, Tuner, TunerFactory, draw_unseen
+
+# Probability of lowering below which the model of validity doubts a schedule; how many are judged at a time.
+_DOUBT, _AT_ONCE = 0.3, 1 << 14
 
 
 class ValidityInit:
@@ -31,12 +37,16 @@ class ValidityInit:
         presample: int = 1000,
         batch: int = 64,
         first: int = 50,
+        generalize: bool = False,
     ) -> None:
         rng = np.random.default_rng([seed, 2])
         known = presampled(domain, rng, presample, batch)
         self.presampled = int(np.count_nonzero(known))
-        self._domain = replace(domain, known=known)
-        self._first = initial(self._domain, rng, first)
+        self._domain = replace(domain, known=known, doubted=doubted(domain, known, seed) if generalize else None)
+        if generalize:
+            self._first = far_apart(self._domain, np.flatnonzero(known > 0), first // 2, rng)
+        else:
+            self._first = initial(self._domain, rng, first)
         self._used = 0
         self._tuner: Tuner = behind(self._domain)
 
@@ -82,6 +92,23 @@ def presampled(domain: Domain, rng: np.random.Generator, most: int = 1000, batch
             else:
                 frontier.update(draw_unseen(rng, known != 0, 1).tolist())
     return known
+
+
+def doubted(domain: Domain, known: NDArray[np.int8], seed: int = 0) -> NDArray[np.bool_]:
+    """Which of a domain's schedules lower with a probability below `_DOUBT`, by trees that learn from what is
+    ``known``, int8 (m,); bool (m,), nowhere where it is known."""
+    from oneshot_ml2.tuner import trees
+
+    told = np.flatnonzero(known)
+    found = np.zeros(len(domain), dtype=bool)
+    if (known[told] > 0).all():
+        return found
+    labels = (known[told] > 0).astype(np.float64)
+    model = trees.fit(trees.visible_features(domain, told), labels, "binary:logistic", seed=seed, max_depth=6)
+    for begin in range(0, len(domain), _AT_ONCE):
+        some = np.arange(begin, min(begin + _AT_ONCE, len(domain)))
+        found[some] = model.predict(trees.visible_features(domain, some)) < np.log(_DOUBT / (1.0 - _DOUBT))
+    return found & (known == 0)
 
 
 def initial(domain: Domain, rng: np.random.Generator, n: int = 50) -> NDArray[np.int64]:
