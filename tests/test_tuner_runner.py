@@ -89,7 +89,7 @@ def test_a_run_and_its_log(tmp_path: Path) -> None:
     assert history.invalid_rate == pytest.approx(1 - history.reasons()["valid"] / 45)
 
 
-@pytest.mark.parametrize("tuner", ["random", "autotvm", "ml2-scratch", "rieber+ml2-scratch"])
+@pytest.mark.parametrize("tuner", ["random", "autotvm", "ml2-scratch", "ml2-warm", "rieber+ml2-scratch"])
 @pytest.mark.parametrize("cut", [0, 1, 137, 2500, 6001])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tuner: str, cut: int, tmp_path: Path) -> None:
     whole = tmp_path / "whole.jsonl"
