@@ -20,14 +20,16 @@ from tqdm import tqdm
 
 from oneshot_ml2 import baselines, encode, metrics, oneshot, resources
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.files import write_whole
+from oneshot_ml2.files import append_lines, resume_lines, write_whole
 from oneshot_ml2.optimum import Optimum, Task, read_optima, read_tasks, sample_of, version
-from oneshot_ml2.predictor import Predictor
+from oneshot_ml2.predictor import Predictor, digest
 from oneshot_ml2.report import finite, table
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 
 if TYPE_CHECKING:
     from oneshot_ml2.peers import Peer
+
+FORMAT = "oneshot-ml2 evaluation"
 
 # The frozen sets, by file name.
 SETS = {
@@ -133,13 +135,16 @@ class TaskResult:
     peers: dict[str, PeerResult]
 
 
+_Evaluated = tuple[TaskResult, NDArray[np.bool_], NDArray[np.float32]]
+
+
 def evaluate_task(
     task: Task,
     known: Optimum,
     network: Predictor,
     transplants: baselines.BestKnown,
     others: Mapping[str, Peer] = MappingProxyType({}),
-) -> tuple[TaskResult, NDArray[np.bool_], NDArray[np.float32]]:
+) -> _Evaluated:
     """A task's figures, and of the table's sample the true validity (n,) and p_valid (n,).
 
     Raises:
@@ -336,29 +341,55 @@ def known_tasks(name: str, limit: int = 0) -> list[tuple[Task, Optimum]]:
 
 
 def evaluate_set(
-    name: str, network: Predictor, limit: int = 0, others: Mapping[str, Peer] = MappingProxyType({})
+    name: str,
+    network: Predictor,
+    limit: int = 0,
+    others: Mapping[str, Peer] = MappingProxyType({}),
+    log: Path | None = None,
 ) -> dict[str, Any]:
     """The figures of a frozen set, and each task's (``rows``).
 
     Args:
         limit: only so many tasks, evenly spread; 0: all.
         others: peers to compare with, see `peers.load_peers`.
+        log: JSON Lines that get every task when it is done; tasks that are there are not evaluated again.
 
     Raises:
-        OneShotError: see `known_tasks`.
+        OneShotError: see `known_tasks`; a log of other weights or peers.
     """
     tasks = known_tasks(name, limit)
     transplants = baselines.read_best_known(resources.find("evaluation", "best_known.json"))
     first, _ = tasks[0]
     oneshot.pick(first.workload, first.accelerator, network)  # the first pick compiles
-    results = [
-        evaluate_task(task, known, network, transplants, others)
-        for task, known in tqdm(tasks, desc=name, unit="task", disable=None)
-    ]
+    done: dict[str, _Evaluated] = {}
+    if log is not None:
+        header = {"format": FORMAT, "version": version(), "weights": digest(network), "peers": sorted(others)}
+        done = {entry["task"]: _read(entry) for entry in resume_lines(log, header)}
+    results = []
+    for task, known in tqdm(tasks, desc=name, unit="task", disable=None):
+        if task.id not in done:
+            done[task.id] = evaluate_task(task, known, network, transplants, others)
+            if log is not None:
+                append_lines(log, [_entry(task, done[task.id])])
+        results.append(done[task.id])
     rows, truths, p_valid = (list(column) for column in zip(*results))
     return {"set": name, "what": SETS[name]} | summarise(rows, truths, p_valid) | {
         "rows": [dataclasses.asdict(row) for row in rows]
     }
+
+
+def _entry(task: Task, evaluated: _Evaluated) -> dict[str, Any]:
+    """A task as a line of the log."""
+    row, truth, p_valid = evaluated
+    return {"task": task.id, "row": dataclasses.asdict(row), "truth": truth.tolist(), "p_valid": p_valid.tolist()}
+
+
+def _read(entry: dict[str, Any]) -> _Evaluated:
+    """The inverse of `_entry`."""
+    row = entry["row"]
+    peers = {name: PeerResult(**(own | {"order": Order(**own["order"])})) for name, own in row["peers"].items()}
+    result = TaskResult(**(row | {"order": Order(**row["order"]), "peers": peers}))
+    return result, np.array(entry["truth"], dtype=bool), np.array(entry["p_valid"], dtype=np.float32)
 
 
 # Command line ----------------------------------------------------------------------------------
@@ -385,11 +416,14 @@ def run(args: argparse.Namespace) -> int:
         from oneshot_ml2.peers import load_peers
 
         others = load_peers(args.peers)
-    sets = [evaluate_set(name, network, args.tasks, others) for name in args.sets]
+    # Beside the result until it is complete: the same command goes on there.
+    log = Path(f"{args.out}.part")
+    sets = [evaluate_set(name, network, args.tasks, others, log) for name in args.sets]
     card = {key: network.card.get(key) for key in ("commit", "date", "corpus")}
     result = {"version": version(), "weights": card, "sets": sets}
     text = json.dumps(_jsonable(result), indent=1)
     write_whole(args.out, text + "\n")
+    log.unlink()
     print(text if args.json else describe(sets) + f"\nSaved with each task's row: {args.out}")
     return 0
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
 import json
 import math
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,7 +28,8 @@ from oneshot_ml2.calibration import COSTS, Calibration
 from oneshot_ml2.corpus import task_id
 from oneshot_ml2.device import Device, open_device
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.predictor import Predictor
+from oneshot_ml2.files import append_lines, resume_lines
+from oneshot_ml2.predictor import Predictor, digest
 from oneshot_ml2.schedule import Reason, ScheduleSpace, backend
 from oneshot_ml2.tuner.runner import Limits, LogError, Measurer
 from oneshot_ml2.vta.traffic import TRAFFIC
@@ -209,35 +208,21 @@ def _measure(
         outcomes = zip(left.tolist(), results.reason.tolist(), results.cycles.tolist(), attempts.tolist())
         new = [(task, index, reason, cycles, tries) for index, reason, cycles, tries in outcomes]
         if log is not None:
-            with log.open("ab") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in new).encode())
-                file.flush()
-                os.fsync(file.fileno())
+            append_lines(log, new)
         rows = rows + new
     return rows
 
 
 def _open(log: Path | None, header: dict[str, Any]) -> list[tuple[int, int, int, int, int]]:
-    """What a log holds; one that is not there is begun, a line that was cut short is taken off."""
+    """The measurements that a log holds; one that is not there is begun."""
     if log is None:
         return []
-    content = log.read_bytes() if log.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
     try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-        if lines and lines[0] != header:
-            raise LogError(f"{log} is the log of another run; give another file, or remove it to begin anew")
-        rows = [(int(a), int(b), int(c), int(d), int(e)) for a, b, c, d, e in lines[1:]]
+        return [(int(a), int(b), int(c), int(d), int(e)) for a, b, c, d, e in resume_lines(log, header, LogError)]
     except (ValueError, TypeError) as error:
         if isinstance(error, LogError):
             raise
         raise LogError(f"{log} is no log of fine-tuning ({error!r})") from error
-    if not lines:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_bytes(json.dumps(header).encode() + b"\n")
-    elif len(whole) < len(content):
-        os.truncate(log, len(whole))
-    return rows
 
 
 # The command -----------------------------------------------------------------------------------
@@ -257,14 +242,6 @@ class Finetuned:
     def better(self) -> bool:
         """What was held out is chosen at least as well as before."""
         return self.after["choice"] >= self.before["choice"]
-
-
-def digest(network: Predictor) -> str:
-    """SHA-256 of weights."""
-    text = hashlib.sha256()
-    for name, tensor in sorted(network.tensors.items()):
-        text.update(name.encode() + np.ascontiguousarray(tensor).tobytes())
-    return text.hexdigest()
 
 
 def adapt(board: Board, measured: Measured, about: dict[str, Any]) -> Finetuned:

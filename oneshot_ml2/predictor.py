@@ -7,6 +7,7 @@ the part that sees the task is computed once for all schedules, so that a schedu
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -271,6 +272,14 @@ def _corrected(
     ratio = np.maximum(scores.log_ratio, 0.0) + added.astype(np.float32)
     p_valid = scores.p_valid * (1.0 - risk).astype(np.float32)
     return Scores(p_valid, ratio.astype(np.float32), scores.spread, scores.bound, risk)
+
+
+def digest(network: Predictor) -> str:
+    """SHA-256 of weights."""
+    text = hashlib.sha256()
+    for name, tensor in sorted(network.tensors.items()):
+        text.update(name.encode() + np.ascontiguousarray(tensor).tobytes())
+    return text.hexdigest()
 
 
 def bare(tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

@@ -92,6 +92,34 @@ def test_the_command_evaluates_the_shipped_tables(tmp_path: Path, run_command):
     assert code == 0 and "network (ours)" in text
 
 
+def test_an_interrupted_evaluation_goes_on(tmp_path: Path, run_command, monkeypatch):
+    out, part = tmp_path / "e.json", tmp_path / "e.json.part"
+    real, seen = evaluate.evaluate_task, []
+
+    def stop_at_third(task, *rest):
+        seen.append(task.id)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(task, *rest)
+
+    monkeypatch.setattr(evaluate, "evaluate_task", stop_at_third)
+    arguments = ("evaluate", "--sets", "resnet18", "--tasks", 3, "--out", out)
+    assert run_command(*arguments)[0] != 0
+    assert not out.exists() and len(part.read_bytes().splitlines()) == 3
+    # As a killed process leaves it.
+    part.write_bytes(part.read_bytes() + b'{"task": "cut sho')
+    networks.random_network().save(tmp_path / "other.safetensors")
+    code, _, err = run_command(*arguments, "--weights", tmp_path / "other.safetensors")
+    assert code == 2 and "another run" in err and not out.exists()
+    assert run_command(*arguments)[0] == 0
+    assert seen == [*seen[:2], seen[2], seen[2]] and not part.exists()
+    whole = tmp_path / "whole.json"
+    assert run_command(*arguments[:-1], whole)[0] == 0
+    one, other = (json.loads(path.read_text())["sets"][0] for path in (out, whole))
+    for key in ("validity", "order", "network_quality", "pick"):
+        assert one[key] == other[key]
+
+
 def test_bad_input_says_why(tmp_path: Path, run_command, monkeypatch):
     assert run_command("evaluate", "--tasks", -1)[0] == 2
     assert "absent" in run_command("evaluate", "--weights", tmp_path / "absent.safetensors")[2]
