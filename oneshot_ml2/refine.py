@@ -31,6 +31,7 @@ from oneshot_ml2.workload import Layer, Workload
 
 if TYPE_CHECKING:
     from oneshot_ml2.predictor import Predictor
+    from oneshot_ml2.tuner.prior import Evidence
     from oneshot_ml2.tuner.runner import History, Limits, Run
 
 # What a batch without a gain leaves of a layer's hope.
@@ -180,6 +181,12 @@ def refine(
     if trials < len(groups):
         raise OneShotError(f"{trials} trials for {len(groups)} different layers; give at least one for each")
     limits = limits or Limits(checked=True)
+    evidence = None
+    if inner_name(tuner) == "ml2-warm":
+        from oneshot_ml2.oneshot import predictor_of
+        from oneshot_ml2.tuner.prior import Evidence
+
+        evidence = Evidence(predictor_of(network, kind))
     with (
         ExitStack() as stack,
         tqdm(total=trials, unit="trial", file=sys.stderr, leave=False, disable=None if progress else True) as bar,
@@ -189,14 +196,16 @@ def refine(
             bar.set_description(f"prepare {members[0].name}")
             given = next((starts[m.name] for m in members if starts and m.name in starts), None)
             space = ScheduleSpace(workload, accelerator, kind)
-            item = _prepare(space, members, given, device, tuner, seed, limits, network, logs)
+            item = _prepare(space, members, given, device, tuner, seed, limits, network, logs, evidence)
             stack.enter_context(item.run)
             work.append(item)
         made = 0
-        # One trial each, the schedule that it has; after that by gain.
-        for item in work:
-            made += item.batch(1)
-            bar.update(made - bar.n)
+        # One trial each, the schedule that it has; with the network another, which it ranks first by what all layers
+        # have said of the board; after that by gain.
+        for item in work * (1 if evidence is None else 2):
+            if made < trials:
+                made += item.batch(1)
+                bar.update(made - bar.n)
         while made < trials:
             item = max(work, key=lambda candidate: candidate.gain)
             if item.gain < 0:
@@ -217,6 +226,7 @@ def _prepare(
     limits: Limits,
     network: Predictor | None,
     logs: Path | None,
+    evidence: Evidence | None,
 ) -> _Work:
     from oneshot_ml2 import oneshot
     from oneshot_ml2.tuner.runner import Run
@@ -229,7 +239,7 @@ def _prepare(
         start = oneshot.pick(space.workload, space.accelerator, network).index
 
     def make() -> Tuner:
-        found = make_tuner(tuner, Domain.of(space), seed, network, closed_form=limits.checked)
+        found = make_tuner(tuner, Domain.of(space), seed, network, limits.checked, evidence)
         return found if start is None else StartWith(start, found)
 
     name = re.sub(r"[^\w.-]", "_", members[0].name)

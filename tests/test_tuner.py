@@ -25,7 +25,7 @@ from oneshot_ml2.tuner import (
 )
 from oneshot_ml2.tuner.autotvm import Annealing, AutoTVM, average_recall, walk
 from oneshot_ml2.tuner.ml2tuner import ML2Tuner, Options
-from oneshot_ml2.tuner.prior import Prior
+from oneshot_ml2.tuner.prior import Evidence, Prior
 from oneshot_ml2.tuner.random_search import RandomSearch
 from oneshot_ml2.tuner.validity_init import ValidityInit, doubted, far_apart, initial, presampled
 from oneshot_ml2.vta import hidden
@@ -420,33 +420,54 @@ def test_from_scratch_p_learns_from_what_a_says_of_lowered_ones(domain: Domain, 
     assert taught < 0.8 * error()
 
 
-def test_trials_on_a_board_calibrate_the_prior() -> None:
-    """A board whose memory answers five times as late: what is learnt from 12 trials holds for the others."""
-    slow = ScheduleSpace(FULL.workload, replace(CHIP, memory_latency=5 * CHIP.memory_latency))
-    domain, rng = Domain.of(FULL), np.random.default_rng(0)
-    prior = Prior(domain, oneshot.predictor_of(None))
-    some = rng.permutation(prior.pool)[:80]
+def slow_trials(domain: Domain, prior: Prior) -> tuple[Outcomes, Outcomes]:
+    """Twelve valid trials of the best on a board whose memory answers five times as late, and others."""
+    slow = replace(domain.space, accelerator=replace(CHIP, memory_latency=5 * CHIP.memory_latency))
+    some = np.random.default_rng(0).permutation(prior.pool)[:80]
     result = slow.measure(domain.indices[some])
     outcomes = Outcomes(domain.indices[some], result.reason, result.cycles).take(result.reason == 0)
-    tried, held = outcomes.take(slice(0, 12)), outcomes.take(slice(12, None))
+    return outcomes.take(slice(0, 12)), outcomes.take(slice(12, None))
 
-    def error() -> float:
-        return float(np.abs(prior.log_cycles(domain.positions(held.indices)) - np.log(held.cycles)).mean())
 
-    before = error()
-    prior.learn(tried)
-    assert error() < 0.5 * before
+def error_of(prior: Prior, domain: Domain, held: Outcomes) -> float:
+    return float(np.abs(prior.log_cycles(domain.positions(held.indices)) - np.log(held.cycles)).mean())
+
+
+def test_trials_on_a_board_calibrate_the_prior() -> None:
+    domain = Domain.of(FULL)
+    prior = Prior(domain, oneshot.predictor_of(None))
+    tried, held = slow_trials(domain, prior)
+    before = error_of(prior, domain, held)
+    prior.observe(tried)
+    prior.refresh()
+    assert error_of(prior, domain, held) < 0.5 * before
     ranked, calibrated = prior.pool, prior._network
-    prior.learn(tried)
+    prior.observe(tried)
+    prior.refresh()
     assert prior._network is calibrated and prior.pool is ranked
     # Weights that were fine-tuned on the board keep what they know.
     tuned = Prior(domain, calibrated)
-    tuned.learn(tried.take(slice(0, 6)))
+    tuned.observe(tried.take(slice(0, 6)))
+    tuned.refresh()
     assert tuned._network is calibrated
+
+
+def test_what_one_layer_says_of_a_board_holds_for_another() -> None:
+    network = oneshot.predictor_of(None)
+    evidence = Evidence(network)
+    domain, other = Domain.of(FULL), Domain.of(ScheduleSpace(Conv2d(1, 32, 8, 8, 16, 1, 1), CHIP))
+    first, second = Prior(domain, network, evidence=evidence), Prior(other, network, evidence=evidence)
+    tried, _ = slow_trials(domain, first)
+    _, held = slow_trials(other, second)
+    before = error_of(second, other, held)
+    first.observe(tried)
+    second.refresh()
+    assert error_of(second, other, held) < 0.5 * before
 
 
 def test_the_space_autotvm_has_no_calibration(domain: Domain, truth: Outcomes) -> None:
     prior = Prior(domain, oneshot.predictor_of(None, "autotvm"))
     network = prior._network
-    prior.learn(truth.take(slice(0, 50)))
+    prior.observe(truth.take(slice(0, 50)))
+    prior.refresh()
     assert prior._network is network

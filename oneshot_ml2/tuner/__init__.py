@@ -20,6 +20,7 @@ from oneshot_ml2.schedule import Reason, ScheduleSpace
 
 if TYPE_CHECKING:
     from oneshot_ml2.predictor import Predictor
+    from oneshot_ml2.tuner.prior import Evidence
 
 # Tuners by name, and what each does.
 TUNERS = {
@@ -193,12 +194,18 @@ def inner_name(name: str) -> str:
 
 
 def make_tuner(
-    name: str, domain: Domain, seed: int = 0, network: Predictor | None = None, closed_form: bool = False
+    name: str,
+    domain: Domain,
+    seed: int = 0,
+    network: Predictor | None = None,
+    closed_form: bool = False,
+    evidence: Evidence | None = None,
 ) -> Tuner:
     """A tuner by name: one of `TUNERS`, or that behind one of `VALIDITY_FIRST`.
 
     ``network``: what `NETWORK_TUNERS` start from; None: the shipped one of the space's kind. ``closed_form``: these
-    may leave out what the bounds and the SRAM sizes rule out; off where validity is hidden.
+    may leave out what the bounds and the SRAM sizes rule out; off where validity is hidden. ``evidence``: what
+    ``ml2-warm`` learns of the board together with the tuners of other layers; None: alone.
 
     Raises:
         OneShotError: no such tuner, or one that does not know the space.
@@ -211,7 +218,7 @@ def make_tuner(
         if inner in TUNERS:
             return ValidityInit(
                 domain,
-                lambda informed: make_tuner(inner, informed, seed, network, closed_form),
+                lambda informed: make_tuner(inner, informed, seed, network, closed_form, evidence),
                 seed,
                 generalize=name.startswith(VALIDITY_FIRST[1]),
             )
@@ -232,7 +239,7 @@ def make_tuner(
 
     prior = None
     if name in NETWORK_TUNERS:
-        prior = Prior(domain, predictor_of(network, domain.space.kind), closed_form)
+        prior = Prior(domain, predictor_of(network, domain.space.kind), closed_form, evidence)
     return ML2Tuner(domain, seed, name.removeprefix("ml2-"), prior)
 
 

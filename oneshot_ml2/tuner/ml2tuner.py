@@ -108,8 +108,9 @@ class ML2Tuner:
         were made (from scratch: were valid)."""
         if self._setting == "scratch":
             n = min(n, max(1, int(self._outcomes.valid.sum()) // _VALID_PER_TRIAL))
-        elif self._setting == "warm":
+        elif self._setting == "warm" and self._prior is not None:
             n = min(n, max(1, len(self._outcomes) // _TRIALS_PER_TRIAL))
+            self._prior.refresh()
         self._a = self._fit_a()
         chosen, drawn = self._candidates(n)
         if self._a is not None:
@@ -128,7 +129,7 @@ class ML2Tuner:
         self._lost = self._setting != "frozen" and not results.valid.any()
         self._seen[self._domain.positions(results.indices)] = True
         if self._setting == "warm" and self._prior is not None:
-            self._prior.learn(self._outcomes)
+            self._prior.observe(self._outcomes)
 
     # The models ---------------------------------------------------------------------------------
     def _trials(self) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]:

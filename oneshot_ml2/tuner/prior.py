@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -14,22 +16,71 @@ from oneshot_ml2.tuner.trees import Features
 if TYPE_CHECKING:
     from oneshot_ml2.calibrate import Board
     from oneshot_ml2.predictor import Predictor
+    from oneshot_ml2.schedule import ScheduleSpace
 
 _LARGEST_LOGIT = 4.0
+
+
+class Evidence:
+    """What was measured on one board, of all layers that are tuned there, and the network calibrated by it.
+
+    Only the space ``full`` has calibrations. That of weights which were fine-tuned on the board is kept.
+    """
+
+    def __init__(self, network: Predictor) -> None:
+        self.network = self._given = network
+        self._outcomes: list[Outcomes] = []
+        self._stale = False
+        self._board: Board | None = None
+
+    def add(self, space: ScheduleSpace) -> int:
+        """Another layer; its number."""
+        from oneshot_ml2 import calibrate
+
+        if self._board is None and self._given.kind == "full" and self._given.calibration is None:
+            self._board = calibrate.Board([space], self._given)
+        elif self._board is not None:
+            self._board.spaces.append(space)
+        self._outcomes.append(Outcomes.none())
+        return len(self._outcomes) - 1
+
+    def observe(self, layer: int, outcomes: Outcomes) -> None:
+        """All trials of a layer so far."""
+        self._outcomes[layer] = outcomes
+        self._stale = True
+
+    def calibrated(self) -> Predictor:
+        """The network with a `Calibration` that is fitted to all trials; the same object as long as it stays equal."""
+        from oneshot_ml2 import calibrate
+
+        if self._board is not None and self._stale:
+            together = functools.reduce(operator.add, self._outcomes)
+            layer = np.repeat(np.arange(len(self._outcomes)), [len(own) for own in self._outcomes])
+            once = np.ones(len(together), dtype=np.int64)
+            measured = calibrate.Measured(layer, together.indices, together.reason, together.cycles, once)
+            adapted = self._board.adapted(calibrate.fit(self._board, measured))
+            if not _same(adapted.tensors, self.network.tensors):
+                self.network = adapted
+        self._stale = False
+        return self.network
 
 
 class Prior:
     """The network's best candidates of a domain, and its scores of any others when they are asked for.
 
     ``pool``: positions of the best, int64 (m,). ``closed_form``: as of `oneshot.rank`; off, the networks alone decide.
+    ``evidence``: what is measured on the board, shared with other layers; None: of this domain alone.
 
     Raises:
         OneShotError: a space that the network does not know.
     """
 
-    def __init__(self, domain: Domain, network: Predictor, closed_form: bool = False) -> None:
-        self._domain, self._closed_form, self._given = domain, closed_form, network
-        self._board: Board | None = None
+    def __init__(
+        self, domain: Domain, network: Predictor, closed_form: bool = False, evidence: Evidence | None = None
+    ) -> None:
+        self._domain, self._closed_form = domain, closed_form
+        self._evidence = evidence or Evidence(network)
+        self._layer = self._evidence.add(domain.space)
         self._rank(network)
 
     def _rank(self, network: Predictor) -> None:
@@ -45,22 +96,15 @@ class Prior:
             self.pool, ranking.scores.p_valid[inside], ranking.scores.cycles[inside], ranking.scores.spread[inside]
         )
 
-    def learn(self, outcomes: Outcomes) -> None:
-        """Fit a `Calibration` to all trials on the device, and rank anew if it says anything else than before.
+    def observe(self, outcomes: Outcomes) -> None:
+        """All trials of the domain so far."""
+        self._evidence.observe(self._layer, outcomes)
 
-        Only the space ``full`` has calibrations. That of weights which were fine-tuned on the board is kept.
-        """
-        from oneshot_ml2 import calibrate
-
-        if self._domain.space.kind != "full" or self._given.calibration is not None:
-            return
-        if self._board is None:
-            self._board = calibrate.Board([self._domain.space], self._given)
-        one_task, once = np.zeros(len(outcomes), np.int64), np.ones(len(outcomes), np.int64)
-        measured = calibrate.Measured(one_task, outcomes.indices, outcomes.reason, outcomes.cycles, once)
-        adapted = self._board.adapted(calibrate.fit(self._board, measured))
-        if not _same(adapted.tensors, self._network.tensors):
-            self._rank(adapted)
+    def refresh(self) -> None:
+        """Rank anew if what was measured on the board says anything else than before."""
+        network = self._evidence.calibrated()
+        if network is not self._network:
+            self._rank(network)
 
     def _keep(self, positions, p_valid, cycles, spread) -> None:  # type: ignore[no-untyped-def]
         p = np.clip(p_valid.astype(np.float64), 1e-9, 1.0 - 1e-9)

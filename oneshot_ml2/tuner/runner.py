@@ -424,9 +424,7 @@ class Run:
     def _next_batch(self) -> NDArray[np.int64]:
         """Let the tuner learn from the last batch and propose the next, int64 (n,); 0 at the end of the space."""
         while True:
-            if len(self._batch):
-                self._tuner.observe(self._batch)
-                self._batch = Outcomes.none()
+            self._observe()
             proposed = self._tuner.propose(self.limits.batch)
             if not self.limits.checked or not len(proposed):
                 return proposed
@@ -435,6 +433,12 @@ class Run:
             self._batch = Outcomes(proposed[bad], reason[bad], np.full(int(bad.sum()), -1, np.int64))
             if not bad.all():
                 return proposed[~bad]
+
+    def _observe(self) -> None:
+        """Let the tuner learn from the batch so far."""
+        if len(self._batch):
+            self._tuner.observe(self._batch)
+            self._batch = Outcomes.none()
 
     def step(self, most: int) -> int:
         """Make up to ``most`` trials of the current batch, beginning one if need be; returns how many were made."""
@@ -458,6 +462,9 @@ class Run:
             replayed, attempts = replayed + measured, np.concatenate([attempts, tries])
         self._outcomes, self._attempts = self._outcomes + replayed, np.concatenate([self._attempts, attempts])
         self._batch = self._batch + replayed
+        if not len(self._pending):
+            # At once: tuners of other layers may learn from it, too.
+            self._observe()
         return len(now)
 
 
