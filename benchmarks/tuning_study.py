@@ -344,9 +344,10 @@ def trials_table(rows: list[dict[str, Any]], kind: str, device: str, tuners: tup
 
 
 def spread_table(rows: list[dict[str, Any]], kind: str, device: str, tuners: tuple[str, ...]) -> str:
-    """T* over the best after 100 trials: median and interquartile range."""
+    """T* over the best after 100 trials: median and interquartile range; then the ranges against the baseline's."""
     chosen = [row for row in rows if row["task"].startswith(f"{kind} {device} ") and row.get("batch") == 10]
     layers = [layer for layer in LAYERS if any(row["task"].endswith(f" {layer}") for row in chosen)]
+    ranges: dict[tuple[str, str], float] = {}
     lines = ["| layer | " + " | ".join(tuners) + " |", "|---|" + "---|" * len(tuners)]
     for layer in layers:
         cells = []
@@ -358,8 +359,19 @@ def spread_table(rows: list[dict[str, Any]], kind: str, device: str, tuners: tup
                 cells.append("-")
                 continue
             low, middle, high = _quartiles(values)
+            ranges[layer, tuner] = high - low
             cells.append(f"{middle:.1%} (range {high - low:.1%})")
         lines.append(f"| {layer} | " + " | ".join(cells) + " |")
+    against = []
+    for tuner in tuners:
+        # Of layers where the baseline's runs differ; a range of 0 counts as a hundredth of a percent.
+        both = [
+            max(ranges[layer, tuner], 1e-4) / ranges[layer, BASELINE]
+            for layer in layers
+            if (layer, tuner) in ranges and ranges.get((layer, BASELINE), 0.0) > 1e-4
+        ]
+        against.append(f"{geometric_mean(both):.1%}" if both else "-")
+    lines.append(f"| range against {BASELINE} | " + " | ".join(against) + " |")
     return "\n".join(lines)
 
 
