@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import resnet18_layers
 
 from oneshot_ml2 import oneshot
 from oneshot_ml2 import report as text
@@ -29,22 +30,9 @@ from oneshot_ml2.metrics import geometric_mean
 from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Reason, ScheduleSpace
 from oneshot_ml2.tuner import Domain, Outcomes, make_tuner, ml2tuner, trees
 from oneshot_ml2.tuner.runner import Limits, Run, trials_to
-from oneshot_ml2.workload import Conv2d
 
 RESULTS = Path(__file__).parent / "results"
-# ResNet-18's convolutions as the papers number them: channels, height, kernels, kernel size, stride.
-LAYERS = {
-    "C2": (64, 56, 64, 3, 1),
-    "C3": (64, 56, 128, 3, 2),
-    "C4": (64, 56, 128, 1, 2),
-    "C5": (128, 28, 128, 3, 1),
-    "C6": (128, 28, 256, 3, 2),
-    "C7": (128, 28, 256, 1, 2),
-    "C8": (256, 14, 256, 3, 1),
-    "C9": (256, 14, 512, 3, 2),
-    "C10": (256, 14, 512, 1, 2),
-    "C11": (512, 7, 512, 3, 1),
-}
+LAYERS = {name: layer for name, layer in resnet18_layers.LAYERS.items() if name != "C2p"}
 FULL_LAYERS = ("C2", "C4", "C10")
 FULL_DEVICES = ("sim", "perturbed:paged:1", "perturbed:faulty:1")
 BASELINE = "autotvm"
@@ -68,12 +56,6 @@ TIMED_SPACES = ("autotvm", "full")
 MARKS = (1, 10, 20, 50, 100, 200, 500, 1000)
 
 
-def workload_of(layer: str) -> Conv2d:
-    """A layer of `LAYERS`."""
-    c, h, k, r, stride = LAYERS[layer]
-    return Conv2d(1, c, h, h, k, r, r, stride=stride, padding=r // 2)
-
-
 @dataclass(frozen=True)
 class Task:
     """A layer on ``pynq``, in a space, on a device."""
@@ -88,7 +70,7 @@ class Task:
 
     @cached_property
     def domain(self) -> Domain:
-        return Domain.of(ScheduleSpace(workload_of(self.layer), Accelerator.load("pynq"), self.kind))
+        return Domain.of(ScheduleSpace(LAYERS[self.layer], Accelerator.load("pynq"), self.kind))
 
     def table(self, cache: Path) -> BatchResult:
         """Reason and noise-free cycles of every schedule of the domain; from the cache, or made and put there."""
@@ -212,7 +194,7 @@ def compare_times(kind: str, seed: int) -> dict[str, Any]:
     """Wall time of the baseline to its own best in 600 trials, layer by layer on the simulator itself, and of our
     zero-measurement picks and programs of the same layers, in this process."""
     chip, device = Accelerator.load("pynq"), open_device("sim")
-    layers = [workload_of(layer) for layer in LAYERS]
+    layers = list(LAYERS.values())
     network = oneshot.predictor_of(None)
     # Compiled code is loaded, and both have run once, before anything is timed.
     oneshot.pick(layers[-1], chip, network)
