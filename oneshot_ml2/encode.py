@@ -115,7 +115,8 @@ _CYCLE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _CYCLES], dtype=
 _COUNT_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _COUNTS], dtype=np.int64)
 _SIZE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _SIZES], dtype=np.int64)
 _USE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _USES], dtype=np.int64)
-# Columns of a summary that count or measure something: no cycles, limits or verdicts.
+# Columns of a summary that count or measure something, and the cycles that computing and storing take by themselves: no
+# latencies, overlap, limits or verdicts.
 COUNTED = np.array(
     [
         plan.SUMMARY.index(name)

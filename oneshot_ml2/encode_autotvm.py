@@ -109,7 +109,7 @@ _CYCLE_COLUMNS, _COUNT_COLUMNS, _LOG_COLUMNS, _USE_COLUMNS, _LIMITED_COLUMNS = (
     np.array([plan.SUMMARY.index(name) for name in names], dtype=np.int64)
     for names in (_CYCLES, _COUNTS, _LOGS, _USES, _LIMITED)
 )
-# Columns of a summary that count or measure something: no cycles, limits or verdicts.
+# Columns of a summary that count or measure something: no cycles, limits or verdicts; see `encode.COUNTED`.
 COUNTED = np.arange(plan.S_INP_BYTES, len(plan.SUMMARY))
 _LINEAR_LIMIT, _USE_FLOOR, _SHARP, _TURN_LIMIT = 4.0, 1 / 64, 4.0, 8.0
 

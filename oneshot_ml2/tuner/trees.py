@@ -155,7 +155,8 @@ def visible_features(domain: Domain, positions: NDArray[np.int64]) -> Features:
 
     The knobs' values; of every tile knob the number of tiles, whether it is odd, and how full the last one is; the
     logarithm of every product of tile sizes; and of what an analysis of the loop nest counts: bytes, instructions,
-    micro-ops, what the SRAMs hold. No cycles are among it, nor what is allowed: these are for the trials to tell.
+    micro-ops, what the SRAMs hold, in the space ``full`` also the cycles of computing and of storing by themselves. How
+    these add up, what memory costs, and what is allowed are for the trials to tell.
     """
     from oneshot_ml2.encoding import encoding
 
