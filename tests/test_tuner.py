@@ -132,7 +132,7 @@ def test_a_small_space_is_exhausted_once(name: str) -> None:
 
 
 def test_unknown_tuners_and_spaces_are_refused(domain: Domain) -> None:
-    for name in ("xgboost", "rieber+xgboost", "rieber+", "validity+xgboost"):
+    for name in ("xgboost", "rieber+xgboost", "rieber+", "validity+xgboost", "rieber+validity+random"):
         with pytest.raises(OneShotError, match="ml2-scratch"):
             make_tuner(name, domain)
     with pytest.raises(OneShotError, match="know the schedule space 'full'"):

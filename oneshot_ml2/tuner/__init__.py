@@ -117,7 +117,7 @@ class Domain:
     def __len__(self) -> int:
         return len(self.indices)
 
-    @property
+    @cached_property
     def avoided(self) -> NDArray[np.bool_]:
         """Bool (m,): known or expected not to lower."""
         refuted = self.known < 0
@@ -188,9 +188,8 @@ def draw_unseen(rng: np.random.Generator, seen: NDArray[np.bool_], n: int) -> ND
 
 def inner_name(name: str) -> str:
     """A tuner's name without what is in front of it."""
-    for first in VALIDITY_FIRST:
-        name = name.removeprefix(first)
-    return name
+    first = next((first for first in VALIDITY_FIRST if name.startswith(first)), "")
+    return name.removeprefix(first)
 
 
 def make_tuner(
