@@ -140,6 +140,8 @@ class _Work:
         """A batch of trials, and what it leaves of the hope."""
         before = self.run.history.best
         made = self.run.step(most)
+        # At once, as the tuners of other layers may learn from it, too.
+        self.run.observe()
         after = self.run.history.best
         if before is not None and after is not None and made:
             self.hope = 1.0 if after[1] < before[1] else self.hope * _DECAY ** (made / self.run.limits.batch)

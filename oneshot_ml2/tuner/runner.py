@@ -424,7 +424,7 @@ class Run:
     def _next_batch(self) -> NDArray[np.int64]:
         """Let the tuner learn from the last batch and propose the next, int64 (n,); 0 at the end of the space."""
         while True:
-            self._observe()
+            self.observe()
             proposed = self._tuner.propose(self.limits.batch)
             if not self.limits.checked or not len(proposed):
                 return proposed
@@ -434,9 +434,9 @@ class Run:
             if not bad.all():
                 return proposed[~bad]
 
-    def _observe(self) -> None:
-        """Let the tuner learn from the batch so far."""
-        if len(self._batch):
+    def observe(self) -> None:
+        """Let the tuner learn from a batch that is complete; without this it does before its next one."""
+        if len(self._batch) and not len(self._pending):
             self._tuner.observe(self._batch)
             self._batch = Outcomes.none()
 
@@ -462,9 +462,6 @@ class Run:
             replayed, attempts = replayed + measured, np.concatenate([attempts, tries])
         self._outcomes, self._attempts = self._outcomes + replayed, np.concatenate([self._attempts, attempts])
         self._batch = self._batch + replayed
-        if not len(self._pending):
-            # At once: tuners of other layers may learn from it, too.
-            self._observe()
         return len(now)
 
 
