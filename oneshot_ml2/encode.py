@@ -117,15 +117,11 @@ _SIZE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _SIZES], dtype=np
 _USE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _USES], dtype=np.int64)
 # Columns of a summary that count or measure something, and the cycles that computing and storing take by themselves: no
 # latencies, overlap, limits or verdicts.
-COUNTED = np.array(
-    [
-        plan.SUMMARY.index(name)
-        for name in (
-            "compute", "store", "read_beats", "inp_beats", "wgt_beats", "loads", "gemms", "steps", "tiles",
-            "instructions", "uops", "inp_use", "wgt_use", "acc_use", "recurrence",
-        )
-    ]
+_COUNTED = (
+    "compute", "store", "read_beats", "inp_beats", "wgt_beats", "loads", "gemms", "steps", "tiles", "instructions",
+    "uops", "inp_use", "wgt_use", "acc_use", "recurrence",
 )  # fmt: skip
+COUNTED = np.array([plan.SUMMARY.index(name) for name in _COUNTED], dtype=np.int64)
 _BOUND, _UOPS, _INSTRUCTIONS, _RECURRENCE = (
     plan.SUMMARY.index(name) for name in ("bound", "uops", "instructions", "recurrence")
 )

@@ -217,11 +217,10 @@ def _open(log: Path | None, header: dict[str, Any]) -> list[tuple[int, int, int,
     """The measurements that a log holds; one that is not there is begun."""
     if log is None:
         return []
+    entries = resume_lines(log, header, LogError)
     try:
-        return [(int(a), int(b), int(c), int(d), int(e)) for a, b, c, d, e in resume_lines(log, header, LogError)]
+        return [(int(a), int(b), int(c), int(d), int(e)) for a, b, c, d, e in entries]
     except (ValueError, TypeError) as error:
-        if isinstance(error, LogError):
-            raise
         raise LogError(f"{log} is no log of fine-tuning ({error!r})") from error
 
 

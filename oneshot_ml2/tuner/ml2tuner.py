@@ -143,9 +143,6 @@ class ML2Tuner:
             return features
         return np.concatenate([features, self._prior.features(positions)], axis=1)
 
-    def _log_cycles_prior(self, positions: NDArray[np.int64]) -> NDArray[np.float64] | None:
-        return None if self._prior is None else self._prior.log_cycles(positions)
-
     def _fit_p(self) -> trees.Trees | None:
         """P on the valid trials, from scratch also on A's cycles of what was only lowered; None while they are too
         few."""
@@ -154,9 +151,8 @@ class ML2Tuner:
             return None
         good = tried[valid]
         if self._prior is not None:
-            return fit_performance(
-                self._visible(good), log_cycles, self._log_cycles_prior(good), _WARM_ROUNDS, self._seed
-            )
+            margin = self._prior.log_cycles(good)
+            return fit_performance(self._visible(good), log_cycles, margin, _WARM_ROUNDS, self._seed)
         lowered = [position for position, row in self._hidden.items() if row is not None]
         taught = np.setdiff1d(np.array(lowered[-_MOST_TAUGHT:], dtype=np.int64), good)
         if self._a is None or not len(taught):
@@ -242,7 +238,10 @@ class ML2Tuner:
         assert self._a is not None
         model, costs = self._a
         features, own = self._a_inputs(positions)
-        return model.predict(features, self._log_cycles_prior(positions) if costs is None else costs.log_cycles(own))
+        if costs is not None:
+            return model.predict(features, costs.log_cycles(own))
+        assert self._prior is not None
+        return model.predict(features, self._prior.log_cycles(positions))
 
     def _hidden_of(self, position: int) -> NDArray[np.float64] | None:
         """Hidden features (f,) of a schedule's program; None if it does not lower."""

@@ -11,31 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from oneshot_ml2.vta.program import (
-    ALU,
-    C_DRAM,
-    C_FLAGS,
-    C_ITER_IN,
-    C_ITER_OUT,
-    C_MEM,
-    C_OP,
-    C_STRIDE,
-    C_UOP_BGN,
-    C_UOP_END,
-    C_USE_IMM,
-    C_X,
-    C_Y,
-    GEMM,
-    INP,
-    LOAD,
-    OUT,
-    POP_NEXT,
-    POP_PREV,
-    PUSH_NEXT,
-    PUSH_PREV,
-    STORE,
-    WGT,
-)
+from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.timing import ITERATIONS
 
 # What is told of a path: its cycles; LOADs of the load module, GEMM and ALU instructions, STOREs, and LOADs of the
@@ -62,11 +38,11 @@ def _modules(insns, order, sizes):  # type: ignore[no-untyped-def]
     """Instructions of load, compute and store in their order, into ``order`` (3, n); ``sizes`` (3,): how many."""
     sizes[:] = 0
     for i in range(len(insns)):
-        op, memory = insns[i, C_OP], insns[i, C_MEM]
+        op, memory = insns[i, G.C_OP], insns[i, G.C_MEM]
         module = 1
-        if op == STORE:
+        if op == G.STORE:
             module = 2
-        elif op == LOAD and (memory == INP or memory == WGT):
+        elif op == G.LOAD and (memory == G.INP or memory == G.WGT):
             module = 0
         order[module, sizes[module]] = i
         sizes[module] += 1
@@ -75,22 +51,22 @@ def _modules(insns, order, sizes):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def _extend(state, insn, module, elements, bus, burst):  # type: ignore[no-untyped-def]
     """A path (7,) with one more instruction at its end."""
-    op = insn[C_OP]
-    if op == LOAD or op == STORE:
-        x, y = insn[C_X], insn[C_Y]
+    op = insn[G.C_OP]
+    if op == G.LOAD or op == G.STORE:
+        x, y = insn[G.C_X], insn[G.C_Y]
         if x == 0 or y == 0:
             return
-        size = elements[OUT] if op == STORE else elements[insn[C_MEM]]
-        beats, bursts = rows(insn[C_DRAM] * size, y, x * size, insn[C_STRIDE] * size, bus, burst)
+        size = elements[G.OUT] if op == G.STORE else elements[insn[G.C_MEM]]
+        beats, bursts = rows(insn[G.C_DRAM] * size, y, x * size, insn[G.C_STRIDE] * size, bus, burst)
         state[_CYCLES] += beats
         state[_REQUESTS] += y
         state[_BURSTS] += bursts
         state[_LOADS if module == 0 else _COMPUTE_LOADS if module == 1 else _STORES] += 1
-    elif op == GEMM or op == ALU:
-        outer = insn[C_ITER_OUT] if insn[C_ITER_OUT] > 0 else ITERATIONS
-        inner = insn[C_ITER_IN] if insn[C_ITER_IN] > 0 else ITERATIONS
-        operations = outer * inner * max(insn[C_UOP_END] - insn[C_UOP_BGN], 0)
-        state[_CYCLES] += 2 * operations if op == ALU and insn[C_USE_IMM] == 0 else operations
+    elif op == G.GEMM or op == G.ALU:
+        outer = insn[G.C_ITER_OUT] if insn[G.C_ITER_OUT] > 0 else ITERATIONS
+        inner = insn[G.C_ITER_IN] if insn[G.C_ITER_IN] > 0 else ITERATIONS
+        operations = outer * inner * max(insn[G.C_UOP_END] - insn[G.C_UOP_BGN], 0)
+        state[_CYCLES] += 2 * operations if op == G.ALU and insn[G.C_USE_IMM] == 0 else operations
         state[_COMPUTES] += 1
 
 
@@ -112,9 +88,9 @@ def _walk(insns, elements, bus, burst):  # type: ignore[no-untyped-def]
         for module in range(3):
             while at[module] < sizes[module]:
                 insn = insns[order[module, at[module]]]
-                flags = insn[C_FLAGS]
-                first = takes_prev[module] if flags & POP_PREV else -1
-                second = takes_next[module] if flags & POP_NEXT else -1
+                flags = insn[G.C_FLAGS]
+                first = takes_prev[module] if flags & G.POP_PREV else -1
+                second = takes_next[module] if flags & G.POP_NEXT else -1
                 waits = first >= 0 and popped[first] == pushed[first]
                 if waits or (second >= 0 and popped[second] == pushed[second]):
                     break
@@ -126,7 +102,7 @@ def _walk(insns, elements, bus, burst):  # type: ignore[no-untyped-def]
                         popped[queue] += 1
                 _extend(state, insn, module, elements, bus, burst)
                 now[module] = state
-                for queue, flag in ((gives_prev[module], PUSH_PREV), (gives_next[module], PUSH_NEXT)):
+                for queue, flag in ((gives_prev[module], G.PUSH_PREV), (gives_next[module], G.PUSH_NEXT)):
                     if queue >= 0 and flags & flag:
                         tokens[queue, pushed[queue]] = state
                         pushed[queue] += 1
