@@ -29,7 +29,7 @@ DEADLOCK = int(Reason.DEADLOCK)
 _LOOP = types.UniTuple(INT, 4)  # type: ignore[no-untyped-call]
 _LEAST = -128
 
-# Kinds of micro-op kernels, part of their key.
+# Kinds of micro-op kernels, part of their key; of taps the first row is added.
 _ONE, _GROUP = 0, 1
 # Slots of the mutable state: instructions, micro-ops, kernels, and the first failure.
 _N_INSN, _N_UOP, _N_KERNEL, _FAIL = range(4)
@@ -314,7 +314,7 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
     pool = p[N.POOL] == 1
     adds_bias = p[N.BIAS] == 1 and v[P.K_BIAS] == P.BIAS_ADD
     taps_all = p[N.KH] * p[N.KW]
-    inp_buf, acc_buf = v[P.K_INP_BUF], v[P.K_ACC_BUF]
+    inp_buf, acc_buf, fold = v[P.K_INP_BUF], v[P.K_ACC_BUF], v[P.K_FOLD]
     ci = p[N.CI]
     records, keys, begins, table = tables
     limit = S.step_limit(p, v, tiles, whole, tapered)
@@ -394,7 +394,7 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
                 _memory(insns, state, G.LOAD, G.WGT, bias_wgt_base, p[N.D_BIAS_WGT], 1, p[N.OUT_BLOCKS], 0, 0, 0, 0, 0)
                 _memory(insns, state, G.LOAD, G.INP, const_base, p[N.D_CONST], 1, 1, 0, 0, 0, 0, 0)
             # The kernels of a step whose GEMMs do not fit any more are not looked at.
-            if state[_N_INSN] + row[P.A_GROUPS] * col[P.A_GROUPS] > len(insns) - S.SPARE:
+            if state[_N_INSN] + P.gemms_of(fold, row, col) > len(insns) - S.SPARE:
                 _fail(state, INSTRUCTION_OVERFLOW)
             if state[_FAIL] != VALID:
                 return state[_FAIL], 0, 0
@@ -404,7 +404,7 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
                     insns[begin, G.C_FLAGS] |= G.POP_NEXT
                 insns[state[_N_INSN] - 1, G.C_FLAGS] |= G.PUSH_NEXT
 
-            # GEMMs: one for every pair of (taps with as many valid rows, taps with as many valid columns).
+            # GEMMs: one for every pair of (taps with as many valid rows, taps with as many valid columns), or of taps.
             begin = state[_N_INSN]
             if pool and plane > 0:
                 # The inputs come into ACC as products with one.
@@ -413,11 +413,11 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
                 u = _single(scratch, inp_base, 0, p, uops, key, keys, begins, table, state)
                 _gemm(insns, state, 0, u, u + 1, (nco * plane, 1, 1, 0), (1, 0, 0, 0))
             for gh in range(p[N.KH]):
-                if not P.leads_group(row_taps[hi], gh):
+                if not P.starts_gemm(fold, row_taps[hi], gh):
                     continue
                 count_h = row_taps[hi, gh, 1]
                 for gw in range(p[N.KW]):
-                    if not P.leads_group(col_taps[wi], gw):
+                    if not P.starts_gemm(fold, col_taps[wi], gw):
                         continue
                     count_w = col_taps[wi, gw, 1]
                     # Loops: a and b spatial (a is the outer one), channels; strides of each.
@@ -430,35 +430,34 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
                         na, nb_, da, sa, db, sb = count_w, 1, dst_col, src_col, 0, 0
                     else:
                         na, nb_, da, sa, db, sb = count_h, count_w, dst_row, src_row, dst_col, src_col
-                    fold = v[P.K_FOLD]
-                    key[0] = _GROUP + gh * 64 + gw * 8192
+                    key[0] = _GROUP + gh
                     key[1], key[2], key[3] = acc_q, source, wgt_base
                     key[4], key[5], key[6], key[7] = nci, mco, row[P.A_CLASS], col[P.A_CLASS]
-                    key[8] = 0
+                    key[8] = gw
                     kernel, fresh_kernel = _find_kernel(key, keys, begins, table, state)
                     if fresh_kernel:
                         n_kh, n_kw = 0, 0
                         for kh in range(p[N.KH]):
-                            n_kh += row_taps[hi, kh, 1] == count_h
+                            n_kh += P.shares_gemm(fold, row_taps[hi], kh, gh)
                         for kw in range(p[N.KW]):
-                            n_kw += col_taps[wi, kw, 1] == count_w
+                            n_kw += P.shares_gemm(fold, col_taps[wi], kw, gw)
                         n_taps = n_kh * n_kw
                         n_ci = n_co = n_a = n_b = np.int64(1)
                         if fold == P.FOLD_SPACE:
                             n_ci, n_co = nci, mco
-                        elif fold == P.FOLD_CI_ROWS:
-                            n_co, n_b = mco, nb_
-                        else:
+                        elif fold == P.FOLD_CI_CO:
                             n_a, n_b = na, nb_
+                        else:
+                            n_co, n_b = mco, nb_
                         if state[_N_UOP] + n_taps * n_ci * n_co * n_a * n_b > p[N.UOP_LIMIT]:
                             return UOP_OVERFLOW, 0, 0
                         for kh in range(p[N.KH]):
-                            if row_taps[hi, kh, 1] != count_h:
+                            if not P.shares_gemm(fold, row_taps[hi], kh, gh):
                                 continue
                             out_h = row_taps[hi, kh, 0]
                             in_h = P.tap_source(row, out_h, kh, p[N.SH], p[N.TH], p[N.DH], p[N.PT], step)
                             for kw in range(p[N.KW]):
-                                if col_taps[wi, kw, 1] != count_w:
+                                if not P.shares_gemm(fold, col_taps[wi], kw, gw):
                                     continue
                                 out_w = col_taps[wi, kw, 0]
                                 in_w = P.tap_source(col, out_w, kw, p[N.SW], p[N.TW], p[N.DW], p[N.PL], 1)
@@ -482,10 +481,10 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
                     loop_co = (mco, acc_co, src_co, nci * taps_all)
                     if fold == P.FOLD_SPACE:
                         outer, inner_loop = loop_a, loop_b
-                    elif fold == P.FOLD_CI_ROWS:
-                        outer, inner_loop = loop_ci, loop_a
-                    else:
+                    elif fold == P.FOLD_CI_CO:
                         outer, inner_loop = loop_ci, loop_co
+                    else:
+                        outer, inner_loop = loop_ci, loop_a
                     if pool:
                         _tensor(insns, state, G.ALU_MAX, begins[kernel, 0], begins[kernel, 1], outer, inner_loop)
                     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +28,8 @@ _SLIVER = 0.3
 
 def _ceilings(extent: int) -> list[int]:
     """Distinct tile sizes ceil(extent / m), descending: all that an even cut of a loop can give."""
-    return sorted({-(-extent // m) for m in range(1, extent + 1)}, reverse=True)
+    root = math.isqrt(extent - 1)
+    return sorted({1, *range(2, root + 2), *((extent - 1) // m + 1 for m in range(1, root + 1))}, reverse=True)
 
 
 def _thin(sizes: list[int], extent: int, count: int) -> tuple[int, ...]:
@@ -79,7 +81,24 @@ def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
         longest = max(counts, key=lambda name: (len(tiles[name]), name))
         counts[longest] = len(tiles[longest]) - 1
     candidates = tiles | fixed
+    if _recurs_always(p, candidates):
+        candidates["fold"] = (*candidates["fold"], plan.FOLD_TAPS)
     return tuple(Knob(name, candidates[name]) for name in plan.KNOBS)
+
+
+def _recurs_always(p: NDArray[np.int64], candidates: dict[str, tuple[int, ...]]) -> bool:
+    """Whether no schedule of some candidates is legal, as the accumulators of all that the SRAMs hold recur too soon.
+
+    Chunks of one channel, streamed, with biases loaded into ACC, fit and are free of hazards if any schedule is.
+    """
+    if p[nest.KH] * p[nest.KW] == 1:
+        return False
+    least = dict.fromkeys(plan.KNOBS, (1,)) | {"dataflow": (plan.FLOW_CO_STREAM,), "head": (plan.HEAD_WHOLE,)}
+    least |= {"bias": (plan.BIAS_LOAD if p[nest.BIAS] else 0,)}
+    varied = {name: candidates[name] for name in ("tile_co", "tile_h", "tile_w", "fold", "pad")}
+    grid = np.meshgrid(*(least | varied).values(), indexing="ij")
+    values = np.stack([column.ravel() for column in grid], axis=1).astype(np.int64)
+    return bool(steps.recurs_always(p, plan.canonical(p, values)))
 
 
 def canonical(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,8 +1,9 @@
 """A workload on an accelerator as one tiled GEMM loop nest: a flat int64 vector that numba code reads.
 
 All operators are the same nest: output channels x output rows x output columns, reduced over input channels and
-kernel taps, all channel counts in blocks. A 1x1 convolution with stride 1 and no padding is flattened to one row of
-pixels; dense is one row whose pixels are the batch blocks, with the channel blocks innermost in memory (``MINOR``).
+kernel taps, all channel counts in blocks. A 1x1 convolution whose steps are 1 is flattened to one row of pixels, as
+long as 16 bits count them; dense is one row whose pixels are the batch blocks, with the channel blocks innermost in
+memory (``MINOR``).
 
 Groups (``GROUPS``) repeat the nest with inputs and weights of their own: groups of channels, or the pairs of a batched
 matrix product. Groups so small that a block holds whole ones are one nest whose output block reads the input block
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.vta.packing import blocks
 from oneshot_ml2.vta.program import ACC, INP, OUT, PAGE, UOP, WGT, Buffer, element_bytes
-from oneshot_ml2.workload import BatchMatmul, Conv2d, Dense, MaxPool2d, Workload
+from oneshot_ml2.workload import BatchMatmul, Conv2d, Conv2dTranspose, Dense, MaxPool2d, Workload
 
 if TYPE_CHECKING:
     from oneshot_ml2.accelerator import Accelerator
@@ -43,6 +44,8 @@ GROUPS, DEPTHWISE, POOL, TH, TW, INP_BLOCKS, OUT_BLOCKS = range(48, 55)
 PRE, EVEN = range(55, 57)
 SIZE = 57
 
+# Sizes and strides of a LOAD or STORE have 16 bits.
+MAX_SIZE = 65535
 # `full` schedules keep to the micro-op SRAM of the unmodified RTL (VTA reference, 9).
 PORTABLE_UOPS = 2048
 
@@ -121,6 +124,16 @@ def buffers(workload: Workload, accelerator: Accelerator) -> tuple[tuple[Buffer,
     return tuple(placed), address
 
 
+def is_one_row(workload: Conv2d | Conv2dTranspose | MaxPool2d) -> bool:
+    """Whether an image's pixels may be taken as one row: each output reads the input of its own place alone.
+
+    Equal sizes do not tell: one column is as wide at any stride. A kernel of 1x1 has no pads. A longer row than 16 bits
+    count is left as the image's rows, whose strides are smaller.
+    """
+    steps = (*workload.in_steps, *workload.out_steps)
+    return (workload.r, workload.s, *steps) == (1,) * 6 and workload.h * workload.w <= MAX_SIZE
+
+
 def nest(workload: Workload, accelerator: Accelerator) -> NDArray[np.int64]:
     """The nest vector, int64 (SIZE,), of a workload on an accelerator."""
     a = accelerator
@@ -141,7 +154,7 @@ def nest(workload: Workload, accelerator: Accelerator) -> NDArray[np.int64]:
         p[[KH, KW, SH, SW, DH, DW]] = workload.r, workload.s, *workload.in_steps, *workload.dilations
         p[[TH, TW]] = workload.out_steps
         p[[PT, PL]] = workload.leads
-        if workload.r == workload.s == 1 and (p[OH], p[OW]) == (p[IH], p[IW]) and not any(workload.leads):
+        if is_one_row(workload):
             p[[OW, IW]] = workload.h * workload.w
             p[[OH, IH]] = 1
     epilogue = workload.epilogue

@@ -45,7 +45,10 @@ _OWN_INPUTS = np.array(
     [FLOW_CO_STREAM, FLOW_CO_WGT, FLOW_CO_WGT, FLOW_CO_STREAM, FLOW_SP_ALL_WGT, FLOW_SP_ALL_WGT], dtype=np.int64
 )
 
-FOLD_SPACE, FOLD_CI_ROWS, FOLD_CI_CO = 0, 1, 2
+# What the two loops of a GEMM iterate; the rest are micro-ops. With the last, every tap is a GEMM of its own, else all
+# that touch as many outputs share one.
+FOLD_SPACE, FOLD_CI_ROWS, FOLD_CI_CO, FOLD_TAPS = range(4)
+_FOLDS = 4
 PAD_SKIP, PAD_LOAD = 0, 1
 # How the program starts: with whole chunks; with chunks of one channel block; with chunks that double. The last two
 # also cut the very first step along the output channels.
@@ -55,8 +58,8 @@ BIAS_ADD, BIAS_LOAD, BIAS_GEMM = 0, 1, 2
 DRAIN = (1, 4, 16)
 
 # Columns of `tile_axis`: first output, outputs, first loaded input, inputs in SRAM, pads before and after,
-# taps that touch real inputs, distinct tap counts (groups), class of equal geometry.
-A_FIRST, A_COUNT, A_LOAD, A_SIZE, A_BEFORE, A_AFTER, A_TAPS, A_GROUPS, A_CLASS = range(9)
+# outputs that taps touch in all, distinct tap counts (groups), class of equal geometry, taps that touch real inputs.
+A_FIRST, A_COUNT, A_LOAD, A_SIZE, A_BEFORE, A_AFTER, A_TAPS, A_GROUPS, A_CLASS, A_TOUCH = range(10)
 
 # A portable GEMM must not write an accumulator again within so many executions (VTA reference, 5.3, 9); from `_FAR` on,
 # more make no difference.
@@ -90,15 +93,35 @@ def leads_group(taps, tap: int) -> bool:  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def starts_gemm(fold: int, taps, tap: int) -> bool:  # type: ignore[no-untyped-def]
+    """Whether ``tap`` is the first of a tile's ``taps`` that a GEMM (of this axis) multiplies."""
+    return bool(taps[tap, 1] > 0) if fold == FOLD_TAPS else leads_group(taps, tap)
+
+
+@njit(cache=True, nogil=True)
+def shares_gemm(fold: int, taps, tap: int, first: int) -> bool:  # type: ignore[no-untyped-def]
+    """Whether the GEMM that starts with the tap ``first`` multiplies ``tap``, too."""
+    return bool(tap == first) if fold == FOLD_TAPS else bool(taps[tap, 1] == taps[first, 1])
+
+
+@njit(cache=True, nogil=True)
+def gemms_of(fold: int, row, col) -> int:  # type: ignore[no-untyped-def]
+    """GEMMs of a step of the spatial tile of a ``row`` and a ``col`` of `tile_axis`."""
+    return row[A_TOUCH] * col[A_TOUCH] if fold == FOLD_TAPS else row[A_GROUPS] * col[A_GROUPS]
+
+
+@njit(cache=True, nogil=True)
 def tile_axis(out, size, kernel, stride, spread, dilation, lead, step, tile, pad):  # type: ignore[no-untyped-def]
     """One spatial axis cut into tiles; ``spread``: outputs from one input to the next (a transposed convolution's).
 
-    Returns int64 (tiles, 9), columns ``A_*``, and int64 (tiles, kernel, 2): for every tap the first output
+    Returns int64 (tiles, 10), columns ``A_*``, and int64 (tiles, kernel, 2): for every tap the first output
     of the tile whose input is real and how many such outputs there are (all of them when pads are loaded).
     """
     n = ceil_div(out, tile)
-    axis = np.zeros((n, 9), dtype=np.int64)
+    axis = np.zeros((n, 10), dtype=np.int64)
     taps = np.zeros((n, kernel, 2), dtype=np.int64)
+    # Tiles that stand for their class.
+    leaders, classes = np.empty(n, dtype=np.int64), 0
     for i in range(n):
         first = i * tile
         count = min(tile, out - first)
@@ -120,6 +143,7 @@ def tile_axis(out, size, kernel, stride, spread, dilation, lead, step, tile, pad
             taps[i, k, 1] = met
             if met > 0:
                 axis[i, A_TAPS] += met
+                axis[i, A_TOUCH] += 1
                 low = min(low, (begin * stride + offset) // spread)
                 high = max(high, ((begin + (met - 1) * spread) * stride + offset) // spread)
                 axis[i, A_GROUPS] += leads_group(taps[i], k)
@@ -129,8 +153,8 @@ def tile_axis(out, size, kernel, stride, spread, dilation, lead, step, tile, pad
             axis[i, A_BEFORE] = max(-low, 0)
             axis[i, A_AFTER] = max(high - (size - 1), 0)
         axis[i, A_CLASS] = i
-        for other in range(i):
-            if axis[other, A_CLASS] != other or axis[other, A_COUNT] != count or axis[other, A_SIZE] != axis[i, A_SIZE]:
+        for other in leaders[:classes]:
+            if axis[other, A_COUNT] != count or axis[other, A_SIZE] != axis[i, A_SIZE]:
                 continue
             same = True
             for k in range(kernel):
@@ -145,6 +169,9 @@ def tile_axis(out, size, kernel, stride, spread, dilation, lead, step, tile, pad
             if same:
                 axis[i, A_CLASS] = other
                 break
+        if axis[i, A_CLASS] == i:
+            leaders[classes] = i
+            classes += 1
     return axis, taps
 
 
@@ -208,6 +235,10 @@ def recurrence(fold: int, co: int, chunk: int, row_items, col_items) -> int:  # 
             taps = row_items[i, 1] * col_items[j, 1]
             across = col_items[j, 2]
             shift = row_items[i, 2] * wide + across
+            if fold == FOLD_TAPS:
+                if chunk > 1:
+                    least = min(least, high * wide * co)
+                continue
             if fold == FOLD_SPACE:
                 if taps * chunk > 1:
                     least = min(least, co)
@@ -618,14 +649,17 @@ SUMMARY = (
     _R_LAST_H,
     _R_LAST_W,
     _R_REAL,
+    _R_TOUCH,
+    _R_TOUCH_FIRST,
+    _R_TOUCH_LAST,
     _R_CLASSES,
-) = range(17)
+) = range(20)
 # Spatial tiles of equal geometry: how many, and their micro-ops a kernel for each fold but for the channels.
 _CLASSES = 16
 # `recurrence` for each fold, chunks of one or of more channels, and narrowest steps; the last stands for wider ones.
 _NARROW = 16
 _R_RECUR = _R_CLASSES + 1 + 4 * _CLASSES
-_RECORD = _R_RECUR + 3 * 2 * _NARROW
+_RECORD = _R_RECUR + _FOLDS * 2 * _NARROW
 _RECORDS = 1024
 
 
@@ -639,6 +673,9 @@ def _geometry(p, v, record):  # type: ignore[no-untyped-def]
     record[_R_GROUPS] = rows[:, A_GROUPS].sum() * cols[:, A_GROUPS].sum()
     record[_R_GROUPS_FIRST] = rows[0, A_GROUPS] * cols[0, A_GROUPS]
     record[_R_GROUPS_LAST] = rows[-1, A_GROUPS] * cols[-1, A_GROUPS]
+    record[_R_TOUCH] = rows[:, A_TOUCH].sum() * cols[:, A_TOUCH].sum()
+    record[_R_TOUCH_FIRST] = rows[0, A_TOUCH] * cols[0, A_TOUCH]
+    record[_R_TOUCH_LAST] = rows[-1, A_TOUCH] * cols[-1, A_TOUCH]
     record[_R_WORK] = rows[:, A_TAPS].sum() * cols[:, A_TAPS].sum()
     record[_R_WORK_FIRST] = rows[0, A_TAPS] * cols[0, A_TAPS]
     record[_R_WORK_LAST] = rows[-1, A_TAPS] * cols[-1, A_TAPS]
@@ -682,7 +719,7 @@ def _geometry(p, v, record):  # type: ignore[no-untyped-def]
             entry[2] += row_uops[i, 3] * col_uops[j, 1] + (row_uops[i, 1] - row_uops[i, 3]) * col_uops[j, 2]
             entry[3] += row_uops[i, 2] * col_uops[j, 2]
     row_items, col_items = tap_items(rows, row_taps), tap_items(cols, col_taps)
-    for i in range(3 * 2 * _NARROW):
+    for i in range(_FOLDS * 2 * _NARROW):
         fold, several, co = i // (2 * _NARROW), (i // _NARROW) % 2, i % _NARROW
         record[_R_RECUR + i] = recurrence(fold, co + 1, 1 + several, row_items, col_items)
 
@@ -743,7 +780,7 @@ def _kernel_uops(v, g, k: int, nci: int, nco: int):  # type: ignore[no-untyped-d
     entry = g[_R_CLASSES + 1 + 4 * k :]
     if v[K_FOLD] == FOLD_SPACE:
         return entry[1] * nci * nco
-    return entry[2] * nco if v[K_FOLD] == FOLD_CI_ROWS else entry[3]
+    return entry[3] if v[K_FOLD] == FOLD_CI_CO else entry[2] * nco
 
 
 @njit(INT(VECTOR, VECTOR, VECTOR, INT, INT, INT, INT, INT, INT), cache=True, nogil=True)
@@ -812,6 +849,14 @@ def _all_uops(p, v, g, sp_tiles: int, co_tiles: int, whole: int, cuts: int):  # 
 
 
 @njit(cache=True, nogil=True)
+def _tile_gemms(v, g):  # type: ignore[no-untyped-def]
+    """GEMMs that a step of every spatial tile of an image takes: (of all, of the first, of the last)."""
+    if v[K_FOLD] == FOLD_TAPS:
+        return g[_R_TOUCH], g[_R_TOUCH_FIRST], g[_R_TOUCH_LAST]
+    return g[_R_GROUPS], g[_R_GROUPS_FIRST], g[_R_GROUPS_LAST]
+
+
+@njit(cache=True, nogil=True)
 def _beats(p, elements: int, size: int) -> int:  # type: ignore[no-untyped-def]
     """Bus beats that carry ``elements`` of ``size`` bytes, at least."""
     return ceil_div(elements * size, p[N.BUS])
@@ -849,7 +894,7 @@ def _store_cycles(p, elements: int, rows: int) -> int:  # type: ignore[no-untype
 @njit(cache=True, nogil=True)
 def _record_of(p, v, records, tags):  # type: ignore[no-untyped-def]
     """The geometry record of a schedule's spatial tiles, made where it is not in the hash table yet."""
-    tag = (v[K_H] * 65536 + v[K_W]) * 2 + v[K_PAD]
+    tag = (v[K_H] * (p[N.OW] + 1) + v[K_W]) * 2 + v[K_PAD]
     slot = (tag * 2654435761 >> 8) & (_RECORDS - 1)
     while tags[slot] >= 0 and tags[slot] != tag:
         slot = (slot + 1) & (_RECORDS - 1)
@@ -901,7 +946,8 @@ def summaries_into(p, values, out, records, tags):  # type: ignore[no-untyped-de
         sp_tiles = nb * g[_R_TILES]
         tiles = co_tiles * sp_tiles
         co_first, co_last = min(tco, co), last_channels(p, v)
-        groups = nb * g[_R_GROUPS]
+        gemms_all, gemms_first, gemms_last = _tile_gemms(v, g)
+        groups = nb * gemms_all
         whole = ceil_div(ci, tci)
         tapered = whole
         first_chunk = tci
@@ -925,12 +971,12 @@ def summaries_into(p, values, out, records, tags):  # type: ignore[no-untyped-de
             last_chunks = tapered if co_tiles == 1 else whole
         else:
             steps = tapered + (tiles - 1) * whole
-            gemms = g[_R_GROUPS_FIRST] * tapered + (co_tiles * groups - g[_R_GROUPS_FIRST]) * whole
+            gemms = gemms_first * tapered + (co_tiles * groups - gemms_first) * whole
             last_chunks = tapered if tiles == 1 else whole
 
         part, parts = head_parts(min(tco, co), head_kind)
         steps += parts - 1
-        gemms += g[_R_GROUPS_FIRST] * (parts - 1)
+        gemms += gemms_first * (parts - 1)
 
         # Loads: elements and instructions.
         if p[N.DEPTHWISE]:
@@ -1015,7 +1061,7 @@ def summaries_into(p, values, out, records, tags):  # type: ignore[no-untyped-de
         last_finish = stage_cycles * last_outputs + 7 * stages * cuts
         last_ci = ci - (whole - 1) * tci if last_chunks == whole else 1
         last_co = part if steps == parts else co_last
-        last_step = g[_R_WORK_LAST] * last_co * min(last_ci, tci) + 7 * g[_R_GROUPS_LAST] + last_extra + last_finish
+        last_step = g[_R_WORK_LAST] * last_co * min(last_ci, tci) + 7 * gemms_last + last_extra + last_finish
         first_tile = g[_R_WORK_FIRST] * ci * co_first
         store = _store_cycles(p, outputs, all_cuts)
 

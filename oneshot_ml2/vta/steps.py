@@ -23,7 +23,7 @@ from oneshot_ml2.vta.plan import INT, TABLE, VECTOR
 MAX_INSNS = 65536
 # Rows that are never handed out, so that an index just past the program stays inside the work array.
 SPARE = 2
-MAX_SIZE = 65535
+MAX_SIZE = N.MAX_SIZE
 _MAX_PAD = 15
 _MAX_TOKENS = 255
 
@@ -63,9 +63,9 @@ L_INP, L_WGT, L_RES, L_CONST = 1, 2, 4, 8
 # Facts of one cut axis (`axis_facts`): largest extent in SRAM, why its pads cannot be loaded, whether a tile
 # touches no real input.
 _F_MAX, _F_PADS, _F_EMPTY = range(3)
-# Columns of a cached tile after the ``A_*`` of `plan.tile_axis`: taps that touch real inputs at all, and in one output.
-_A_TOUCH, _A_ONES = 9, 10
-_AXIS = 11
+# Columns of a cached tile: the ``A_*`` of `plan.tile_axis`, then taps that touch real inputs in one output.
+_A_ONES = P.A_TOUCH + 1
+_AXIS = _A_ONES + 1
 # Columns of a cached axis: first row and number of its tiles, then of its tap items, then its facts.
 _E_TILES, _E_COUNT, _E_ITEMS, _E_ITEM_COUNT, _E_FACTS = range(5)
 # State of a count: instructions, micro-ops, first failure.
@@ -111,24 +111,35 @@ def static_reason(p, v, sp_tiles, row_facts, row_items, col_facts, col_items):  
         return SRAM_OVERFLOW
     if p[N.BIAS] and v[P.K_BIAS] == P.BIAS_GEMM and not p[N.BIAS_GEMM_FITS]:
         return FIELD_OVERFLOW
-    chunk = v[P.K_CI]
-    taps = p[N.KH] * p[N.KW]
     if row_facts[_F_PADS] != VALID:
         return row_facts[_F_PADS]
     if col_facts[_F_PADS] != VALID:
         return col_facts[_F_PADS]
-    if p[N.CI] * taps > MAX_SIZE and chunk < p[N.CI]:
-        return FIELD_OVERFLOW
     channels = P.input_channels(p, v)[0]
-    if p[N.IW] * p[N.SH] > MAX_SIZE:
-        return FIELD_OVERFLOW
     if not p[N.MINOR]:
         if p[N.IH] * p[N.IW] > MAX_SIZE and channels > 1:
             return FIELD_OVERFLOW
         if p[N.OH] * p[N.OW] > MAX_SIZE and v[P.K_CO] > 1:
             return FIELD_OVERFLOW
-    recurrence = P.recurrence(v[P.K_FOLD], P.narrowest(p, v), chunk, row_items, col_items)
+    recurrence = P.recurrence(v[P.K_FOLD], P.narrowest(p, v), v[P.K_CI], row_items, col_items)
     return ACC_HAZARD if recurrence < P.RECURRENCE else VALID
+
+
+@njit(cache=True, nogil=True)
+def recurs_always(p, values):  # type: ignore[no-untyped-def]
+    """Whether `static_reason` refuses all of some canonical schedules (n, knobs), and some for their hazards."""
+    recurs = False
+    for i in range(len(values)):
+        v = values[i]
+        rows, row_taps, cols, col_taps, _ = P.axes(p, v)
+        row_facts, col_facts = axis_facts(rows, v[P.K_PAD]), axis_facts(cols, v[P.K_PAD])
+        row_items, col_items = P.tap_items(rows, row_taps), P.tap_items(cols, col_taps)
+        sp_tiles = p[N.NB] * len(rows) * len(cols)
+        reason = static_reason(p, v, sp_tiles, row_facts, row_items, col_facts, col_items)
+        if reason == VALID:
+            return False
+        recurs = recurs or reason == ACC_HAZARD
+    return recurs
 
 
 # --- shapes of memory instructions -----------------------------------------------------------------------------------
@@ -287,7 +298,7 @@ def step_limit(p, v, tiles, whole, tapered):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def walk(p, v, at, rows, cols, whole, tapered, records):  # type: ignore[no-untyped-def]
-    """Records of all steps; ``rows``, ``cols``: int64 (tiles, at least 9), columns ``A_*``. Returns how many."""
+    """Records of all steps; ``rows``, ``cols``: int64 (tiles, at least 10), columns ``A_*``. Returns how many."""
     n_h, n_w = len(rows), len(cols)
     sp_tiles = p[N.NB] * n_h * n_w
     co_tiles = P.channel_tiles(p, v)
@@ -470,12 +481,12 @@ def _count_single(p, state, kernels, stamps, stamp, dst, src, wgt):  # type: ign
 def _tap_uops(v, rows, hi, cols, wi, nci, mco):  # type: ignore[no-untyped-def]
     """Micro-ops of the kernels of all tap groups of a step."""
     if v[P.K_FOLD] == P.FOLD_SPACE:
-        return rows[hi, _A_TOUCH] * cols[wi, _A_TOUCH] * nci * mco
+        return rows[hi, P.A_TOUCH] * cols[wi, P.A_TOUCH] * nci * mco
     if v[P.K_FOLD] == P.FOLD_CI_CO:
         return rows[hi, P.A_TAPS] * cols[wi, P.A_TAPS]
     # Taps that touch one row iterate over its columns; the others have a micro-op a column.
     ones = rows[hi, _A_ONES]
-    return mco * (ones * cols[wi, _A_TOUCH] + (rows[hi, _A_TOUCH] - ones) * cols[wi, P.A_TAPS])
+    return mco * (ones * cols[wi, P.A_TOUCH] + (rows[hi, P.A_TOUCH] - ones) * cols[wi, P.A_TAPS])
 
 
 @njit(cache=True, nogil=True)
@@ -493,7 +504,7 @@ def _count_tile(p, v, at, rows, cols, step, tiles, records, k, end, state, kerne
     if v[P.K_PAD] == P.PAD_LOAD:
         pads_h = rows[hi, P.A_BEFORE] + rows[hi, P.A_AFTER]
         pads_w = cols[wi, P.A_BEFORE] + cols[wi, P.A_AFTER]
-    groups = rows[hi, P.A_GROUPS] * cols[wi, P.A_GROUPS]
+    groups = P.gemms_of(v[P.K_FOLD], rows[hi], cols[wi])
     signature = rows[hi, P.A_CLASS] * n_w + cols[wi, P.A_CLASS]
     acc = (t % v[P.K_ACC_BUF]) * at[8]
     acc_co = 1 if minor else area
@@ -756,9 +767,8 @@ def _cut_axis(p, values, is_rows):  # type: ignore[no-untyped-def]
         cut[_E_FACTS:] = facts
         all_items[items_end : items_end + m] = items
         for i in range(n):
-            axes[tiles + i, : P.A_CLASS + 1] = axis[i]
+            axes[tiles + i, :_A_ONES] = axis[i]
             for k in range(kernel):
-                axes[tiles + i, _A_TOUCH] += taps[i, k, 1] > 0
                 axes[tiles + i, _A_ONES] += taps[i, k, 1] == 1
         tiles += n
         items_end += m

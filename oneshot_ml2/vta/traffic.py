@@ -98,7 +98,7 @@ def _rows(p, values, order, out):  # type: ignore[no-untyped-def]
     rows = cols = np.zeros((0, 4), dtype=np.int64)
     for at in range(len(order)):
         v = values[order[at]]
-        own = (v[plan.K_H] * 65536 + v[plan.K_W]) * 2 + v[plan.K_PAD]
+        own = (v[plan.K_H] * (p[N.OW] + 1) + v[plan.K_W]) * 2 + v[plan.K_PAD]
         if own != tag:
             tag = own
             row_axis, _, col_axis, _, step = plan.axes(p, v)
@@ -112,7 +112,7 @@ def traffic(p: NDArray[np.int64], values: NDArray[np.int64], summary: NDArray[np
     Chunks and channel tiles are taken at their full size, the last tile as a whole unless all are cut.
     """
     out = np.empty((len(values), len(TRAFFIC)))
-    keys = (values[:, plan.K_H] * 65536 + values[:, plan.K_W]) * 2 + values[:, plan.K_PAD]
+    keys = (values[:, plan.K_H] * (p[N.OW] + 1) + values[:, plan.K_W]) * 2 + values[:, plan.K_PAD]
     _rows(p, np.ascontiguousarray(values), np.argsort(keys, kind="stable"), out)
     out[:, _UOPS] = summary[:, plan.S_UOPS]
     out[:, _GEMM] = summary[:, plan.S_COMPUTE] / np.maximum(summary[:, plan.S_GEMMS], 1.0)
