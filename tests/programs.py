@@ -70,6 +70,35 @@ def random_workload(rng: np.random.Generator) -> Workload:
     return conv
 
 
+def smallest_workload(rng: np.random.Generator, block: int = 16) -> Workload:
+    """An operator of few pixels and blocks of channels: extents of 1, and strides larger than the extent."""
+    kind = int(rng.integers(7))
+    epilogue = random_epilogue(rng)
+    c, k = (int(rng.integers(1, 3 * block)) for _ in range(2))
+    n, h, w = (int(rng.choice([1, 1, 2, 3])) for _ in range(3))
+    r, s = (int(x) for x in rng.choice([1, 1, 2, 3], 2))
+    stride = tuple(int(x) for x in rng.choice([1, 1, 2, 5, 70_000], 2))
+    plain = dataclasses.replace(epilogue, residual_shift=None, pre_shift=0)
+    if kind == 0:
+        return Dense(n, c, k, epilogue)
+    if kind == 1:
+        return BatchMatmul(int(rng.integers(1, 4)), n, c, k, plain)
+    if kind == 2:
+        steps = (min(stride[0], 5), min(stride[1], 5))
+        return Conv2dTranspose(n, c, h, w, k, r, s, steps, epilogue=epilogue)
+    padding = tuple(int(rng.integers(0, size)) for size in (r, r, s, s))
+    h, w = max(h, r - padding[0] - padding[1]), max(w, s - padding[2] - padding[3])
+    if kind == 3:
+        clip = Epilogue(shift=0, clip=(-50, 100) if rng.integers(2) else None)
+        return MaxPool2d(n, c, h, w, r, s, stride, padding, bool(rng.integers(2)), clip)
+    groups = 1
+    if kind == 4:
+        c = k = groups = int(rng.integers(2, 3 * block))
+    elif kind == 5:
+        c, k, groups = 2 * block, 4 * block, 2
+    return Conv2d(n, c, h, w, k, r, s, stride, padding, epilogue=epilogue, groups=groups)
+
+
 def _random_transpose(rng: np.random.Generator) -> Conv2dTranspose:
     r, s = (int(x) for x in rng.integers(1, 5, 2))
     stride = (int(rng.integers(1, 4)), int(rng.integers(1, 4)))

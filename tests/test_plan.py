@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from programs import ACCELERATORS, random_workload
+from programs import ACCELERATORS, random_workload, smallest_workload
 
 from oneshot_ml2.schedule import InvalidSchedule, Reason, ScheduleSpace
 from oneshot_ml2.vta import emit, nest, plan
+from oneshot_ml2.vta import program as G
 from oneshot_ml2.workload import Conv2d, Dense, Epilogue
 
 
@@ -116,3 +117,27 @@ def test_micro_ops_in_closed_form_are_nearly_those_of_programs() -> None:
     low, middle, high = np.quantile(ratios, [0.05, 0.5, 0.95])
     assert 0.9 < low and 0.99 < middle < 1.05 and high < 1.6
     assert np.mean(sides) > 0.99
+
+
+def test_a_gemm_a_tap_in_closed_form_is_that_of_programs() -> None:
+    rng = np.random.default_rng(15)
+    compared = 0
+    while compared < 200:
+        space = ScheduleSpace(smallest_workload(rng), ACCELERATORS[int(rng.integers(len(ACCELERATORS)))])
+        indices = rng.integers(0, len(space), 60)
+        p, values = nest.nest(space.workload, space.accelerator), space.values(indices)
+        taps = (values[:, plan.K_FOLD] == plan.FOLD_TAPS) & (space.validity(indices) == Reason.VALID)
+        totals = plan.summaries(p, values)
+        assert (totals[taps, plan.S_RECURRENCE] >= plan.RECURRENCE).all()
+        for index, total in zip(indices[taps], totals[taps], strict=True):
+            insns = space.lower(int(index)).insns
+            if p[nest.POOL]:
+                gemms = (insns[:, G.C_OP] == G.ALU) & (insns[:, G.C_ALU_OP] == G.ALU_MAX) & (insns[:, G.C_USE_IMM] == 0)
+            else:
+                gemms = (insns[:, G.C_OP] == G.GEMM) & (insns[:, G.C_RESET] == 0)
+            others = 0
+            if not p[nest.POOL]:
+                bias = p[nest.BIAS] and space.values(np.array([index]))[0, plan.K_BIAS] == plan.BIAS_GEMM
+                others = int(total[plan.S_TILES]) * (int(bias) + int(p[nest.RES]))
+            assert gemms.sum() - others == total[plan.S_GEMMS]
+            compared += 1

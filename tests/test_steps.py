@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from programs import ACCELERATORS, random_workload
+from programs import ACCELERATORS, random_workload, smallest_workload
 
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.schedule import Reason, ScheduleSpace
@@ -78,6 +78,14 @@ def test_reasons_are_those_of_lowering() -> None:
 
 def test_reasons_of_random_workloads_are_those_of_lowering() -> None:
     run_random(seed=22, tasks=100, each=120)
+
+
+def test_reasons_of_smallest_workloads_are_those_of_lowering() -> None:
+    rng = np.random.default_rng(27)
+    lowering = Lowering()
+    for _ in range(100):
+        space = ScheduleSpace(smallest_workload(rng), ACCELERATORS[int(rng.integers(len(ACCELERATORS)))])
+        compare(space, space.values(rng.integers(0, len(space), 120)), lowering)
 
 
 @pytest.mark.slow
