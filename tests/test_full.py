@@ -263,7 +263,7 @@ LONG: tuple[Workload, ...] = (
     Conv2d(1, 32, 257, 256, 32, 1, 1, groups=32),
     Conv2d(1, 16, 3, 40_000, 16, 3, 3, stride=(2, 3), padding=1),
     Conv2d(1, 16, 2, 70_000, 16, 1, 1, stride=(1, 2)),
-    MaxPool2d(1, 16, 2, 70_000, 2, 2),
+    MaxPool2d(1, 16, 1, 70_000, 1, 2),
     MaxPool2d(1, 16, 257, 256, 1, 1),
     Conv2dTranspose(1, 16, 256, 256, 16, 1, 1),
     Dense(66_000, 16, 32, Epilogue(bias=True)),
@@ -287,6 +287,19 @@ def test_a_large_image_has_a_legal_schedule() -> None:
     space = ScheduleSpace(LONG[0], ACCELERATORS[0])
     indices = np.unique(rng.integers(0, len(space), 4000))
     check_computes(space, int(indices[space.validity(indices) == 0][0]), rng)
+
+
+def test_channels_that_lie_far_apart_move_one_by_one() -> None:
+    rng = np.random.default_rng(39)
+    layer = Conv2d(1, 48, 256, 257, 32, 1, 1, epilogue=Epilogue(bias=True, residual_shift=1))
+    space = ScheduleSpace(layer, ACCELERATORS[0])
+    indices = np.unique(rng.integers(0, len(space), 8000))
+    values = space.values(indices)
+    several = indices[(values[:, plan.K_CO] > 1) & (values[:, plan.K_CI] > 1)]
+    found = several[space.validity(several) == 0]
+    full_rows = space.values(found)[:, plan.K_W] == 257
+    for chosen in (found[full_rows], found[~full_rows]):
+        check_computes(space, int(rng.choice(chosen)), rng)
 
 
 def test_kernels_of_many_taps_are_told_apart() -> None:

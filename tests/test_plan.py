@@ -6,7 +6,7 @@ import numpy as np
 from programs import ACCELERATORS, random_workload, smallest_workload
 
 from oneshot_ml2.schedule import InvalidSchedule, Reason, ScheduleSpace
-from oneshot_ml2.vta import emit, nest, plan
+from oneshot_ml2.vta import emit, nest, plan, traffic
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.workload import Conv2d, Dense, Epilogue
 
@@ -141,3 +141,17 @@ def test_a_gemm_a_tap_in_closed_form_is_that_of_programs() -> None:
                 others = int(total[plan.S_TILES]) * (int(bias) + int(p[nest.RES]))
             assert gemms.sum() - others == total[plan.S_GEMMS]
             compared += 1
+
+
+def test_tiles_of_wide_images_are_told_apart() -> None:
+    layer = Conv2d(1, 16, 3, 70_000, 16, 1, 1)
+    p = nest.nest(layer, ACCELERATORS[0])
+    values = np.repeat(ScheduleSpace(layer, ACCELERATORS[0]).values(np.array([0])), 2, axis=0)
+    values[:, [plan.K_H, plan.K_W]] = (1, 70_000), (2, 70_000 - 65_536)
+    both = plan.summaries(p, values)
+    alone = [plan.summaries(p, row[None])[0] for row in values]
+    assert np.array_equal(both, alone)
+    moved = traffic.traffic(p, values, both)
+    assert np.array_equal(
+        moved, [traffic.traffic(p, row[None], total[None])[0] for row, total in zip(values, alone, strict=True)]
+    )

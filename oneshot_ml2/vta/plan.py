@@ -78,6 +78,17 @@ def outer_is_co(flow: int) -> bool:
 
 
 @njit(cache=True, nogil=True)
+def moves_apart(p) -> bool:  # type: ignore[no-untyped-def]
+    """Whether every channel is moved by itself: of 1x1 kernels on images whose planes no 16-bit stride steps over.
+
+    Such images could be one row (`nest.is_one_row`) but for their size. Those of other kernels that are as large have
+    tiles of one channel only.
+    """
+    steps = p[N.KH] * p[N.KW] * p[N.SH] * p[N.SW] * p[N.TH] * p[N.TW]
+    return bool(p[N.MINOR] == 0 and steps == 1 and p[N.IH] * p[N.IW] > N.MAX_SIZE)
+
+
+@njit(cache=True, nogil=True)
 def load_step(kernel: int, stride: int, pad: int, rows: bool) -> int:
     """DRAM rows per loaded row: a one-row kernel reads only every stride-th row; columns are never skipped."""
     return stride if rows and kernel == 1 and pad == PAD_SKIP else 1
@@ -691,7 +702,7 @@ def _geometry(p, v, record):  # type: ignore[no-untyped-def]
                 width -= cols[j, A_BEFORE] + cols[j, A_AFTER]
             compact = p[N.MINOR] == 1
             if pads == 0 and ((width == p[N.IW] and (step == 1 or height == 1)) or height == 1):
-                compact = True
+                compact = not moves_apart(p)
             record[_R_REAL] += 1
             elements = max(height, 0) * max(width, 0)
             record[_R_LOADED] += elements

@@ -116,7 +116,7 @@ def static_reason(p, v, sp_tiles, row_facts, row_items, col_facts, col_items):  
     if col_facts[_F_PADS] != VALID:
         return col_facts[_F_PADS]
     channels = P.input_channels(p, v)[0]
-    if not p[N.MINOR]:
+    if not p[N.MINOR] and not P.moves_apart(p):
         if p[N.IH] * p[N.IW] > MAX_SIZE and channels > 1:
             return FIELD_OVERFLOW
         if p[N.OH] * p[N.OW] > MAX_SIZE and v[P.K_CO] > 1:
@@ -150,7 +150,7 @@ def input_is_compact(p, size_h, size_w, pads, step):  # type: ignore[no-untyped-
     """Whether one instruction moves all channels of an input chunk; else each channel takes one."""
     if p[N.MINOR]:
         return True
-    return pads == 0 and (size_h == 1 or (size_w == p[N.IW] and step == 1))
+    return not P.moves_apart(p) and pads == 0 and (size_h == 1 or (size_w == p[N.IW] and step == 1))
 
 
 @njit(cache=True, nogil=True)
@@ -163,6 +163,8 @@ def input_shape(p, nci, size_h, size_w, pads_h, pads_w, step):  # type: ignore[n
         if size_w == p[N.IW] and size_h == p[N.IH]:
             return 1, 1, nci * plane, 0
         return 1, nci, size_h * size_w, plane
+    if P.moves_apart(p) and size_w == p[N.IW]:
+        return nci, 1, size_h * size_w, 0
     return nci, size_h - pads_h, size_w - pads_w, p[N.IW] * step
 
 
@@ -185,7 +187,9 @@ def output_shape(p, nc, nh, nw):  # type: ignore[no-untyped-def]
     if p[N.MINOR]:
         return (1, 1, nc * nw, 0) if nc == p[N.CO] else (1, nw, nc, p[N.CO])
     plane = p[N.OH] * p[N.OW]
-    if nw == p[N.OW] or nh == 1:
+    if P.moves_apart(p) and nw == p[N.OW]:
+        return nc, 1, nh * nw, 0
+    if not P.moves_apart(p) and (nw == p[N.OW] or nh == 1):
         return (1, 1, nc * plane, 0) if nh * nw == plane else (1, nc, nh * nw, plane)
     return nc, nh, nw, p[N.OW]
 
