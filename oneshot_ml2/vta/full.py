@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Knob, Reason
+from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Knob, NoSchedule, Reason
 from oneshot_ml2.vta import emit, nest, plan, steps, timing
 from oneshot_ml2.vta.program import COLUMNS, Program
 from oneshot_ml2.workload import Conv2d, Workload
@@ -27,7 +28,8 @@ _SLIVER = 0.3
 
 def _ceilings(extent: int) -> list[int]:
     """Distinct tile sizes ceil(extent / m), descending: all that an even cut of a loop can give."""
-    return sorted({-(-extent // m) for m in range(1, extent + 1)}, reverse=True)
+    root = math.isqrt(extent - 1)
+    return sorted({1, *range(2, root + 2), *((extent - 1) // m + 1 for m in range(1, root + 1))}, reverse=True)
 
 
 def _thin(sizes: list[int], extent: int, count: int) -> tuple[int, ...]:
@@ -46,8 +48,20 @@ def _thin(sizes: list[int], extent: int, count: int) -> tuple[int, ...]:
 
 
 def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
-    """Knobs and candidates (``plan.KNOBS`` in order) of a workload on an accelerator."""
+    """Knobs and candidates (``plan.KNOBS`` in order) of a workload on an accelerator.
+
+    Raises:
+        NoSchedule: a workload that VTA cannot address, or with a kernel of more taps a side than there are micro-ops.
+    """
     p = nest.nest(workload, accelerator)
+    if max(p[nest.KH], p[nest.KW]) > nest.PORTABLE_UOPS:
+        raise NoSchedule(
+            workload,
+            accelerator,
+            Reason.UOP_OVERFLOW,
+            f"its kernel has {p[nest.KH]:,} x {p[nest.KW]:,} taps, and a program has {nest.PORTABLE_UOPS:,} micro-ops, "
+            f"one for each at least; allowed: {nest.PORTABLE_UOPS:,} a side",
+        )
     co, ci, oh, ow = (int(p[i]) for i in (nest.CO, nest.CI, nest.OH, nest.OW))
     # Tiles whose accumulators or inputs cannot fit are left out of the lists; smaller ones are thinned.
     fits = [s for s in _ceilings(co) if s <= p[nest.ACC_DEPTH]]
