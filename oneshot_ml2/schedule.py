@@ -64,15 +64,16 @@ class InvalidSchedule(OneShotError, ValueError):
         self.reason = reason
 
 
+_SPLIT = "a split into layers of fewer images, pixels or channels"
 # What makes schedules legal that are not for a reason.
 _HELP = {
     Reason.DMA_PATTERN: "fewer pads",
     Reason.ACC_HAZARD: "more output channels or pixels",
-    Reason.SRAM_OVERFLOW: "larger SRAMs, or a smaller kernel",
+    Reason.SRAM_OVERFLOW: "larger SRAMs or a smaller kernel",
     Reason.UOP_OVERFLOW: "a smaller kernel",
-    Reason.FIELD_OVERFLOW: "fewer pixels, or smaller strides",
-    Reason.INSTRUCTION_OVERFLOW: "layers of fewer images, pixels or channels",
-    Reason.TOKEN_OVERFLOW: "layers of fewer images, pixels or channels",
+    Reason.FIELD_OVERFLOW: "fewer pixels or smaller strides",
+    Reason.INSTRUCTION_OVERFLOW: _SPLIT,
+    Reason.TOKEN_OVERFLOW: _SPLIT,
 }
 
 
@@ -87,10 +88,12 @@ class NoSchedule(InvalidSchedule):
     def counted(cls, workload: Workload, accelerator: Accelerator, counts: Mapping[Reason, int]) -> NoSchedule:
         """The error that tells of how many schedules (at least one) each reason is."""
         found = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        most = found[0][0]
         reasons = ", ".join(f"{count:,} {reason.label}" for reason, count in found)
-        help_ = f"; what helps: {_HELP[most]}" if most in _HELP else ""
-        return cls(workload, accelerator, most, f"of {sum(counts.values()):,} schedules {reasons}{help_}")
+        helps = list(dict.fromkeys(_HELP[reason] for reason, _ in found if reason in _HELP))[:2]
+        text = f"of {sum(counts.values()):,} schedules {reasons}"
+        if helps:
+            text += f"; what helps: {', or '.join(helps)}"
+        return cls(workload, accelerator, found[0][0], text)
 
 
 @dataclass(frozen=True)

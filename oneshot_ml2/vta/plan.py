@@ -116,15 +116,23 @@ def tile_axis(out, size, kernel, stride, spread, dilation, lead, step, tile, pad
     taps = np.empty((n, kernel, 2), dtype=np.int64)
     # The tile in which as many outputs were last met by a tap.
     met_in = np.full(min(tile, out) + 1, -1, dtype=np.int64)
-    # Tiles that stand for their class.
-    leaders, classes = np.empty(n, dtype=np.int64), 0
+    # Tiles that stand for their class, and whether all their taps meet all their outputs.
+    leaders, whole, classes = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.bool_), 0
     for i in range(n):
         first = i * tile
         count = min(tile, out - first)
         axis[i, A_FIRST] = first
         axis[i, A_COUNT] = count
-        low, high = size, -1
-        for k in range(kernel):
+        low, high = first * stride - lead, (first + count - 1) * stride + (kernel - 1) * dilation - lead
+        whole[i] = spread == 1 and (pad == PAD_LOAD or (low >= 0 and high < size))
+        if whole[i]:
+            taps[i, :, 0] = first
+            taps[i, :, 1] = count
+            axis[i, A_TAPS] = kernel * count
+            axis[i, A_GROUPS] = 1
+        else:
+            low, high = size, -1
+        for k in range(0 if whole[i] else kernel):
             offset = k * dilation - lead
             begin, end = first, first + count
             if spread > 1:
@@ -150,10 +158,10 @@ def tile_axis(out, size, kernel, stride, spread, dilation, lead, step, tile, pad
             axis[i, A_AFTER] = max(high - (size - 1), 0)
         axis[i, A_CLASS] = i
         for other in leaders[:classes]:
-            if axis[other, A_COUNT] != count or axis[other, A_SIZE] != axis[i, A_SIZE]:
+            if axis[other, A_COUNT] != count or axis[other, A_SIZE] != axis[i, A_SIZE] or whole[other] != whole[i]:
                 continue
             same = True
-            for k in range(kernel):
+            for k in range(0 if whole[i] else kernel):
                 count_k = taps[i, k, 1]
                 if taps[other, k, 1] != count_k:
                     same = False
