@@ -29,6 +29,8 @@ from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.files import write_whole
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from oneshot_ml2.oneshot import Pick
     from oneshot_ml2.vta.bound import EngineBound
     from oneshot_ml2.vta.program import Program
@@ -105,13 +107,35 @@ class CompiledLayer:
 
 
 @dataclass(frozen=True)
+class HostLayer:
+    """A layer that no schedule of the accelerator can compute, and why: the host has to."""
+
+    layer: Layer
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints for it."""
+        layer = self.layer
+        return {
+            "layer": layer.name,
+            "count": layer.count,
+            "workload": layer.workload.to_dict(),
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
 class CompiledModel:
-    """The layers of a model on an accelerator; ``seconds`` is the wall time of each of ``STAGES``."""
+    """The layers of a model on an accelerator, and those that it has no schedule for.
+
+    ``seconds`` is the wall time of each of ``STAGES``.
+    """
 
     name: str
     accelerator: Accelerator
     layers: tuple[CompiledLayer, ...]
     seconds: dict[str, float]
+    host: tuple[HostLayer, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -129,15 +153,20 @@ class CompiledModel:
         return sum(layer.layer.count * layer.bound.bound for layer in self.layers)
 
     def warnings(self) -> list[str]:
-        """What lies outside the range that the network was trained on, one line each, with the layers it is about."""
+        """What stays on the host for want of a schedule, and what lies outside the range that the network was trained
+        on: one line each, with the layers it is about.
+        """
         about: dict[str, list[str]] = {}
         for entry in self.layers:
             for warning in entry.pick.warnings:
                 about.setdefault(warning, []).append(entry.layer.name)
         every = len(self.layers)
         return [
-            f"{'all layers' if len(names) == every else ', '.join(names)}: {warning}"
-            for warning, names in about.items()
+            *(report.on_host(entry.layer.name, entry.reason) for entry in self.host),
+            *(
+                f"{'all layers' if len(names) == every else ', '.join(names)}: {warning}"
+                for warning, names in about.items()
+            ),
         ]
 
     @property
@@ -155,7 +184,9 @@ class CompiledModel:
             "engine_bound": self.bound,
             "milliseconds": self.milliseconds,
             "seconds": self.seconds,
+            "warnings": self.warnings(),
             "layers": [layer.to_dict() for layer in self.layers],
+            "host": [layer.to_dict() for layer in self.host],
         }
 
     def report(self) -> str:
@@ -180,6 +211,9 @@ class CompiledModel:
             )
             for entry in self.layers
         ]
+        for lost in self.host:
+            named = (lost.layer.name, str(lost.layer.count), report.short_workload(lost.layer.workload), "none", "host")
+            rows.append((*named, *[""] * (len(header) - len(named))))
         shares = [sum(entry.layer.count * entry.parts[part] for entry in self.layers) / self.cycles for part in PARTS]
         rows.append(
             (
@@ -200,6 +234,7 @@ class CompiledModel:
         lines = [
             report.table(header, rows, left=("layer", "shape", "schedule", "source", "result")),
             "",
+            *(f"Warning: {report.on_host(lost.layer.name, lost.reason)}." for lost in self.host),
             f"{self.name} on {chip.name}: {self.cycles:,} cycles, {self.milliseconds:.2f} ms at {chip.clock_mhz} MHz; "
             f"{right} of {len(self.layers)} results equal the reference bit for bit.",
             "Picks: " + ", ".join(f"{count} {source}" for source, count in sources.most_common()) + ".",
@@ -340,7 +375,8 @@ def compile_layers(
         RuntimeWarning: a result differs from its reference (``ok`` is then False).
 
     Raises:
-        OneShotError: unknown names, a layer that VTA or the weights cannot take.
+        OneShotError: unknown names, unusable weights.
+        InvalidSchedule: none of the layers has a legal schedule. Where some have, the others are the result's ``host``.
     """
     from tqdm import tqdm
 
@@ -361,39 +397,57 @@ def compile_layers(
     with tqdm(
         total=3 * len(chosen), unit="step", file=sys.stderr, leave=False, disable=None if progress else True
     ) as bar:
-        picks, programs, compiled = [], [], []
+        programs, compiled = [], []
         with stage("pick"):
-            from oneshot_ml2 import oneshot
-            from oneshot_ml2.schedule import InvalidSchedule
-
-            names = {layer.workload: layer.name for layer in reversed(chosen)}
-
-            def picked(workload: Workload) -> None:
-                bar.set_description(f"pick {names[workload]}")
-                bar.update()
-
-            found = oneshot.pick_all([layer.workload for layer in chosen], chip, weights, picked)
-            for layer in chosen:
-                pick = found[layer.workload]
-                if isinstance(pick, InvalidSchedule):
-                    raise pick
-                picks.append(pick)
+            picks, host = _picked(chosen, chip, weights, bar)
+            bar.total -= 2 * len(host)
         # The picks lowered theirs already; once more, so that the stage shows what lowering takes.
         with stage("lower"):
-            for layer, pick in zip(chosen, picks):
+            for layer, pick in picks:
                 bar.set_description(f"lower {layer.name}")
                 programs.append(pick.space.lower(pick.index))
                 bar.update()
         with stage("simulate"):
-            for layer, pick, program in zip(chosen, picks, programs):
+            for (layer, pick), program in zip(picks, programs):
                 bar.set_description(f"simulate {layer.name}")
                 compiled.append(_simulate(layer, pick, program, seed))
                 bar.update()
-    result = CompiledModel(model if isinstance(model, str) else "layers", chip, tuple(compiled), seconds)
+    name = model if isinstance(model, str) else "layers"
+    result = CompiledModel(name, chip, tuple(compiled), seconds, tuple(host))
     if not result.ok:
         wrong = ", ".join(entry.layer.name for entry in compiled if not entry.ok)
         warnings.warn(f"results differ from the reference: {wrong}", RuntimeWarning, stacklevel=2)
     return result
+
+
+def _picked(
+    layers: Sequence[Layer], chip: Accelerator, weights: str | Path | None, bar: tqdm[Any]
+) -> tuple[list[tuple[Layer, Pick]], list[HostLayer]]:
+    """The layers with their picks, and those without a legal schedule.
+
+    Raises:
+        InvalidSchedule: no layer has one.
+    """
+    from oneshot_ml2 import oneshot
+    from oneshot_ml2.schedule import InvalidSchedule
+
+    names = {layer.workload: layer.name for layer in reversed(layers)}
+
+    def done(workload: Workload) -> None:
+        bar.set_description(f"pick {names[workload]}")
+        bar.update()
+
+    found = oneshot.pick_all([layer.workload for layer in layers], chip, weights, done)
+    picks, host = [], []
+    for layer in layers:
+        pick = found[layer.workload]
+        if not isinstance(pick, InvalidSchedule):
+            picks.append((layer, pick))
+            continue
+        host.append(HostLayer(layer, str(pick)))
+        if len(host) == len(layers):
+            raise pick
+    return picks, host
 
 
 def over_patches(layers: Sequence[Layer], chip: Accelerator) -> list[Layer]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ from oneshot_ml2 import encode
 from oneshot_ml2.encoding import encoding, weights_of
 from oneshot_ml2.predictor import Predictor, Scores
 from oneshot_ml2.pretrained import load_pretrained
-from oneshot_ml2.schedule import InvalidSchedule, Reason, Schedule, ScheduleSpace
+from oneshot_ml2.schedule import InvalidSchedule, NoSchedule, Reason, Schedule, ScheduleSpace
 
 if TYPE_CHECKING:
     from oneshot_ml2.accelerator import Accelerator
@@ -162,12 +163,32 @@ def rank(space: ScheduleSpace, network: Predictor, closed_form: bool = True) -> 
     return Ranking(near.indices, network.judge(space, near), len(scanned))
 
 
-def closed_form_pick(space: ScheduleSpace) -> int | None:
-    """The closed-form-legal schedule with the least closed-form estimate; None if none is legal."""
+def closed_form_pick(space: ScheduleSpace) -> int:
+    """The closed-form-legal schedule with the least closed-form estimate.
+
+    Raises:
+        NoSchedule: none is legal; of how many of the canonical schedules each reason is.
+    """
     indices = encode.canonical_table(space)
     indices = indices[np.argsort(space.estimate(indices), kind="stable")]
-    found = first_legal(space, indices)
-    return None if found is None else int(indices[found])
+    counts: Counter[Reason] = Counter()
+    for begin, reasons in _reasons(space, indices):
+        legal = np.flatnonzero(reasons == Reason.VALID)
+        if len(legal):
+            return int(indices[begin + legal[0]])
+        counts.update({Reason(reason): int(n) for reason, n in enumerate(np.bincount(reasons)) if n})
+    raise NoSchedule.counted(space.workload, space.accelerator, counts)
+
+
+def _reasons(space: ScheduleSpace, indices: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """The closed-form validity of some schedules (n,) part by part, and where each part begins.
+
+    Parts grow, as mostly a first schedule is legal, and many at once take less time each.
+    """
+    begin, step = 0, _CHECKED
+    while begin < len(indices):
+        yield begin, space.validity(indices[begin : begin + step])
+        begin, step = begin + step, min(2 * step, _SCANNED)
 
 
 def first_legal(space: ScheduleSpace, indices: NDArray[np.int64]) -> int | None:
@@ -178,10 +199,9 @@ def first_legal(space: ScheduleSpace, indices: NDArray[np.int64]) -> int | None:
 
 def legal_positions(space: ScheduleSpace, indices: NDArray[np.int64], k: int) -> NDArray[np.int64]:
     """Positions of the first ``k`` of some schedules (n,) that the closed form calls legal, int64 (<= k,)."""
-    found, step = np.empty(0, dtype=np.int64), 256
-    for begin in range(0, len(indices), step):
-        legal = np.flatnonzero(space.validity(indices[begin : begin + step]) == Reason.VALID)
-        found = np.concatenate([found, begin + legal])
+    found = np.empty(0, dtype=np.int64)
+    for begin, reasons in _reasons(space, indices):
+        found = np.concatenate([found, begin + np.flatnonzero(reasons == Reason.VALID)])
         if len(found) >= k:
             break
     return found[:k]
@@ -204,7 +224,7 @@ def pick(
 
     Raises:
         WeightsError: unusable weights.
-        InvalidSchedule: no schedule of the space is legal.
+        NoSchedule: no schedule of the space is legal, or the workload is larger than VTA can address.
     """
     began = time.perf_counter()
     space = ScheduleSpace(workload, accelerator, "full")
@@ -230,10 +250,7 @@ def pick(
             continue
         break
     if program is None:
-        found = closed_form_pick(space)
-        if found is None:
-            raise InvalidSchedule(Reason.SRAM_OVERFLOW, f"no legal schedule for {workload} on {accelerator.name}")
-        index, source = found, "fallback"
+        index, source = closed_form_pick(space), "fallback"
         program = space.lower(index)
         lowered += 1
     place = np.flatnonzero(ranking.indices == index)

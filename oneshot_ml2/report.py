@@ -53,6 +53,11 @@ def short_schedule(schedule: Schedule) -> str:
     return f"{tile} {DATAFLOWS[knobs['dataflow']]} {'/'.join(str(knobs[name]) for name in _BUFFERS)}"
 
 
+def on_host(layer: str, reason: str) -> str:
+    """The warning that a layer has no schedule."""
+    return f"{layer}: on the host, {reason}"
+
+
 def percent(share: float) -> str:
     """A share as ``97.3%``."""
     return f"{share:.1%}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -61,6 +62,38 @@ class InvalidSchedule(OneShotError, ValueError):
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"invalid schedule: {reason.label}" + (f" ({detail})" if detail else ""))
         self.reason = reason
+
+
+_SPLIT = "a split into layers of fewer images, pixels or channels"
+# What makes schedules legal that are not for a reason.
+_HELP = {
+    Reason.DMA_PATTERN: "fewer pads",
+    Reason.ACC_HAZARD: "more output channels or pixels",
+    Reason.SRAM_OVERFLOW: "larger SRAMs or a smaller kernel",
+    Reason.UOP_OVERFLOW: "a smaller kernel",
+    Reason.FIELD_OVERFLOW: "fewer pixels or smaller strides",
+    Reason.INSTRUCTION_OVERFLOW: _SPLIT,
+    Reason.TOKEN_OVERFLOW: _SPLIT,
+}
+
+
+class NoSchedule(InvalidSchedule):
+    """No schedule of a workload on an accelerator is legal; ``reason`` says why most of them are not."""
+
+    def __init__(self, workload: Workload, accelerator: Accelerator, reason: Reason, why: str) -> None:
+        OneShotError.__init__(self, f"no legal schedule for {workload} on {accelerator.name}: {why}")
+        self.reason = reason
+
+    @classmethod
+    def counted(cls, workload: Workload, accelerator: Accelerator, counts: Mapping[Reason, int]) -> NoSchedule:
+        """The error that tells of how many schedules (at least one) each reason is."""
+        found = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        reasons = ", ".join(f"{count:,} {reason.label}" for reason, count in found)
+        helps = list(dict.fromkeys(_HELP[reason] for reason, _ in found if reason in _HELP))[:2]
+        text = f"of {sum(counts.values()):,} schedules {reasons}"
+        if helps:
+            text += f"; what helps: {', or '.join(helps)}"
+        return cls(workload, accelerator, found[0][0], text)
 
 
 @dataclass(frozen=True)

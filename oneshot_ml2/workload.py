@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -250,6 +251,47 @@ class _Operator:
         return specs
 
 
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of a window operator, counted in time and memory that grow with its sizes, not with their products.
+
+    Output ``o`` meets tap ``k`` at input ``(o * stride + k * dilation - lead) / spread``, where that is a whole number
+    from 0 to ``size - 1``; ``stride`` or ``spread`` is 1.
+    """
+
+    out: int
+    kernel: int
+    size: int
+    stride: int
+    spread: int
+    dilation: int
+    lead: int
+
+    @property
+    def met(self) -> NDArray[np.int64]:
+        """How many outputs read a real input with each tap, int64 (kernel,)."""
+        offset = np.arange(self.kernel, dtype=np.int64) * self.dilation - self.lead
+        first = np.maximum(-(offset // self.stride), 0)
+        first += -(offset + first) % self.spread if self.spread > 1 else 0
+        last = np.minimum(((self.size - 1) * self.spread - offset) // self.stride, self.out - 1)
+        return np.maximum((last - first) // self.spread + 1, 0)
+
+    @property
+    def used(self) -> int:
+        """Inputs that some output reads."""
+        # Where output o meets tap k, o * stride + k * dilation is this.
+        place = np.arange(self.size, dtype=np.int64) * self.spread + self.lead
+        # The least tap at which the place is within reach of the outputs, and leaves a multiple of the stride.
+        least = np.maximum(-((self.stride * (self.out - 1) - place) // self.dilation), 0)
+        common = math.gcd(self.dilation, self.stride)
+        period = self.stride // common
+        inverse = pow(self.dilation // common, -1, period)
+        wanted = place // common % period * inverse % period
+        tap = least + (wanted - least) % period
+        most = np.minimum(place // self.dilation, self.kernel - 1)
+        return int(np.count_nonzero((place % common == 0) & (tap <= most)))
+
+
 class _Windowed(_Operator):
     """Operators that slide a window over images: output ``o`` meets tap ``t`` at input ``(o * in_step + t * dilation -
     lead) / out_step``, where that is a whole number; one of the two steps is 1.
@@ -313,40 +355,38 @@ class _Windowed(_Operator):
         steps = (self.in_steps[0] * self.out_steps[0], self.in_steps[1] * self.out_steps[1])
         return (self.c // self.groups, self.k, (self.r, self.s), (self.out_h, self.out_w), steps)
 
-    @cached_property
-    def _tap_inputs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """((OH, R), (OW, S)): the input row (column) that an output's tap reads, -1 where it reads none."""
-        found = []
-        for axis, (out, kernel, size) in enumerate(((self.out_h, self.r, self.h), (self.out_w, self.s, self.w))):
-            place = np.arange(out)[:, None] * self.in_steps[axis] + np.arange(kernel)[None, :] * self.dilations[axis]
-            place -= self.leads[axis]
-            index, rest = place // self.out_steps[axis], place % self.out_steps[axis]
-            found.append(np.where((rest == 0) & (index >= 0) & (index < size), index, -1))
-        return found[0], found[1]
-
     @property
-    def real_taps(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """((OH, R), (OW, S)): whether the input row (column) that an output's tap reads is there."""
-        rows, cols = self._tap_inputs
-        return rows >= 0, cols >= 0
+    def _axes(self) -> tuple[_Axis, _Axis]:
+        """Height and width."""
+        sizes = ((self.out_h, self.r, self.h), (self.out_w, self.s, self.w))
+        height, width = (
+            _Axis(*sizes[i], self.in_steps[i], self.out_steps[i], self.dilations[i], self.leads[i]) for i in (0, 1)
+        )
+        return height, width
+
+    @cached_property
+    def _met(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`_Axis.met` of height and width."""
+        height, width = self._axes
+        return height.met, width.met
 
     @property
     def real_tap_pairs(self) -> int:
         """(output pixel, tap) pairs of one image that read a real input element."""
-        rows, cols = self.real_taps
+        rows, cols = self._met
         return int(rows.sum()) * int(cols.sum())
 
     @property
     def used_taps(self) -> int:
         """Kernel taps that read a real input element for some output."""
-        rows, cols = self.real_taps
-        return int(rows.any(axis=0).sum()) * int(cols.any(axis=0).sum())
+        rows, cols = self._met
+        return int(np.count_nonzero(rows)) * int(np.count_nonzero(cols))
 
     @property
     def used_pixels(self) -> int:
         """Input pixels (h, w) that some output reads; the others need not be loaded."""
-        rows, cols = self._tap_inputs
-        return int(np.unique(rows[rows >= 0]).size * np.unique(cols[cols >= 0]).size)
+        height, width = self._axes
+        return height.used * width.used
 
     @property
     def real_macs(self) -> int:

@@ -16,7 +16,7 @@ import oneshot_ml2 as o2
 from oneshot_ml2 import compile as compiling
 from oneshot_ml2 import oneshot, report
 from oneshot_ml2.files import write_whole
-from oneshot_ml2.schedule import ScheduleSpace
+from oneshot_ml2.schedule import NoSchedule, Reason, ScheduleSpace
 from oneshot_ml2.vta import image, timing
 from oneshot_ml2.workload import Conv2d, Dense, Epilogue, Layer, Workload
 
@@ -186,6 +186,48 @@ def test_warnings_of_picks_go_to_stderr(four_layers: None, run_command: RunComma
     assert err == "oneshot-ml2: warning: fc: channels outside 1..64\n"
     assert json.loads(out)["layers"][3]["warnings"] == ["channels outside 1..64"]
     assert "warning: all layers: channels" in run_command("compile", "resnet18", "--layers", "fc")[2]
+
+
+def test_layers_without_a_schedule_are_named_everywhere(
+    four_layers: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_command: RunCommand
+) -> None:
+    def pick(workload: Workload, accelerator: o2.Accelerator, weights: object = None) -> oneshot.Pick:
+        if workload.n == 2:
+            raise NoSchedule.counted(workload, accelerator, {Reason.ACC_HAZARD: 64, Reason.FIELD_OVERFLOW: 32})
+        return some_pick(workload, accelerator)
+
+    monkeypatch.setattr(oneshot, "pick", pick)
+    path = tmp_path / "out.json"
+    code, out, err = run_command("compile", "resnet18", "-o", path)
+    warning = (
+        f"block.conv: on the host, no legal schedule for {LAYERS[1].workload} on pynq: of 96 schedules 64 acc_hazard, "
+        "32 field_overflow; what helps: more output channels or pixels, or fewer pixels or smaller strides"
+    )
+    assert code == 0
+    assert f"oneshot-ml2: warning: {warning}\n" in err
+    assert f"\nWarning: {warning}.\n" in out
+    (row,) = (line for line in out.splitlines() if line.startswith("block.conv "))
+    assert row.split()[1] == "3" and row.endswith("none      host")
+    assert "3 of 3 results equal" in out
+    saved = json.loads(path.read_text())
+    assert saved["warnings"][0] == warning
+    assert [entry["layer"] for entry in saved["layers"]] == ["stem", "block.shortcut", "fc"]
+    assert [(entry["layer"], entry["count"]) for entry in saved["host"]] == [("block.conv", 3)]
+    assert saved["host"][0]["reason"] in warning
+    # Nothing is left to compile.
+    code, out, err = run_command("compile", "resnet18", "--layers", "block.conv")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "no legal schedule for" in err
+
+
+def test_real_layers_without_a_schedule_stay_on_the_host() -> None:
+    kernel = Layer("kernel", Conv2d(1, 16, 33, 33, 16, 33, 33))
+    image = Layer("image", Conv2d(1, 16, 4096, 4096, 256, 3, 3, padding=1))
+    model = o2.compile_layers([kernel, *LAYERS[3:], image])
+    assert model.ok and [entry.layer.name for entry in model.layers] == ["fc"]
+    assert [entry.layer.name for entry in model.host] == ["kernel", "image"]
+    assert "sram_overflow" in model.host[0].reason and "32-bit addresses" in model.host[1].reason
+    assert [line.split(":")[0] for line in model.warnings()[:2]] == ["kernel", "image"]
 
 
 def test_fallbacks_are_counted(picks: None) -> None:

@@ -20,6 +20,7 @@ from oneshot_ml2 import graph, oneshot, runtime
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import ModelError
 from oneshot_ml2.graph import compiler, executable, ir, quantize
+from oneshot_ml2.schedule import NoSchedule, Reason
 from oneshot_ml2.vta import image, link, simulator, timing
 
 needs("tvm", "onnx")
@@ -87,6 +88,34 @@ def test_the_report_says_where_and_why(compiled: compiler.CompiledGraph) -> None
     assert sum(entry["cycles"] for entry in data["submissions"]) == data["cycles"] <= 1.005 * data["layer_cycles"]
     assert [name for entry in data["submissions"] for name in entry["layers"]] == [layer["layer"] for layer in on_vta]
     assert 0 < data["dram"]["activations"] <= data["dram"]["separate"] < data["dram"]["total"]
+
+
+def test_a_layer_without_a_schedule_is_named_everywhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_command: RunCommand
+) -> None:
+    pick = oneshot.pick
+
+    def some(workload: Any, accelerator: Accelerator, *rest: Any) -> oneshot.Pick:
+        if workload.c == workload.k == 16:
+            raise NoSchedule.counted(workload, accelerator, {Reason.ACC_HAZARD: 64, Reason.FIELD_OVERFLOW: 32})
+        return pick(workload, accelerator, *rest)
+
+    monkeypatch.setattr(oneshot, "pick", some)
+    folder = tmp_path / "build"
+    code, out, err = run_command("compile", residual_qdq(tmp_path / "m.onnx"), "-o", folder)
+    assert code == 0
+    data = json.loads((folder / executable.REPORT).read_text())
+    (lost,) = (entry for entry in data["layers"] if "no legal schedule" in entry.get("reason", ""))
+    assert lost["macs"] > 0 and lost["where"] == "host"
+    assert "of 96 schedules 64 acc_hazard, 32 field_overflow; what helps: " in lost["reason"]
+    share = lost["macs"] / (data["macs_vta"] + data["macs_host"])
+    warning = f"{lost['layer']}: on the host, {lost['reason']} ({share:.1%} of the model's MACs)"
+    assert data["warnings"][0] == warning
+    assert f"oneshot-ml2: warning: {warning}\n" in err
+    assert f"\nWarning: {warning}.\n" in out
+    page = (folder / executable.PAGE).read_text()
+    (content,) = re.findall(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
+    assert warning in json.loads(content)["warnings"]
 
 
 @pytest.mark.parametrize("chip", ["b8", "b2x16"])

@@ -1,5 +1,12 @@
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import networks
 import numpy as np
 import pytest
@@ -7,8 +14,10 @@ import pytest
 from oneshot_ml2 import device, oneshot
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.predictor import Scores
-from oneshot_ml2.schedule import InvalidSchedule, Reason, ScheduleSpace
-from oneshot_ml2.vta import full, image, simulator, timing
+from oneshot_ml2.schedule import InvalidSchedule, NoSchedule, Reason, ScheduleSpace
+from oneshot_ml2.vta import full, image, nest, simulator, timing
+from oneshot_ml2.vta.program import ADDRESSES, INSN_BYTES
+from oneshot_ml2.workload import BatchMatmul, Conv2d, Conv2dTranspose, Dense, MaxPool2d
 
 PYNQ = Accelerator.load("pynq")
 
@@ -106,10 +115,131 @@ def test_verify_times_the_best_and_says_so():
     assert 0 < cycles[1] <= cycles[0]
 
 
-def test_no_legal_schedule_is_an_error(monkeypatch):
-    monkeypatch.setattr(full, "validity", lambda *args: np.full(len(args[2]), Reason.SRAM_OVERFLOW, dtype=np.uint8))
-    with pytest.raises(InvalidSchedule, match="no legal schedule"):
+def test_no_legal_schedule_is_an_error_that_counts_every_reason(monkeypatch):
+    def validity(workload, accelerator, values):
+        # By a knob, so that it does not depend on how the schedules are looked at.
+        return np.where(values[:, 8] == 0, Reason.ACC_HAZARD, Reason.FIELD_OVERFLOW).astype(np.uint8)
+
+    monkeypatch.setattr(full, "validity", validity)
+    space = ScheduleSpace(networks.SMALL, PYNQ)
+    counts = np.bincount(space.validity(space.table()), minlength=9)
+    hazards, fields = int(counts[Reason.ACC_HAZARD]), int(counts[Reason.FIELD_OVERFLOW])
+    assert hazards + fields == len(space.table()) and min(hazards, fields) > 0 and hazards != fields
+    with pytest.raises(NoSchedule) as caught:
         oneshot.pick(networks.SMALL, PYNQ)
+    text = str(caught.value)
+    assert caught.value.reason == (Reason.ACC_HAZARD if hazards > fields else Reason.FIELD_OVERFLOW)
+    assert f"no legal schedule for {networks.SMALL} on pynq: of {hazards + fields:,} schedules " in text
+    assert f"{hazards:,} acc_hazard" in text and f"{fields:,} field_overflow" in text
+    assert "what helps: " in text and "sram_overflow" not in text and "\n" not in text
+
+
+def test_a_kernel_that_no_sram_holds_says_so():
+    with pytest.raises(NoSchedule, match=r"of ([\d,]+) schedules \1 sram_overflow; what helps: larger SRAMs") as caught:
+        oneshot.pick(Conv2d(1, 16, 33, 33, 16, 33, 33), PYNQ)
+    assert caught.value.reason == Reason.SRAM_OVERFLOW
+
+
+MOST = 1 << 20
+# Each takes more than 2^32 bytes, some more than int64 counts.
+UNREACHABLE = [
+    Conv2d(1, 16, 4096, 4096, 256, 3, 3, padding=1),
+    Conv2d(1, 16, 4096, 4096, 256, 1, 1),
+    Conv2d(1, 5040, 720, 720, 5040, 3, 3, padding=1),
+    Conv2d(MOST, 16, 14, 14, 16, 3, 3, padding=1),
+    Conv2d(1, 16, MOST, MOST, 16, 3, 3, padding=1),
+    Conv2d(MOST, MOST, MOST, MOST, MOST, MOST, MOST, padding=MOST - 1),
+    Conv2d(1, MOST, 128, 128, MOST, 3, 3, padding=1, groups=MOST),
+    Conv2d(1, 16, 1, 1, 16, MOST, MOST, padding=MOST - 1),
+    Conv2dTranspose(1, 16, 4096, 4096, 16, 3, 3, 2),
+    MaxPool2d(1, MOST, 64, 64, 2, 2),
+    Dense(1, MOST, MOST),
+    Dense(MOST, MOST, MOST),
+    BatchMatmul(MOST, MOST, MOST, MOST),
+    BatchMatmul(4096, 4096, 64, 4096),
+]
+
+
+@pytest.mark.parametrize("layer", UNREACHABLE, ids=str)
+def test_what_32_bits_cannot_address_is_refused_at_once(layer):
+    began = time.process_time()
+    with pytest.raises(NoSchedule) as caught:
+        oneshot.pick(layer, PYNQ)
+    text = str(caught.value)
+    assert str(layer) in text and "32-bit addresses reach 4,294,967,296" in text and "\n" not in text
+    assert caught.value.reason == Reason.FIELD_OVERFLOW
+    with pytest.raises(NoSchedule, match="32-bit"):
+        len(ScheduleSpace(layer, PYNQ))
+    assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Conv2d(1, 16, MOST, 1, 16, MOST, 1),
+        MaxPool2d(1, 16, MOST, 1, 1 << 19, 1),
+        Conv2dTranspose(1, 16, 4, 1, 16, MOST, 1),
+    ],
+    ids=str,
+)
+def test_a_kernel_of_more_taps_a_side_than_micro_ops_is_refused(layer):
+    with pytest.raises(NoSchedule, match="1 taps, and a program has 2,048 micro-ops") as caught:
+        oneshot.pick(layer, PYNQ)
+    assert caught.value.reason == Reason.UOP_OVERFLOW
+
+
+def test_a_program_that_ends_beyond_the_addresses_is_refused_too():
+    # Its tensors alone leave 512 KiB.
+    with pytest.raises(NoSchedule, match="tensors and program take") as caught:
+        oneshot.pick(MaxPool2d(1, 256, 8191, 1024, 1, 1), PYNQ)
+    needed = int(re.search("take ([0-9,]+) bytes", str(caught.value)).group(1).replace(",", ""))
+    assert needed - nest.MAX_INSNS * INSN_BYTES < ADDRESSES < needed
+
+
+HUGE = [
+    Conv2d(1, 16, MOST, 1, 16, 3, 1, padding=(1, 0)),
+    Conv2d(1, 16, 1, MOST, 16, 1, 3, padding=(0, 1)),
+    Conv2d(1, 16, 4096, 4096, 16, 3, 3, padding=1),
+    Conv2d(1, 16, 14, 14, 16, 3, 3, padding=1 << 19, dilation=1 << 19),
+    Conv2d(1, 16, MOST, 1, 16, 2, 1, dilation=(1 << 19, 1)),
+    Conv2d(1, 16, 1, 65535, 16, 1, 1023),
+    Conv2d(1, 16, 1, 500, 16, 1, 1000, padding=(0, 999)),
+    Conv2d(1, MOST, 1, 1, 16, 1, 1),
+    Conv2d(65536, 16, 4, 4, 16, 3, 3, padding=1),
+    Conv2dTranspose(1, 16, MOST, 1, 16, 3, 1, (2, 1)),
+    MaxPool2d(1, 16, 4096, 4096, 2, 2),
+    MaxPool2d(1, 16, MOST, 2, 3, 2, 1, padding=(1, 0)),
+    Dense(MOST, 16, 16),
+    Dense(4096, 4096, 4096),
+    BatchMatmul(1 << 16, 4, 16, 16),
+]
+
+
+@pytest.mark.slow
+def test_huge_layers_are_picked_or_refused_soon_and_in_little_memory():
+    # In a process of its own, whose peak of memory is that of the picks.
+    code = (
+        "import resource, sys, time, test_oneshot as t\n"
+        "t.oneshot.pick(t.networks.SMALL, t.PYNQ)\n"
+        "for layer in t.HUGE:\n"
+        "    began = time.process_time()\n"
+        "    try:\n"
+        "        pick = t.oneshot.pick(layer, t.PYNQ)\n"
+        "        legal = pick.space.validity(t.np.array([pick.index]))[0] == t.Reason.VALID\n"
+        "        print(layer, pick.source, legal)\n"
+        "        assert legal\n"
+        "    except t.NoSchedule as error:\n"
+        "        print(error)\n"
+        "    assert time.process_time() - began < 10, layer\n"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "assert peak < 2 << 20, peak\n"
+    )
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == len(HUGE)
 
 
 def test_score_gives_what_the_large_network_says():

@@ -143,11 +143,14 @@ def test_transposed_convolution_is_that_of_pytorch(conv: Conv2dTranspose) -> Non
     )
     assert np.array_equal(conv.reference(tensors), want.numpy().astype(np.int64).astype(np.int8))
     # Every real tap of the spread inputs is one multiplication of an input by a kernel element that is not cut off.
-    rows, cols = conv.real_taps
-    inside = sum(
-        0 <= y * conv.out_steps[0] + r - conv.pads[0] < conv.out_h for y in range(conv.h) for r in range(conv.r)
+    rows, cols = (
+        sum(0 <= y * step + r - pad < out for y in range(size) for r in range(kernel))
+        for size, kernel, step, pad, out in (
+            (conv.h, conv.r, conv.out_steps[0], conv.pads[0], conv.out_h),
+            (conv.w, conv.s, conv.out_steps[1], conv.pads[2], conv.out_w),
+        )
     )
-    assert rows.sum() == inside and cols.shape == (conv.out_w, conv.s)
+    assert conv.real_tap_pairs == rows * cols
     assert conv.real_macs <= conv.macs
 
 
@@ -233,6 +236,63 @@ def test_shapes_and_costs() -> None:
 def test_used_taps_of_a_padded_pixel() -> None:
     conv = Conv2d(1, 1, 1, 1, 1, 3, 3, padding=1)
     assert (conv.used_taps, conv.used_pixels, conv.real_tap_pairs, conv.macs) == (1, 1, 1, 9)
+
+
+def some_window(rng: np.random.Generator) -> Conv2d | Conv2dTranspose | MaxPool2d:
+    """A small operator with windows; steps, dilations and pads may be far larger than the image."""
+
+    def draw(low: int, high: int) -> int:
+        return int(rng.integers(low, high + 1))
+
+    while True:
+        kernel = (draw(1, 4), draw(1, 3))
+        pads = tuple(draw(0, 5) for _ in range(4))
+        try:
+            match draw(0, 2):
+                case 0:
+                    steps, dilation = (draw(1, 9), draw(1, 4)), (draw(1, 9), draw(1, 3))
+                    return Conv2d(1, 1, draw(1, 12), draw(1, 5), 1, *kernel, steps, pads, dilation)
+                case 1:
+                    steps = (draw(1, 5), draw(1, 3))
+                    more = (draw(0, steps[0] - 1), draw(0, steps[1] - 1))
+                    return Conv2dTranspose(1, 1, draw(1, 6), draw(1, 4), 1, *kernel, steps, pads, more)
+                case _:
+                    steps, ceil = (draw(1, 9), draw(1, 3)), bool(draw(0, 1))
+                    return MaxPool2d(1, 1, draw(1, 12), draw(1, 5), *kernel, steps, pads, ceil)
+        except WorkloadError:
+            continue
+
+
+def test_counts_of_taps_and_pixels_are_those_of_the_loops() -> None:
+    rng = np.random.default_rng(9)
+    for _ in range(1500):
+        op = some_window(rng)
+        pairs, taps, pixels = [], [], []
+        sizes = ((op.out_h, op.r, op.h), (op.out_w, op.s, op.w))
+        for axis, (out, kernel, size) in enumerate(sizes):
+            met = [
+                (o, k, place // op.out_steps[axis])
+                for o in range(out)
+                for k in range(kernel)
+                for place in [o * op.in_steps[axis] + k * op.dilations[axis] - op.leads[axis]]
+                if place % op.out_steps[axis] == 0 and 0 <= place // op.out_steps[axis] < size
+            ]
+            pairs.append(len(met))
+            taps.append(len({k for _, k, _ in met}))
+            pixels.append(len({pixel for _, _, pixel in met}))
+        wanted = (pairs[0] * pairs[1], taps[0] * taps[1], pixels[0] * pixels[1])
+        assert (op.real_tap_pairs, op.used_taps, op.used_pixels) == wanted, op
+
+
+def test_the_largest_sizes_are_counted_at_once() -> None:
+    most = 1 << 20
+    everything = Conv2d(most, most, most, most, most, most, most, padding=most - 1)
+    # Every output meets as many taps as inputs: the outputs of all taps together are those of all inputs.
+    assert everything.real_tap_pairs == most**4
+    assert (everything.used_taps, everything.used_pixels) == (most**2, most**2)
+    assert everything.real_macs == most**7
+    apart = Conv2d(1, 1, most, 1, 1, 3, 1, padding=(most // 2, 0), dilation=(most // 2, 1))
+    assert (apart.real_tap_pairs, apart.used_taps, apart.used_pixels) == (2 * most, 3, most)
 
 
 def test_identity_is_by_value() -> None:

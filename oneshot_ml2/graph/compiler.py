@@ -258,13 +258,25 @@ class CompiledGraph:
         """Those cycles at the VTA's clock."""
         return self.cycles / (self.accelerator.clock_mhz * 1e3)
 
+    def _unscheduled(self) -> list[str]:
+        """A line for each layer whose multiplications are the host's for want of a schedule."""
+        on_vta, on_host = self.macs()
+        lines = []
+        for node in self.graph.nodes:
+            macs = partition.node_macs(self.graph, node)
+            if macs and node.attrs.get("unscheduled"):
+                line = report.on_host(node.name, str(partition.host_reason(node)))
+                lines.append(f"{line} ({macs / (on_vta + on_host):.1%} of the model's MACs)")
+        return lines
+
     def warnings(self) -> list[str]:
-        """What the quantization and the picks warn of, one line each."""
+        """What the missing schedules, the quantization and the picks warn of, one line each."""
         about: dict[str, list[str]] = {}
         for node in self.graph.nodes:
             for warning in self.picks[node.output].warnings if node.output in self.picks else ():
                 about.setdefault(warning, []).append(node.name)
         return [
+            *self._unscheduled(),
             *self.quantized.warnings,
             *(
                 f"{'all layers' if len(names) == len(self.picks) else ', '.join(names)}: {warning}"
@@ -311,6 +323,7 @@ class CompiledGraph:
             f"DRAM of the VTA: {self.dram.total / 2**20:,.2f} MiB, of which activations "
             f"{self.dram.activations / 2**20:,.2f} ({self.dram.separate / 2**20:,.2f} if no layers shared any).",
             "Picks: " + (", ".join(f"{count} {source}" for source, count in sources.most_common()) or "none") + ".",
+            *(f"Warning: {line}." for line in self._unscheduled()),
             *(f"Changed: {change}." for change in self.quantized.changes),
         ]
         if self.checked is not None:
@@ -531,7 +544,8 @@ def _pick(
         elif workload is not None:
             result = found[workload]
             if isinstance(result, InvalidSchedule):
-                node = dataclasses.replace(node, attrs={**node.attrs, "workload": None, "reason": str(result)})
+                lost = {"workload": None, "reason": str(result), "unscheduled": True}
+                node = dataclasses.replace(node, attrs={**node.attrs, **lost})
             else:
                 picks[node.output] = result
         nodes.append(node)

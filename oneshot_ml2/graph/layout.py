@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 # A tensor as it lies in DRAM: the value, and its layout there.
 Stored = tuple[str, str]
 
-_ADDRESSES = 1 << 32
-
 
 @dataclass(frozen=True)
 class Segment:
@@ -236,7 +234,7 @@ def plan(
         ModelError: it does not fit VTA's 32-bit addresses.
     """
     from oneshot_ml2.vta import link
-    from oneshot_ml2.vta.program import element_bytes
+    from oneshot_ml2.vta.program import ADDRESSES, element_bytes
 
     align, sizes = link.alignment(chip), element_bytes(chip)
     shapes = {(output, ACTIVATION): layer.outputs[0].shape for output, layer in layers.items()}
@@ -299,8 +297,8 @@ def plan(
             )
         )
     total = address + activations if segments else 0
-    if total > _ADDRESSES:
-        raise ModelError(f"the model takes {total:,} bytes of DRAM; a VTA program can address {_ADDRESSES:,}")
+    if total > ADDRESSES:
+        raise ModelError(f"the model takes {total:,} bytes of DRAM; a VTA program can address {ADDRESSES:,}")
     return linked, Dram(total, constants, instructions, activations, separate)
 
 

@@ -298,15 +298,19 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
     rows, row_taps, cols, col_taps, step = P.axes(p, v)
     n_h, n_w = len(rows), len(cols)
     sp_tiles = p[N.NB] * n_h * n_w
-    tiles = sp_tiles * P.channel_tiles(p, v)
+    co_tiles = P.channel_tiles(p, v)
+    tiles = sp_tiles * co_tiles
     row_facts, row_items = S.axis_facts(rows, v[P.K_PAD]), P.tap_items(rows, row_taps)
     col_facts, col_items = S.axis_facts(cols, v[P.K_PAD]), P.tap_items(cols, col_taps)
     reason = S.static_reason(p, v, sp_tiles, row_facts, row_items, col_facts, col_items)
     if reason != VALID:
         return reason, 0, 0
+    if S.too_many_tiles(tiles, P.ceil_div(p[N.CI], v[P.K_CI])):
+        return INSTRUCTION_OVERFLOW, 0, 0
     whole = P.chunk_starts(p[N.CI], v[P.K_CI], P.HEAD_WHOLE)
     tapered = P.chunk_starts(p[N.CI], v[P.K_CI], v[P.K_HEAD])
-    if S.too_many_tiles(tiles, whole):
+    count = S.step_count(p, v, sp_tiles, co_tiles, whole, tapered)
+    if count > S.MAX_STEPS:
         return INSTRUCTION_OVERFLOW, 0, 0
     at, _ = P.sram_layout(p, v, rows[:, P.A_SIZE].max(), cols[:, P.A_SIZE].max(), sp_tiles)
     res_slot, res_base, const_base = at[2], at[3], at[4]
@@ -317,9 +321,8 @@ def lower_into(p, v, insns, uops, tables):  # type: ignore[no-untyped-def]
     inp_buf, acc_buf, fold = v[P.K_INP_BUF], v[P.K_ACC_BUF], v[P.K_FOLD]
     ci = p[N.CI]
     records, keys, begins, table = tables
-    limit = S.step_limit(p, v, tiles, whole, tapered)
-    if len(records) < limit:
-        records = np.empty((limit, S.STEP), dtype=np.int64)
+    if len(records) < count:
+        records = np.empty((count, S.STEP), dtype=np.int64)
     steps = S.walk(p, v, at, rows, cols, whole, tapered, records)
     if not S.tokens_fit(records[:steps]):
         return TOKEN_OVERFLOW, 0, 0

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Knob, Reason
+from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Knob, NoSchedule, Reason
 from oneshot_ml2.vta import emit, nest, plan, steps, timing
 from oneshot_ml2.vta.program import COLUMNS, Program
 from oneshot_ml2.workload import Conv2d, Workload
@@ -48,8 +48,20 @@ def _thin(sizes: list[int], extent: int, count: int) -> tuple[int, ...]:
 
 
 def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
-    """Knobs and candidates (``plan.KNOBS`` in order) of a workload on an accelerator."""
+    """Knobs and candidates (``plan.KNOBS`` in order) of a workload on an accelerator.
+
+    Raises:
+        NoSchedule: a workload that VTA cannot address, or with a kernel of more taps a side than there are micro-ops.
+    """
     p = nest.nest(workload, accelerator)
+    if max(p[nest.KH], p[nest.KW]) > nest.PORTABLE_UOPS:
+        raise NoSchedule(
+            workload,
+            accelerator,
+            Reason.UOP_OVERFLOW,
+            f"its kernel has {p[nest.KH]:,} x {p[nest.KW]:,} taps, and a program has {nest.PORTABLE_UOPS:,} micro-ops, "
+            f"one for each at least; allowed: {nest.PORTABLE_UOPS:,} a side",
+        )
     co, ci, oh, ow = (int(p[i]) for i in (nest.CO, nest.CI, nest.OH, nest.OW))
     # Tiles whose accumulators or inputs cannot fit are left out of the lists; smaller ones are thinned.
     fits = [s for s in _ceilings(co) if s <= p[nest.ACC_DEPTH]]

@@ -26,6 +26,7 @@ from oneshot_ml2.vta.program import (
     C_Y,
     FINISH,
     INP,
+    INSN_BYTES,
     LOAD,
     PAGE,
     POP_NEXT,
@@ -39,7 +40,6 @@ from oneshot_ml2.vta.program import (
 )
 
 UOPS = "uops"
-_INSN_BYTES = 16
 
 
 def alignment(accelerator: Accelerator) -> int:
@@ -56,7 +56,7 @@ def code_bytes(programs: Sequence[Program]) -> tuple[int, int]:
     """Bytes of the micro-ops (each program's begin at a multiple of `alignment`) and the instructions of `link`."""
     align = alignment(programs[0].accelerator)
     uops = sum(aligned(_uop_bytes(program), align) for program in programs)
-    return uops, _INSN_BYTES * (sum(len(program.insns) - 1 for program in programs) + 1)
+    return uops, INSN_BYTES * (sum(len(program.insns) - 1 for program in programs) + 1)
 
 
 def link(

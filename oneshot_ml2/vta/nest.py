@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from oneshot_ml2.schedule import NoSchedule, Reason
 from oneshot_ml2.vta.packing import blocks
-from oneshot_ml2.vta.program import ACC, INP, OUT, PAGE, UOP, WGT, Buffer, element_bytes
+from oneshot_ml2.vta.program import ACC, ADDRESSES, INP, INSN_BYTES, OUT, PAGE, UOP, WGT, Buffer, element_bytes
 from oneshot_ml2.workload import BatchMatmul, Conv2d, Conv2dTranspose, Dense, MaxPool2d, Workload
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ SIZE = 57
 MAX_SIZE = 65535
 # `full` schedules keep to the micro-op SRAM of the unmodified RTL (VTA reference, 9).
 PORTABLE_UOPS = 2048
+# Instructions of a program: 1 MiB of them, a quarter of what VTA's runtime submits at once.
+MAX_INSNS = 65536
 
 
 def bias_gemm_fits(bias_bits: int, block: int) -> bool:
@@ -93,7 +96,11 @@ def channel_blocks(workload: Workload, block: int) -> Blocks:
 
 
 def buffers(workload: Workload, accelerator: Accelerator) -> tuple[tuple[Buffer, ...], int]:
-    """DRAM buffers of a layer, each aligned to a page and to a whole burst, and the first free byte after them."""
+    """DRAM buffers of a layer, each aligned to a page and to a whole burst, and the first free byte after them.
+
+    Raises:
+        NoSchedule: with the instructions they take more bytes than VTA addresses.
+    """
     a = accelerator
     sizes = element_bytes(a)
     align = max(PAGE, a.burst_bytes)
@@ -121,6 +128,15 @@ def buffers(workload: Workload, accelerator: Accelerator) -> tuple[tuple[Buffer,
     for name, memory, elements in wanted:
         placed.append(Buffer(name, memory, address, elements))
         address = math.ceil((address + elements * sizes[memory]) / align) * align
+    needed = address + MAX_INSNS * INSN_BYTES
+    if needed > ADDRESSES:
+        raise NoSchedule(
+            workload,
+            a,
+            Reason.FIELD_OVERFLOW,
+            f"its tensors and program take {needed:,} bytes of DRAM, and VTA's 32-bit addresses reach {ADDRESSES:,}; "
+            "split it into layers of fewer images, pixels or channels",
+        )
     return tuple(placed), address
 
 

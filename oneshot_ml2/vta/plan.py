@@ -64,6 +64,10 @@ A_FIRST, A_COUNT, A_LOAD, A_SIZE, A_BEFORE, A_AFTER, A_TAPS, A_GROUPS, A_CLASS, 
 # A portable GEMM must not write an accumulator again within so many executions (VTA reference, 5.3, 9); from `_FAR` on,
 # more make no difference.
 RECURRENCE, _FAR = 3, 64
+# Taps of all tiles of an axis that are kept, if fewer tiles than `most_tiles` has at least do not have more.
+_TAPS = 1 << 24
+# Spatial tiles of an image beyond which a geometry is not looked at: no program can have as many.
+_MOST_PLACES = 1 << 20
 
 
 @njit(cache=True, nogil=True)
@@ -122,24 +126,46 @@ def gemms_of(fold: int, row, col) -> int:  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def most_tiles(kernel: int) -> int:
+    """Tiles of one axis beyond which a schedule is not looked at: no program can have more than `MAX_INSNS` of them.
+
+    Of a large kernel, whose taps take memory, a third: a tile takes three instructions at least.
+    """
+    return max(N.MAX_INSNS // 3, min(N.MAX_INSNS, _TAPS // kernel))
+
+
+@njit(cache=True, nogil=True)
 def tile_axis(out, size, kernel, stride, spread, dilation, lead, step, tile, pad):  # type: ignore[no-untyped-def]
     """One spatial axis cut into tiles; ``spread``: outputs from one input to the next (a transposed convolution's).
+
+    Of more tiles than any program can have (`most_tiles`) only the first ones are there: one too many.
 
     Returns int64 (tiles, 10), columns ``A_*``, and int64 (tiles, kernel, 2): for every tap the first output
     of the tile whose input is real and how many such outputs there are (all of them when pads are loaded).
     """
-    n = ceil_div(out, tile)
+    n = min(ceil_div(out, tile), most_tiles(kernel) + 1)
     axis = np.zeros((n, 10), dtype=np.int64)
-    taps = np.zeros((n, kernel, 2), dtype=np.int64)
-    # Tiles that stand for their class.
-    leaders, classes = np.empty(n, dtype=np.int64), 0
+    taps = np.empty((n, kernel, 2), dtype=np.int64)
+    # The tile in which as many outputs were last met by a tap.
+    met_in = np.full(min(tile, out) + 1, -1, dtype=np.int64)
+    # Tiles that stand for their class, and whether all their taps meet all their outputs.
+    leaders, whole, classes = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.bool_), 0
     for i in range(n):
         first = i * tile
         count = min(tile, out - first)
         axis[i, A_FIRST] = first
         axis[i, A_COUNT] = count
-        low, high = size, -1
-        for k in range(kernel):
+        low, high = first * stride - lead, (first + count - 1) * stride + (kernel - 1) * dilation - lead
+        whole[i] = spread == 1 and (pad == PAD_LOAD or (low >= 0 and high < size))
+        if whole[i]:
+            taps[i, :, 0] = first
+            taps[i, :, 1] = count
+            axis[i, A_TAPS] = kernel * count
+            axis[i, A_GROUPS] = 1
+            axis[i, A_TOUCH] = kernel
+        else:
+            low, high = size, -1
+        for k in range(0 if whole[i] else kernel):
             offset = k * dilation - lead
             begin, end = first, first + count
             if spread > 1:
@@ -157,7 +183,8 @@ def tile_axis(out, size, kernel, stride, spread, dilation, lead, step, tile, pad
                 axis[i, A_TOUCH] += 1
                 low = min(low, (begin * stride + offset) // spread)
                 high = max(high, ((begin + (met - 1) * spread) * stride + offset) // spread)
-                axis[i, A_GROUPS] += leads_group(taps[i], k)
+                axis[i, A_GROUPS] += met_in[met] != i
+                met_in[met] = i
         if high >= low:
             axis[i, A_LOAD] = max(low, 0)
             axis[i, A_SIZE] = (high - low) // step + 1
@@ -165,10 +192,10 @@ def tile_axis(out, size, kernel, stride, spread, dilation, lead, step, tile, pad
             axis[i, A_AFTER] = max(high - (size - 1), 0)
         axis[i, A_CLASS] = i
         for other in leaders[:classes]:
-            if axis[other, A_COUNT] != count or axis[other, A_SIZE] != axis[i, A_SIZE]:
+            if axis[other, A_COUNT] != count or axis[other, A_SIZE] != axis[i, A_SIZE] or whole[other] != whole[i]:
                 continue
             same = True
-            for k in range(kernel):
+            for k in range(0 if whole[i] else kernel):
                 count_k = taps[i, k, 1]
                 if taps[other, k, 1] != count_k:
                     same = False
@@ -199,27 +226,37 @@ def tap_items(axis, taps):  # type: ignore[no-untyped-def]
     An item is (outputs, taps that touch as many, how far apart their first outputs lie) in some tile.
     """
     n, kernel = len(axis), taps.shape[1]
-    items = np.empty((n * kernel, 3), dtype=np.int64)
+    leaders = 0
+    for i in range(n):
+        leaders += axis[i, A_CLASS] == i
+    items = np.empty((leaders * kernel, 3), dtype=np.int64)
+    # By outputs met: the tile that they are of (of the last one looked at), and its taps that meet as many.
+    counts = axis[:, A_COUNT].max() + 1
+    seen = np.full(counts, -1, dtype=np.int64)
+    alike, low, high = np.empty(counts, np.int64), np.empty(counts, np.int64), np.empty(counts, np.int64)
     m = 0
     for i in range(n):
         if axis[i, A_CLASS] != i:
             continue
         for k in range(kernel):
+            begin, count = taps[i, k, 0], taps[i, k, 1]
+            if seen[count] != i:
+                seen[count], alike[count], low[count], high[count] = i, 0, begin, begin
+            alike[count] += 1
+            low[count], high[count] = min(low[count], begin), max(high[count], begin)
+        for k in range(kernel):
             count = taps[i, k, 1]
-            if count == 0:
+            if count == 0 or seen[count] != i:
                 continue
-            alike, low, high = 0, taps[i, k, 0], taps[i, k, 0]
-            for other in range(kernel):
-                if taps[i, other, 1] == count:
-                    alike += 1
-                    low, high = min(low, taps[i, other, 0]), max(high, taps[i, other, 0])
+            seen[count] = -1
             known = False
             for other in range(m):
-                if items[other, 0] == count and items[other, 1] == alike and items[other, 2] == high - low:
+                apart = items[other, 2]
+                if items[other, 0] == count and items[other, 1] == alike[count] and apart == high[count] - low[count]:
                     known = True
                     break
             if not known:
-                items[m, 0], items[m, 1], items[m, 2] = count, alike, high - low
+                items[m, 0], items[m, 1], items[m, 2] = count, alike[count], high[count] - low[count]
                 m += 1
     return items[:m].copy()
 
@@ -266,7 +303,11 @@ def recurrence(fold: int, co: int, chunk: int, row_items, col_items) -> int:  # 
 @njit(cache=True, nogil=True)
 def chunk_starts(ci: int, chunk: int, head: int):  # type: ignore[no-untyped-def]
     """Input channels cut into reduction chunks: int64 (chunks + 1,) boundaries; ``head`` tapers the start."""
-    starts = np.zeros(ci + 1, dtype=np.int64)
+    # Chunks that double until they are whole: one more for each bit of a whole one, at most.
+    extra = 0
+    while head == HEAD_DOUBLING and 1 << extra < chunk:
+        extra += 1
+    starts = np.zeros((ci if head == HEAD_SINGLE else ceil_div(ci, chunk) + extra) + 1, dtype=np.int64)
     n = 0
     size = chunk if head == HEAD_WHOLE else 1
     while starts[n] < ci:
@@ -676,10 +717,18 @@ _RECORDS = 1024
 
 @njit(cache=True, nogil=True)
 def _geometry(p, v, record):  # type: ignore[no-untyped-def]
-    """Fill a geometry record (int64 (_RECORD,)) of the spatial tiles of schedule ``v``, for one batch block."""
+    """Fill a geometry record (int64 (_RECORD,)) of the spatial tiles of schedule ``v``, for one batch block.
+
+    Of more tiles than any program can have none is looked at: one that no SRAM holds stands for them.
+    """
+    record[:] = 0
+    places = ceil_div(p[N.OH], v[K_H]), ceil_div(p[N.OW], v[K_W])
+    if places[0] > most_tiles(p[N.KH]) or places[1] > most_tiles(p[N.KW]) or places[0] * places[1] > _MOST_PLACES:
+        record[_R_TILES] = record[_R_LAST_H] = record[_R_LAST_W] = 1
+        record[_R_MAX_PLANE] = p[N.INP_DEPTH] + 1
+        return
     rows, row_taps, cols, col_taps, step = axes(p, v)
     n_h, n_w = len(rows), len(cols)
-    record[:] = 0
     record[_R_TILES] = n_h * n_w
     record[_R_GROUPS] = rows[:, A_GROUPS].sum() * cols[:, A_GROUPS].sum()
     record[_R_GROUPS_FIRST] = rows[0, A_GROUPS] * cols[0, A_GROUPS]

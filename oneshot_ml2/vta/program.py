@@ -34,6 +34,9 @@ C_ALU_OP, C_USE_IMM, C_IMM = 11, 12, 13
 COLUMNS = 14
 
 PAGE = 4096
+# Bytes that a program can address: byte addresses wrap at 32 bits (VTA reference, 3.2).
+ADDRESSES = 1 << 32
+INSN_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Program:
         """Size of the smallest DRAM image that holds everything the program addresses."""
         sizes = element_bytes(self.accelerator)
         ends = [b.address + b.elements * sizes[b.memory] for b in self.buffers]
-        ends += [self.insn_address + 16 * len(self.insns), self.uop_address + 4 * len(self.uops)]
+        ends += [self.insn_address + INSN_BYTES * len(self.insns), self.uop_address + 4 * len(self.uops)]
         return -(-max(ends) // PAGE) * PAGE
 
     def buffer(self, name: str) -> Buffer:

@@ -19,8 +19,9 @@ from oneshot_ml2.vta import nest as N
 from oneshot_ml2.vta import plan as P
 from oneshot_ml2.vta.plan import INT, TABLE, VECTOR
 
-# Instructions of a program: 1 MiB of them, a quarter of what VTA's runtime submits at once.
-MAX_INSNS = 65536
+MAX_INSNS = N.MAX_INSNS
+# Steps beyond which a schedule's records are not made: each takes an instruction, and memory.
+MAX_STEPS = 32 * MAX_INSNS
 # Rows that are never handed out, so that an index just past the program stays inside the work array.
 SPARE = 2
 MAX_SIZE = N.MAX_SIZE
@@ -294,10 +295,19 @@ def tile_steps(p, v, at, records, k, t, c, s, plane, starts, inp_ring, wgt_ring)
 
 
 @njit(cache=True, nogil=True)
-def step_limit(p, v, tiles, whole, tapered):  # type: ignore[no-untyped-def]
-    """How many step records a schedule needs, at most; ``whole``, ``tapered``: its `plan.chunk_starts`."""
+def step_count(p, v, sp_tiles, co_tiles, whole, tapered):  # type: ignore[no-untyped-def]
+    """How many step records a schedule has; ``whole``, ``tapered``: its `plan.chunk_starts`."""
+    flow, tiles = v[P.K_FLOW], sp_tiles * co_tiles
+    # As `plan.is_tapered` says of each tile.
+    tapers = np.int64(0)
+    if v[P.K_HEAD] != P.HEAD_WHOLE:
+        tapers = np.int64(1)
+        if p[N.MINOR] and P.INP_MODE[flow] != P.STREAM:
+            tapers = tiles
+        elif P.WGT_MODE[flow] != P.STREAM:
+            tapers = sp_tiles
     parts = P.head_parts(min(v[P.K_CO], p[N.CO]), v[P.K_HEAD])[1]
-    return tiles * max(len(tapered) - 1, len(whole) - 1) + parts - 1
+    return tapers * (len(tapered) - 1) + (tiles - tapers) * (len(whole) - 1) + parts - 1
 
 
 @njit(cache=True, nogil=True)
@@ -617,9 +627,9 @@ def _counted_reason(p, v, rows, cols, row_facts, col_facts, work, stamp):  # typ
     tiles = sp_tiles * co_tiles
     flow = v[P.K_FLOW]
     inp_mode, wgt_mode = P.INP_MODE[flow], P.WGT_MODE[flow]
-    whole = P.chunk_starts(p[N.CI], v[P.K_CI], P.HEAD_WHOLE)
-    if too_many_tiles(tiles, whole):
+    if too_many_tiles(tiles, P.ceil_div(p[N.CI], v[P.K_CI])):
         return INSTRUCTION_OVERFLOW
+    whole = P.chunk_starts(p[N.CI], v[P.K_CI], P.HEAD_WHOLE)
     tapered = whole
     if v[P.K_HEAD] != P.HEAD_WHOLE:
         tapered = P.chunk_starts(p[N.CI], v[P.K_CI], v[P.K_HEAD])
@@ -629,10 +639,12 @@ def _counted_reason(p, v, rows, cols, row_facts, col_facts, work, stamp):  # typ
     state[:] = 0
     state[_INSNS] = 1  # the LOAD of the micro-ops
 
-    limit = step_limit(p, v, tiles, whole, tapered)
+    count = step_count(p, v, sp_tiles, co_tiles, whole, tapered)
+    if count > MAX_STEPS:
+        return INSTRUCTION_OVERFLOW
     known = _tokens_surely_fit(p, v, sp_tiles, co_tiles, max(len(whole), len(tapered)) - 1, empty)
-    if len(records) < limit:
-        records = np.empty((limit, STEP), dtype=np.int64)
+    if len(records) < count:
+        records = np.empty((count, STEP), dtype=np.int64)
     # NOPs of steps without GEMMs depend on what waits for them.
     walked = empty or not known
     if walked:
@@ -721,9 +733,9 @@ def _counted_reason(p, v, rows, cols, row_facts, col_facts, work, stamp):  # typ
 
 
 @njit(cache=True, nogil=True)
-def too_many_tiles(tiles, whole):  # type: ignore[no-untyped-def]
-    """Whether a GEMM or NOP a step and a reset and a store a tile are too many; ``whole``: chunks of a tile."""
-    return tiles * (len(whole) + 1) > MAX_INSNS
+def too_many_tiles(tiles, chunks):  # type: ignore[no-untyped-def]
+    """Whether a GEMM or NOP a step and a reset and a store a tile are too many, at so many whole chunks a tile."""
+    return tiles * (chunks + 2) > MAX_INSNS
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
@@ -752,11 +764,11 @@ def _cut_axis(p, values, is_rows):  # type: ignore[no-untyped-def]
         if known[key] < 0:
             known[key] = count
             count += 1
-            tiles += P.ceil_div(out, tile)
+            tiles += min(P.ceil_div(out, tile), P.most_tiles(kernel) + 1)
         which[i] = known[key]
     cuts = np.zeros((count, 7), dtype=np.int64)
     axes = np.zeros((tiles, _AXIS), dtype=np.int64)
-    all_items = np.zeros((tiles * kernel, 3), dtype=np.int64)
+    all_items = np.empty((tiles * kernel, 3), dtype=np.int64)
     tiles = items_end = np.int64(0)
     for key in range(len(known)):
         if known[key] < 0:
