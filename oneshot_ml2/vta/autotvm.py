@@ -745,7 +745,9 @@ def _write_uops(
 
 
 def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Program:
-    """TVM's program of a schedule (7,), all of whose tokens are taken at its end; buffers ``data``, ``weight``, ``output`` are packed (VTA reference, 8.1).
+    """TVM's program of a schedule (7,), with no token left at its end.
+
+    Its buffers ``data``, ``weight``, ``output`` are packed (VTA reference, 8.1).
 
     Raises:
         InvalidSchedule: TVM could not lower or run it.
