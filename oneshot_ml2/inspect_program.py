@@ -68,13 +68,17 @@ def run(args: argparse.Namespace) -> int:
     uop_lines = isa.disassemble(insns[:0], uops) if uops is not None else []
     result: dict[str, object] = {"accelerator": accelerator.name, "instructions": lines, "uops": uop_lines}
     if args.timing:
-        from oneshot_ml2.vta import timing
+        from oneshot_ml2.vta import timing, tokens
 
         trace = np.empty((len(insns), 2), np.int64)
         cycles, hang, _ = timing.simulate(np.ascontiguousarray(insns), args.address, timing.params(accelerator), trace)
+        left = tokens.left(insns)
         result |= {"cycles": int(cycles), "hang": bool(hang), "trace": trace.tolist()}
+        result["tokens_left"] = dict(zip(tokens.QUEUES, left))
         lines = [f"[{start:8d}, {end:8d})  {line}" for (start, end), line in zip(trace.tolist(), lines, strict=True)]
         uop_lines = [*uop_lines, f"{'hangs after' if hang else 'total'} {cycles} cycles"]
+        if any(left):
+            uop_lines.append(f"leaves tokens for the next program: {tokens.describe(left)}")
     if args.json:
         print(json.dumps(result, indent=2))
     else:

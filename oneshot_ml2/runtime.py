@@ -79,12 +79,17 @@ class LayerProgram:
     constants: Mapping[str, NDArray[Any]] = field(repr=False)
 
     def place(self, dram: NDArray[np.uint8]) -> None:
-        """Put the constants, the micro-ops and the instructions into a DRAM image, uint8 (bytes,)."""
+        """Put the constants, the micro-ops and the instructions into a DRAM image, uint8 (bytes,).
+
+        Raises:
+            OneShotError: a program that would leave tokens for the next one.
+        """
         import numpy as np
 
-        from oneshot_ml2.vta import isa
+        from oneshot_ml2.vta import isa, tokens
 
         program, chip = self.program, self.program.accelerator
+        tokens.check_submission(program.insns)
         contents = [(program.buffer(name).address, content) for name, content in self.constants.items()]
         contents.append((program.uop_address, isa.encode_uops(program.uops, chip).astype("<u4")))
         contents.append((program.insn_address, np.frombuffer(isa.to_bytes(isa.encode(program.insns, chip)), np.uint8)))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import random_workload
 
+from oneshot_ml2 import resources
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.replay import read_runs
+from oneshot_ml2.schedule import InvalidSchedule, Reason, ScheduleSpace
+from oneshot_ml2.unfold import unfolded
+from oneshot_ml2.vta import image as packed
 from oneshot_ml2.vta import simulator
 from oneshot_ml2.vta.program import (
     ACC,
@@ -21,6 +27,11 @@ from oneshot_ml2.vta.program import (
     ALU_MIN,
     ALU_MUL,
     ALU_SHR,
+    C_MEM,
+    C_OP,
+    C_SRAM,
+    C_UOP_END,
+    C_X,
     COLUMNS,
     FINISH,
     GEMM,
@@ -33,8 +44,10 @@ from oneshot_ml2.vta.program import (
     Program,
     element_bytes,
 )
+from oneshot_ml2.workload import Conv2d, Epilogue, read_layers
 
 DATA = Path(__file__).parent / "data"
+RESNET18 = resources.find("workloads", "resnet18.toml")
 GEOMETRIES = [
     Accelerator(0, 4, 15, 15, 18, 17),
     Accelerator(0, 3, 13, 14, 16, 16),
@@ -43,7 +56,7 @@ GEOMETRIES = [
     Accelerator(0, 5, 15, 16, 20, 18),
 ]
 PYNQ = GEOMETRIES[0]
-UOPS, INSNS, SPACE = 0x1000, 0x2000, 0x10000
+UOPS, INSNS, SPACE = 0x1000, 0x8000, 0x10000
 
 
 def row(*values: int) -> list[int]:
@@ -216,6 +229,37 @@ def test_micro_ops_alias_at_the_depth() -> None:
         np.testing.assert_array_equal(after[2 * SPACE : 2 * SPACE + 16].view(np.int8), x[taken].astype(np.int8))
 
 
+def odd_depth(depth: int) -> Accelerator:
+    return dataclasses.replace(PYNQ, uop_depth=depth)
+
+
+@pytest.mark.parametrize("depth", [5, 100, 2047, 4097])
+def test_micro_ops_of_any_depth(depth: int) -> None:
+    """Every micro-op up to the last one is the one that was loaded there; the next index is an error."""
+    uops = [(k % 8, k % 8, 0) for k in range(depth)]
+    stored = row(STORE, 0, OUT, 0, 2 * SPACE // 16, 1, 8, 8)
+    add = [ALU, 0, 0, 0, depth, 1, 1, 0, 0, 0, 0, ALU_ADD, 1, 1]
+    loads = row(LOAD, 0, ACC, 0, SPACE // 64, 1, 8, 8)
+    dram = image()
+    start = dram[SPACE : SPACE + 64 * 8].copy().view(np.int32).reshape(8, 16)
+    after = run(odd_depth(depth), [loads, row(*add), stored], uops, dram)
+    added = np.bincount(np.arange(depth) % 8, minlength=8)[:, None]
+    # What no micro-op touches has not reached the output SRAM.
+    expected = np.where(added > 0, start + added, 0).astype(np.int8)
+    np.testing.assert_array_equal(after[2 * SPACE : 2 * SPACE + 128].view(np.int8).reshape(8, 16), expected)
+    add[4] += 1
+    past = (
+        row(*add),
+        row(GEMM, 0, 0, depth, depth + 1, 1, 1),
+        row(ALU, 0, 0, 1, 1, 1, 1),
+        row(LOAD, 0, UOP, depth - 1, UOPS // 4, 1, 2, 2),
+        row(LOAD, 0, UOP, 0, UOPS // 4, 1, depth - 1, 0, 0, 0, 1, 1),
+    )
+    for insn in past:
+        with pytest.raises(OneShotError, match=f"instruction 1 goes past the {depth} micro-ops"):
+            run(odd_depth(depth), [insn], uops, image())
+
+
 @pytest.mark.parametrize(
     ("insn", "message"),
     [
@@ -261,3 +305,73 @@ def test_traffic() -> None:
         "gemm_counter": 90,
         "alu_counter": 24,
     }
+
+
+def random_depth(rng: np.random.Generator) -> int:
+    """A UOP_DEPTH, most of them no power of two, spread in the logarithm or at the border of a power."""
+    near = (1 << int(rng.integers(2, 14))) + int(rng.integers(-1, 2))
+    return int(np.clip(near if rng.integers(2) else np.exp(rng.uniform(np.log(4), np.log(8192))), 4, 8192))
+
+
+def check_exact(space: ScheduleSpace, index: int, rng: np.random.Generator) -> None:
+    """The schedule's micro-ops fit the SRAM and its result is the reference; or it does not lower for its reason."""
+    reason = space.validity(np.array([index]))[0]
+    if reason != Reason.VALID:
+        with pytest.raises(InvalidSchedule) as caught:
+            space.lower(index)
+        assert caught.value.reason == reason
+        return
+    program, depth = space.lower(index), space.accelerator.uop_depth
+    loads = program.insns[(program.insns[:, C_OP] == LOAD) & (program.insns[:, C_MEM] == UOP)]
+    assert (loads[:, C_SRAM] + loads[:, C_X] <= depth).all()
+    works = program.insns[np.isin(program.insns[:, C_OP], (GEMM, ALU))]
+    assert (works[:, C_UOP_END] <= depth).all()
+    tensors = space.workload.random_inputs(rng)
+    got = packed.execute(program, space.workload, tensors)
+    np.testing.assert_array_equal(got, space.workload.reference(tensors), err_msg=f"{space.schedule(index)} {depth}")
+
+
+def some(space: ScheduleSpace, rng: np.random.Generator, indices: np.ndarray, valid: int) -> list[int]:
+    """Of some schedules an invalid one and a few valid ones, as far as there are any."""
+    shuffled = rng.permutation(indices)
+    good = space.validity(shuffled) == Reason.VALID
+    return [int(i) for i in [*shuffled[~good][:1], *shuffled[good][:valid]]]
+
+
+def exact_layers(depth: int, most: int) -> dict[str, int]:
+    """ResNet-18's layers by the kind of space that has an exact schedule of them, among ``most`` of each space."""
+    chip, rng, exact = odd_depth(depth), np.random.default_rng(depth), {"full": 0, "autotvm": 0}
+    for layer in read_layers(RESNET18):
+        templates = {"full": unfolded(layer.workload, chip) or layer.workload}
+        if isinstance(layer.workload, Conv2d) and layer.workload.c % chip.block == 0:
+            templates["autotvm"] = dataclasses.replace(layer.workload, epilogue=Epilogue())
+        for kind, workload in templates.items():
+            space = ScheduleSpace(workload, chip, kind)
+            chosen = some(space, rng, rng.permutation(space.table())[:most], 1)
+            for index in chosen:
+                check_exact(space, index, rng)
+            exact[kind] += bool((space.validity(np.array(chosen)) == Reason.VALID).any())
+    return exact
+
+
+def test_resnet18_with_a_hundred_micro_ops() -> None:
+    assert exact_layers(100, 2000) == {"full": 16, "autotvm": 14}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "full", "template"), [(5, 4, 0), (2047, 16, 14), (4097, 16, 14)])
+def test_resnet18_with_other_depths(depth: int, full: int, template: int) -> None:
+    # Five micro-ops do for 1x1 convolutions and the dense layer alone; what does not lower says so.
+    assert exact_layers(depth, 1 << 20) == {"full": full, "autotvm": template}
+
+
+def test_random_depths_are_exact() -> None:
+    rng = np.random.default_rng(11)
+    for kind in ("full", "autotvm") * 25:
+        workload = random_workload(rng)
+        if kind == "autotvm":
+            channels, size = (int(x) for x in rng.integers(1, 4, 2))
+            workload = Conv2d(1, 16 * channels, 3 * size, 6, 32, size, 3, padding=size // 2, epilogue=Epilogue())
+        space = ScheduleSpace(workload, odd_depth(random_depth(rng)), kind)
+        for index in some(space, rng, rng.integers(0, len(space), 500), 2):
+            check_exact(space, index, rng)

@@ -176,7 +176,7 @@ class PerturbedDevice:
             return _failed(Reason.WRONG_RESULT)
         board = dataclasses.replace(program, accelerator=board_of(chip, d))
         timed = timing.measure(board)
-        if timed.hang:
+        if not timed.ends_cleanly:
             return _failed(Reason.DEADLOCK)
         port = timed.read_beats + timed.write_beats
         more = port * (1.0 / d.bandwidth - 1.0) + page_misses(program, d.page_bytes) * d.page_miss / d.clock_ratio

@@ -31,13 +31,14 @@ class SimulatorDevice:
         measurements = []
         for program in programs:
             timed = timing.measure(program)
+            valid = timed.ends_cleanly
             seconds = timed.cycles / (program.accelerator.clock_mhz * 1e6)
             measurements.append(
                 Measurement(
-                    valid=not timed.hang,
-                    reason=Reason.DEADLOCK if timed.hang else Reason.VALID,
-                    cycles=-1 if timed.hang else timed.cycles,
-                    seconds=float("nan") if timed.hang else seconds,
+                    valid=valid,
+                    reason=Reason.VALID if valid else Reason.DEADLOCK,
+                    cycles=timed.cycles if valid else -1,
+                    seconds=seconds if valid else float("nan"),
                     busy=(timed.load_busy, timed.compute_busy, timed.store_busy),
                 )
             )

@@ -1,7 +1,9 @@
 """The space ``autotvm``: TVM's ``conv2d_packed.vta`` template, its validity and its very programs.
 
 Knobs, loop nest, token flow and run-time emission are those of the VTA reference, sections 5.1 to 5.4, 8.3 and 8.4:
-the programs equal TVM's instruction for instruction, up to where its buffers lie in DRAM.
+the programs equal TVM's instruction for instruction, up to where its buffers lie in DRAM and to one flag: without
+virtual threads TVM's run time leaves a token that its next submission takes. A program of ours stands alone, so its own
+FINISH takes it, which costs no cycle.
 """
 
 from __future__ import annotations
@@ -706,6 +708,9 @@ def _emit(
     _pop(rows, state, _STORE, _COMPUTE)
     _pop(rows, state, _LOAD, _COMPUTE)
     _noop(rows, state, _COMPUTE, 0)
+    if carried and threads == 1:
+        # TVM carries this pop into the next submission.
+        _pop(rows, state, _STORE, _COMPUTE)
     _append(rows, state, FINISH, _COMPUTE, _COMPUTE, 0)
     return int(state[S_COUNT]), int(state[S_IMAGE])
 
@@ -740,7 +745,9 @@ def _write_uops(
 
 
 def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Program:
-    """TVM's program of a schedule (7,); buffers ``data``, ``weight``, ``output`` are packed (VTA reference, 8.1).
+    """TVM's program of a schedule (7,), with no token left at its end.
+
+    Its buffers ``data``, ``weight``, ``output`` are packed (VTA reference, 8.1).
 
     Raises:
         InvalidSchedule: TVM could not lower or run it.

@@ -18,6 +18,7 @@ from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta import steps as S
 from oneshot_ml2.vta.plan import INT, TABLE, VECTOR
 from oneshot_ml2.vta.steps import FIELD_OVERFLOW, INSTRUCTION_OVERFLOW, TOKEN_OVERFLOW, UOP_OVERFLOW, VALID
+from oneshot_ml2.vta.tokens import runs_in_order
 
 MAX_INSNS = S.MAX_INSNS
 _MAX_KERNELS = 2048
@@ -256,34 +257,6 @@ def _input_chunk(p, v, insns, state, sram, n, group, ci0, nci, row, col, step): 
     for c in range(count):
         at = sram + c * size_h * size_w
         _memory(insns, state, G.LOAD, G.INP, at, base + c * plane, y, x, stride, top, bottom, left, right)
-
-
-@njit(cache=True, nogil=True)
-def runs_in_order(insns) -> bool:  # type: ignore[no-untyped-def]
-    """Whether every pop finds its token when instructions run in program order, and none is left over.
-
-    Then no queue length can make the program hang: the oldest unfinished instruction can always start.
-    """
-    tokens = np.zeros(4, dtype=np.int64)  # load to compute, compute to load, compute to store, store to compute
-    for i in range(len(insns)):
-        op, flags = insns[i, G.C_OP], insns[i, G.C_FLAGS]
-        if op == G.STORE:
-            pop_prev, pop_next, push_prev, push_next = 2, -1, 3, -1
-        elif op == G.LOAD and (insns[i, G.C_MEM] == G.INP or insns[i, G.C_MEM] == G.WGT):
-            pop_prev, pop_next, push_prev, push_next = -1, 1, -1, 0
-        else:
-            pop_prev, pop_next, push_prev, push_next = 0, 3, 1, 2
-        for flag, edge in ((G.POP_PREV, pop_prev), (G.POP_NEXT, pop_next)):
-            if flags & flag:
-                if edge < 0 or tokens[edge] == 0:
-                    return False
-                tokens[edge] -= 1
-        for flag, edge in ((G.PUSH_PREV, push_prev), (G.PUSH_NEXT, push_next)):
-            if flags & flag:
-                if edge < 0:
-                    return False
-                tokens[edge] += 1
-    return tokens.sum() == 0
 
 
 @njit(cache=True, nogil=True)

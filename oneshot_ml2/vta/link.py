@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.vta import emit
+from oneshot_ml2.vta import tokens
 from oneshot_ml2.vta.program import (
     C_DRAM,
     C_FLAGS,
@@ -101,7 +101,7 @@ def link(
             buffers.append(Buffer(f"{number}.{buffer.name}", buffer.memory, to[buffer.name], elements))
         begin += area
     joined = np.concatenate(parts)
-    if not emit.runs_in_order(joined):
+    if not tokens.runs_in_order(joined):
         raise OneShotError("the joined program's tokens do not balance")
     return Program(chip, joined, np.concatenate(uops), insn_address, uop_address, tuple(buffers))
 

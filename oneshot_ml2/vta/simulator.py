@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.vta import isa
+from oneshot_ml2.vta import isa, tokens
 from oneshot_ml2.vta.program import (
     ACC,
     ACC_8BIT,
@@ -65,9 +65,12 @@ if TYPE_CHECKING:
 # Entries of `params`.
 P_BATCH, P_BLOCK, P_INP_DEPTH, P_WGT_DEPTH, P_ACC_DEPTH, P_UOP_DEPTH, P_UOP_MASK = range(7)
 P_SRC_SHIFT, P_WGT_SHIFT, P_DST_MASK, P_SRC_MASK, P_WGT_MASK = range(7, 12)
-PARAMS = 12
+# What micro-op indices wrap by: depth - 1, or _UNWRAPPED for a depth that is no power of two.
+P_UOP_WRAP = 12
+PARAMS = 13
 
-OK, OUT_OF_DRAM, UNKNOWN = 0, 1, 2
+OK, OUT_OF_DRAM, UNKNOWN, PAST_DEPTH = range(4)
+_UNWRAPPED = -1
 _ITERATIONS = 1 << 14
 _ADDRESSES = (1 << 32) - 1
 
@@ -79,6 +82,8 @@ def params(accelerator: Accelerator) -> NDArray[np.int64]:
     p[P_BATCH], p[P_BLOCK] = a.batch, a.block
     p[P_INP_DEPTH], p[P_WGT_DEPTH], p[P_ACC_DEPTH], p[P_UOP_DEPTH] = a.inp_depth, a.wgt_depth, a.acc_depth, a.uop_depth
     p[P_UOP_MASK] = (2 << a.isa_uop_bits) - 1
+    # The data SRAMs' depths are powers of two by the form of VTA's JSON; this one may be any.
+    p[P_UOP_WRAP] = a.uop_depth - 1 if a.uop_depth & (a.uop_depth - 1) == 0 else _UNWRAPPED
     (_, _, dst_bits), (_, src_start, src_bits), (_, wgt_start, wgt_bits) = isa.uop_layout(a)
     p[P_SRC_SHIFT], p[P_WGT_SHIFT] = src_start, wgt_start
     p[P_DST_MASK], p[P_SRC_MASK], p[P_WGT_MASK] = (1 << dst_bits) - 1, (1 << src_bits) - 1, (1 << wgt_bits) - 1
@@ -86,8 +91,8 @@ def params(accelerator: Accelerator) -> NDArray[np.int64]:
 
 
 @njit(cache=True, nogil=True)
-def _load(insn, sram, depth, size, dram):
-    """2D copy with zero padding into ``sram``, uint8 (depth * size,); indices wrap at the depth (3.3)."""
+def _load(insn, sram, wrap, size, dram):
+    """2D copy with zero padding into ``sram``, uint8 (depth * size,); indices wrap by a mask (3.3)."""
     width = insn[C_LEFT] + insn[C_X] + insn[C_RIGHT]
     position = insn[C_SRAM]
     height = insn[C_TOP] + insn[C_Y] + insn[C_BOTTOM]
@@ -95,7 +100,7 @@ def _load(insn, sram, depth, size, dram):
         row = r - insn[C_TOP]
         inside = 0 <= row < insn[C_Y]
         for c in range(width):
-            target = (position & (depth - 1)) * size
+            target = (position & wrap) * size
             position += 1
             column = c - insn[C_LEFT]
             if inside and 0 <= column < insn[C_X]:
@@ -111,12 +116,12 @@ def _load(insn, sram, depth, size, dram):
 
 
 @njit(cache=True, nogil=True)
-def _store(insn, sram, depth, size, dram):
+def _store(insn, sram, wrap, size, dram):
     """2D copy from the OUT SRAM to DRAM (3.4)."""
     position = insn[C_SRAM]
     for row in range(insn[C_Y]):
         for column in range(insn[C_X]):
-            source = (position & (depth - 1)) * size
+            source = (position & wrap) * size
             position += 1
             target = ((insn[C_DRAM] + row * insn[C_STRIDE] + column) * size) & _ADDRESSES
             if target + size > len(dram):
@@ -137,7 +142,7 @@ def _gemm(insn, p, uops, inp, wgt, acc, out, count, outer, inner):
             src_base = o * insn[C_SRC_OUT] + i * insn[C_SRC_IN]
             wgt_base = o * insn[C_WGT_OUT] + i * insn[C_WGT_IN]
             for k in range(count):
-                uop = np.int64(uops[(insn[C_UOP_BGN] + k) & (p[P_UOP_DEPTH] - 1)])
+                uop = np.int64(uops[(insn[C_UOP_BGN] + k) & p[P_UOP_WRAP]])
                 d = ((uop & p[P_DST_MASK]) + dst_base) & (p[P_ACC_DEPTH] - 1)
                 if reset:
                     acc[d] = 0
@@ -168,7 +173,7 @@ def _alu(insn, p, uops, acc, out, count, outer, inner):
             dst_base = o * insn[C_DST_OUT] + i * insn[C_DST_IN]
             src_base = o * insn[C_SRC_OUT] + i * insn[C_SRC_IN]
             for k in range(count):
-                uop = np.int64(uops[(insn[C_UOP_BGN] + k) & (p[P_UOP_DEPTH] - 1)])
+                uop = np.int64(uops[(insn[C_UOP_BGN] + k) & p[P_UOP_WRAP]])
                 d = ((uop & p[P_DST_MASK]) + dst_base) & (p[P_ACC_DEPTH] - 1)
                 s = (((uop >> p[P_SRC_SHIFT]) & p[P_SRC_MASK]) + src_base) & (p[P_ACC_DEPTH] - 1)
                 for b in range(batch):
@@ -191,10 +196,21 @@ def _alu(insn, p, uops, acc, out, count, outer, inner):
 
 
 @njit(cache=True, nogil=True)
+def _past_depth(insn, p, uops):
+    """Whether an instruction that reads ``uops`` micro-ops, or loads some, indexes past an SRAM that does not wrap."""
+    if p[P_UOP_WRAP] != _UNWRAPPED:
+        return False
+    if insn[C_OP] == LOAD:
+        rows = insn[C_TOP] + insn[C_Y] + insn[C_BOTTOM]
+        return insn[C_SRAM] + rows * (insn[C_LEFT] + insn[C_X] + insn[C_RIGHT]) > p[P_UOP_DEPTH]
+    return insn[C_UOP_BGN] + uops > p[P_UOP_DEPTH]
+
+
+@njit(cache=True, nogil=True)
 def execute(insns, p, dram):
     """Run decoded instructions up to FINISH over ``dram``, uint8, in place; SRAMs start as zeros.
 
-    Returns (status, instruction): OK, OUT_OF_DRAM or UNKNOWN, and the instruction that it stopped at.
+    Returns (status, instruction): OK, OUT_OF_DRAM, UNKNOWN or PAST_DEPTH, and the instruction that it stopped at.
     """
     batch, block = p[P_BATCH], p[P_BLOCK]
     inp_size, wgt_size, acc_size = batch * block, block * block, 4 * batch * block
@@ -220,7 +236,9 @@ def execute(insns, p, dram):
             count = (insn[C_UOP_END] - insn[C_UOP_BGN]) & p[P_UOP_MASK]
             if count == 0:
                 count = p[P_UOP_MASK] + 1
-            if op == GEMM:
+            if _past_depth(insn, p, count):
+                status = PAST_DEPTH
+            elif op == GEMM:
                 _gemm(insn, p, uops, inp, wgt, acc, out, count, outer, inner)
             elif insn[C_ALU_OP] <= ALU_SHR:
                 _alu(insn, p, uops, acc, out, count, outer, inner)
@@ -231,17 +249,19 @@ def execute(insns, p, dram):
             if memory > ACC:
                 status = UNKNOWN
             elif insn[C_X] > 0:
-                if memory == UOP:
-                    status = _load(insn, uop_bytes, p[P_UOP_DEPTH], 4, dram)
+                if memory == UOP and _past_depth(insn, p, 0):
+                    status = PAST_DEPTH
+                elif memory == UOP:
+                    status = _load(insn, uop_bytes, p[P_UOP_WRAP], 4, dram)
                 elif memory == WGT:
-                    status = _load(insn, wgt_bytes, p[P_WGT_DEPTH], wgt_size, dram)
+                    status = _load(insn, wgt_bytes, p[P_WGT_DEPTH] - 1, wgt_size, dram)
                 elif memory == INP:
-                    status = _load(insn, inp_bytes, p[P_INP_DEPTH], inp_size, dram)
+                    status = _load(insn, inp_bytes, p[P_INP_DEPTH] - 1, inp_size, dram)
                 else:
-                    status = _load(insn, acc_bytes, p[P_ACC_DEPTH], acc_size, dram)
+                    status = _load(insn, acc_bytes, p[P_ACC_DEPTH] - 1, acc_size, dram)
         elif op == STORE:
             if insn[C_X] > 0:
-                status = _store(insn, out_bytes, p[P_ACC_DEPTH], inp_size, dram)
+                status = _store(insn, out_bytes, p[P_ACC_DEPTH] - 1, inp_size, dram)
         else:
             status = UNKNOWN
         if status != OK:
@@ -253,8 +273,10 @@ def run(program: Program, dram: NDArray[np.uint8]) -> None:
     """Put a program's micro-ops and instructions into ``dram``, uint8 (bytes,), as a driver does, and execute it there.
 
     Raises:
-        OneShotError: the image is too small, or an instruction leaves it or is none that the RTL executes.
+        OneShotError: the image is too small, an instruction leaves it or the micro-op SRAM or is none that the RTL
+            executes, or the program does not leave its token queues empty; that is told before anything runs.
     """
+    tokens.check_submission(program.insns)
     if dram.dtype != np.uint8 or dram.ndim != 1 or not dram.flags.c_contiguous:
         raise OneShotError(f"DRAM image is {dram.dtype} {dram.shape}; expected contiguous uint8 (bytes,)")
     accelerator = program.accelerator
@@ -270,10 +292,17 @@ def run(program: Program, dram: NDArray[np.uint8]) -> None:
 
 
 def execute_checked(insns: NDArray[np.int64], accelerator: Accelerator, dram: NDArray[np.uint8]) -> None:
-    """:func:`execute` for instructions whose micro-ops are in ``dram`` already; OneShotError if it stops early."""
+    """:func:`execute` for instructions whose micro-ops are in ``dram`` already; OneShotError if it stops early.
+
+    Tokens that are left are not looked at: `tokens.check_submission` does that.
+    """
     status, index = execute(insns, params(accelerator), dram)
     if status != OK:
-        reason = f"leaves the DRAM image of {len(dram)} bytes" if status == OUT_OF_DRAM else "is unknown to the RTL"
+        reason = {
+            OUT_OF_DRAM: f"leaves the DRAM image of {len(dram)} bytes",
+            UNKNOWN: "is unknown to the RTL",
+            PAST_DEPTH: f"goes past the {accelerator.uop_depth} micro-ops that the SRAM holds",
+        }[status]
         raise OneShotError(f"instruction {index} {reason}: {isa.disassemble(insns[index : index + 1])[0].strip()}")
 
 

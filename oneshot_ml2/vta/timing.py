@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from oneshot_ml2.vta import tokens
 from oneshot_ml2.vta.program import (
     ACC,
     ALU,
@@ -634,6 +635,8 @@ class Timing:
 
     ``*_busy``: execution cycles of the three modules; ``gemm``, ``alu``: of compute's, those of such instructions.
     ``hang``: the program never reaches FINISH (``cycles`` is then the cycle of the last event).
+    ``tokens_left``: in the order of `tokens.QUEUES`, what the program leaves for the next one once all modules have
+    come to rest; all 0 in a sound submission.
     """
 
     cycles: int
@@ -647,9 +650,15 @@ class Timing:
     write_beats: int
     read_bursts: int
     write_bursts: int
+    tokens_left: tuple[int, int, int, int]
     trace: NDArray[np.int64] | None = None
     queued: NDArray[np.int64] | None = None
     bursts: NDArray[np.int64] | None = None
+
+    @property
+    def ends_cleanly(self) -> bool:
+        """Whether the program reaches FINISH and leaves every token queue empty, as a submission must."""
+        return not self.hang and not any(self.tokens_left)
 
 
 def measure(program: Program, trace: bool = False, memory: bool = False) -> Timing:
@@ -680,6 +689,7 @@ def measure(program: Program, trace: bool = False, memory: bool = False) -> Timi
         write_beats=int(busy[B_WRITE_BEATS]),
         read_bursts=int(busy[B_READ_BURSTS]),
         write_bursts=int(busy[B_WRITE_BURSTS]),
+        tokens_left=tokens.left(insns),
         trace=table if trace else None,
         queued=queued if memory else None,
         bursts=bursts if memory else None,
