@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import json
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,6 +21,8 @@ from oneshot_ml2.errors import OneShotError
 
 # How the names of files and folders end that are to be renamed when they are complete.
 _TEMPORARY = ".oneshot-ml2"
+# Of Linux's renameat2: paths are relative to the working directory; the two names change places.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextlib.contextmanager
@@ -108,7 +113,7 @@ def clear_leftovers(target: str | Path) -> None:
         return
     for entry in found:
         with contextlib.suppress(OSError):
-            handle = os.open(target.parent / entry, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            handle = os.open(target.parent / entry, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _is_at(handle, target.parent / entry):
@@ -151,7 +156,7 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
         os.fchmod(handle, 0o666 & ~_umask())
         os.replace(beside, target)
     # The new name is on the disk only once its folder is.
-    sync_folder(target.parent)
+    sync(target.parent)
 
 
 def _umask() -> int:
@@ -160,13 +165,72 @@ def _umask() -> int:
     return mask
 
 
-def sync_folder(path: str | Path) -> None:
-    """Have the names in a folder on the disk."""
-    folder = os.open(path, os.O_RDONLY)
+def replace_folder(new: Path, folder: Path) -> None:
+    """Give a complete folder the name of another one, or one that is free; ``new`` then names the old one, if any.
+
+    The files of ``new`` are put on the disk first. Where the system can exchange names, that is one step. Elsewhere
+    the old folder is ``.NAME.before.oneshot-ml2`` in between, where `present_folder` finds it, and `recover_folder`
+    puts it back.
+
+    Raises:
+        OSError: not writable, or the disk is full; ``folder`` is as it was.
+    """
+    for path in (*new.iterdir(), new):
+        sync(path)
+    os.chmod(new, stat.S_IMODE(folder.stat().st_mode) if folder.exists() else 0o777 & ~_umask())
+    if not folder.exists():
+        os.rename(new, folder)
+    elif not _exchange(new, folder):
+        aside = _aside(folder)
+        os.rename(folder, aside)
+        try:
+            os.rename(new, folder)
+        except OSError:
+            os.rename(aside, folder)
+            raise
+        os.rename(aside, new)
+    sync(folder.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the C library or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _aside(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.before{_TEMPORARY}"
+
+
+def present_folder(folder: Path) -> Path:
+    """Where the folder is: at its name, or where a writer that died while it replaced it has left it."""
+    return folder if folder.exists() or not _aside(folder).is_dir() else _aside(folder)
+
+
+def recover_folder(folder: Path) -> None:
+    """Put a folder back that `present_folder` finds elsewhere; for its next writer, which has the lock."""
+    aside = _aside(folder)
+    if aside.is_dir():
+        if folder.exists():
+            _remove(aside)
+        else:
+            os.rename(aside, folder)
+
+
+def sync(path: str | Path) -> None:
+    """Have the content of a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def resume_lines(path: str | Path, header: dict[str, Any], error: type[OneShotError] = OneShotError) -> list[Any]:
