@@ -217,6 +217,7 @@ class CompiledGraph:
             "rounding": self.quantized.rounding,
             "changes": list(self.quantized.changes),
             "warnings": self.warnings(),
+            "losses": [dataclasses.asdict(loss) for loss in self.quantized.losses],
             "ok": self.ok,
             "checked": None if self.checked is None else {
                 "outputs": self.checked.outputs,
@@ -314,6 +315,7 @@ class CompiledGraph:
             f"{self.dram.activations / 2**20:,.2f} ({self.dram.separate / 2**20:,.2f} if no layers shared any).",
             "Picks: " + (", ".join(f"{count} {source}" for source, count in sources.most_common()) or "none") + ".",
             *(f"Changed: {change}." for change in self.quantized.changes),
+            *(f"Warning: {warning}." for warning in self.warnings()),
         ]
         if self.checked is not None:
             right = sum(not wrong for wrong in self.checked.layers.values())
