@@ -162,3 +162,15 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: p
         files.write_whole(tmp_path / "x", "second")
     assert (tmp_path / "x").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "moments"), [("file", 60), ("weights", 60), ("training", 30)])
+def test_kills_of_writers(kind: str, moments: int, tmp_path: Path) -> None:
+    tests = Path(__file__).parent
+    command = [sys.executable, str(tests / "kills.py"), kind, str(tmp_path), str(moments)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tests}"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+    assert done.returncode == 0, done.stderr
+    # Most of the kills are to come within a write, which then leaves its half behind.
+    assert int(done.stdout) >= moments // 2

@@ -769,6 +769,7 @@ def test_the_zoo_compiles_and_runs(name: str, size: int, rounding: str, tmp_path
     model = graph.compile_model(name, size=size, rounding=rounding)
     assert model.ok
     assert model.macs()[1] == 0
+    assert model.quantized.losses == ()
     model.save(tmp_path / "build")
     if name == "resnet18":
         weights = sum(node.arrays["weight"].nbytes for node in model.graph.nodes if "weight" in node.arrays)

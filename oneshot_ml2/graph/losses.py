@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.graph import ir
+from oneshot_ml2.graph import ir, partition
 from oneshot_ml2.graph.ir import Graph, Node
 
 Array: TypeAlias = NDArray[Any]
@@ -23,8 +23,9 @@ Sample: TypeAlias = Mapping[str, Array]
 # above its noise, 2 bits of the 8. The worst tensor of the models that `models.model_names` lists is off by 9 % (deep
 # transformers; convolutional networks: 2 to 9 %), so this is far from what rounding adds up to in a sound model.
 ERROR_BOUND = 0.25
-# Inputs that the errors are taken over, the first ones: each costs a run of both graphs.
-SAMPLES = 2
+# Inputs that the errors are taken over, the first ones, as each costs a run of both graphs: as many as take so many
+# multiplications in all, but at least one, whose run serves the calibration too, and at most four.
+_WORK, _MOST = 3e8, 4
 # Channels of an output belong to one group if their sizes are within this factor of each other.
 _BAND = 8.0
 # A channel's size is known from so many values; that of a few may be small by chance.
@@ -96,6 +97,12 @@ class _Sums:
 
 def _relative(difference: float, expected: float) -> float:
     return float((difference / expected) ** 0.5) if expected else float(difference > 0)
+
+
+def samples_of(graph: Graph, samples: Sequence[Sample]) -> Sequence[Sample]:
+    """The inputs among ``samples`` that an integer graph's errors are taken over."""
+    macs = sum(partition.node_macs(graph, node) for node in graph.nodes)
+    return samples[: min(max(int(_WORK // max(macs, 1)), 1), _MOST)]
 
 
 def measure(

@@ -103,7 +103,7 @@ def quantize(
 
     Args:
         calibration: what `split_samples` takes, from which the scales of a float model follow; none: seeded standard
-            normal inputs, with a warning. The errors are those on the first ``losses.SAMPLES`` of them.
+            normal inputs, with a warning. The errors are those on the first of them, see `losses.samples_of`.
         seed: of the random inputs.
         rounding: one of ``ROUNDINGS``.
 
@@ -133,8 +133,8 @@ def quantize(
         exponents = _calibrated(graph, chosen)
     builder = _Builder(plain, exponents, qdq, rounding == "half_even")
     integer = builder.build()
-    samples = samples[: losses.SAMPLES]
-    errors, lost = losses.measure(integer, samples, _references(graph, tensors if qdq else None, samples, first))
+    measured = losses.samples_of(integer, samples)
+    errors, lost = losses.measure(integer, measured, _references(graph, tensors if qdq else None, measured, first))
     warned += losses.warnings(lost)
     labels = {value: graph.labels[tensor] for value, tensor in tensors.items() if tensor in graph.labels}
     kind, all_changes = "qdq" if qdq else "float", (*changes, *builder.changes)
