@@ -545,24 +545,24 @@ def _run_whole(args: argparse.Namespace, chip: Accelerator, folder: Path) -> int
 
     if args.layers:
         raise OneShotError("--layers chooses rows of a table; a whole model has all its layers: leave it out")
-    executable.check_target(folder)
     if args.html and not Path(args.html).parent.is_dir():
         raise OneShotError(f"no folder {Path(args.html).parent}; make it, or choose another place for --html")
-    model = compiler.compile_model(
-        args.model,
-        chip,
-        calibration=None if args.calibration is None else executable.read_tensors(args.calibration),
-        size=args.size,
-        weights=args.weights,
-        seed=args.seed,
-        schedules=() if args.schedules is None else compiler.read_schedules(args.schedules),
-        rounding=args.rounding,
-        check=not args.no_check,
-        progress=True,
-    )
-    model.save(folder)
-    if args.html:
-        write_whole(args.html, (folder / executable.PAGE).read_bytes())
+    with executable.writing(folder) as place:
+        model = compiler.compile_model(
+            args.model,
+            chip,
+            calibration=None if args.calibration is None else executable.read_tensors(args.calibration),
+            size=args.size,
+            weights=args.weights,
+            seed=args.seed,
+            schedules=() if args.schedules is None else compiler.read_schedules(args.schedules),
+            rounding=args.rounding,
+            check=not args.no_check,
+            progress=True,
+        )
+        model.write(place)
+        if args.html:
+            write_whole(args.html, (place / executable.PAGE).read_bytes())
     for warning in model.warnings():
         print(f"oneshot-ml2: warning: {warning}", file=sys.stderr)
     text = json.dumps(model.to_dict(), indent=2)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from oneshot_ml2.errors import ModelError
@@ -137,6 +138,7 @@ class _Model:
     """The programs of a model by number, and the DRAM that they share, which no launch reads before it wrote it."""
 
     segments: tuple[LayerProgram, ...]
+    digest: str
     dram: NDArray[np.uint8] = field(repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     watch: Watch | None = None
@@ -146,16 +148,42 @@ class _Model:
 _models: dict[str, _Model] = {}
 
 
-def register_model(identity: str, segments: Sequence[LayerProgram]) -> None:
-    """Make a model's programs known to the launcher, and the launcher to TVM."""
+def programs_digest(segments: Sequence[LayerProgram]) -> str:
+    """A hash of all that the launcher runs, 32 hexadecimal digits."""
     import numpy as np
 
+    digest = hashlib.sha256()
+    for segment in segments:
+        program = segment.program
+        # What else its JSON holds, nothing runs by.
+        digest.update(replace(program.accelerator, extra=()).to_json().encode())
+        places = (program.uop_address, program.insn_address, program.buffers)
+        digest.update(repr((segment.inputs, segment.outputs, places)).encode())
+        digest.update(np.ascontiguousarray(program.insns).data)
+        digest.update(np.ascontiguousarray(program.uops).data)
+        for name, content in sorted(segment.constants.items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(content).data)
+    return digest.hexdigest()[:32]
+
+
+def register_model(identity: str, segments: Sequence[LayerProgram]) -> None:
+    """Make a model's programs known to the launcher, and the launcher to TVM.
+
+    Raises:
+        ModelError: another model has this identity, one of other programs.
+    """
+    import numpy as np
+
+    digest = programs_digest(segments)
     if identity not in _models:
         size = max((segment.program.dram_bytes for segment in segments), default=0)
         dram = np.zeros(size, dtype=np.uint8)
         for segment in segments:
             segment.place(dram)
-        _models[identity] = _Model(tuple(segments), dram)
+        _models[identity] = _Model(tuple(segments), digest, dram)
+    elif _models[identity].digest != digest:
+        raise ModelError("a model of the same identity but other programs is loaded already; compile this one again")
     _autoload()
 
 

@@ -609,9 +609,8 @@ def _programs(args: argparse.Namespace) -> tuple[str, Accelerator, list[tuple[Se
 
         if args.schedule is not None:
             raise OneShotError("a compiled model has its schedules; --schedule is for layers of a model or a list")
-        model = executable.load(source, chip)
-        content = json.loads((source / executable.REPORT).read_text(encoding="utf-8"))
-        names = [tuple(map(str, entry["layers"])) for entry in content["submissions"]]
+        model = executable.read(source, chip)
+        names = [tuple(map(str, entry["layers"])) for entry in model.report["submissions"]]
         programs = [segment.program for segment in model.segments]
         return model.name, model.accelerator, list(zip(names, programs, strict=True))
     if source.is_file():

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import io
 import itertools
 import json
 import math
@@ -39,7 +40,7 @@ from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.corpus import SAMPLERS, Corpus, TaskSamples, open_corpus
 from oneshot_ml2.encoding import encoding
 from oneshot_ml2.errors import CorpusError, OneShotError
-from oneshot_ml2.files import read_toml, write_whole
+from oneshot_ml2.files import locked, read_toml, write_whole
 from oneshot_ml2.predictor import NETWORKS, OUTPUTS, Predictor, write_weights
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 
@@ -302,6 +303,10 @@ def write_features(paths: Sequence[str | Path], settings: Settings, folder: str 
                 shapes.append(task.workload.shape_key)
                 chips.append(task.accelerator.to_json())
                 lengths.append(len(table["valid"]))
+            # The head says that they are complete, so they are on the disk before it.
+            for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
         if not lengths:
             raise _no_samples()
     finally:
@@ -783,8 +788,10 @@ def plot_losses(history: list[dict[str, Any]], path: Path) -> None:
     right.set(xlabel="epoch", ylabel="mean |error of log T|", yscale="log")
     if right.lines:
         right.legend()
-    figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
     pyplot.close(figure)
+    write_whole(path, picture.getvalue())
 
 
 # Command line --------------------------------------------------------------------------------
@@ -810,18 +817,21 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out).with_suffix(".safetensors")
     features = out.with_suffix(".features")
     processes = Processes.joined()
+    busy = f"{out}: another training writes it; wait for it, or give another --out"
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if processes.rank == 0:
-            write_features(args.corpus, settings, features)
-        processes.wait()
-        data = map_features(features)
-        if processes.rank == 0:
-            valid = float(data.valid.mean())
-            print(f"{len(data)} tasks, {len(data.valid)} samples, {valid:.1%} valid", flush=True)
-        predictor = train(data, settings, out, progress=True, processes=processes)
-        if processes.rank == 0:
-            shutil.rmtree(features)
-            print(f"{out}: trained in {predictor.card['training_seconds']:.0f} s; card and curves beside it")
+        with locked(out, busy) if processes.rank == 0 else contextlib.nullcontext():
+            if processes.rank == 0:
+                write_features(args.corpus, settings, features)
+            processes.wait()
+            data = map_features(features)
+            if processes.rank == 0:
+                valid = float(data.valid.mean())
+                print(f"{len(data)} tasks, {len(data.valid)} samples, {valid:.1%} valid", flush=True)
+            predictor = train(data, settings, out, progress=True, processes=processes)
+            if processes.rank == 0:
+                shutil.rmtree(features)
+                print(f"{out}: trained in {predictor.card['training_seconds']:.0f} s; card and curves beside it")
     finally:
         processes.leave()
     return 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import sys
 import time
@@ -23,14 +22,13 @@ from numpy.typing import NDArray
 from oneshot_ml2 import report
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import ModelError
-from oneshot_ml2.files import write_whole
 from oneshot_ml2.graph import executable, importer, ir, layout, operators, partition, patches
 from oneshot_ml2.graph import quantize as quantizing
 from oneshot_ml2.graph.executable import Executable, Tensor
 from oneshot_ml2.graph.ir import Graph, Node
 from oneshot_ml2.graph.layout import Dram, Segment
 from oneshot_ml2.graph.quantize import Quantized
-from oneshot_ml2.runtime import LayerProgram, register_model, watched
+from oneshot_ml2.runtime import LayerProgram, programs_digest, register_model, watched
 from oneshot_ml2.schedule import backend as schedule_backend
 
 if TYPE_CHECKING:
@@ -144,9 +142,13 @@ class CompiledGraph:
         return self.executable.run(inputs)
 
     def save(self, folder: str | Path) -> None:
-        """Write the folder that ``oneshot-ml2 run`` and `executable.load` take, see `executable.save`; and `html`."""
-        executable.save(self.executable, folder, self.schedules(), self.to_dict())
-        write_whole(Path(folder) / executable.PAGE, self.html())
+        """Write the folder that ``oneshot-ml2 run`` and `executable.load` take, see `executable.writing`."""
+        with executable.writing(folder) as place:
+            self.write(place)
+
+    def write(self, folder: Path) -> None:
+        """As `save`, within `executable.writing`."""
+        executable.save(self.executable, folder, self.schedules(), self.to_dict(), self.html())
 
     def html(self) -> str:
         """A self-contained page with the report and what each layer does over time."""
@@ -215,6 +217,7 @@ class CompiledGraph:
             "rounding": self.quantized.rounding,
             "changes": list(self.quantized.changes),
             "warnings": self.warnings(),
+            "losses": [dataclasses.asdict(loss) for loss in self.quantized.losses],
             "ok": self.ok,
             "checked": None if self.checked is None else {
                 "outputs": self.checked.outputs,
@@ -325,6 +328,7 @@ class CompiledGraph:
             "Picks: " + (", ".join(f"{count} {source}" for source, count in sources.most_common()) or "none") + ".",
             *(f"Warning: {line}." for line in self._unscheduled()),
             *(f"Changed: {change}." for change in self.quantized.changes),
+            *(f"Warning: {warning}." for warning in self.warnings()),
         ]
         if self.checked is not None:
             right = sum(not wrong for wrong in self.checked.layers.values())
@@ -560,7 +564,7 @@ def build(
     from oneshot_ml2.graph import hostcode
 
     tvm = executable.import_tvm()
-    identity = _identity(chip, segments)
+    identity = programs_digest(segments)
     module = hostcode.relax_module(graph, steps, identity)
     with executable.quiet_stderr():
         library = tvm.compile(tvm.relax.get_pipeline("zero")(module), "llvm")
@@ -570,21 +574,6 @@ def build(
         Tensor(title, graph.values[name].shape) for title, name in zip(graph.output_names, graph.outputs, strict=True)
     )
     return Executable(graph.name, identity, chip, inputs, results, tuple(segments), library)
-
-
-def _identity(chip: Accelerator, segments: Sequence[LayerProgram]) -> str:
-    """A hash of all that the launcher runs."""
-    digest = hashlib.sha256(chip.to_json().encode())
-    for segment in segments:
-        program = segment.program
-        places = (program.uop_address, program.insn_address, program.buffers)
-        digest.update(repr((segment.inputs, segment.outputs, places)).encode())
-        digest.update(np.ascontiguousarray(program.insns).data)
-        digest.update(np.ascontiguousarray(program.uops).data)
-        for name, content in sorted(segment.constants.items()):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(content).data)
-    return digest.hexdigest()[:32]
 
 
 def check_executable(

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from oneshot_ml2 import __version__
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import ModelError, OneShotError
+from oneshot_ml2.files import locked, present_folder, recover_folder, replace_folder, temporary
 from oneshot_ml2.graph.ir import check_tensors
 from oneshot_ml2.runtime import LAYOUTS, LayerProgram, Port, register_model
 
@@ -149,46 +150,45 @@ def read_tensors(path: str | Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
 
 
 # Saving ----------------------------------------------------------------------------------------
-def save(
-    executable: Executable,
-    folder: str | Path,
-    schedules: Sequence[Mapping[str, Any]],
-    report: Mapping[str, Any],
-) -> None:
-    """Write a compiled model to a folder; an older one there is replaced, and only once all files are complete.
+@contextlib.contextmanager
+def writing(folder: str | Path) -> Iterator[Path]:
+    """Keep others from writing a model to a folder, and make sure that one may be written there: its full path.
 
     Raises:
-        ModelError: the path is a file, or a folder that holds something else.
-        OSError: the disk is full, or not writable.
+        ModelError: the path is a file, or a folder that holds something else, or another process is compiling to it.
+        OSError: no place for it can be made.
     """
     folder = Path(folder).resolve()
-    check_target(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        with quiet_stderr():
-            executable.library.export_library(str(work / LIBRARY))
-        arrays: dict[str, NDArray[Any]] = {}
-        weights: dict[str, NDArray[Any]] = {}
-        entries = []
-        for number, segment in enumerate(executable.segments):
-            arrays |= _program_arrays(number, segment.program)
-            weights |= {f"{number}.{name}": content for name, content in segment.constants.items()}
-            entries.append(
-                {
-                    "name": segment.name,
-                    "inputs": [dataclasses.asdict(port) for port in segment.inputs],
-                    "outputs": [dataclasses.asdict(port) for port in segment.outputs],
-                    "insn_address": segment.program.insn_address,
-                    "uop_address": segment.program.uop_address,
-                    "buffers": [dataclasses.astuple(buffer) for buffer in segment.program.buffers],
-                }
-            )
-        _write_arrays(work / PROGRAMS, arrays, compress=True)
-        _write_arrays(work / WEIGHTS, weights, compress=False)
+    busy = f"{folder}: another process is compiling a model into it; wait for it, or give another folder"
+    with locked(folder, busy, ModelError):
+        recover_folder(folder)
+        check_target(folder)
+        yield folder
+
+
+def save(
+    executable: Executable,
+    folder: Path,
+    schedules: Sequence[Mapping[str, Any]],
+    report: Mapping[str, Any],
+    page: str,
+) -> None:
+    """Write a compiled model to a folder, within `writing`; an older one there is replaced in one step.
+
+    Whoever reads the folder finds one of the two, complete, also after the writer was killed or the power went.
+
+    Raises:
+        ModelError: the folder holds something else by now.
+        OSError: the disk is full, or not writable.
+    """
+    with temporary(folder, folder=True) as (work, _):
+        _export(executable.library, work / LIBRARY)
+        _write_parts(executable.segments, work)
         content = {"schema": SCHEDULES_SCHEMA, "layers": list(schedules)}
         (work / SCHEDULES).write_text(json.dumps(content, indent=2) + "\n")
         (work / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+        (work / PAGE).write_text(page, encoding="utf-8")
         manifest = {
             "format": FORMAT,
             "schema": SCHEMA,
@@ -198,20 +198,47 @@ def save(
             "rounding": report.get("rounding", "shift"),
             "inputs": [dataclasses.asdict(tensor) for tensor in executable.inputs],
             "outputs": [dataclasses.asdict(tensor) for tensor in executable.outputs],
-            "segments": entries,
+            "segments": [_segment_entry(segment) for segment in executable.segments],
             "machine": platform.machine(),
             "versions": versions(),
-            "files": {name: _file_hash(work / name) for name in FILES},
+            "files": {name: _hash((work / name).read_bytes()) for name in FILES},
         }
         manifest["sha256"] = _manifest_hash(manifest)
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        # The folder itself stays, as it may be somebody's working directory; without a manifest it is no model.
-        folder.mkdir(exist_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)
-        for name in (*FILES, MANIFEST):
-            os.replace(work / name, folder / name)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        check_target(folder)
+        replace_folder(work, folder)
+
+
+def _export(library: Any, path: Path) -> None:
+    """Link the host's code; what that takes in between is beside it, too, so that it goes with the folder."""
+    objects = path.with_suffix(".objects")
+    objects.mkdir()
+    with quiet_stderr():
+        library.export_library(str(path), workspace_dir=str(objects))
+    shutil.rmtree(objects)
+
+
+def _write_parts(segments: Sequence[LayerProgram], work: Path) -> None:
+    """The programs, and the constants of their DRAM."""
+    arrays: dict[str, NDArray[Any]] = {}
+    weights: dict[str, NDArray[Any]] = {}
+    for number, segment in enumerate(segments):
+        arrays |= _program_arrays(number, segment.program)
+        weights |= {f"{number}.{name}": content for name, content in segment.constants.items()}
+    _write_arrays(work / PROGRAMS, arrays, compress=True)
+    _write_arrays(work / WEIGHTS, weights, compress=False)
+
+
+def _segment_entry(segment: LayerProgram) -> dict[str, Any]:
+    program = segment.program
+    return {
+        "name": segment.name,
+        "inputs": [dataclasses.asdict(port) for port in segment.inputs],
+        "outputs": [dataclasses.asdict(port) for port in segment.outputs],
+        "insn_address": program.insn_address,
+        "uop_address": program.uop_address,
+        "buffers": [dataclasses.astuple(buffer) for buffer in program.buffers],
+    }
 
 
 def check_target(folder: Path) -> None:
@@ -249,16 +276,34 @@ def _write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], compress: bool
         (np.savez_compressed if compress else np.savez)(file, **arrays)  # type: ignore[arg-type]
 
 
-def _file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _manifest_hash(manifest: Mapping[str, Any]) -> str:
     content = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return _hash(json.dumps(content, sort_keys=True).encode())
 
 
 # Loading ---------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Stored:
+    """A compiled model as its folder holds it, checked; nothing of it is native code yet.
+
+    ``manifest``: the folder's; ``report``: what ``report.json`` holds; ``library``: the bytes of the host's code.
+    """
+
+    name: str
+    identity: str
+    accelerator: Accelerator
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    segments: tuple[LayerProgram, ...]
+    manifest: Mapping[str, Any] = field(repr=False)
+    report: Mapping[str, Any] = field(repr=False)
+    library: bytes = field(repr=False)
+
+
 def load(folder: str | Path, accelerator: Accelerator | None = None) -> Executable:
     """A compiled model from its folder, after checking every file.
 
@@ -266,8 +311,55 @@ def load(folder: str | Path, accelerator: Accelerator | None = None) -> Executab
         accelerator: refuse a model that is compiled for another one.
 
     Raises:
-        ModelError: no compiled model, damaged, of another version, machine or accelerator; says which.
+        ModelError: no compiled model, damaged, of another version, machine or accelerator; says which. Or its code
+            cannot be loaded.
         ModuleNotFoundError: tvm is not installed.
+    """
+    folder = Path(folder)
+    stored = read(folder, accelerator)
+    import_tvm()
+    _check_versions(folder, stored.manifest)
+    library = _load_library(stored.library, folder / LIBRARY)
+    return Executable(
+        stored.name, stored.identity, stored.accelerator, stored.inputs, stored.outputs, stored.segments, library
+    )
+
+
+def _load_library(content: bytes, origin: Path) -> Any:
+    """The host's code, of just these bytes: from a file of its own that only this user can change.
+
+    Under the name that it has in its folder the system would give what is already loaded by that name, and what the
+    file holds may have changed since it was checked.
+
+    Raises:
+        ModelError: it cannot be written or loaded.
+    """
+    tvm = import_tvm()
+    place = Path("TMPDIR")
+    advice = "set TMPDIR to a folder that has room, and from which code may be loaded"
+    try:
+        place = Path(tempfile.gettempdir())
+        with temporary(place / "oneshot-ml2", folder=True) as (own, _):
+            path = own / LIBRARY
+            path.write_bytes(content)
+            with quiet_stderr():
+                return tvm.runtime.load_module(str(path))
+    except OSError as error:
+        reason = error.strerror or error
+        raise ModelError(f"the code of {origin} cannot be written to {place}: {reason}; {advice}") from error
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ModelError(f"{origin} cannot be loaded, through {place}: {reason}; {advice}, or compile again") from error
+
+
+def read(folder: str | Path, accelerator: Accelerator | None = None) -> Stored:
+    """A compiled model from its folder, every file checked; nothing of it is run, and TVM is not needed.
+
+    Args:
+        accelerator: refuse a model that is compiled for another one.
+
+    Raises:
+        ModelError: no compiled model, damaged, of another version or accelerator; says which.
     """
     folder = Path(folder)
     manifest, raw = _read(folder)
@@ -290,25 +382,38 @@ def load(folder: str | Path, accelerator: Accelerator | None = None) -> Executab
             for key in ("inputs", "outputs")
         )
         name, identity = str(manifest["model"]), str(manifest["identity"])
+        report = dict(json.loads(raw[REPORT]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{folder}: {MANIFEST} does not fit its files ({error}); compile the model again") from error
-    tvm = import_tvm()
-    _check_versions(folder, manifest)
-    with quiet_stderr():
-        try:
-            library = tvm.runtime.load_module(str(folder / LIBRARY))
-        except Exception as error:
-            raise ModelError(f"{folder / LIBRARY} cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
-    return Executable(name, identity, chip, inputs, outputs, segments, library)
+    return Stored(name, identity, chip, inputs, outputs, segments, manifest, report, raw[LIBRARY])
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The manifest, and the checked contents of all files but the library."""
-    if not folder.is_dir():
+    """The manifest, and the checked contents of all files: those of one model, also while another replaces it."""
+    while True:
+        place = present_folder(folder)
+        before = _inode(place)
+        try:
+            return _read_once(place, folder)
+        except ModelError:
+            if _inode(present_folder(folder)) == before:
+                raise
+
+
+def _inode(folder: Path) -> int:
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return -1
+
+
+def _read_once(place: Path, folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """As `_read`; ``place``: where the folder is, ``folder``: what it is called."""
+    if not place.is_dir():
         raise ModelError(f"no folder {folder}; make one with oneshot-ml2 compile MODEL -o {folder}")
     again = "compile the model again"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"{folder} is no compiled model: it has no {MANIFEST}") from error
     except (OSError, ValueError) as error:
@@ -324,10 +429,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     raw = {}
     for name in FILES:
         try:
-            content = (folder / name).read_bytes()
+            content = (place / name).read_bytes()
         except OSError as error:
             raise ModelError(f"{folder / name} cannot be read ({error.strerror}); {again}") from error
-        if hashlib.sha256(content).hexdigest() != manifest["files"].get(name):
+        if _hash(content) != manifest["files"].get(name):
             raise ModelError(f"{folder / name} is damaged: it does not match its hash in {MANIFEST}; {again}")
         raw[name] = content
     return manifest, raw

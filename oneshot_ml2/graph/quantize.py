@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.errors import ModelError, WorkloadError
-from oneshot_ml2.graph import importer, ir, partition
+from oneshot_ml2.graph import importer, ir, losses, partition
 from oneshot_ml2.graph.ir import Graph, Node, Value
+from oneshot_ml2.graph.losses import LayerError, Loss, Reference
 from oneshot_ml2.graph.partition import Composite
 from oneshot_ml2.workload import Conv2d, Epilogue
 
@@ -42,23 +43,12 @@ _SUM_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class LayerError:
-    """How far a tensor of the integer graph is from the model's own, on the same input of the whole model.
-
-    ``rms``: root mean square of the difference, relative to that of the model's tensor; ``exponent``: of its scale.
-    """
-
-    name: str
-    exponent: int
-    rms: float
-
-
-@dataclass(frozen=True)
 class Quantized:
     """A quantized graph, what was changed on the way, and what it costs.
 
     ``kind``: ``float`` (quantized here) or ``qdq``; ``changes``: lines; ``tensors``: int8 value -> the tensor of the
-    model's file that it is, where known; ``errors``: see `LayerError`; ``rounding``: one of ``ROUNDINGS``.
+    model's file that it is, where known; ``errors``, ``losses``: see `LayerError` and `Loss`; ``rounding``: one of
+    ``ROUNDINGS``.
     """
 
     graph: Graph
@@ -68,6 +58,7 @@ class Quantized:
     tensors: Mapping[str, str]
     errors: tuple[LayerError, ...]
     rounding: str = "shift"
+    losses: tuple[Loss, ...] = ()
 
 
 def split_samples(graph: Graph, data: Array | Sample | Sequence[Sample]) -> list[dict[str, Array]]:
@@ -112,7 +103,7 @@ def quantize(
 
     Args:
         calibration: what `split_samples` takes, from which the scales of a float model follow; none: seeded standard
-            normal inputs, with a warning. The errors are those on the first one.
+            normal inputs, with a warning. The errors are those on the first of them, see `losses.samples_of`.
         seed: of the random inputs.
         rounding: one of ``ROUNDINGS``.
 
@@ -135,20 +126,40 @@ def quantize(
             raise ModelError("calibration data is empty; give at least one input")
     if qdq:
         plain, exponents, changes, tensors = _strip(graph)
-        _, reference = _observe(graph, samples[:1])
-        wanted = {value: reference[tensor] for value, tensor in tensors.items() if tensor in reference}
-        scales = {node.output: node.attrs["scale"] for node in graph.nodes if node.op == "quantize"}
-        wanted = {value: array.astype(np.float32) * scales[tensors[value]] for value, array in wanted.items()}
+        _, first = _observe(graph, samples[:1])
     else:
         plain, changes, tensors = graph, [], {}
-        chosen, wanted = _observe(graph, samples)
+        chosen, first = _observe(graph, samples)
         exponents = _calibrated(graph, chosen)
     builder = _Builder(plain, exponents, qdq, rounding == "half_even")
     integer = builder.build()
-    errors = _errors(integer, samples[0], wanted)
+    measured = losses.samples_of(integer, samples)
+    errors, lost = losses.measure(integer, measured, _references(graph, tensors if qdq else None, measured, first))
+    warned += losses.warnings(lost)
     labels = {value: graph.labels[tensor] for value, tensor in tensors.items() if tensor in graph.labels}
     kind, all_changes = "qdq" if qdq else "float", (*changes, *builder.changes)
-    return Quantized(integer, kind, all_changes, tuple(warned), labels, errors, rounding)
+    return Quantized(integer, kind, all_changes, tuple(warned), labels, errors, rounding, lost)
+
+
+def _references(
+    graph: Graph, tensors: Mapping[str, str] | None, samples: Sequence[Sample], first: dict[str, Array]
+) -> Iterator[Reference]:
+    """What a graph computes of each sample, ``first`` of the first one.
+
+    ``tensors``: of a QDQ graph, see `_strip`; None: every tensor is the float one of its name.
+    """
+    scales = {node.output: node.attrs["scale"] for node in graph.nodes if node.op == "quantize"}
+    for index, sample in enumerate(samples):
+        values = first if index == 0 else {}
+        if index:
+            ir.execute(graph, sample, values.__setitem__)
+        own: Mapping[str, Array] = values
+        if tensors is not None:
+            known = {value: tensor for value, tensor in tensors.items() if tensor in values}
+            own = {value: values[tensor].astype(np.float32) * scales[tensor] for value, tensor in known.items()}
+        yield Reference(own, [values[name] for name in graph.outputs])
+        # The tensors of one sample at a time.
+        values.clear()
 
 
 def random_samples(graph: Graph, count: int, seed: int) -> list[dict[str, Array]]:
@@ -840,23 +851,3 @@ def integer_bounds(low: float, high: float, exponent: int) -> tuple[int, int]:
     bound_low = LOW if low == -math.inf else int(np.clip(np.rint(low / step), LOW, HIGH))
     bound_high = HIGH if high == math.inf else int(np.clip(np.rint(high / step), LOW, HIGH))
     return bound_low, bound_high
-
-
-def _errors(graph: Graph, sample: Sample, wanted: Mapping[str, Array]) -> tuple[LayerError, ...]:
-    names = {node.output: node.name for node in graph.nodes}
-    found: dict[str, LayerError] = {}
-
-    def observe(name: str, array: Array) -> None:
-        value = graph.values[name]
-        # The result of a layer that takes a matrix or images goes by the name of the tensor that it is.
-        known = name.removesuffix(".flat").removesuffix(".image")
-        if value.exponent is None or known not in wanted:
-            return
-        expected = wanted[known].astype(np.float64).reshape(array.shape)
-        difference = np.ldexp(array.astype(np.float64), value.exponent) - expected
-        size = float(np.sqrt(np.square(expected).mean()))
-        error = float(np.sqrt(np.square(difference).mean()))
-        found[name] = LayerError(names[name], value.exponent, error / size if size else float(error > 0))
-
-    ir.execute(graph, sample, observe)
-    return tuple(found.values())
