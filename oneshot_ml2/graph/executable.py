@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from oneshot_ml2 import __version__
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import ModelError, OneShotError
+from oneshot_ml2.graph import linking
 from oneshot_ml2.graph.ir import check_tensors
 from oneshot_ml2.runtime import LAYOUTS, LayerProgram, Port, register_model
 
@@ -158,7 +159,7 @@ def save(
     """Write a compiled model to a folder; an older one there is replaced, and only once all files are complete.
 
     Raises:
-        ModelError: the path is a file, or a folder that holds something else.
+        ModelError: the path is a file, or a folder that holds something else; the host's code cannot be linked.
         OSError: the disk is full, or not writable.
     """
     folder = Path(folder).resolve()
@@ -166,8 +167,7 @@ def save(
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        with quiet_stderr():
-            executable.library.export_library(str(work / LIBRARY))
+        linking.link(executable.library, work / LIBRARY)
         arrays: dict[str, NDArray[Any]] = {}
         weights: dict[str, NDArray[Any]] = {}
         entries = []

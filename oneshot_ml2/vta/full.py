@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from oneshot_ml2.kernels import njit
 from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Knob, Reason
 from oneshot_ml2.vta import emit, nest, plan, steps, timing
 from oneshot_ml2.vta.program import COLUMNS, Program
