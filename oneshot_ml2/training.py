@@ -39,7 +39,7 @@ from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.corpus import SAMPLERS, Corpus, TaskSamples, open_corpus
 from oneshot_ml2.encoding import encoding
 from oneshot_ml2.errors import CorpusError, OneShotError
-from oneshot_ml2.files import read_toml, write_whole
+from oneshot_ml2.files import check_writable, read_toml, write_whole
 from oneshot_ml2.predictor import NETWORKS, OUTPUTS, Predictor, write_weights
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 
@@ -808,6 +808,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     settings = dataclasses.replace(settings, **given)
     out = Path(args.out).with_suffix(".safetensors")
+    check_writable(out.parent, "--out")
     features = out.with_suffix(".features")
     processes = Processes.joined()
     try:

@@ -259,11 +259,12 @@ def _manifest_hash(manifest: Mapping[str, Any]) -> str:
 
 
 # Loading ---------------------------------------------------------------------------------------
-def load(folder: str | Path, accelerator: Accelerator | None = None) -> Executable:
+def load(folder: str | Path, accelerator: Accelerator | None = None, programs_only: bool = False) -> Executable:
     """A compiled model from its folder, after checking every file.
 
     Args:
         accelerator: refuse a model that is compiled for another one.
+        programs_only: leave the host's code alone, and TVM; the result cannot run.
 
     Raises:
         ModelError: no compiled model, damaged, of another version, machine or accelerator; says which.
@@ -292,6 +293,8 @@ def load(folder: str | Path, accelerator: Accelerator | None = None) -> Executab
         name, identity = str(manifest["model"]), str(manifest["identity"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{folder}: {MANIFEST} does not fit its files ({error}); compile the model again") from error
+    if programs_only:
+        return Executable(name, identity, chip, inputs, outputs, segments, None)
     tvm = import_tvm()
     _check_versions(folder, manifest)
     with quiet_stderr():
