@@ -117,24 +117,36 @@ def _out_of_memory(error: BaseException) -> bool:
     """Whether it, or what it came from, is the lack of memory."""
     seen: BaseException | None = error
     while seen is not None:
-        text = str(seen).lower()
-        if isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno == errno.ENOMEM):
-            return True
-        if not isinstance(seen, OneShotError) and any(phrase in text for phrase in _OUT_OF_MEMORY):
-            return True
+        lack = isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno == errno.ENOMEM)
+        if lack or any(phrase in str(seen).lower() for phrase in _OUT_OF_MEMORY):
+            # What says so itself knows more about it.
+            return not (seen is error and isinstance(seen, OneShotError))
         seen = seen.__cause__ or seen.__context__
     return False
 
 
+def _memory_limit() -> str:
+    """What to add to an error of a process whose memory is limited: libraries fail in ways that do not tell."""
+    try:
+        import resource
+    except ImportError:
+        return ""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    return f"; memory is limited to {limit >> 20:,} MiB (ulimit -v), which may be the cause"
+
+
 def _known(error: BaseException) -> str | None:
     """What to tell about an error that has its cause outside of this package; None: it is a fault."""
+    if _out_of_memory(error):
+        what = f"{str(error).rstrip(': ')}: " if isinstance(error, OneShotError) else ""
+        return (
+            f"{what}out of memory; close other programs, raise the limit (ulimit -v, or the container's), or give "
+            "fewer layers, schedules or workers at once"
+        )
     if isinstance(error, OneShotError):
         return str(error)
-    if _out_of_memory(error):
-        return (
-            "out of memory; close other programs, raise the limit (ulimit -v, or the container's), or give fewer "
-            "layers, schedules or workers at once"
-        )
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if package in _EXTRAS:
@@ -156,7 +168,7 @@ def _fault(error: BaseException, argv: Sequence[str], debug: bool) -> str:
     inside = [name for name in packages if name not in sys.stdlib_module_names and name != "__main__"]
     ours = not inside or inside[-1] == "oneshot_ml2"
     whose = "a fault of ours" if ours else f"a fault of ours or of the library {inside[-1]}"
-    text = f"this is {whose}: {type(error).__name__}: {str(error)[:300]}"
+    text = f"this is {whose}: {type(error).__name__}: {str(error)[:300]}{_memory_limit()}"
     if debug:
         return f"{text}; please report it with the traceback above"
     about = [

@@ -102,14 +102,31 @@ def import_tvm() -> Any:
         # tvm_ffi imports torch if it can; None makes that fail, and the entry is gone again afterwards.
         sys.modules["torch"] = None  # type: ignore[assignment]
         try:
-            import tvm
+            with whole_tvm():
+                import tvm
         finally:
             if sys.modules.get("torch", "") is None:
                 del sys.modules["torch"]
-    import tvm
-    from tvm import relax  # noqa: F401
+    with whole_tvm():
+        import tvm
+        from tvm import relax  # noqa: F401
 
     return tvm
+
+
+@contextlib.contextmanager
+def whole_tvm() -> Iterator[None]:
+    """Imports of TVM, which goes on without its libraries where they do not load, and then lacks parts of itself.
+
+    Raises:
+        ModelError: so it did.
+    """
+    try:
+        yield
+    except (AttributeError, OSError) as error:
+        raise ModelError(
+            f"TVM's libraries do not load ({error}); give it more memory (ulimit -v), or install apache-tvm anew"
+        ) from error
 
 
 @contextlib.contextmanager

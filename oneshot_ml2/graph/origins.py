@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from oneshot_ml2.errors import ModelError
-from oneshot_ml2.graph.executable import quiet_stderr
+from oneshot_ml2.graph.executable import quiet_stderr, whole_tvm
 
 # TVM's names in its own messages, e.g. `relax.nn.conv2d`, `R.Tensor`.
 _RELAX = re.compile(r"\b(?:relax|R|tirx?)\.[A-Za-z_][\w.]*")
@@ -37,8 +37,8 @@ def not_supported(where: str, supported: Sequence[str]) -> ModelError:
     how = " with these attributes and operands" if where.split()[1] in supported else ""
     there = ", ".join(supported)
     return ModelError(
-        f"{where} is not supported{how}; replace it by supported ones in the model ({there}), or compile the part of the "
-        "model without it"
+        f"{where} is not supported{how}; replace it by supported ones in the model ({there}), or compile the part "
+        "of the model without it"
     )
 
 
@@ -48,7 +48,8 @@ def import_nodes(model: Any, supported: Sequence[str]) -> tuple[Any, list[str]]:
     Raises:
         ModelError: TVM cannot import a node; says which, and if it does not know its operator, those ``supported``.
     """
-    from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
+    with whole_tvm():
+        from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
     nodes = list(model.graph.node)
     for node in nodes:
