@@ -8,9 +8,11 @@ Exit codes: 0 done; 1 done, but a result is wrong; 2 an error; 128 + the signal 
 from __future__ import annotations
 
 import argparse
+import atexit
 import difflib
 import errno
 import importlib
+import os
 import platform
 import shlex
 import signal
@@ -191,6 +193,16 @@ def _tell(message: str) -> None:
     print(f"{PROG}: {' '.join(message.split())}", file=sys.stderr)
 
 
+# The exit code of a process that a signal has ended.
+_ended: list[int] = []
+
+
+def _leave() -> None:
+    """At the very end: a KeyboardInterrupt on its way through some libraries makes Python end itself by SIGINT."""
+    if _ended:
+        os._exit(_ended[0])
+
+
 def _interrupted(error: BaseException, received: signal.Signals) -> int:
     """The exit code after a signal; ``error`` is what it became on its way, maybe with a word on what was kept."""
     said = str(error) if isinstance(error, KeyboardInterrupt) else ""
@@ -200,7 +212,10 @@ def _interrupted(error: BaseException, received: signal.Signals) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line (default: the process's) and return its exit code."""
+    """Run a command line (default: the process's, which then ends with it) and return its exit code."""
+    if argv is None:
+        # The first that is registered is called last.
+        atexit.register(_leave)
     given = list(sys.argv[1:] if argv is None else argv)
     options = given[: given.index("--")] if "--" in given else given
     debug = "--debug" in options
@@ -217,7 +232,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 traceback.print_exception(error)
             received = interrupts.received
             if received is not None or isinstance(error, KeyboardInterrupt):
-                return _interrupted(error, received or signal.SIGINT)
+                code = _interrupted(error, received or signal.SIGINT)
+                _ended[:] = [code] if argv is None else []
+                return code
             if stdout.failure is not None:
                 if isinstance(stdout.failure, BrokenPipeError):
                     # The reader, such as `head`, has left.

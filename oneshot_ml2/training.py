@@ -832,4 +832,5 @@ if __name__ == "__main__":
     # For torchrun, which starts modules; everything is that of `oneshot-ml2 train`.
     from oneshot_ml2.cli import main
 
-    sys.exit(main(["train", *sys.argv[1:]]))
+    sys.argv.insert(1, "train")
+    sys.exit(main())
