@@ -11,8 +11,10 @@ import dataclasses
 import functools
 import hashlib
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -283,6 +285,7 @@ def _connected(address: str, workers: int | None) -> Iterator[None]:
     import ray
 
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    ending = signal.getsignal(signal.SIGTERM)
     # Ray prints what it has to say about dead workers; standard output is for results.
     with redirect_stdout(sys.stderr):
         try:
@@ -296,6 +299,9 @@ def _connected(address: str, workers: int | None) -> Iterator[None]:
             # Ray raises many kinds here, and plain ones, too.
             hint = "" if address == "local" else "; is `ray start` done on this machine, too?"
             raise CorpusError(f"--cluster {address}: {_line(error)}{hint}") from error
+        if threading.current_thread() is threading.main_thread():
+            # Ray's own handler ends the process without a word.
+            signal.signal(signal.SIGTERM, ending)
         try:
             yield
         finally:

@@ -721,7 +721,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run ``oneshot-ml2 collect``; 0, or 130 after Ctrl-C. Raises OneShotError for what the user can mend."""
+    """Run ``oneshot-ml2 collect``.
+
+    Raises:
+        OneShotError: for what the user can mend.
+        KeyboardInterrupt: it was ended; says where what was finished is.
+    """
     names = ("workloads", "accelerators", "tasks", "samples", "seed")
     overrides = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     plan = read_plan(args.plan, overrides) if args.plan else make_plan(overrides)
@@ -737,9 +742,8 @@ def run(args: argparse.Namespace) -> int:
             progress=not args.quiet,
             warn=warnings.append,
         )
-    except KeyboardInterrupt:
-        print(f"interrupted; what was finished is in {args.out}: run the same command to go on", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"what was finished is in {args.out}: run the same command to go on") from stop
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if args.json:

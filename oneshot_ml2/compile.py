@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from oneshot_ml2 import report
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.files import write_whole
+from oneshot_ml2.files import check_output, check_writable, write_whole
+from oneshot_ml2.graph import is_onnx
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -505,15 +506,16 @@ def run(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise OneShotError(f"--seed is {args.seed}; allowed: 0 or more")
     folder = args.build or (args.output if args.output and not args.output.endswith(".json") else None)
-    if folder is not None or args.model.endswith(".onnx"):
+    if folder is not None or is_onnx(args.model):
         if folder is None:
             raise OneShotError("give -o a folder for the compiled model, for instance -o build")
         return _run_whole(args, chip, Path(folder))
     for option in ("calibration", "schedules", "html"):
         if getattr(args, option):
             raise OneShotError(f"--{option} is for whole models: give -o a folder, too")
-    if args.output and not Path(args.output).parent.is_dir():
-        raise OneShotError(f"no folder {Path(args.output).parent}; make it, or choose another place for --output")
+    if args.output:
+        check_output(args.output, "--output")
+    _check_weights(args)
     with warnings.catch_warnings():
         # The table and the exit code say it.
         warnings.filterwarnings("ignore", message="results differ", category=RuntimeWarning)
@@ -539,23 +541,40 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_weights(args: argparse.Namespace) -> None:
+    """Raise WeightsError before the model is looked at."""
+    if args.weights is not None:
+        from oneshot_ml2.oneshot import predictor_of
+
+        predictor_of(args.weights)
+
+
 def _run_whole(args: argparse.Namespace, chip: Accelerator, folder: Path) -> int:
     """Compile a whole model into a folder; 1 if it differs from the integer reference."""
-    from oneshot_ml2.graph import compiler, executable
+    from oneshot_ml2.graph import compiler, executable, importer, linking
 
     if args.layers:
         raise OneShotError("--layers chooses rows of a table; a whole model has all its layers: leave it out")
-    if args.html and not Path(args.html).parent.is_dir():
-        raise OneShotError(f"no folder {Path(args.html).parent}; make it, or choose another place for --html")
+    # Whatever can be known to be wrong comes before the work.
+    check_writable(folder, "-o")
+    for path, option in ((args.html, "--html"), (args.build and args.output, "--output")):
+        if path:
+            check_output(path, option)
+    linking.check_compiler()
+    if is_onnx(args.model):
+        importer.check_onnx_file(args.model)
+    calibration = None if args.calibration is None else executable.read_tensors(args.calibration)
+    schedules = () if args.schedules is None else compiler.read_schedules(args.schedules)
+    _check_weights(args)
     with executable.writing(folder) as place:
         model = compiler.compile_model(
             args.model,
             chip,
-            calibration=None if args.calibration is None else executable.read_tensors(args.calibration),
+            calibration=calibration,
             size=args.size,
             weights=args.weights,
             seed=args.seed,
-            schedules=() if args.schedules is None else compiler.read_schedules(args.schedules),
+            schedules=schedules,
             rounding=args.rounding,
             check=not args.no_check,
             progress=True,

@@ -36,8 +36,13 @@ def run(args: argparse.Namespace) -> int:
     from oneshot_ml2 import corpus
     from oneshot_ml2.collect import read_accelerators
     from oneshot_ml2.errors import CorpusError
+    from oneshot_ml2.files import check_output, check_writable
     from oneshot_ml2.workload import read_workloads
 
+    if args.corpus_command in ("merge", "best"):
+        check_output(args.out, "--out")
+    elif args.corpus_command == "split":
+        check_writable(Path(args.out), "--out")
     if args.corpus_command == "info":
         with corpus.open_corpus(args.corpus) as opened:
             result = opened.info()

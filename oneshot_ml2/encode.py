@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.kernels import njit
 from oneshot_ml2.parallel import in_parallel
 from oneshot_ml2.vta import emit, plan
 from oneshot_ml2.vta import nest as N

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from oneshot_ml2 import encode
 from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.kernels import njit
 from oneshot_ml2.parallel import in_parallel
 from oneshot_ml2.vta import autotvm as A
 from oneshot_ml2.vta import autotvm_plan as plan

@@ -1,4 +1,4 @@
-"""Errors that a user can mend; the command line prints them as one line and exits with 2."""
+"""Errors that a user can mend; the command line prints them as one line and exits with 2. Warnings likewise."""
 
 from __future__ import annotations
 
@@ -29,3 +29,7 @@ class ModelError(OneShotError, ValueError):
 
 class DeviceError(OneShotError, RuntimeError):
     """A device that does not exist or cannot do what was asked."""
+
+
+class OneShotWarning(RuntimeWarning):
+    """A warning whose message says what to do; the command line prints it as one line."""

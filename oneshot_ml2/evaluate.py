@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from oneshot_ml2 import baselines, encode, metrics, oneshot, resources
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.files import append_lines, resume_lines, write_whole
+from oneshot_ml2.files import append_lines, check_output, resume_lines, write_whole
 from oneshot_ml2.optimum import Optimum, Task, read_optima, read_tasks, sample_of, version
 from oneshot_ml2.predictor import Predictor, digest
 from oneshot_ml2.report import finite, table
@@ -410,6 +410,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate; raises OneShotError for what the user can mend."""
     if args.tasks < 0:
         raise OneShotError(f"--tasks {args.tasks}: allowed: 0 (all) and more")
+    check_output(args.out, "--out")
     network = oneshot.predictor_of(args.weights)
     others: dict[str, Peer] = {}
     if args.peers:

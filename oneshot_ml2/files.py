@@ -233,6 +233,30 @@ def sync(path: str | Path) -> None:
         os.close(handle)
 
 
+def check_output(path: str | Path, option: str) -> Path:
+    """The path that ``option`` names, if `write_whole` can write there: to know before the work whose result it takes.
+
+    Raises:
+        OneShotError: it cannot; says why.
+    """
+    target = Path(path)
+    another = f"choose another place for {option}"
+    if not target.absolute().parent.is_dir():
+        raise OneShotError(f"no folder {target.parent}; make it, or {another}")
+    if target.exists() and not target.is_file():
+        raise OneShotError(f"{path} is {'a folder' if target.is_dir() else 'no regular file'}; {another}")
+    check_writable(target.absolute().parent, option)
+    return target
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Raise OneShotError unless files can be made in a folder, or, where it is missing, in what would hold it."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "cannot be written" if there.is_dir() else "is no folder"
+        raise OneShotError(f"{there} {why}; choose another place for {option}")
+
+
 def resume_lines(path: str | Path, header: dict[str, Any], error: type[OneShotError] = OneShotError) -> list[Any]:
     """What follows the ``header`` in JSON Lines; a file that is not there is begun, a cut line taken off.
 

@@ -28,7 +28,7 @@ from oneshot_ml2.calibration import COSTS, Calibration
 from oneshot_ml2.corpus import task_id
 from oneshot_ml2.device import Device, open_device
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.files import append_lines, resume_lines
+from oneshot_ml2.files import append_lines, check_output, resume_lines
 from oneshot_ml2.predictor import Predictor, digest
 from oneshot_ml2.schedule import Reason, ScheduleSpace, backend
 from oneshot_ml2.tuner.runner import Limits, LogError, Measurer
@@ -323,9 +323,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.budget < LEAST_BUDGET or args.retries < 0 or (args.timeout is not None and args.timeout <= 0):
         raise OneShotError(f"allowed: --budget {LEAST_BUDGET} or more, --retries 0 or more, --timeout above 0")
-    out = Path(args.out).with_suffix(".safetensors")
-    if not out.resolve().parent.is_dir():
-        raise OneShotError(f"no folder {out.parent}; make it, or choose another place for --out")
+    out = check_output(Path(args.out).with_suffix(".safetensors"), "--out")
     chip, workloads = Accelerator.load(args.accelerator), workloads_of(args.workloads, args.size)
     if len(workloads) < FOLDS:
         raise OneShotError(f"{len(workloads)} different workloads; give {FOLDS} or more, as some are held out")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from oneshot_ml2 import report
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.files import write_whole
+from oneshot_ml2.files import check_output, write_whole
 
 if TYPE_CHECKING:
     from oneshot_ml2.tuner.runner import History
@@ -127,6 +127,8 @@ def run(args: argparse.Namespace) -> int:
     """Read, print, plot."""
     from oneshot_ml2.tuner.runner import read_log
 
+    if args.plot:
+        check_output(args.plot, "--plot")
     summaries = [summary(read_log(path)) for path in args.logs]
     names = [Path(path).stem for path in args.logs]
     if args.plot:

@@ -5,8 +5,10 @@ torch is imported inside the functions, so that importing this module stays ligh
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import math
 import operator
 from collections import Counter
@@ -375,10 +377,11 @@ def trace_module(module: nn.Module, example: tuple[int, ...] | Tensor, *, merge:
     module.eval()
     try:
         graph = fx.symbolic_trace(module)
-        with torch.inference_mode():
+        # torch prints the traceback of what it raises again, with the whole node in its message.
+        with torch.inference_mode(), contextlib.redirect_stderr(io.StringIO()):
             ShapeProp(graph).propagate(image)
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
         shape = tuple(image.shape)
         raise OneShotError(f"{type(module).__name__} cannot be traced for input {shape}: {reason}") from error
     order = {node: index for index, node in enumerate(graph.graph.nodes)}

@@ -24,6 +24,7 @@ from oneshot_ml2 import encode
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.corpus import task_id
 from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.files import check_writable
 from oneshot_ml2.schedule import ScheduleSpace, backend
 from oneshot_ml2.vta import plan
 from oneshot_ml2.workload import Layer, Workload, read_layers
@@ -306,6 +307,7 @@ def run(args: argparse.Namespace) -> int:
     """Search the tasks of a set that its table lacks."""
     path = Path(args.tasks)
     out = Path(args.out) if args.out else path.parent.parent / "optima" / f"{path.stem}.jsonl"
+    check_writable(out.parent, "--out")
     tasks = read_tasks(path)
     for number, row in enumerate(search_all(tasks, out, args.limit, args.processes, args.weights), 1):
         state = "exact" if row.closed else f"not closed, bound {row.bound_at_stop}"

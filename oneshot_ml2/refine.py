@@ -24,7 +24,7 @@ from oneshot_ml2 import report
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.device import Device, open_device
 from oneshot_ml2.errors import ModelError, OneShotError
-from oneshot_ml2.files import write_whole
+from oneshot_ml2.files import check_output, write_whole
 from oneshot_ml2.schedule import Schedule, ScheduleSpace, backend
 from oneshot_ml2.tuner import NETWORK_TUNERS, TUNERS, VALIDITY_FIRST, Domain, Outcomes, Tuner, inner_name, make_tuner
 from oneshot_ml2.workload import Layer, Workload
@@ -337,7 +337,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Refine, print and save; 1 if a layer has no valid schedule."""
+    """Refine, print and save; an error at the end if a layer has no valid schedule."""
     from oneshot_ml2.graph.executable import SCHEDULES_SCHEMA
     from oneshot_ml2.tuner.runner import Limits
 
@@ -346,8 +346,8 @@ def run(args: argparse.Namespace) -> int:
             raise OneShotError(f"--{name} is {value}; allowed: {least} or more")
     if args.timeout is not None and args.timeout <= 0:
         raise OneShotError(f"--timeout is {args.timeout}; allowed: more than 0 seconds")
-    if args.output and not Path(args.output).resolve().parent.is_dir():
-        raise OneShotError(f"no folder {Path(args.output).parent}; make it, or choose another place for --output")
+    if args.output:
+        check_output(args.output, "--output")
     began = time.perf_counter()
     layers, chip, starts = _sources(args)
     network = None
@@ -379,7 +379,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"{table(results)}\nWall time: {time.perf_counter() - began:.1f} s.")
         if args.output:
             print(f"Written to {args.output}; use it with: oneshot-ml2 compile ... --schedules {args.output}")
-    return 0 if all(result.best is not None for result in results) else 1
+    missing = [name for result in results if result.best is None for name in result.names]
+    if missing:
+        raise OneShotError(f"no trial of {', '.join(missing)} was valid; give more --trials, or look at the device")
+    return 0
 
 
 def _sources(args: argparse.Namespace) -> tuple[list[Layer], Accelerator, dict[str, Schedule]]:

@@ -39,15 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load, run, print and write."""
     from oneshot_ml2.device import open_device
-    from oneshot_ml2.files import write_whole
+    from oneshot_ml2.files import check_output, write_whole
     from oneshot_ml2.graph import executable
 
     open_device(args.device)
     output = None if args.output is None else Path(args.output)
     if output is not None and output.suffix not in (".npy", ".npz"):
         raise ModelError(f"--output is {args.output}; allowed: a file ending in .npy or .npz")
-    if output is not None and not output.parent.is_dir():
-        raise ModelError(f"no folder {output.parent}; make it, or choose another place for --output")
+    if output is not None:
+        check_output(output, "--output")
     chip = None if args.accelerator is None else Accelerator.load(args.accelerator)
     begin = time.perf_counter()
     model = executable.load(args.model, chip)

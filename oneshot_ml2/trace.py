@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2 import __version__, report
 from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.errors import ModelError, OneShotError
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
@@ -507,13 +507,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the trace, and print where the cycles go."""
-    from oneshot_ml2.files import write_whole
+    from oneshot_ml2.files import check_output, write_whole
 
     output = Path(args.output)
     if not output.name.endswith((".json", ".json.gz")):
         raise OneShotError(f"--output is {args.output}; allowed: a file ending in .json or .json.gz")
-    if not output.parent.is_dir():
-        raise OneShotError(f"no folder {output.parent}; make it, or choose another place for --output")
+    check_output(output, "--output")
     name, chip, parts = _parts(args)
     text = document(name, chip, parts)
     write_whole(output, gzip.compress(text.encode(), mtime=0) if output.suffix == ".gz" else text)
@@ -610,9 +609,13 @@ def _programs(args: argparse.Namespace) -> tuple[str, Accelerator, list[tuple[Se
         if args.schedule is not None:
             raise OneShotError("a compiled model has its schedules; --schedule is for layers of a model or a list")
         model = executable.read(source, chip)
-        names = [tuple(map(str, entry["layers"])) for entry in model.report["submissions"]]
         programs = [segment.program for segment in model.segments]
-        return model.name, model.accelerator, list(zip(names, programs, strict=True))
+        try:
+            names = [tuple(map(str, entry["layers"])) for entry in model.report["submissions"]]
+            return model.name, model.accelerator, list(zip(names, programs, strict=True))
+        except (ValueError, KeyError, TypeError) as error:
+            where = source / executable.REPORT
+            raise ModelError(f"{where} does not fit the programs ({error}); compile the model again") from error
     if source.is_file():
         from oneshot_ml2.inspect_program import read_program
         from oneshot_ml2.vta.program import Program

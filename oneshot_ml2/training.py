@@ -40,7 +40,7 @@ from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.corpus import SAMPLERS, Corpus, TaskSamples, open_corpus
 from oneshot_ml2.encoding import encoding
 from oneshot_ml2.errors import CorpusError, OneShotError
-from oneshot_ml2.files import locked, read_toml, write_whole
+from oneshot_ml2.files import check_writable, locked, read_toml, write_whole
 from oneshot_ml2.predictor import NETWORKS, OUTPUTS, Predictor, write_weights
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 
@@ -815,6 +815,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     settings = dataclasses.replace(settings, **given)
     out = Path(args.out).with_suffix(".safetensors")
+    check_writable(out.parent, "--out")
     features = out.with_suffix(".features")
     processes = Processes.joined()
     busy = f"{out}: another training writes it; wait for it, or give another --out"
@@ -841,4 +842,5 @@ if __name__ == "__main__":
     # For torchrun, which starts modules; everything is that of `oneshot-ml2 train`.
     from oneshot_ml2.cli import main
 
-    sys.exit(main(["train", *sys.argv[1:]]))
+    sys.argv.insert(1, "train")
+    sys.exit(main())

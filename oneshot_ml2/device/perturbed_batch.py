@@ -6,11 +6,11 @@ Scoring a study takes a million programs, which one by one cost more in Python t
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.device.perturbed import RULES, Differences, board_of
+from oneshot_ml2.kernels import njit
 from oneshot_ml2.schedule import BatchResult, Reason, ScheduleSpace
 from oneshot_ml2.vta import emit, full, nest, timing
 from oneshot_ml2.vta import program as G

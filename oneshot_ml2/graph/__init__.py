@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,7 +22,12 @@ _MODULE_OF = {
     "load": "executable",
 }
 
-__all__ = ["CompiledGraph", "Executable", "compile_model", "load"]
+__all__ = ["CompiledGraph", "Executable", "compile_model", "is_onnx", "load"]
+
+
+def is_onnx(model: object) -> bool:
+    """Whether a model is named as an ONNX file is, in letters of any case."""
+    return isinstance(model, (str, os.PathLike)) and os.fspath(model).lower().endswith(".onnx")
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,6 @@ import io
 import json
 import os
 import platform
-import shutil
 import sys
 import tempfile
 import zipfile
@@ -29,6 +28,7 @@ from oneshot_ml2 import __version__
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import ModelError, OneShotError
 from oneshot_ml2.files import locked, present_folder, recover_folder, replace_folder, temporary
+from oneshot_ml2.graph import linking
 from oneshot_ml2.graph.ir import check_tensors
 from oneshot_ml2.runtime import LAYOUTS, LayerProgram, Port, register_model
 
@@ -102,14 +102,31 @@ def import_tvm() -> Any:
         # tvm_ffi imports torch if it can; None makes that fail, and the entry is gone again afterwards.
         sys.modules["torch"] = None  # type: ignore[assignment]
         try:
-            import tvm
+            with whole_tvm():
+                import tvm
         finally:
             if sys.modules.get("torch", "") is None:
                 del sys.modules["torch"]
-    import tvm
-    from tvm import relax  # noqa: F401
+    with whole_tvm():
+        import tvm
+        from tvm import relax  # noqa: F401
 
     return tvm
+
+
+@contextlib.contextmanager
+def whole_tvm() -> Iterator[None]:
+    """Imports of TVM, which goes on without its libraries where they do not load, and then lacks parts of itself.
+
+    Raises:
+        ModelError: so it did.
+    """
+    try:
+        yield
+    except (AttributeError, OSError) as error:
+        raise ModelError(
+            f"TVM's libraries do not load ({error}); give it more memory (ulimit -v), or install apache-tvm anew"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -179,11 +196,11 @@ def save(
     Whoever reads the folder finds one of the two, complete, also after the writer was killed or the power went.
 
     Raises:
-        ModelError: the folder holds something else by now.
+        ModelError: the folder holds something else by now; the host's code cannot be linked.
         OSError: the disk is full, or not writable.
     """
     with temporary(folder, folder=True) as (work, _):
-        _export(executable.library, work / LIBRARY)
+        linking.link(executable.library, work / LIBRARY)
         _write_parts(executable.segments, work)
         content = {"schema": SCHEDULES_SCHEMA, "layers": list(schedules)}
         (work / SCHEDULES).write_text(json.dumps(content, indent=2) + "\n")
@@ -207,15 +224,6 @@ def save(
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         check_target(folder)
         replace_folder(work, folder)
-
-
-def _export(library: Any, path: Path) -> None:
-    """Link the host's code; what that takes in between is beside it, too, so that it goes with the folder."""
-    objects = path.with_suffix(".objects")
-    objects.mkdir()
-    with quiet_stderr():
-        library.export_library(str(path), workspace_dir=str(objects))
-    shutil.rmtree(objects)
 
 
 def _write_parts(segments: Sequence[LayerProgram], work: Path) -> None:

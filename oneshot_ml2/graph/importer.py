@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.errors import ModelError, OneShotError
-from oneshot_ml2.graph import partition
+from oneshot_ml2.graph import is_onnx, origins, partition
 from oneshot_ml2.graph.ir import Graph, Node, Value
 
 if TYPE_CHECKING:
@@ -84,6 +84,15 @@ _SUPPORTED = sorted(
 )
 
 
+_SUPPORTED_ONNX = (
+    "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "ConvTranspose", "DequantizeLinear", "Div",
+    "Dropout", "Erf", "Exp", "Expand", "Flatten", "Gather", "Gelu", "Gemm", "GlobalAveragePool", "LayerNormalization",
+    "MatMul", "MaxPool", "Mul", "Pow", "QuantizeLinear", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Slice", "Softmax",
+    "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
+)  # fmt: skip
+_FIX_SHAPES = (
+    "export the model with fixed shapes, or fix them with python -m onnxruntime.tools.make_dynamic_shape_fixed"
+)
 _INPUTS = "only float32 inputs are supported, and int64 ones as indices of embeddings"
 
 
@@ -95,62 +104,106 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def import_onnx(path: str | Path) -> Graph:
-    """An ONNX file as a graph.
+def check_onnx_file(path: str | Path) -> None:
+    """Raise ModelError, before anything that takes long, for what cannot be an ONNX file."""
+    try:
+        with Path(path).open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    if empty:
+        raise ModelError(f"{path} is empty; it should be an ONNX model")
+
+
+def _read_onnx(path: Path) -> Any:
+    """A checked ONNX model.
 
     Raises:
-        ModelError: unreadable or broken, dynamic shapes, inputs that are neither float32 nor token ids, or an operator
-            that is not supported; each says which.
-        ModuleNotFoundError: onnx or tvm is not installed.
+        ModelError: no ONNX model, or one that is broken, or its external data are.
+        ModuleNotFoundError: onnx is not installed.
     """
+    check_onnx_file(path)
     import onnx
-    import tvm  # noqa: F401 - before the file is read, so that a missing package is named first
-    from onnx import TensorProto
-    from tvm.relax.frontend.onnx import from_onnx
 
-    path = Path(path)
     try:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
     except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+        raise ModelError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
+    except MemoryError:
+        raise
     except Exception as error:
         # protobuf's and onnx's own exceptions share no base.
         raise ModelError(f"{path} is no valid ONNX model: {_first_line(error)}") from error
-    constants = {tensor.name for tensor in model.graph.initializer}
-    for entry in model.graph.input:
+    if not model.graph.node:
+        raise ModelError(f"{path} is no valid ONNX model: it has no operators")
+    known = onnx.defs.onnx_opset_version()
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx") and entry.version > known:
+            raise ModelError(f"{path} is of opset {entry.version}; the installed onnx knows opsets up to {known}")
+    return model
+
+
+def _check_inputs(path: Path, graph: Any) -> None:
+    """Raise ModelError unless an ONNX graph's inputs are of types and fixed shapes that can be compiled."""
+    from onnx import TensorProto
+
+    constants = {tensor.name for tensor in graph.initializer}
+    for entry in graph.input:
         if entry.name in constants:
             continue
         tensor = entry.type.tensor_type
         if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32):
             kind = TensorProto.DataType.Name(tensor.elem_type).lower()
             raise ModelError(f"{path}: input {entry.name!r} is {kind}; {_INPUTS}")
+        if not tensor.HasField("shape"):
+            raise ModelError(f"{path}: input {entry.name!r} has no shape; {_FIX_SHAPES}")
         for axis, dim in enumerate(tensor.shape.dim):
             if dim.dim_value <= 0:
-                raise ModelError(
-                    f"{path}: dimension {axis} of input {entry.name!r} is dynamic ({dim.dim_param or '?'}); export the "
-                    "model with fixed shapes, or fix them with python -m onnxruntime.tools.make_dynamic_shape_fixed"
-                )
+                what = f"dimension {axis} of input {entry.name!r} is dynamic ({dim.dim_param or '?'})"
+                raise ModelError(f"{path}: {what}; {_FIX_SHAPES}")
+
+
+def import_onnx(path: str | Path) -> Graph:
+    """An ONNX file as a graph.
+
+    Raises:
+        ModelError: unreadable or broken, dynamic shapes, inputs that are neither float32 nor token ids, or an operator
+            that is not supported; each says which, and which node it is.
+        ModuleNotFoundError: onnx or tvm is not installed.
+    """
+    path = Path(path)
+    # TVM takes seconds to import: not for a file that cannot be read.
+    model = _read_onnx(path)
+    _check_inputs(path, model.graph)
+    constants = {tensor.name for tensor in model.graph.initializer}
     names: dict[str, list[tuple[str, str]]] = {}
     for node in model.graph.node:
         kind = node.op_type
         if kind.startswith("QLinear") or kind in ("QGemm", "ConvInteger", "MatMulInteger"):
-            raise ModelError(f"{path}: operator {kind} of the QOperator format; quantize with QuantFormat.QDQ instead")
+            raise ModelError(
+                f"{path}: {origins.label(node)} is of the QOperator format; quantize with QuantFormat.QDQ instead"
+            )
         if kind in ("DequantizeLinear", "Transpose", "Constant") and constants.issuperset(node.input):
             constants.add(node.output[0])
         # A product of two activations is no layer.
         if kind != "MatMul" or node.input[1] in constants:
             names.setdefault(_ONNX_OPS.get(kind, kind), []).append((_module_path(node.name), node.output[0]))
-    with _quiet():
-        try:
-            module = from_onnx(_fold_shapes(model))
-        except Exception as error:
-            raise ModelError(f"{path}: TVM cannot import it: {_first_line(error)}") from error
-    return _from_relax(module, path.stem, names, [entry.name for entry in model.graph.output])
+    outputs = [entry.name for entry in model.graph.output]
+    try:
+        with _quiet():
+            module, labels = origins.import_nodes(_fold_shapes(model), _SUPPORTED_ONNX)
+        return _from_relax(module, path.stem, names, _SUPPORTED_ONNX, outputs, labels)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
 def _fold_shapes(model: Any) -> Any:
-    """An ONNX model whose shapes are constants, where its operators compute them from those of its tensors."""
+    """An ONNX model whose shapes are constants, where its operators compute them from those of its tensors.
+
+    Raises:
+        ModelError: shapes that contradict each other, or constants that do not fit their operator.
+    """
     import onnx
     from onnx import numpy_helper
     from onnx.reference import ReferenceEvaluator
@@ -160,7 +213,11 @@ def _fold_shapes(model: Any) -> Any:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     known: dict[str, Array] = {}
     while True:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        try:
+            inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        except Exception as error:
+            # It names the node itself.
+            raise ModelError(f"its shapes cannot be inferred: {_first_line(error)}") from error
         shapes = {
             entry.name: [dim.dim_value for dim in entry.type.tensor_type.shape.dim]
             for entry in (*inferred.graph.value_info, *inferred.graph.input)
@@ -182,7 +239,11 @@ def _fold_shapes(model: Any) -> Any:
                     left.append(node)
                     continue
                 operands = {name: known[name] for name in node.input if name}
-                known |= zip(node.output, ReferenceEvaluator(node).run(None, operands), strict=True)
+                try:
+                    known |= zip(node.output, ReferenceEvaluator(node).run(None, operands), strict=True)
+                except Exception as error:
+                    what = f"{origins.label(node)} cannot be computed of its constants"
+                    raise ModelError(f"{what}: {_first_line(error)}") from error
             else:
                 left.append(node)
         if len(left) == len(model.graph.node):
@@ -229,7 +290,7 @@ def import_torch(module: nn.Module, example_inputs: Sequence[Any], name: str | N
             stack = list((node.meta.get("nn_module_stack") or {}).values())
             path = stack[-1][0] if stack else ""
             names.setdefault(op, []).append((f"{path}.{op}" if path and op in _NAMELESS else path, node.name))
-    return _from_relax(relax_module, name or type(module).__name__, names)
+    return _from_relax(relax_module, name or type(module).__name__, names, _SUPPORTED)
 
 
 def _first_line(error: BaseException) -> str:
@@ -254,7 +315,9 @@ def _module_path(name: str) -> str:
 class _Reader:
     """Turns the bindings of a Relax function into nodes, one operator at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, supported: Sequence[str]) -> None:
+        """``supported``: the operators that an error proposes."""
+        self.supported = supported
         self.nodes: list[Node] = []
         self.inputs: list[str] = []
         self.values: dict[str, Value] = {}
@@ -265,7 +328,13 @@ class _Reader:
         self.fixed: set[str] = set()
         # Relax variable -> name, or a tuple of names.
         self.env: dict[Any, Any] = {}
+        # What the operator at hand is called in the model: errors begin with it.
+        self.where = ""
         self.counts: dict[str, int] = {}
+
+    def refused(self, why: str) -> ModelError:
+        """The error of the operator at hand."""
+        return ModelError(f"{self.where} {why}")
 
     def constant(self, array: Array) -> str:
         name = f"const_{len(self.constants)}"
@@ -286,7 +355,7 @@ class _Reader:
     def add(self, op: str, inputs: Sequence[str], shape: Sequence[int], **attrs: Any) -> str:
         if op != "take" and not self.integers.isdisjoint(inputs):
             if op not in partition.MOVES:
-                raise ModelError(f"operator {op} on integers is not supported; they can only be indices (embeddings)")
+                raise self.refused("on integers is not supported; they can only be indices (embeddings)")
             self.integers.add(f"{op}_{self.counts.get(op, 0)}")
         number = self.counts.get(op, 0)
         self.counts[op] = number + 1
@@ -306,7 +375,7 @@ class _Reader:
             return tuple(self.operand(field) for field in expr.fields)
         if expr in self.env:
             return self.env[expr]
-        raise ModelError(f"an operand of the model is a {type(expr).__name__}, which is not supported")
+        raise self.refused(f"has an operand of a kind that is not supported ({type(expr).__name__})")
 
     def bind(self, var: Any, value: Any) -> None:
         from tvm import relax
@@ -332,7 +401,7 @@ class _Reader:
         if op == "relax.call_tir":
             return self.bounded(call)
         if op == "relax.shape_of":
-            return self.constant(np.array(_static(call.args[0].ty, op), dtype=np.int64))
+            return self.constant(np.array(_static(call.args[0].ty, self.where), dtype=np.int64))
         if op == "relax.shape_to_tensor":
             return self.operand(call.args[0])
         if op in ("relax.isnan", "relax.equal", "relax.less", "relax.logical_not", "relax.where", "relax.max"):
@@ -340,7 +409,7 @@ class _Reader:
             return self.choice(op, [self.operand(arg) for arg in call.args], attrs)
         if op == "relax.split":
             return self.split(self.operand(call.args[0]), attrs)
-        shape = _static(call.ty, op)
+        shape = _static(call.ty, self.where)
         if op == "relax.broadcast_to":
             return self.broadcast(self.operand(call.args[0]), shape)
         if op == "relax.astype":
@@ -358,16 +427,13 @@ class _Reader:
             return self.add("clip", [self.operand(call.args[0])], shape, low=low, high=high)
         method: Callable[[list[str], Any, tuple[int, ...]], str] | None = getattr(self, "_" + op.split(".")[-1], None)
         if method is None and op not in _ELEMENTWISE and op != "relax.concat":
-            raise ModelError(
-                f"operator {op} is not supported; replace it by supported ones in the model ({', '.join(_SUPPORTED)}), "
-                "or compile the part of the model without it"
-            )
+            raise origins.not_supported(self.where, self.supported)
         operands = [self.operand(arg) for arg in call.args]
         if op == "relax.concat":
             return self.add("concat", operands[0], shape, axis=int(attrs.axis) % len(shape))
         for operand in operands:
             if not isinstance(operand, str) or (operand not in self.values and operand not in self.constants):
-                raise ModelError(f"operator {op}: operand {operand!r} is not supported")
+                raise self.refused("has an operand of a kind that is not supported")
         if op == "relax.add" and not self.integers.isdisjoint(operands):
             # ONNX's Gather counts negative indices from the end; ours are none. A use of them is not supported.
             return "a sum of integers"
@@ -381,8 +447,10 @@ class _Reader:
         name = call.args[0].name_hint.rstrip("0123456789_")
         operands = [self.operand(field) for field in call.args[1].fields]
         constant = self.constants.get(operands[-1])
-        if name not in ("maximum", "minimum") or len(operands) != 2 or constant is None or constant.size != 1:
-            raise ModelError(f"operator {name} is not supported on these operands; only with a constant bound")
+        if name not in ("maximum", "minimum"):
+            raise origins.not_supported(self.where, self.supported)
+        if len(operands) != 2 or constant is None or constant.size != 1:
+            raise self.refused("is not supported on these operands; only with a constant bound")
         bound = float(constant.reshape(()))
         low, high = (bound, math.inf) if name == "maximum" else (-math.inf, bound)
         x = operands[0]
@@ -399,7 +467,7 @@ class _Reader:
         return {node.output for node in self.nodes if node.op == op}
 
     def filled(self, call: Any, op: str, fill: float) -> str:
-        return self.constant(np.broadcast_to(np.array(fill, dtype=str(call.ty.dtype)), _static(call.ty, op)))
+        return self.constant(np.broadcast_to(np.array(fill, dtype=str(call.ty.dtype)), _static(call.ty, self.where)))
 
     def choice(self, op: str, operands: list[str], attrs: Any) -> str:
         """Conditions, and choices by them, as far as they are constants: all tensors of the model are finite."""
@@ -414,7 +482,7 @@ class _Reader:
             chosen = operands[1 if first.all() else 2]
             return self.broadcast(chosen, np.broadcast_shapes(first.shape, self.shape(chosen)))
         if first is None or any(other is None for other in others):
-            raise ModelError(f"operator {op} is supported on constants only; remove it from the model")
+            raise self.refused("is supported on constants only; remove it from the model")
         if op == "relax.max":
             axes = None if attrs.axis is None else tuple(int(axis) for axis in attrs.axis)
             return self.constant(np.asarray(first.max(axis=axes, keepdims=bool(attrs.keepdims))))
@@ -453,7 +521,7 @@ class _Reader:
             return self.constant(self.constants[operand].astype(kind))
         if (operand in self.integers) == kind.startswith("int") and kind in ("float32", "int32", "int64"):
             return operand
-        raise ModelError(f"a cast to {kind} is not supported; tensors are float32, or integers as indices")
+        raise self.refused(f"casts to {kind}, which is not supported; tensors are float32, or integers as indices")
 
     def slice(self, operand: str, parts: Sequence[tuple[int, int, int]]) -> str:
         """(begin, end, step) along every axis, within the tensor."""
@@ -476,7 +544,7 @@ class _Reader:
         for index, axis in enumerate(axes):
             step = steps[0][index] if steps else 1
             if step < 1:
-                raise ModelError(f"operator relax.strided_slice with step {step} is not supported; only above 0")
+                raise self.refused(f"with step {step} is not supported; only above 0")
             parts[axis % len(shape)] = slice(begins[index], ends[index], step).indices(shape[axis % len(shape)])
         return self.slice(operand, parts)
 
@@ -507,11 +575,11 @@ class _Reader:
                 return self.constant(self.constants[x].take(numbers, axis).reshape(shape))
             begin, end = int(numbers[0]), int(numbers[-1]) + 1
             if not np.array_equal(numbers, np.arange(begin, end)):
-                raise ModelError("operator relax.take of an activation is supported for neighbouring constant indices")
+                raise self.refused("on an activation is supported for neighbouring constant indices only")
             part = [(0, n, 1) if i != axis else (begin, end, 1) for i, n in enumerate(source)]
             return self.reshape(self.slice(x, part), shape)
         if index not in self.integers or not self.is_constant(x):
-            raise ModelError("operator relax.take needs a constant table (an embedding) or constant indices")
+            raise self.refused("needs a constant table (an embedding) or constant indices")
         self.limited(index, source[axis])
         return self.add("take", operands, shape, axis=axis)
 
@@ -547,7 +615,7 @@ class _Reader:
         x, *arrays = operands
         gamma, beta, mean, variance = (self.constants[name].astype(np.float64) for name in arrays)
         if int(attrs.axis) != 1:
-            raise ModelError(f"operator relax.nn.batch_norm along axis {int(attrs.axis)}; only axis 1 is supported")
+            raise self.refused(f"works along axis {int(attrs.axis)}; only axis 1 is supported")
         scale = (gamma if attrs.scale else 1.0) / np.sqrt(variance + float(attrs.epsilon))
         offset = (beta if attrs.center else 0.0) - mean * scale
         shape = self.values[x].shape
@@ -556,9 +624,9 @@ class _Reader:
         return self.add("add", [scaled, self.constant(offset.astype(np.float32).reshape(column))], shape)
 
     def _conv2d(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
-        _layout(attrs, "relax.nn.conv2d")
+        _layout(attrs, self.where)
         if not self.is_constant(operands[1]):
-            raise ModelError("operator relax.nn.conv2d: the model computes its weight; only constants are supported")
+            raise self.refused("has a weight that the model computes; only constants are supported")
         return self.add(
             "conv2d", operands, shape, strides=_ints(attrs.strides), pads=_pads(attrs.padding),
             dilation=_ints(attrs.dilation), groups=int(attrs.groups),
@@ -566,24 +634,24 @@ class _Reader:
 
     def _conv2d_transpose(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
         if attrs.data_layout != "NCHW" or attrs.kernel_layout != "IOHW":
-            raise ModelError(f"operator relax.nn.conv2d_transpose in layout {attrs.data_layout}; only NCHW is")
+            raise self.refused(f"in layout {attrs.data_layout} is not supported; only NCHW is")
         if not self.is_constant(operands[1]):
-            raise ModelError("operator relax.nn.conv2d_transpose: the model computes its weight; only constants are")
+            raise self.refused("has a weight that the model computes; only constants are supported")
         if _ints(attrs.dilation) != (1, 1):
-            raise ModelError("operator relax.nn.conv2d_transpose with dilation is not supported; only 1")
+            raise self.refused("with dilation is not supported; only 1")
         return self.add(
             "conv2d_transpose", operands, shape, strides=_ints(attrs.strides), pads=_pads(attrs.padding),
             dilation=(1, 1), groups=int(attrs.groups), output_padding=_ints(attrs.output_padding),
         )  # fmt: skip
 
     def _max_pool2d(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
-        return self.add("max_pool2d", operands, shape, **_pool(attrs, "relax.nn.max_pool2d"))
+        return self.add("max_pool2d", operands, shape, **_pool(attrs, self.where))
 
     def _avg_pool2d(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
         if attrs.ceil_mode:
-            raise ModelError("operator relax.nn.avg_pool2d with ceil_mode is not supported; pad the image instead")
+            raise self.refused("with ceil_mode is not supported; pad the image instead")
         return self.add(
-            "avg_pool2d", operands, shape, **_pool(attrs, "relax.nn.avg_pool2d"),
+            "avg_pool2d", operands, shape, **_pool(attrs, self.where),
             count_include_pad=bool(attrs.count_include_pad),
         )  # fmt: skip
 
@@ -597,7 +665,7 @@ class _Reader:
         return self.reshape(pooled, shape)
 
     def _adaptive_avg_pool2d(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
-        _layout(attrs, "relax.nn.adaptive_avg_pool2d", kernel=False)
+        _layout(attrs, self.where, kernel=False)
         image = self.values[operands[0]].shape
         if image == shape:
             return operands[0]
@@ -620,37 +688,37 @@ class _Reader:
         axes = tuple(int(axis) % len(shape) for axis in attrs.axes)
         return self.add("layer_norm", operands, shape, axes=axes, epsilon=float(attrs.epsilon))
 
-    def _scales(self, operands: list[str], what: str) -> Array:
+    def _scales(self, operands: list[str]) -> Array:
         scale, zero = (self.constants.get(name) for name in operands[1:])
         if scale is None or zero is None:
-            raise ModelError(f"operator {what}: its scale is computed by the model; only constants are supported")
+            raise self.refused("has a scale that the model computes; only constants are supported")
         if np.any(zero != 0):
-            raise ModelError(
-                f"operator {what} has the zero point {int(np.ravel(zero)[0])}; only symmetric quantization (0) is "
+            raise self.refused(
+                f"has the zero point {int(np.ravel(zero)[0])}; only symmetric quantization (0) is "
                 "supported: quantize with QuantType.QInt8, ActivationSymmetric and WeightSymmetric"
             )
         if not (np.isfinite(scale).all() and (scale > 0).all()):
-            raise ModelError(f"operator {what}: a scale is {float(np.min(scale))}; allowed: above 0")
+            raise self.refused(f"has the scale {float(np.min(scale))}; allowed: above 0")
         return np.asarray(scale, dtype=np.float32)
 
     def _quantize(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
         if str(attrs.out_dtype) != "int8":
-            raise ModelError(f"operator quantize to {attrs.out_dtype}; only int8 is supported (QuantType.QInt8)")
-        scale = self._scales(operands, "quantize")
+            raise self.refused(f"quantizes to {attrs.out_dtype}; only int8 is supported (QuantType.QInt8)")
+        scale = self._scales(operands)
         if scale.size != 1:
-            raise ModelError("operator quantize has a scale per channel on an activation; only one scale is supported")
+            raise self.refused("has a scale per channel on an activation; only one scale is supported")
         return self.add(
             "quantize", operands[:1], shape, scale=scale.reshape(()), axis=0, range=(-128, 127), dtype="int8"
         )
 
     def _dequantize(self, operands: list[str], attrs: Any, shape: tuple[int, ...]) -> str:
-        scale = self._scales(operands, "dequantize")
+        scale = self._scales(operands)
         scale = scale.reshape(()) if scale.size == 1 else scale
         x = operands[0]
         if x in self.constants:
             kind = self.constants[x].dtype
             if kind not in (np.int8, np.int32):
-                raise ModelError(f"operator dequantize of {kind} constants; only int8 and int32 (biases) are supported")
+                raise self.refused(f"dequantizes {kind} constants; only int8 and int32 (biases) are supported")
         return self.add("dequantize", [x], shape, scale=scale, axis=int(attrs.axis))
 
     def _producer(self, name: str) -> Node:
@@ -673,13 +741,13 @@ def _pads(values: Any) -> tuple[int, ...]:
 def _layout(attrs: Any, op: str, kernel: bool = True) -> None:
     layout = getattr(attrs, "data_layout", None) or attrs.layout
     if layout != "NCHW" or (kernel and attrs.kernel_layout != "OIHW"):
-        raise ModelError(f"operator {op} in layout {layout}; only NCHW is supported")
+        raise ModelError(f"{op} in layout {layout} is not supported; only NCHW is")
 
 
 def _pool(attrs: Any, op: str) -> dict[str, Any]:
     _layout(attrs, op, kernel=False)
     if _ints(attrs.dilation) != (1, 1):
-        raise ModelError(f"operator {op} with dilation {_ints(attrs.dilation)} is not supported; only 1")
+        raise ModelError(f"{op} with dilation {_ints(attrs.dilation)} is not supported; only 1")
     return {
         "size": _ints(attrs.pool_size),
         "strides": _ints(attrs.strides),
@@ -698,7 +766,7 @@ def _static(ty: Any, what: str) -> tuple[int, ...]:
 
     shape = getattr(ty, "shape", None)
     if shape is None:
-        raise ModelError(f"{what}: its result is no tensor of a known shape; dynamic shapes are not supported")
+        raise ModelError(f"{what} has no tensor of a known shape; dynamic shapes are not supported")
     if not all(isinstance(dim, (int, tirx.IntImm)) for dim in shape):
         dims = "x".join(str(getattr(dim, "value", dim)) for dim in shape)
         raise ModelError(f"{what} has the dynamic shape {dims}; export the model with fixed shapes")
@@ -706,13 +774,22 @@ def _static(ty: Any, what: str) -> tuple[int, ...]:
 
 
 def _from_relax(
-    module: Any, name: str, names: Mapping[str, list[tuple[str, str]]], output_names: Sequence[str] = ()
+    module: Any,
+    name: str,
+    names: Mapping[str, list[tuple[str, str]]],
+    supported: Sequence[str],
+    output_names: Sequence[str] = (),
+    labels: Sequence[str] = (),
 ) -> Graph:
-    """The ``main`` function of a Relax module; ``names``: operator -> (layer's name, tensor's name), in order."""
+    """The ``main`` function of a Relax module.
+
+    ``names``: operator -> (layer's name, tensor's name), in order; ``supported``: what errors propose; ``labels``: what
+    each binding is called in the model.
+    """
     if "main" not in [variable.name_hint for variable in module.get_global_vars()]:
         raise ModelError("the model has no main function")
     function = module["main"]
-    reader = _Reader()
+    reader = _Reader(supported)
     inputs = []
     for parameter in function.params:
         shape = _static(parameter.ty, f"input {parameter.name!r}")
@@ -725,9 +802,12 @@ def _from_relax(
         reader.inputs.append(parameter.name)
         reader.env[parameter] = parameter.name
         reader.values[parameter.name] = Value(parameter.name, shape)
-    for block in function.body.blocks:
-        for binding in block.bindings:
-            reader.bind(binding.var, binding.value)
+    bindings = [binding for block in function.body.blocks for binding in block.bindings]
+    for binding, label in zip(bindings, labels or [""] * len(bindings), strict=True):
+        op = getattr(getattr(binding.value, "op", None), "name", type(binding.value).__name__)
+        reader.where = label or f"operator {op.split('.')[-1]}"
+        reader.bind(binding.var, binding.value)
+    reader.where = "an output of the model"
     result = reader.operand(function.body.body)
     outputs = result if isinstance(result, tuple) else (result,)
     for output in outputs:
@@ -1006,7 +1086,7 @@ def import_model(model: Any, example_inputs: Sequence[Any] | None = None, size: 
         OneShotError: none of them, or a model that cannot be imported.
     """
     if isinstance(model, (str, Path)):
-        if str(model).endswith(".onnx"):
+        if is_onnx(model):
             return import_onnx(model)
         from oneshot_ml2 import models
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import WorkloadError
+from oneshot_ml2.kernels import njit
 from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Knob, Reason
 from oneshot_ml2.vta import timing
 from oneshot_ml2.vta.program import (

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.kernels import njit
 from oneshot_ml2.parallel import in_parallel
 from oneshot_ml2.vta import autotvm as A
 from oneshot_ml2.vta import timing

@@ -8,9 +8,9 @@ path tells how far the modules overlap, and leaves it to a model what a board's 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from oneshot_ml2.kernels import njit
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.timing import ITERATIONS
 

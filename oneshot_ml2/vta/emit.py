@@ -8,9 +8,10 @@ program order, so that no queue length can make the program hang.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numpy.typing import NDArray
 
+from oneshot_ml2.kernels import njit
 from oneshot_ml2.schedule import Reason
 from oneshot_ml2.vta import nest as N
 from oneshot_ml2.vta import plan as P

@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from oneshot_ml2.kernels import njit
 from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Knob, NoSchedule, Reason
 from oneshot_ml2.vta import emit, nest, plan, steps, timing
 from oneshot_ml2.vta.program import COLUMNS, Program

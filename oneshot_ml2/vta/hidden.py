@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from oneshot_ml2.kernels import njit
 from oneshot_ml2.vta.critical_path import critical_path, rows
 from oneshot_ml2.vta.program import (
     ACC,

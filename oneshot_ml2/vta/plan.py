@@ -8,9 +8,10 @@ A schedule is an int64 row of knob values (the ``K_*`` columns).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numpy.typing import NDArray
 
+from oneshot_ml2.kernels import njit
 from oneshot_ml2.vta import nest as N
 
 # Types of arguments, for functions that are called with constants: numba would compile them anew for each.

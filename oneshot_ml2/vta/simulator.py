@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.kernels import njit
 from oneshot_ml2.vta import isa, tokens
 from oneshot_ml2.vta.program import (
     ACC,

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numpy.typing import NDArray
 
+from oneshot_ml2.kernels import njit
 from oneshot_ml2.parallel import in_parallel
 from oneshot_ml2.schedule import Reason
 from oneshot_ml2.vta import nest as N

@@ -6,10 +6,10 @@ Tokens outlive a submission: one that nothing has taken lets the next program on
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.kernels import njit
 from oneshot_ml2.vta.program import (
     C_FLAGS,
     C_MEM,

@@ -7,9 +7,9 @@ of DRAM; a row is a request of a LOAD or STORE of several that are apart. As `st
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from oneshot_ml2.kernels import njit
 from oneshot_ml2.vta import nest as N
 from oneshot_ml2.vta import plan, steps
 
