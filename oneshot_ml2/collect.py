@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import fcntl
 import hashlib
 import itertools
 import json
@@ -22,7 +21,6 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import connection
@@ -37,7 +35,7 @@ from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.corpus import SAMPLERS, TaskSamples, atomic_write, open_corpus, task_id, write_corpus
 from oneshot_ml2.device import Device, open_device
 from oneshot_ml2.errors import CorpusError, OneShotError
-from oneshot_ml2.files import read_toml
+from oneshot_ml2.files import locked, read_toml
 from oneshot_ml2.schedule import BatchResult, Reason, ScheduleSpace, backend
 from oneshot_ml2.workload import Layer, Workload, read_layers
 
@@ -513,28 +511,8 @@ def _cluster_results(
 # Collecting ----------------------------------------------------------------------------------
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other collectors out of the folder; the lock goes with the process, however that ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise CorpusError(f"cannot write to {folder}: {error.strerror}") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CorpusError(
-                f"{folder}: another collector is at work there; wait for it or give another --out"
-            ) from error
-        yield
-
-
 def _prepare(folder: Path, plan: Plan, device: str) -> set[str]:
-    """Check or write the manifest, clear what a killed run left, and return the ids of the tasks that are done."""
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink()
+    """Check or write the manifest, and return the ids of the tasks that are done."""
     path = folder / MANIFEST
     digest = plan.digest(device)
     shards = sorted(folder.glob("*.h5"))
@@ -652,7 +630,12 @@ def collect(
     out = Path(out)
     if workers is not None and workers < 1:
         raise CorpusError(f"--workers is {workers}; allowed: at least 1")
-    with _locked(out):
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CorpusError(f"cannot write to {out}: {error.strerror}") from error
+    busy = f"{out}: another collector is at work there; wait for it or give another --out"
+    with locked(out / MANIFEST, busy, CorpusError):
         done = _prepare(out, plan, device)
         todo = [task for task in plan.drawn if task_id(*task, plan.space) not in done]
         samples = invalid = 0

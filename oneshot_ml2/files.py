@@ -2,40 +2,167 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import re
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from oneshot_ml2.errors import OneShotError
 
+# How the names of files and folders end that are to be renamed when they are complete.
+_TEMPORARY = ".oneshot-ml2"
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, busy: str, error: type[OneShotError] = OneShotError) -> Iterator[None]:
+    """Keep other processes from writing ``path`` (a file or a folder, there or not) until the block ends.
+
+    The lock is on a file beside it, ``.NAME.lock``, which is removed at the end. The system takes the lock back when
+    the process dies, whatever kills it; the next one to lock then takes the file over, and removes it.
+
+    Raises:
+        ``error``: with the text ``busy``, if another process (or another block of this one) holds the lock; or the
+            file cannot be made.
+    """
+    target = Path(path)
+    beside = target.parent / f".{target.name}.lock"
+    handle = -1
+    try:
+        while handle < 0:
+            handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(handle, beside):
+                # Whoever held it has removed the file since it was opened: what counts is the file that is there.
+                os.close(handle)
+                handle = -1
+    except OSError as failure:
+        if handle >= 0:
+            os.close(handle)
+        if isinstance(failure, BlockingIOError):
+            raise error(busy) from failure
+        raise error(f"cannot lock {beside}: {failure.strerror or failure}") from failure
+    try:
+        yield
+    finally:
+        # Removed while it is still locked, so that nobody's lock is removed.
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def temporary(target: str | Path, folder: bool = False) -> Iterator[tuple[Path, int]]:
+    """A new file (or folder) beside ``target``, to be renamed to it: (its path, a descriptor); removed at the end.
+
+    It is named ``.NAME.XXXXXXXX.oneshot-ml2`` and locked as long as its writer lives. Those that dead writers of the
+    same target left are removed first; those of live ones are not.
+
+    Raises:
+        OSError: the folder is missing or not writable, or the disk is full.
+    """
+    target = Path(target)
+    clear_leftovers(target)
+    while True:
+        path, handle = _made(target, folder)
+        # A file system without locks has none to look at either, so nobody takes this one for a leftover.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if _is_at(handle, path):
+            break
+        # Cleared by another writer before it was locked.
+        os.close(handle)
+    try:
+        yield path, handle
+    finally:
+        # What has been renamed has the target's name now.
+        _remove(path)
+        os.close(handle)
+
+
+def _made(target: Path, folder: bool) -> tuple[Path, int]:
+    prefix = f".{target.name}."
+    if not folder:
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=_TEMPORARY, dir=target.parent)
+        return Path(name), handle
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=prefix, suffix=_TEMPORARY, dir=target.parent))
+        with contextlib.suppress(FileNotFoundError):
+            return path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def clear_leftovers(target: str | Path) -> None:
+    """Remove the temporary files and folders that dead writers of ``target`` left; those of live ones are locked."""
+    target = Path(target)
+    name = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}{re.escape(_TEMPORARY)}")
+    try:
+        found = [entry for entry in os.listdir(target.parent) if name.fullmatch(entry)]
+    except OSError:
+        # Nothing can be seen here; whether it can be written is for the writer to find out.
+        return
+    for entry in found:
+        with contextlib.suppress(OSError):
+            handle = os.open(target.parent / entry, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(handle, target.parent / entry):
+                    _remove(target.parent / entry)
+            finally:
+                os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """An open file or folder is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write a file (text as UTF-8): a temporary file beside it takes its name when it is complete.
+
+    What a writer of the same file left that was killed is removed.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; nothing is left behind.
     """
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with temporary(target) as (beside, handle):
+        with open(handle, "wb", closefd=False) as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(handle)
         # mkstemp's files are private; this one is as readable as any other new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        os.fchmod(handle, 0o666 & ~_umask())
+        os.replace(beside, target)
     # The new name is on the disk only once its folder is.
-    folder = os.open(target.parent, os.O_RDONLY)
+    sync_folder(target.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sync_folder(path: str | Path) -> None:
+    """Have the names in a folder on the disk."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

@@ -15,7 +15,7 @@ import fake_space
 import numpy as np
 import pytest
 
-from oneshot_ml2 import collect, corpus_cli
+from oneshot_ml2 import collect, corpus_cli, files
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.collect import Plan, draw_tasks, make_plan, read_plan
 from oneshot_ml2.corpus import open_corpus, verify_corpus
@@ -213,11 +213,11 @@ def test_collect_and_resume(tmp_path):
     assert origin["seed"] == 5 and origin["device"] == "sim" and origin["package"] and origin["time"]
     (tmp_path / "a" / names[1]).unlink()
     (tmp_path / "a" / names[4]).unlink()
-    (tmp_path / "a" / ".shard-00004.h5.tmp").write_bytes(b"half")
+    (tmp_path / "a" / ".shard-00004.h5.k3_dead9.oneshot-ml2").write_bytes(b"half")
     again = run(plan, tmp_path / "a")
     assert again["tasks_before"] == 6 and again["samples"] == 3 * 120
     assert digest(tmp_path / "a") == whole
-    assert not list((tmp_path / "a").glob(".*.tmp"))
+    assert not list((tmp_path / "a").glob(".*"))
     assert run(plan, tmp_path / "a")["samples"] == 0
 
 
@@ -240,7 +240,7 @@ def test_other_space_version_is_refused(tmp_path, monkeypatch):
 
 
 def test_two_collectors_in_one_folder(tmp_path):
-    with collect._locked(tmp_path), pytest.raises(CorpusError, match="another collector"):
+    with files.locked(tmp_path / collect.MANIFEST, "busy"), pytest.raises(CorpusError, match="another collector"):
         run(make(), tmp_path)
 
 
@@ -271,7 +271,6 @@ def test_full_disk(tmp_path, monkeypatch):
         run(make(shard_tasks=2), tmp_path)
     monkeypatch.undo()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".lock",
         "manifest.json",
         "shard-00000.h5",
     ]
