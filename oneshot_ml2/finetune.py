@@ -243,11 +243,11 @@ class _Session:
     def _doubt(self, task: int, indices: list[int]) -> Doubt:
         """See `measurer.Doubt`, for schedules of a task."""
         if self._fitted is None:
-            return lambda index, cycles, caught: SURE if caught else _TWICE
+            return lambda index, cycles, health: SURE if health.caught else _TWICE
         known, least = self._fitted
         rows = [(task, index, int(Reason.VALID), 1, 1) for index in indices]
         floor = dict(zip(indices, np.exp(self._expected(known, Measured.of(rows)) + least).tolist()))
-        return lambda index, cycles, caught: SURE if caught or cycles < floor[index] else 0
+        return lambda index, cycles, health: SURE if health.caught or cycles < floor[index] else 0
 
     def measure(self, task: int, chosen: list[int]) -> None:
         """Rows of schedules of a task: those that the log has, the others measured and logged."""

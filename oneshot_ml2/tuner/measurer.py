@@ -24,8 +24,8 @@ from oneshot_ml2.schedule import TRANSIENT, BatchResult, Reason, ScheduleSpace
 
 # Answers agree whose logarithms differ by no more: a board's noise, not another result.
 _AGREE = 0.15
-# By how many measurements those that agree outnumber the others where an answer matters: three that agree, say; and
-# once the device was caught contradicting itself.
+# By how many measurements those that agree outnumber the others where an answer matters: three that agree, say; and of
+# a device that was caught contradicting itself, or not yet seen to agree with itself so often.
 SURE, WARY = 3, 7
 # Of so many measurements of a schedule of which no such part agrees, the median counts; so many failures in a row while
 # an answer is measured again are the device's last word.
@@ -93,16 +93,28 @@ class Health:
 
     Attributes:
         failures: see `Limits`.
-        caught: measurements of one schedule contradicted each other.
+        caught: measurements of one schedule contradicted each other; ``probed``: `WARY` of one were looked at.
     """
 
     failures: int
     caught: bool = False
+    probed: bool = False
     _row: list[int] = field(default_factory=list)
+
+    @property
+    def enough(self) -> int:
+        """`SURE` or `WARY`, as the device deserves."""
+        return SURE if self.probed and not self.caught else WARY
+
+    def look(self, repeats: Sequence[int]) -> None:
+        """Learn from measurements of one schedule."""
+        valid = [cycles for cycles in repeats if cycles > 0]
+        self.caught = self.caught or (len(valid) > 1 and math.log(max(valid) / min(valid)) > _AGREE)
+        self.probed = self.probed or len(valid) >= WARY
 
     def recall(self, trial: Trial) -> None:
         """Learn from a trial of an earlier run: how often the device failed then says nothing of now."""
-        self.caught = self.caught or contradict(trial.repeats)
+        self.look(trial.repeats)
         self._row = []
 
     def saw(self, trial: Trial, why: str = "") -> None:
@@ -111,7 +123,6 @@ class Health:
         Raises:
             DeviceError: the last ``failures`` trials were all failures of the device.
         """
-        self.caught = self.caught or contradict(trial.repeats)
         self._row = [*self._row, trial.reason] if trial.failed else []
         if self.failures and len(self._row) >= self.failures:
             counts = {reason: self._row.count(reason) for reason in TRANSIENT}
@@ -127,12 +138,6 @@ def _support(values: Sequence[int]) -> list[int]:
     """Those of some cycles that most agree with, the slower ones of equally many."""
     groups = [[v for v in values if abs(math.log(v / one)) <= _AGREE] for one in sorted(values)]
     return max(reversed(groups), key=len) if groups else []
-
-
-def contradict(repeats: Sequence[int]) -> bool:
-    """Whether measurements of one schedule (-1: failed) differ by more than noise."""
-    valid = [cycles for cycles in repeats if cycles > 0]
-    return len(valid) > 1 and math.log(max(valid) / min(valid)) > _AGREE
 
 
 # Devices in processes of their own -------------------------------------------------------------
@@ -244,8 +249,8 @@ def _checked(result: Any, n: int, least: int) -> list[Answer]:
     return answers
 
 
-# How many measurements that agree must outnumber the others: of (index, cycles, whether the device was caught).
-Doubt = Callable[[int, int, bool], int]
+# By how many measurements those that agree must outnumber the others: of an index, its cycles, and the device's health.
+Doubt = Callable[[int, int, Health], int]
 
 
 class Measurer:
@@ -299,8 +304,8 @@ class Measurer:
         while len(values) < _MOST_TIMES:
             valid = [cycles for cycles in values if cycles > 0]
             agreeing = _support(valid)
-            caught = self._health.caught or contradict(values)
-            if 2 * len(agreeing) - len(valid) >= doubt(trial.index, trial.cycles, caught):
+            self._health.look(values)
+            if 2 * len(agreeing) - len(valid) >= doubt(trial.index, trial.cycles, self._health):
                 break
             answer = self._again(trial.index)
             values.append(answer.cycles)

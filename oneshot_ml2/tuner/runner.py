@@ -27,7 +27,7 @@ from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.json_lines import FOREIGN, find, open_lines, told
 from oneshot_ml2.schedule import Reason, ScheduleSpace, backend
 from oneshot_ml2.tuner import Outcomes, Tuner
-from oneshot_ml2.tuner.measurer import SURE, WARY, Health, Kept, Limits, Measurer, Trial
+from oneshot_ml2.tuner.measurer import Health, Kept, Limits, Measurer, Trial
 from oneshot_ml2.workload import Workload, workload_from_dict
 
 FORMAT = "oneshot-ml2 tuning"
@@ -354,9 +354,9 @@ class Run:
             self._keep()
         return len(now)
 
-    def _doubt(self, index: int, cycles: int, caught: bool) -> int:
+    def _doubt(self, index: int, cycles: int, health: Health) -> int:
         """See `measurer.Doubt`: what would be the best so far is measured again."""
-        return 0 if cycles >= self._best else WARY if caught else SURE
+        return 0 if cycles >= self._best else health.enough
 
     def _recall(self, trials: Sequence[Trial]) -> None:
         for trial in trials:
