@@ -265,12 +265,14 @@ def _parse(data: Any) -> Optimum:
     row = Optimum(**{key: value for key, value in data.items() if key != "schema"})
     for field in dataclasses.fields(row):
         value, kind = getattr(row, field.name), str(field.type)
-        values = value if kind == "list[int]" and isinstance(value, list) else [value]
-        allowed = _KINDS.get(kind, (int,))
-        if any(not isinstance(v, allowed) or isinstance(v, bool) != (kind == "bool") for v in values):
+        several = kind == "list[int]"
+        allowed = _KINDS["int" if several else kind]
+        for one in value if several and isinstance(value, list) else [value]:
+            known = isinstance(one, allowed) and isinstance(one, bool) == (kind == "bool")
+            if not known or (kind not in ("str", "bool") and not -1 <= one < _MOST):
+                raise ValueError(f"{field.name} is {value!r:.40}")
+        if isinstance(value, list) != several:
             raise ValueError(f"{field.name} is {value!r:.40}")
-        if kind not in ("str", "bool") and not all(-1 <= v < _MOST for v in values):
-            raise ValueError(f"{field.name} is {value!r:.40}; allowed: -1 to {_MOST}")
     return row
 
 

