@@ -14,7 +14,7 @@ the largest budget, and all picks. Where the bound reaches the best it is exact;
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from oneshot_ml2 import baselines, calibrate, encode, finetune, oneshot, resources
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.device.perturbed import KINDS, PerturbedDevice, board_of
+from oneshot_ml2.json_lines import open_lines
 from oneshot_ml2.metrics import geometric_mean
 from oneshot_ml2.predictor import NETWORKS, Predictor, depth
 from oneshot_ml2.schedule import ScheduleSpace
@@ -280,10 +281,10 @@ def qualities(row: dict[str, Any], name: str) -> list[float]:
     return found
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results file; a line that was cut short is none."""
-    content = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in content[: content.rfind("\n") + 1].splitlines()]
+def read_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the results file; raises KeyError or TypeError for what is none."""
+    _ = row["kind"], row["seed"], row["picks"]
+    return row
 
 
 def cell(values: list[float]) -> str:
@@ -403,22 +404,20 @@ def main() -> None:
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "new_accelerator.jsonl"
-    rows = read_rows(path)
-    done = {(row["kind"], row["seed"]) for row in rows}
     chip = Accelerator.load("pynq")
-    with path.open("a", encoding="utf-8") as file:
-        for seed in range(0 if args.report else args.seeds):
-            for kind in KINDS:
-                if (kind, seed) in done:
-                    continue
-                row = run_one(kind, seed, chip, oneshot.predictor_of(None))
-                rows.append(row)
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                text = "  ".join(
-                    f"{name} {geometric_mean(qualities(row, name)):.3f}" for name in row["picks"] if "plant" not in name
-                )
-                print(f"{kind}:{seed}  {text}  {row['seconds']} s", flush=True)
+    with open_lines(path, read_row) as results:
+        rows = results.entries
+        done = {(row["kind"], row["seed"]) for row in rows}
+        for seed, kind in itertools.product(range(0 if args.report else args.seeds), KINDS):
+            if (kind, seed) in done:
+                continue
+            row = run_one(kind, seed, chip, oneshot.predictor_of(None))
+            results.append([row])
+            rows.append(row)
+            text = "  ".join(
+                f"{name} {geometric_mean(qualities(row, name)):.3f}" for name in row["picks"] if "plant" not in name
+            )
+            print(f"{kind}:{seed}  {text}  {row['seconds']} s", flush=True)
     if rows:
         write_report(rows)
 

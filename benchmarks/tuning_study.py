@@ -26,10 +26,12 @@ from oneshot_ml2 import report as text
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.device import open_device
 from oneshot_ml2.device.perturbed import PerturbedDevice
+from oneshot_ml2.json_lines import open_lines
 from oneshot_ml2.metrics import geometric_mean
 from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Reason, ScheduleSpace
 from oneshot_ml2.tuner import Domain, Outcomes, make_tuner, ml2tuner, trees
-from oneshot_ml2.tuner.runner import Limits, Run, trials_to
+from oneshot_ml2.tuner.measurer import Limits
+from oneshot_ml2.tuner.runner import Run, trials_to
 
 RESULTS = Path(__file__).parent / "results"
 LAYERS = {name: layer for name, layer in resnet18_layers.LAYERS.items() if name != "C2p"}
@@ -266,12 +268,10 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
     return (row["task"], "models" if "models" in row else row["tuner"], row["seed"], row.get("batch", 0))
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results file; a line that was cut short is none."""
-    if not path.exists():
-        return []
-    content = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in content[: content.rfind("\n") + 1].splitlines()]
+def read_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the results file; raises KeyError or TypeError for what is none."""
+    key(row)
+    return row
 
 
 # The report ------------------------------------------------------------------------------------
@@ -512,40 +512,46 @@ def main() -> None:
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "tuning.jsonl"
-    rows = read_rows(path)
-    done = {key(row) for row in rows}
-    tables: dict[Task, BatchResult] = {}
-    with path.open("a", encoding="utf-8") as file:
-        for task, tuner, seed, batch in plan(args.part, args.seeds, args.fidelity_seeds):
-            if (task.name, tuner, seed, batch) in done or task.device not in args.devices:
-                continue
-            if tuner != "models" and tuner not in args.tuners:
-                continue
-            if task not in tables:
-                # One task at a time: a whole space's table and maps are large.
-                tables = {task: task.table(args.cache)}
-            if tuner == "models":
-                row = compare_models(task, tables[task], seed)
-            else:
-                row = run_one(task, tables[task], tuner, seed, batch, whole=batch == FIDELITY_BATCH)
+    with open_lines(path, read_row) as results:
+        rows = results.entries
+        done = {key(row) for row in rows}
+        for row in make_rows(args, done):
+            results.append([row])
             rows.append(row)
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            if tuner != "models":
-                print(
-                    f"{task.name}, {tuner}, seed {seed}: {row['to_1']} trials, {row['invalid_to_1']} invalid, "
-                    f"{row['seconds']} s",
-                    flush=True,
-                )
-        for kind in TIMED_SPACES if "time" in args.part else ():
-            for seed in range(args.seeds):
-                if (f"time {kind}", BASELINE, seed, FIDELITY_BATCH) not in done:
-                    row = compare_times(kind, seed)
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
-                    print(f"{row['task']}, seed {seed}: {row['tuning_seconds']} s / {row['compile_seconds']} s")
-    if "report" in args.part:
-        write_report(read_rows(path), args.reference)
+            print(told(row), flush=True)
+        if "report" in args.part:
+            write_report(rows, args.reference)
+
+
+def make_rows(args: argparse.Namespace, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """The rows that are asked for and not ``done``, as they are made."""
+    tables: dict[Task, BatchResult] = {}
+    for task, tuner, seed, batch in plan(args.part, args.seeds, args.fidelity_seeds):
+        if (task.name, tuner, seed, batch) in done or task.device not in args.devices:
+            continue
+        if tuner != "models" and tuner not in args.tuners:
+            continue
+        if task not in tables:
+            # One task at a time: a whole space's table and maps are large.
+            tables = {task: task.table(args.cache)}
+        if tuner == "models":
+            yield compare_models(task, tables[task], seed)
+        else:
+            yield run_one(task, tables[task], tuner, seed, batch, whole=batch == FIDELITY_BATCH)
+    for kind in TIMED_SPACES if "time" in args.part else ():
+        for seed in range(args.seeds):
+            if (f"time {kind}", BASELINE, seed, FIDELITY_BATCH) not in done:
+                yield compare_times(kind, seed)
+
+
+def told(row: dict[str, Any]) -> str:
+    """A row in a line."""
+    if "models" in row:
+        return f"{row['task']}, models, seed {row['seed']}: P {row['P']:.4f}, A {row['A']:.4f}"
+    if "to_1" not in row:
+        return f"{row['task']}, seed {row['seed']}: {row['tuning_seconds']} s / {row['compile_seconds']} s"
+    trials = f"{row['to_1']} trials, {row['invalid_to_1']} invalid, {row['seconds']} s"
+    return f"{row['task']}, {row['tuner']}, seed {row['seed']}: {trials}"
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Measured:
     """Measurements in order.
 
     ``task``: int64 (n,), which workload; ``index``: int64 (n,), of its space; ``reason``: uint8 (n,); ``cycles``: int64
-    (n,), -1 where invalid; ``attempts``: int64 (n,), how often each was tried.
+    (n,), -1 where invalid; ``attempts``: int64 (n,), programs run for each.
     """
 
     task: NDArray[np.int64]

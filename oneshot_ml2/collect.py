@@ -14,16 +14,13 @@ import itertools
 import json
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,6 +29,7 @@ from numpy.typing import NDArray
 
 import oneshot_ml2
 from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.children import end_with_parent
 from oneshot_ml2.corpus import SAMPLERS, TaskSamples, atomic_write, open_corpus, task_id, write_corpus
 from oneshot_ml2.device import Device, open_device
 from oneshot_ml2.errors import CorpusError, OneShotError
@@ -421,18 +419,9 @@ _worker: tuple[Plan, Device] | None = None
 
 
 def _start_worker(plan: Plan, device: str) -> None:
-    """Initialise a worker process: Ctrl-C is the parent's business, and an orphan ends itself."""
+    """Initialise a worker process."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        sentinel = parent.sentinel
-
-        def leave_with_parent() -> None:
-            connection.wait([sentinel])
-            os._exit(1)
-
-        threading.Thread(target=leave_with_parent, daemon=True).start()
+    end_with_parent()
     _worker = (plan, open_device(device))
     _warm_up(*_worker)
 

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +21,8 @@ from tqdm import tqdm
 
 from oneshot_ml2 import baselines, encode, metrics, oneshot, resources
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.files import append_lines, check_output, resume_lines, write_whole
+from oneshot_ml2.files import check_output, locked, write_whole
+from oneshot_ml2.json_lines import open_lines
 from oneshot_ml2.optimum import Optimum, Task, read_optima, read_tasks, sample_of, version
 from oneshot_ml2.predictor import Predictor, digest
 from oneshot_ml2.report import finite, table
@@ -355,23 +357,26 @@ def evaluate_set(
         log: JSON Lines that get every task when it is done; tasks that are there are not evaluated again.
 
     Raises:
-        OneShotError: see `known_tasks`; a log of other weights or peers.
+        OneShotError: see `known_tasks`; a log of other weights or peers, or that another process writes.
     """
     tasks = known_tasks(name, limit)
     transplants = baselines.read_best_known(resources.find("evaluation", "best_known.json"))
     first, _ = tasks[0]
     oneshot.pick(first.workload, first.accelerator, network)  # the first pick compiles
     done: dict[str, _Evaluated] = {}
-    if log is not None:
-        header = {"format": FORMAT, "version": version(), "weights": digest(network), "peers": sorted(others)}
-        done = {entry["task"]: _read(entry) for entry in resume_lines(log, header)}
     results = []
-    for task, known in tqdm(tasks, desc=name, unit="task", disable=None):
-        if task.id not in done:
-            done[task.id] = evaluate_task(task, known, network, transplants, others)
-            if log is not None:
-                append_lines(log, [_entry(task, done[task.id])])
-        results.append(done[task.id])
+    with ExitStack() as stack:
+        opened = None
+        if log is not None:
+            header = {"format": FORMAT, "version": version(), "weights": digest(network), "peers": sorted(others)}
+            opened = stack.enter_context(open_lines(log, _read, header))
+            done = dict(opened.entries)
+        for task, known in tqdm(tasks, desc=name, unit="task", disable=None):
+            if task.id not in done:
+                done[task.id] = evaluate_task(task, known, network, transplants, others)
+                if opened is not None:
+                    opened.append([_entry(task, done[task.id])])
+            results.append(done[task.id])
     rows, truths, p_valid = (list(column) for column in zip(*results))
     return {"set": name, "what": SETS[name]} | summarise(rows, truths, p_valid) | {
         "rows": [dataclasses.asdict(row) for row in rows]
@@ -384,12 +389,15 @@ def _entry(task: Task, evaluated: _Evaluated) -> dict[str, Any]:
     return {"task": task.id, "row": dataclasses.asdict(row), "truth": truth.tolist(), "p_valid": p_valid.tolist()}
 
 
-def _read(entry: dict[str, Any]) -> _Evaluated:
-    """The inverse of `_entry`."""
+def _read(entry: dict[str, Any]) -> tuple[str, _Evaluated]:
+    """The inverse of `_entry`, with the task's id; raises KeyError, TypeError or ValueError."""
     row = entry["row"]
     peers = {name: PeerResult(**(own | {"order": Order(**own["order"])})) for name, own in row["peers"].items()}
     result = TaskResult(**(row | {"order": Order(**row["order"]), "peers": peers}))
-    return result, np.array(entry["truth"], dtype=bool), np.array(entry["p_valid"], dtype=np.float32)
+    truth, p_valid = np.array(entry["truth"], dtype=bool), np.array(entry["p_valid"], dtype=np.float32)
+    if truth.ndim != 1 or truth.shape != p_valid.shape:
+        raise ValueError("validity and its probability are of different schedules")
+    return str(entry["task"]), (result, truth, p_valid)
 
 
 # Command line ----------------------------------------------------------------------------------
@@ -417,14 +425,17 @@ def run(args: argparse.Namespace) -> int:
         from oneshot_ml2.peers import load_peers
 
         others = load_peers(args.peers)
+    if not Path(args.out).resolve().parent.is_dir():
+        raise OneShotError(f"no folder {Path(args.out).parent}; make it, or choose another place for --out")
     # Beside the result until it is complete: the same command goes on there.
     log = Path(f"{args.out}.part")
-    sets = [evaluate_set(name, network, args.tasks, others, log) for name in args.sets]
-    card = {key: network.card.get(key) for key in ("commit", "date", "corpus")}
-    result = {"version": version(), "weights": card, "sets": sets}
-    text = json.dumps(_jsonable(result), indent=1)
-    write_whole(args.out, text + "\n")
-    log.unlink()
+    with locked(args.out, f"{args.out}: another evaluation is at work on it; wait for it, or give another --out"):
+        sets = [evaluate_set(name, network, args.tasks, others, log) for name in args.sets]
+        card = {key: network.card.get(key) for key in ("commit", "date", "corpus")}
+        result = {"version": version(), "weights": card, "sets": sets}
+        text = json.dumps(_jsonable(result), indent=1)
+        write_whole(args.out, text + "\n")
+        log.unlink()
     print(text if args.json else describe(sets) + f"\nSaved with each task's row: {args.out}")
     return 0
 

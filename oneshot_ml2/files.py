@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, JSON Lines that interrupted work goes on from, and TOML."""
+"""Files that are written whole or not at all, locks, and TOML."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import json
 import os
 import re
 import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -255,37 +254,6 @@ def check_writable(folder: Path, option: str) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         why = "cannot be written" if there.is_dir() else "is no folder"
         raise OneShotError(f"{there} {why}; choose another place for {option}")
-
-
-def resume_lines(path: str | Path, header: dict[str, Any], error: type[OneShotError] = OneShotError) -> list[Any]:
-    """What follows the ``header`` in JSON Lines; a file that is not there is begun, a cut line taken off.
-
-    Raises:
-        ``error``: no JSON Lines, or another header.
-    """
-    path = Path(path)
-    content = path.read_bytes() if path.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-    except ValueError as failure:
-        raise error(f"{path} is no log that can be gone on with ({failure}); remove it") from failure
-    if lines and lines[0] != header:
-        raise error(f"{path} is the log of another run; give another file, or remove it to begin anew")
-    if not lines:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(json.dumps(header).encode() + b"\n")
-    elif len(whole) < len(content):
-        os.truncate(path, len(whole))
-    return lines[1:]
-
-
-def append_lines(path: str | Path, entries: Iterable[Any]) -> None:
-    """Add entries to JSON Lines; they are on the disk when this returns."""
-    with Path(path).open("ab") as file:
-        file.write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_toml(path: str | Path, error: type[OneShotError] = OneShotError) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +30,12 @@ from oneshot_ml2.calibration import COSTS, Calibration
 from oneshot_ml2.corpus import task_id
 from oneshot_ml2.device import Device, open_device
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.files import append_lines, check_output, resume_lines
+from oneshot_ml2.files import check_output
+from oneshot_ml2.json_lines import Opened, open_lines
 from oneshot_ml2.predictor import Predictor, digest
 from oneshot_ml2.schedule import Reason, ScheduleSpace, backend
-from oneshot_ml2.tuner.runner import Limits, LogError, Measurer
+from oneshot_ml2.tuner.measurer import SURE, Doubt, Health, Kept, Limits, Measurer, Trial
+from oneshot_ml2.tuner.runner import LogError, whole_number
 from oneshot_ml2.vta.traffic import TRAFFIC
 from oneshot_ml2.workload import Workload, read_layers
 
@@ -43,6 +47,13 @@ _FIRST, _GROWTH = 16, 4
 # Of schedules that are not what is ranked first, the share drawn from everything that the SRAMs hold.
 _ANYTHING = 0.25
 FOLDS = 4
+# Measurements that agree in the first round, which nothing can be held against yet.
+_TWICE = 2
+# A measurement is too good to be believed at once whose log T is as much below what the calibration makes of it, beyond
+# the median of all: at least so much, and so many times their spread.
+_TOO_GOOD, _SPREADS = 0.25, 5.0
+# Median absolute deviation of a normal distribution over its standard deviation.
+_NORMAL_MAD = 0.6745
 # Workloads of the shipped list that are measured when none are given.
 _WORKLOADS = 24
 
@@ -150,10 +161,14 @@ def collect(
 ) -> Measured:
     """Measure ``budget`` schedules in rounds; with the log of an earlier run go on where it ended.
 
+    What the first round measures, what is too good to be true, and all that a device says that was caught contradicting
+    itself is measured again, see `measurer`; it counts once.
+
     ``done``: called with the number of measurements so far.
 
     Raises:
-        LogError: the log is unreadable, or of another run.
+        LogError: the log is unreadable, of another run, or another process writes it.
+        DeviceError: the device fails on one schedule after another, see `Limits.failures`.
     """
     limits = limits or Limits()
     header = {
@@ -166,62 +181,124 @@ def collect(
         "seed": seed,
         "retries": limits.retries,
     }
-    earlier = _open(log, header)
-    order = np.random.default_rng([seed, 23]).permutation(len(board.spaces))
-    known: list[set[int]] = [set() for _ in board.spaces]
-    rows: list[tuple[int, int, int, int, int]] = []
-    begin = 0
-    for number, end in enumerate(round_ends(budget)):
-        network = board.network if number == 0 else board.adapted(fit(board, Measured.of(rows)))
-        tasks = order[np.arange(begin, end) % len(order)]
-        for task in dict.fromkeys(tasks.tolist()):
-            rng = np.random.default_rng([seed, number, task])
-            count = int((tasks == task).sum())
-            chosen = choose(board.spaces[task], network, count, known[task], number == 0, rng)
-            rows += _measure(board.spaces[task], device, limits, task, chosen, earlier[len(rows) :], log)
-            if done is not None:
-                done(len(rows))
-        begin = end
-    return Measured.of(rows)
+    with ExitStack() as stack:
+        opened = None if log is None else stack.enter_context(open_lines(log, _parse, header, LogError, _different))
+        session = _Session(board, device, limits, opened)
+        order = np.random.default_rng([seed, 23]).permutation(len(board.spaces))
+        known: list[set[int]] = [set() for _ in board.spaces]
+        begin = 0
+        for number, end in enumerate(round_ends(budget)):
+            session.begin_round(number)
+            tasks = order[np.arange(begin, end) % len(order)]
+            for task in dict.fromkeys(tasks.tolist()):
+                rng = np.random.default_rng([seed, number, task])
+                count = int((tasks == task).sum())
+                chosen = choose(board.spaces[task], session.network, count, known[task], number == 0, rng)
+                session.measure(task, chosen)
+                if done is not None:
+                    done(len(session.rows))
+            begin = end
+        session.kept.flush()
+        return session.measured()
 
 
-def _measure(
-    space: ScheduleSpace,
-    device: Device,
-    limits: Limits,
-    task: int,
-    chosen: list[int],
-    earlier: list[tuple[int, int, int, int, int]],
-    log: Path | None,
-) -> list[tuple[int, int, int, int, int]]:
-    """Rows of schedules of a task: those that the log has, the others measured and logged."""
-    rows = earlier[: len(chosen)]
-    if any(row[:2] != (task, index) for row, index in zip(rows, chosen)):
-        raise LogError(f"{log} does not fit this version's choices; give another file, or remove it")
-    left = np.array(chosen[len(rows) :], dtype=np.int64)
-    if len(left):
-        measurer = Measurer(device, space, limits)
+class _Session:
+    """Measurements on a board so far, ``rows``: (task, trial) each, and the ``network`` adapted to them."""
+
+    def __init__(
+        self, board: Board, device: Device, limits: Limits, log: Opened[tuple[int, Trial]] | None
+    ) -> None:
+        self.network = board.network
+        self.rows: list[tuple[int, Trial]] = []
+        self._board, self._device, self._limits, self._log = board, device, limits, log
+        self._health = Health(limits.failures)
+        self._earlier = [] if log is None else log.entries
+        self._known = {} if log is None else {(task, trial.index): trial for task, trial in reversed(log.known)}
+        self.kept = Kept(lambda lines: None if log is None else log.append(lines))
+        self._fitted: tuple[Calibration, float] | None = None
+
+    def measured(self) -> Measured:
+        """The rows as a table."""
+        return Measured.of([(task, t.index, t.reason, t.cycles, t.programs) for task, t in self.rows])
+
+    def begin_round(self, number: int) -> None:
+        """Adapt the network to what was measured; and tell from which residual of log T on the next is too good."""
+        if number == 0:
+            return
+        measured = self.measured()
+        known = fit(self._board, measured)
+        self.network = self._board.adapted(known)
+        valid = measured.take(measured.valid)
+        if not len(valid):
+            return
+        residual = np.log(valid.cycles) - self._expected(known, valid)
+        middle = float(np.median(residual))
+        spread = float(np.median(np.abs(residual - middle))) / _NORMAL_MAD
+        self._fitted = known, middle - max(_TOO_GOOD, _SPREADS * spread)
+
+    def _expected(self, known: Calibration, measured: Measured) -> NDArray[np.float64]:
+        """log T (n,) of schedules by a calibration."""
+        seen = self._board.seen(measured, known.latency)
+        return seen.log_cycles + known.added(seen.terms)
+
+    def _doubt(self, task: int, indices: list[int]) -> Doubt:
+        """See `measurer.Doubt`, for schedules of a task."""
+        if self._fitted is None:
+            return lambda index, cycles, health: SURE if health.caught else _TWICE
+        known, least = self._fitted
+        rows = [(task, index, int(Reason.VALID), 1, 1) for index in indices]
+        floor = dict(zip(indices, np.exp(self._expected(known, Measured.of(rows)) + least).tolist()))
+        return lambda index, cycles, health: SURE if health.caught or cycles < floor[index] else 0
+
+    def measure(self, task: int, chosen: list[int]) -> None:
+        """Rows of schedules of a task: those that the log has, the others measured and logged."""
+        logged = self._earlier[len(self.rows) : len(self.rows) + len(chosen)]
+        if any(row[0] != task or row[1].index != index for row, index in zip(logged, chosen)):
+            assert self._log is not None
+            raise LogError(f"{self._log.path} does not fit this version's choices; give another file, or remove it")
+        left = chosen[len(logged) :]
+        measurer = Measurer(self._device, self._board.spaces[task], self._limits, self._health)
+        given = len(self.rows) + len(logged)
         try:
-            results, attempts = measurer(left)
+            self._recall(logged)
+            doubt = self._doubt(task, left) if left else None
+            for known, part in itertools.groupby(left, lambda index: (task, index) in self._known):
+                if known:
+                    self._recall([(task, self._known[task, index]) for index in part])
+                    continue
+                for trial in measurer(np.array(list(part), dtype=np.int64), doubt):
+                    self.rows.append((task, trial))
         finally:
             measurer.close()
-        outcomes = zip(left.tolist(), results.reason.tolist(), results.cycles.tolist(), attempts.tolist())
-        new = [(task, index, reason, cycles, tries) for index, reason, cycles, tries in outcomes]
-        if log is not None:
-            append_lines(log, new)
-        rows = rows + new
-    return rows
+            new = self.rows[given:]
+            self.kept.add([_line(*row) for row in new], [trial.failed for _, trial in new])
+
+    def _recall(self, rows: Sequence[tuple[int, Trial]]) -> None:
+        for row in rows:
+            self._health.recall(row[1])
+            self.rows.append(row)
 
 
-def _open(log: Path | None, header: dict[str, Any]) -> list[tuple[int, int, int, int, int]]:
-    """The measurements that a log holds; one that is not there is begun."""
-    if log is None:
-        return []
-    entries = resume_lines(log, header, LogError)
-    try:
-        return [(int(a), int(b), int(c), int(d), int(e)) for a, b, c, d, e in entries]
-    except (ValueError, TypeError) as error:
-        raise LogError(f"{log} is no log of fine-tuning ({error!r})") from error
+def _line(task: int, trial: Trial) -> list[Any]:
+    """A measurement as the log has it."""
+    row: list[Any] = [task, trial.index, trial.reason, trial.cycles, trial.attempts]
+    return [*row, trial.repeats] if trial.repeats else row
+
+
+def _parse(row: Any) -> tuple[int, Trial]:
+    """The inverse of `_line`; raises ValueError or TypeError."""
+    if not isinstance(row, list) or not 5 <= len(row) <= 6:
+        raise ValueError(f"{row!r:.40} is no measurement")
+    task, index, reason, cycles, attempts = (whole_number(value, -1) for value in row[:5])
+    if min(task, index) < 0 or attempts < 1 or (Reason(reason) == Reason.VALID) != (cycles > 0):
+        raise ValueError(f"{row!r:.40} is no measurement")
+    repeats = tuple(whole_number(value, -1) for value in row[5]) if len(row) > 5 else ()
+    return task, Trial(index, reason, cycles, attempts, repeats)
+
+
+def _different(rows: Sequence[tuple[int, Trial]]) -> bool:
+    """Whether no schedule was measured twice, as two writers do."""
+    return len({(task, trial.index) for task, trial in rows}) == len(rows)
 
 
 # The command -----------------------------------------------------------------------------------
@@ -313,6 +390,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log", metavar="FILE", help="of the measurements (default: beside --out)")
     parser.add_argument("--retries", type=int, default=2, metavar="N", help="after failures of the device (default 2)")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="for one program, in a process of its own")
+    parser.add_argument("--failures", type=int, default=10, metavar="N",
+                        help="stop when the device fails on N schedules in a row (default 10; 0: never)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of what is measured (default 0)")
     parser.add_argument("--json", action="store_true", help="print the card's part on fine-tuning")
 
@@ -321,8 +400,11 @@ def run(args: argparse.Namespace) -> int:
     """Measure, adapt, validate and write; refuses to write weights that are worse than those before."""
     from tqdm import tqdm
 
-    if args.budget < LEAST_BUDGET or args.retries < 0 or (args.timeout is not None and args.timeout <= 0):
-        raise OneShotError(f"allowed: --budget {LEAST_BUDGET} or more, --retries 0 or more, --timeout above 0")
+    least = min(args.retries, args.failures)
+    if args.budget < LEAST_BUDGET or least < 0 or (args.timeout is not None and args.timeout <= 0):
+        raise OneShotError(
+            f"allowed: --budget {LEAST_BUDGET} or more, --retries and --failures 0 or more, --timeout above 0"
+        )
     out = check_output(Path(args.out).with_suffix(".safetensors"), "--out")
     chip, workloads = Accelerator.load(args.accelerator), workloads_of(args.workloads, args.size)
     if len(workloads) < FOLDS:
@@ -335,7 +417,7 @@ def run(args: argparse.Namespace) -> int:
     board = Board([ScheduleSpace(workload, chip) for workload in workloads], network)
     log = Path(args.log) if args.log else out.with_suffix(".jsonl")
     with tqdm(total=args.budget, unit="measurement", file=sys.stderr, leave=False, disable=None) as bar:
-        limits = Limits(retries=args.retries, timeout=args.timeout)
+        limits = Limits(retries=args.retries, timeout=args.timeout, failures=args.failures)
         measured = collect(board, device, args.budget, args.seed, log, limits, lambda n: bar.update(n - bar.n))
     about = {"device": device.name, "budget": args.budget, "seed": args.seed, "workloads": len(workloads)}
     found = adapt(board, measured, about)

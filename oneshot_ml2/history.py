@@ -37,6 +37,8 @@ def summary(history: History) -> dict[str, Any]:
         "invalid_rate": report.finite(history.invalid_rate),
         "reasons": history.reasons(),
         "retried": int((history.attempts > 1).sum()),
+        "measured_again": sum(1 for trial in history.trials if trial.repeats),
+        "programs": history.programs,
         "best_cycles": None,
         "best_trial": None,
         "best_schedule": None,
@@ -139,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     print(table(names, summaries))
     for name, row in zip(names, summaries):
         ended = ", ".join(f"{count} {label}" for label, count in row["reasons"].items())
-        print(f"\n{name}: {ended or 'no trials'}")
+        print(f"\n{name}: {ended or 'no trials'}; {row['programs']} programs run")
         if row["best_schedule"]:
             print("best: " + " ".join(f"{knob}={value}" for knob, value in row["best_schedule"].items()))
     return 0

@@ -11,8 +11,10 @@ import dataclasses
 import functools
 import hashlib
 import json
+import multiprocessing
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,11 @@ from numpy.typing import NDArray
 
 from oneshot_ml2 import encode
 from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.children import end_with_parent
 from oneshot_ml2.corpus import task_id
 from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.files import check_writable
+from oneshot_ml2.json_lines import find, open_lines, told
 from oneshot_ml2.schedule import ScheduleSpace, backend
 from oneshot_ml2.vta import plan
 from oneshot_ml2.workload import Layer, Workload, read_layers
@@ -234,28 +238,47 @@ def find_optimum(task: Task, limit: float, first: NDArray[np.int64] | None = Non
 
 
 def read_optima(path: str | Path) -> dict[str, Optimum]:
-    """The rows of a table (JSON lines), by task id; of several of a task the last counts.
+    """The rows of a table (JSON lines), by task id; of several of a task the last counts, and all that are whole do.
 
     Raises:
         OneShotError: an unreadable or foreign file.
     """
-    rows: dict[str, Optimum] = {}
+    path = Path(path)
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        for line in lines:
-            data = json.loads(line)
-            if data.pop("schema") != SCHEMA:
-                raise ValueError("another schema")
-            row = Optimum(**data)
-            rows[row.task] = row
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        found = find(path.read_bytes(), _parse)
+        if found.problem:
+            raise ValueError(found.problem)
+    except (OSError, ValueError) as error:
         raise OneShotError(f"{path}: not a table of optima ({error}); make it with `oneshot-ml2 optimum`") from error
-    return rows
+    told(path, found)
+    return {row.task: row for row in found.entries}
 
 
-def _row(optimum: Optimum) -> str:
-    data: dict[str, Any] = {"schema": SCHEMA} | dataclasses.asdict(optimum)
-    return json.dumps(data, separators=(",", ":")) + "\n"
+# What a row's fields may be, by how `Optimum` declares them.
+_KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+_MOST = 1 << 62
+
+
+def _parse(data: Any) -> Optimum:
+    """The inverse of `_row`; raises ValueError, TypeError or KeyError."""
+    if data["schema"] != SCHEMA:
+        raise ValueError("another schema")
+    row = Optimum(**{key: value for key, value in data.items() if key != "schema"})
+    for field in dataclasses.fields(row):
+        value, kind = getattr(row, field.name), str(field.type)
+        several = kind == "list[int]"
+        allowed = _KINDS["int" if several else kind]
+        for one in value if several and isinstance(value, list) else [value]:
+            known = isinstance(one, allowed) and isinstance(one, bool) == (kind == "bool")
+            if not known or (kind not in ("str", "bool") and not -1 <= one < _MOST):
+                raise ValueError(f"{field.name} is {value!r:.40}")
+        if isinstance(value, list) != several:
+            raise ValueError(f"{field.name} is {value!r:.40}")
+    return row
+
+
+def _row(optimum: Optimum) -> dict[str, Any]:
+    return {"schema": SCHEMA} | dataclasses.asdict(optimum)
 
 
 def _find(job: tuple[Task, float, str | None]) -> Optimum:
@@ -272,26 +295,23 @@ def _find(job: tuple[Task, float, str | None]) -> Optimum:
 def search_all(
     tasks: list[Task], out: Path, limit: float, processes: int, weights: str | None = None
 ) -> Iterator[Optimum]:
-    """Search every task that ``out`` has no row of this version for; each row is appended when it is known."""
-    done = read_optima(out) if out.exists() else {}
-    known = {row.task for row in done.values() if row.version == version()}
-    jobs = [(task, limit, weights) for task in tasks if task.id not in known]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if processes == 1:
-        results: Iterator[Optimum] = map(_find, jobs)
-        yield from _append(out, results)
-        return
-    import multiprocessing
+    """Search every task that ``out`` has no row of this version for; each row is appended when it is known.
 
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from _append(out, pool.imap_unordered(_find, jobs))
-
-
-def _append(out: Path, results: Iterator[Optimum]) -> Iterator[Optimum]:
-    for optimum in results:
-        with out.open("a", encoding="utf-8") as file:
-            file.write(_row(optimum))
-        yield optimum
+    Raises:
+        OneShotError: ``out`` is no such table, or another process writes it.
+    """
+    with open_lines(out, _parse) as table:
+        done = {row.task for row in table.entries if row.version == version()}
+        jobs = [(task, limit, weights) for task in tasks if task.id not in done]
+        with ExitStack() as stack:
+            results: Iterator[Optimum] = map(_find, jobs)
+            if processes > 1 and jobs:
+                context = multiprocessing.get_context("spawn")
+                pool = stack.enter_context(context.Pool(processes, end_with_parent))
+                results = pool.imap_unordered(_find, jobs)
+            for optimum in results:
+                table.append([_row(optimum)])
+                yield optimum
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -308,6 +328,8 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.tasks)
     out = Path(args.out) if args.out else path.parent.parent / "optima" / f"{path.stem}.jsonl"
     check_writable(out.parent, "--out")
+    if args.processes < 1:
+        raise OneShotError(f"--processes is {args.processes}; allowed: 1 or more")
     tasks = read_tasks(path)
     for number, row in enumerate(search_all(tasks, out, args.limit, args.processes, args.weights), 1):
         state = "exact" if row.closed else f"not closed, bound {row.bound_at_stop}"

@@ -31,8 +31,9 @@ from oneshot_ml2.workload import Layer, Workload
 
 if TYPE_CHECKING:
     from oneshot_ml2.predictor import Predictor
+    from oneshot_ml2.tuner.measurer import Health, Limits
     from oneshot_ml2.tuner.prior import Evidence
-    from oneshot_ml2.tuner.runner import History, Limits, Run
+    from oneshot_ml2.tuner.runner import History, Run
 
 # What a batch without a gain leaves of a layer's hope.
 _DECAY = 0.5
@@ -87,6 +88,7 @@ class Refined:
             "count": self.count,
             "workload": self.space.workload.to_dict(),
             "trials": len(self.history),
+            "programs": self.history.programs,
             "invalid_rate": report.finite(self.history.invalid_rate),
             "reasons": self.history.reasons(),
             "start": None if self.start is None else dict(self.start.knobs),
@@ -171,11 +173,13 @@ def refine(
         logs: folder that gets a log for each workload; a run with the logs of an earlier one goes on where it ended.
 
     Raises:
-        OneShotError: fewer trials than workloads, a log of another run, a space or tuner that does not fit.
+        OneShotError: fewer trials than workloads, a log of another run or that another process writes, a space or
+            tuner that does not fit.
+        DeviceError: the device fails on one schedule after another, see `Limits.failures`.
     """
     from tqdm import tqdm
 
-    from oneshot_ml2.tuner.runner import Limits
+    from oneshot_ml2.tuner.measurer import Health, Limits
 
     groups: dict[Workload, list[Layer]] = {}
     for layer in layers:
@@ -183,6 +187,7 @@ def refine(
     if trials < len(groups):
         raise OneShotError(f"{trials} trials for {len(groups)} different layers; give at least one for each")
     limits = limits or Limits(checked=True)
+    health = Health(limits.failures)
     evidence = None
     if inner_name(tuner) == "ml2-warm":
         from oneshot_ml2.oneshot import predictor_of
@@ -198,7 +203,7 @@ def refine(
             bar.set_description(f"prepare {members[0].name}")
             given = next((starts[m.name] for m in members if starts and m.name in starts), None)
             space = ScheduleSpace(workload, accelerator, kind)
-            item = _prepare(space, members, given, device, tuner, seed, limits, network, logs, evidence)
+            item = _prepare(space, members, given, device, tuner, seed, limits, network, logs, evidence, health)
             stack.enter_context(item.run)
             work.append(item)
         made = 0
@@ -229,6 +234,7 @@ def _prepare(
     network: Predictor | None,
     logs: Path | None,
     evidence: Evidence | None,
+    health: Health,
 ) -> _Work:
     from oneshot_ml2 import oneshot
     from oneshot_ml2.tuner.runner import Run
@@ -246,7 +252,7 @@ def _prepare(
 
     name = re.sub(r"[^\w.-]", "_", members[0].name)
     log = None if logs is None else logs / f"{name}.jsonl"
-    run = Run(space, make, device, tuner, seed, limits, log, {"start": start})
+    run = Run(space, make, device, tuner, seed, limits, log, {"start": start}, health)
     bound = engine_bound(space.workload, space.accelerator).bound
     return _Work(
         tuple(m.name for m in members), sum(m.count for m in members), space, start, bound, run
@@ -300,6 +306,9 @@ def table(results: Sequence[Refined]) -> str:
         start = sum(r.count * r.start_cycles for r in known_all)
         best = sum(r.count * r.best_cycles for r in known_all)
         lines.append(f"\n{start:,} cycles before, {best:,} after: {1 - best / start:.2%} gained.")
+    trials, programs = (sum(counts) for counts in zip(*((len(r.history), r.history.programs) for r in results)))
+    if programs != trials:
+        lines.append(f"\n{trials:,} trials took {programs:,} programs: what failed or was best is measured again.")
     return "\n".join(lines)
 
 
@@ -323,6 +332,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=10, metavar="N", help="trials between two fits (default 10)")
     parser.add_argument("--retries", type=int, default=2, metavar="N", help="after failures of the device (default 2)")
     parser.add_argument(
+        "--failures", type=int, default=10, metavar="N", help="stop when the device fails on N schedules in a row"
+        " (default 10; 0: never)",
+    )  # fmt: skip
+    parser.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="measure in a process that is ended after so long a program"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the tuner (default 0)")
@@ -339,9 +352,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Refine, print and save; an error at the end if a layer has no valid schedule."""
     from oneshot_ml2.graph.executable import SCHEDULES_SCHEMA
-    from oneshot_ml2.tuner.runner import Limits
+    from oneshot_ml2.tuner.measurer import Limits
 
-    for name, value, least in (("trials", args.trials, 1), ("batch", args.batch, 1), ("retries", args.retries, 0)):
+    for name, least in (("trials", 1), ("batch", 1), ("retries", 0), ("failures", 0)):
+        value = getattr(args, name)
         if value < least:
             raise OneShotError(f"--{name} is {value}; allowed: {least} or more")
     if args.timeout is not None and args.timeout <= 0:
@@ -363,7 +377,7 @@ def run(args: argparse.Namespace) -> int:
         tuner=args.tuner,
         kind=args.space,
         seed=args.seed,
-        limits=Limits(args.batch, args.retries, args.timeout, checked=not args.no_check),
+        limits=Limits(args.batch, args.retries, args.timeout, checked=not args.no_check, failures=args.failures),
         network=network,
         starts=starts,
         logs=None if args.logs is None else Path(args.logs),

@@ -14,6 +14,7 @@ from pathlib import Path
 import fake_space
 import numpy as np
 import pytest
+from killing import alive
 
 from oneshot_ml2 import collect, corpus_cli, files
 from oneshot_ml2.accelerator import Accelerator
@@ -323,18 +324,6 @@ def wait_for_shards(out: Path, count: int) -> None:
     deadline = time.monotonic() + 30
     while len(list(out.glob("*.h5"))) < count and time.monotonic() < deadline:
         time.sleep(0.02)
-
-
-def alive(session: int) -> bool:
-    """Whether a process of the session still runs (zombies do not)."""
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            return True
-    return False
 
 
 def test_results_do_not_depend_on_workers(project):

@@ -152,3 +152,49 @@ def test_rows_are_whole_json_lines(tmp_path: Path):
     list(optimum.search_all([task()], out, 60, 1))
     (line,) = out.read_text().splitlines()
     assert set(json.loads(line)) == {"schema", *(field.name for field in dataclasses.fields(Optimum))}
+
+
+def test_a_damaged_table_keeps_its_whole_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "t.jsonl"
+    tasks = [task(), task(networks.SMALL, "small")]
+    list(optimum.search_all(tasks, out, 60, 1))
+    first, second = out.read_text().splitlines(keepends=True)
+    # A cut last line, as a killed search leaves it, is no row and no error.
+    out.write_text(first + second[:90])
+    assert set(optimum.read_optima(out)) == {tasks[0].id}
+    (again,) = optimum.search_all(tasks, out, 60, 1)
+    assert again.task == tasks[1].id
+    assert len(optimum.read_optima(out)) == len(out.read_text().splitlines()) == 2
+    assert capsys.readouterr().err == ""
+    # Damage within loses its line alone, and the table as it was is kept.
+    out.write_text(first[:90] + second + "what is this?\n")
+    assert set(optimum.read_optima(out)) == {tasks[1].id}
+    assert "lines 1, 2 skipped" in capsys.readouterr().err
+    (again,) = optimum.search_all(tasks, out, 60, 1)
+    assert again.task == tasks[0].id
+    assert (tmp_path / "t.jsonl.damaged").read_text() == first[:90] + second + "what is this?\n"
+    assert set(optimum.read_optima(out)) == {t.id for t in tasks}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("best", 10**30), ("best", 1.5), ("timed", True), ("closed", 1), ("seconds", float("inf")), ("seconds", -7.0),
+     ("sample_cycles", 5), ("sample_cycles", [1e9]), ("sample_cycles", [-2]), ("task", 7), ("best_index", None)],
+)  # fmt: skip
+def test_impossible_figures_are_no_rows(tmp_path: Path, name: str, value: object):
+    row = optimum._row(optimum.find_optimum(task(), 0.0))
+    (tmp_path / "t.jsonl").write_text(json.dumps(row | {name: value}) + "\n")
+    with pytest.raises(OneShotError, match="not a table of optima"):
+        optimum.read_optima(tmp_path / "t.jsonl")
+    (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n")
+    assert len(optimum.read_optima(tmp_path / "t.jsonl")) == 1
+
+
+def test_one_search_of_a_table_at_a_time(tmp_path: Path):
+    out = tmp_path / "t.jsonl"
+    search = optimum.search_all([task(), task(networks.SMALL, "small")], out, 60, 1)
+    next(search)
+    with pytest.raises(OneShotError, match="another process is at work"):
+        list(optimum.search_all([task()], out, 60, 1))
+    assert len(list(search)) == 1
+    assert len(optimum.read_optima(out)) == 2

@@ -12,13 +12,15 @@ import pytest
 from conftest import RunCommand
 
 from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.device.perturbed import PerturbedDevice
+from oneshot_ml2.device.perturbed import Differences, PerturbedDevice
 from oneshot_ml2.device.simulated import SimulatorDevice
 from oneshot_ml2.errors import DeviceError
 from oneshot_ml2.schedule import BatchResult, Reason, ScheduleSpace
 from oneshot_ml2.tuner import Domain, Outcomes, Tuner, make_tuner
-from oneshot_ml2.tuner.runner import FORMAT, History, Limits, LogError, Run, read_log, run
-from oneshot_ml2.workload import Conv2d
+from oneshot_ml2.tuner.measurer import SURE, WARY, Health, Limits, Measurer, Trial
+from oneshot_ml2.tuner.runner import FORMAT, History, LogError, Run, read_log, run
+from oneshot_ml2.vta.bound import engine_bound
+from oneshot_ml2.workload import Conv2d, Epilogue
 
 SPACE = ScheduleSpace(Conv2d(1, 16, 6, 6, 32, 3, 3, padding=1), Accelerator.load("pynq"))
 
@@ -105,12 +107,13 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tuner: str, cut: int, tmp_pa
 
 def test_what_is_logged_is_not_measured_again(tmp_path: Path) -> None:
     log, calls = tmp_path / "log.jsonl", tmp_path / "calls"
-    run(work(log, device=Faulty("nan", calls), retries=0), 30)
+    run(work(log, device=Faulty("nan", calls), retries=0, failures=0), 30)
     first = calls.read_text()
-    history = run(work(log, device=Faulty("nan", calls), retries=0), 50)
+    history = run(work(log, device=Faulty("nan", calls), retries=0, failures=0), 50)
     assert calls.read_text().startswith(first)
     measured = [int(line) for line in calls.read_text().split()]
-    assert measured == history.outcomes.indices.tolist()
+    assert len(measured) == history.programs
+    assert list(dict.fromkeys(measured)) == history.outcomes.indices.tolist()
 
 
 def test_a_longer_run_has_the_shorter_one_as_its_beginning(tmp_path: Path) -> None:
@@ -131,6 +134,68 @@ def test_logs_of_other_runs_are_refused(tmp_path: Path) -> None:
     log.write_text("".join([*lines[:3], json.dumps(changed) + "\n", *lines[4:]]))
     with pytest.raises(LogError, match="does not fit"):
         run(work(log), 20)
+
+
+def test_a_damaged_log_is_read_and_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, log, calls = tmp_path / "whole.jsonl", tmp_path / "log.jsonl", tmp_path / "calls"
+    run(work(whole, tuner="random", device=Faulty("none", bad=-1)), 40)
+    lines = whole.read_text().splitlines(keepends=True)
+    two = [line for line in lines[1:21] for _ in range(2)]
+    for damaged, lost in (
+        ([*lines[:9], lines[9][:50] + "\n", *lines[10:]], 1),
+        ([*lines[:9], lines[9][:50], *lines[10:]], 1),
+        ([*lines[:9], "hello\n", *lines[9:]], 0),
+        ([lines[0], *two], 20),
+        ([lines[0], *lines], 0),
+    ):
+        for copy in tmp_path.glob("log.jsonl*"):
+            copy.unlink()
+        calls.write_text("")
+        log.write_text("".join(damaged))
+        assert len(read_log(log)) == 40 - lost
+        run(work(log, tuner="random", device=Faulty("none", calls, bad=-1)), 40)
+        assert [json.loads(line) | {"repeats": 0} for line in log.read_text().splitlines()] == [
+            json.loads(line) | {"repeats": 0} for line in lines
+        ]
+        assert (tmp_path / "log.jsonl.damaged").read_text() == "".join(damaged)
+        # What was whole was not measured again.
+        assert len(set(calls.read_text().split())) == lost
+        assert capsys.readouterr().err.count("warning") >= 1
+
+
+def test_impossible_figures_in_a_log_are_foreign_lines(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    run(work(log, tuner="random"), 12)
+    lines = log.read_text().splitlines(keepends=True)
+    entry = json.loads(lines[5])
+    for change in (
+        {"index": -1}, {"index": 10**30}, {"index": 1.5}, {"index": len(SPACE)}, {"cycles": 1e400}, {"cycles": "7"},
+        {"reason": "magic"}, {"attempts": 0}, {"attempts": True}, {"trial": -4}, {"repeats": 7}, {"repeats": ["x"]},
+        {"reason": "valid", "cycles": None}, {"reason": "timeout", "cycles": 7},
+    ):  # fmt: skip
+        log.write_text("".join([*lines[:5], json.dumps(entry | change) + "\n", *lines[6:]]))
+        assert len(read_log(log)) == 11, change
+
+
+def test_a_cut_log_is_not_called_empty(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    run(work(log, tuner="random"), 3)
+    log.write_bytes(log.read_bytes()[:100])
+    with pytest.raises(LogError, match="cut short"):
+        read_log(log)
+    log.write_bytes(b"")
+    with pytest.raises(LogError, match="empty"):
+        read_log(log)
+
+
+def test_two_runs_on_one_log(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    with work(log) as first:
+        first.step(5)
+        with pytest.raises(LogError, match="another process is at work"):
+            run(work(log), 20)
+        first.step(5)
+    assert len(read_log(log)) == len(first.history)
 
 
 @pytest.mark.parametrize(
@@ -192,11 +257,14 @@ def test_garbage_and_exceptions_cost_their_trials_only(fault: str) -> None:
     assert np.array_equal(done.cycles[~odd], truth.cycles)
 
 
-def test_a_device_that_says_what_is_wrong_with_its_settings_stops_the_run() -> None:
-    class Misconfigured(Faulty):
-        def measure_schedules(self, space: ScheduleSpace, indices: np.ndarray) -> object:
-            raise DeviceError("no such board")
+class Misconfigured(Faulty):
+    """A device that cannot be used as it is set up."""
 
+    def measure_schedules(self, space: ScheduleSpace, indices: np.ndarray) -> object:
+        raise DeviceError("no such board")
+
+
+def test_a_device_that_says_what_is_wrong_with_its_settings_stops_the_run() -> None:
     with pytest.raises(DeviceError, match="no such board"):
         run(work(device=Misconfigured("raise")), 10)
 
@@ -227,6 +295,184 @@ def test_transient_failures_are_tried_again() -> None:
     assert lost[3] < lost[0] / 4
     assert (tries[0].attempts == 1).all()
     assert 1 < tries[3].attempts.max() <= 4
+
+
+# Devices that lie ----------------------------------------------------------------------------
+class Scripted:
+    """Says one thing after another of every schedule: cycles, or a reason; the last for ever."""
+
+    name = "scripted"
+
+    def __init__(self, *says: int | Reason, only: int | None = None) -> None:
+        self.says, self.only = says, only
+        self.calls: list[int] = []
+
+    def measure_schedules(self, space: ScheduleSpace, indices: np.ndarray) -> BatchResult:
+        given = []
+        for index in indices.tolist():
+            said = self.calls.count(index)
+            given.append(self.says[min(said, len(self.says) - 1)])
+            self.calls.append(index)
+        reason = [said if isinstance(said, Reason) else Reason.VALID for said in given]
+        cycles = [-1 if isinstance(said, Reason) else said for said in given]
+        return BatchResult(np.array(reason, np.uint8), np.array(cycles), np.zeros((len(given), 3), np.int64))
+
+    def measure(self, programs: object) -> list[object]:
+        raise NotImplementedError
+
+
+def measured(device: object, lead: int = SURE, n: int = 1, **limits: object) -> list[Trial]:
+    measurer = Measurer(device, SPACE, Limits(**limits))  # type: ignore[arg-type]
+    return list(measurer(np.arange(n), lambda index, cycles, health: lead))
+
+
+def test_what_most_measurements_agree_on_is_believed() -> None:
+    (trial,) = measured(Scripted(6000, 10_000, 10_100, 10_200, 9900))
+    assert (trial.cycles, trial.repeats) == (10_050, (6000, 10_000, 10_100, 10_200, 9900))
+    (trial,) = measured(Scripted(10_000, 10_300, 10_100))
+    assert (trial.cycles, trial.repeats, trial.programs) == (10_100, (10_000, 10_300, 10_100), 3)
+    (trial,) = measured(Scripted(10_000), lead=0)
+    assert (trial.cycles, trial.repeats, trial.programs) == (10_000, (), 1)
+    # Failures of the device in between do not count, a failure of the program does; and one that lasts.
+    (trial,) = measured(Scripted(10_000, Reason.TIMEOUT, 10_000, 10_000))
+    assert (trial.cycles, trial.repeats) == (10_000, (10_000, -1, 10_000, 10_000))
+    (trial,) = measured(Scripted(10_000, 10_000, Reason.WRONG_RESULT))
+    assert (trial.reason, trial.cycles) == (Reason.WRONG_RESULT, -1)
+    (trial,) = measured(Scripted(10_000, Reason.DEVICE_ERROR))
+    assert (trial.reason, trial.cycles, trial.programs) == (Reason.DEVICE_ERROR, -1, 4)
+    # Where no part agrees, the median of all.
+    (trial,) = measured(Scripted(*(10_000 * (1 + i % 3) for i in range(40))), lead=WARY)
+    assert (trial.cycles, len(trial.repeats)) == (20_000, 25)
+
+
+def test_a_time_below_the_proven_bound_is_not_believed() -> None:
+    least = engine_bound(SPACE.workload, SPACE.accelerator).least_compute
+    (trial,) = measured(Scripted(least - 1), lead=0)
+    assert (trial.reason, trial.attempts) == (Reason.DEVICE_ERROR, 3)
+    (trial,) = measured(Scripted(least - 1, least), lead=0)
+    assert (trial.reason, trial.cycles, trial.attempts) == (Reason.VALID, least, 2)
+
+
+@pytest.mark.parametrize("accelerator", ["pynq", "bus256"])
+def test_nothing_computes_faster_than_the_proven_bound(accelerator: str) -> None:
+    chip = Accelerator.load(accelerator)
+    for layer in (SPACE.workload, Conv2d(1, 16, 5, 5, 16, 1, 1, epilogue=Epilogue(bias=True))):
+        space = ScheduleSpace(layer, chip)
+        bound = engine_bound(layer, chip)
+        busy = space.measure(space.sample(np.random.default_rng(0), 300))
+        assert 0 < bound.least_compute <= bound.compute
+        assert busy.cycles[busy.cycles > 0].min() >= bound.least_compute
+
+
+def liar(seed: int) -> PerturbedDevice:
+    return PerturbedDevice("paged", seed, Differences(lies=0.2, lie=0.6, noise=0.01))
+
+
+def test_a_device_that_lies_does_not_win() -> None:
+    right = 0
+    for seed in range(12):
+        device = liar(seed)
+        history = run(work(device=device, tuner="random", seed=seed, checked=True), 50)
+        true = device.true_cycles(SPACE, history.outcomes.indices).cycles
+        index, cycles = history.best or (0, 0)
+        found = true[history.outcomes.indices == index][0]
+        # The best that was tried, and what it takes, within the noise.
+        right += bool(found <= 1.03 * true[true > 0].min() and abs(cycles / found - 1) < 0.04)
+        assert history.programs > len(history)
+    assert right >= 11
+
+
+def test_an_honest_device_is_asked_little_more_and_a_deterministic_one_nothing(tmp_path: Path) -> None:
+    honest = PerturbedDevice("paged", 1, Differences(noise=0.01))
+    history = run(work(device=honest, tuner="random", checked=True), 60)
+    again = [trial for trial in history.trials if trial.repeats]
+    assert history.trials[0].repeats and len(history.trials[0].repeats) == WARY
+    assert {len(trial.repeats) for trial in again[1:]} <= {SURE, WARY}
+    assert history.programs - len(history) < 40
+    assert run(work(tuner="random", checked=True), 60).programs == 60
+    log = tmp_path / "log.jsonl"
+    assert run(work(log, device=honest, tuner="random", checked=True), 20).trials == read_log(log).trials
+
+
+def test_a_liars_run_that_was_cut_anywhere_ends_with_the_same_log(tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    run(work(whole, tuner="random", device=liar(3)), 40)
+    content = whole.read_bytes()
+    for cut in np.linspace(1, len(content), 8).astype(int).tolist():
+        part.write_bytes(content[:cut])
+        run(work(part, tuner="random", device=liar(3)), 40)
+        assert part.read_bytes() == content
+
+
+# Devices that are gone -----------------------------------------------------------------------
+class Goes(PerturbedDevice):
+    """A device that is gone after so many measurements."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__("paged", 1, Differences(noise=0.01))
+        self.left = after
+
+    def measure_schedules(self, space: ScheduleSpace, indices: np.ndarray) -> BatchResult:
+        if self.left < len(indices):
+            raise ConnectionError("no route to host")
+        self.left -= len(indices)
+        return super().measure_schedules(space, indices)
+
+
+def test_a_device_that_is_gone_stops_the_run_and_nothing_is_lost(tmp_path: Path) -> None:
+    whole, log = tmp_path / "whole.jsonl", tmp_path / "log.jsonl"
+    run(work(whole, tuner="random", device=Goes(10_000), batch=4), 40)
+    with pytest.raises(DeviceError, match=r"5 schedules in a row \(5 device_error; .*no route.* CLOCK_MHZ .*kept"):
+        run(work(log, tuner="random", device=Goes(35), batch=4, failures=5), 40)
+    kept = log.read_bytes()
+    assert whole.read_bytes().startswith(kept) and kept.count(b"\n") > 5
+    assert "device_error" not in kept.decode()
+    run(work(log, tuner="random", device=Goes(10_000), batch=4), 40)
+    assert log.read_bytes() == whole.read_bytes()
+
+
+def test_failures_of_programs_never_stop_a_run_and_those_of_the_device_may_be_let() -> None:
+    history = run(work(device=Scripted(Reason.WRONG_RESULT), tuner="random", failures=3), 40)
+    assert history.reasons() == {"wrong_result": 40}
+    history = run(work(device=Scripted(Reason.TIMEOUT), tuner="random", failures=0, retries=0), 40)
+    assert history.reasons() == {"timeout": 40}
+
+
+def test_one_device_is_counted_over_all_that_measure_on_it() -> None:
+    health = Health(4)
+    gone = Scripted(Reason.DEVICE_ERROR)
+    parts = [Measurer(gone, SPACE, Limits(), health)(np.arange(3)) for _ in range(2)]
+    assert [trial.reason for trial in parts[0]] == [Reason.DEVICE_ERROR] * 3
+    with pytest.raises(DeviceError, match="4 schedules in a row"):
+        list(parts[1])
+    health.saw(Trial(0, Reason.VALID, 5, 1))
+    health.saw(Trial(0, Reason.TIMEOUT, -1, 1))
+
+
+# Devices in a process of their own -----------------------------------------------------------
+class SlowToBegin(SimulatorDevice):
+    """A device that takes its time to open, in every process."""
+
+    def __setstate__(self, state: object) -> None:
+        time.sleep(4)
+
+    def __getstate__(self) -> tuple[str]:
+        return ("slow",)
+
+    def warm_up(self, space: ScheduleSpace) -> None:
+        super().warm_up(space)
+        time.sleep(4)
+
+
+def test_a_time_limit_is_a_programs_alone() -> None:
+    # What a process takes to begin, to open the device and to load compiled code is no program's time.
+    history = run(work(device=SlowToBegin(), tuner="random", retries=0, timeout=3.0, checked=True), 3)
+    assert history.reasons() == {"valid": 3}
+
+
+def test_what_a_device_says_of_its_settings_reaches_the_user_from_its_process() -> None:
+    with pytest.raises(DeviceError, match="no such board"):
+        run(work(device=Misconfigured("raise"), timeout=60.0), 10)
 
 
 # history -------------------------------------------------------------------------------------

@@ -34,7 +34,11 @@ class Measurement:
 
 
 class Device(Protocol):
-    """Something that runs programs and times them."""
+    """Something that runs programs and times them.
+
+    A device may also have ``deterministic``, a bool: the same program always takes the same time, so that asking again
+    tells nothing; and ``warm_up(space)``, which loads and compiles what measuring schedules of a space takes.
+    """
 
     @property
     def name(self) -> str:
@@ -45,6 +49,29 @@ class Device(Protocol):
 
     def measure(self, programs: Sequence[Program]) -> list[Measurement]:
         """Time lowered programs, one `Measurement` each, in order."""
+
+
+def is_deterministic(device: Device) -> bool:
+    """Whether a device says that measuring again tells nothing."""
+    return bool(getattr(device, "deterministic", False))
+
+
+def legal_schedule(space: ScheduleSpace) -> NDArray[np.int64]:
+    """A schedule that lowers, int64 (1,), always the same one of a space; (0,) if none of a few does."""
+    drawn = space.canonical(np.random.default_rng(0).integers(0, len(space), size=256))
+    return drawn[space.validity(drawn) == Reason.VALID][:1]
+
+
+def warm_up(device: Device, space: ScheduleSpace) -> None:
+    """Have a device load and compile what it needs for a space, so that no measurement's time goes there.
+
+    Where the device does not say how, a schedule is lowered.
+    """
+    if hasattr(device, "warm_up"):
+        device.warm_up(space)
+        return
+    for index in legal_schedule(space).tolist():
+        space.lower(index)
 
 
 def open_device(spec: str) -> Device:

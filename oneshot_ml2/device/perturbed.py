@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.device import Measurement
+from oneshot_ml2.device import Measurement, legal_schedule
 from oneshot_ml2.errors import DeviceError
 from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Reason, ScheduleSpace
 
@@ -46,6 +46,7 @@ class Differences:
         clock_ratio: the memory's clock over the core's; latency and page misses take so many times fewer core cycles.
         noise: standard deviation of the logarithm of measured cycles.
         failures, timeouts: shares of the measurements that fail so.
+        lies, lie: share of the measurements whose cycles are so many times the true ones.
         uop_share: of the micro-op SRAM that the description promises, what there is.
         rule: of `RULES`, when results are wrong: a strided STORE of rows of ``limit`` elements or less; a GEMM of more
             than ``limit`` operations; a LOAD of more than ``limit`` elements. ``rule_share`` places ``limit``.
@@ -59,6 +60,8 @@ class Differences:
     noise: float = 0.0
     failures: float = 0.0
     timeouts: float = 0.0
+    lies: float = 0.0
+    lie: float = 0.6
     uop_share: float = 1.0
     rule: str = "none"
     rule_share: float = 0.5
@@ -121,6 +124,10 @@ class PerturbedDevice:
         # How often each schedule or program has been measured, by its digest.
         self._times: dict[bytes, int] = {}
 
+    def warm_up(self, space: ScheduleSpace) -> None:
+        """See `Device`; no measurement is counted."""
+        self._schedules(space, legal_schedule(space), exact=True)
+
     def measure_schedules(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> BatchResult:
         """See `Device.measure_schedules`."""
         return self._schedules(space, indices, exact=False)
@@ -161,12 +168,13 @@ class PerturbedDevice:
         d = self.differences
         # With the index: schedules whose programs happen to be equal are measurements of their own.
         digest = hashlib.sha256(b"%d" % index + np.ascontiguousarray(program.insns).tobytes()).digest()
-        normal, chance = 0.0, 1.0
+        normal, chance, factor = 0.0, 1.0, 1.0
         if not exact:
             times = self._times.get(digest, 0)
             self._times[digest] = times + 1
             rng = np.random.default_rng([self._seed, times, *np.frombuffer(digest[:16], np.uint32).tolist()])
             normal, chance = float(rng.standard_normal()), float(rng.random())
+            factor = d.lie if float(rng.random()) < d.lies else 1.0
         if chance < d.failures:
             return _failed(Reason.DEVICE_ERROR)
         if chance < d.failures + d.timeouts:
@@ -181,7 +189,7 @@ class PerturbedDevice:
         port = timed.read_beats + timed.write_beats
         more = port * (1.0 / d.bandwidth - 1.0) + page_misses(program, d.page_bytes) * d.page_miss / d.clock_ratio
         total = timed.cycles + more * (port + more) / (timed.cycles + more)
-        cycles = max(1, round(total * math.exp(d.noise * normal)))
+        cycles = max(1, round(total * factor * math.exp(d.noise * normal)))
         seconds = cycles / (chip.clock_mhz * 1e6)
         return Measurement(True, Reason.VALID, cycles, seconds, (timed.load_busy, timed.compute_busy, timed.store_busy))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.device import Measurement
+from oneshot_ml2.device import Measurement, legal_schedule
 from oneshot_ml2.schedule import BatchResult, Reason, ScheduleSpace
 
 if TYPE_CHECKING:
@@ -19,6 +19,11 @@ class SimulatorDevice:
     """Times programs with `vta.timing`; deterministic, so one repetition is enough."""
 
     name = "sim"
+    deterministic = True
+
+    def warm_up(self, space: ScheduleSpace) -> None:
+        """See `Device`."""
+        space.measure(legal_schedule(space))
 
     def measure_schedules(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> BatchResult:
         """See `Device.measure_schedules`; one batched call, which lowers and times in compiled code."""

@@ -7,17 +7,16 @@ on behind them, so that it ends with the same log as if it had never stopped.
 
 from __future__ import annotations
 
+import itertools
 import json
-import multiprocessing
-import os
+import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from multiprocessing import connection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,35 +25,21 @@ from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.corpus import task_id
 from oneshot_ml2.device import Device
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.schedule import TRANSIENT, BatchResult, Reason, ScheduleSpace, backend
+from oneshot_ml2.json_lines import FOREIGN, find, open_lines, told
+from oneshot_ml2.schedule import Reason, ScheduleSpace, backend
 from oneshot_ml2.tuner import Outcomes, Tuner
+from oneshot_ml2.tuner.measurer import AGREE, WARY, Health, Kept, Limits, Measurer, Trial
 from oneshot_ml2.workload import Workload, workload_from_dict
 
 FORMAT = "oneshot-ml2 tuning"
 SCHEMA = 1
-# No program computes faster than this share of its compute engine's own operations: the device answers garbage.
-_LEAST_SHARE = 0.5
+_REASONS = {reason.label: reason for reason in Reason}
+# Whole numbers in a log are below this.
+_MOST = 1 << 62
 
 
 class LogError(OneShotError, ValueError):
     """A log that is unreadable, foreign, or of another run."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How a run measures.
-
-    ``batch``: trials between two observations; ``retries``: further tries after a transient failure; ``timeout``:
-    seconds for one program, after which the process that measures is ended, None: measured in this process, without;
-    ``start``: seconds that such a process may take to begin; ``checked``: what the exact closed form says does not
-    lower is told to the tuner and costs no trial.
-    """
-
-    batch: int = 10
-    retries: int = 2
-    timeout: float | None = None
-    start: float = 120.0
-    checked: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,14 +95,28 @@ class Header:
 
 @dataclass(frozen=True)
 class History:
-    """The trials of a run in order; ``attempts``: int64 (n,), how often each was tried."""
+    """The trials of a run in order."""
 
     header: Header
-    outcomes: Outcomes
-    attempts: NDArray[np.int64]
+    trials: tuple[Trial, ...]
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        """What became of the trials."""
+        return outcomes_of(self.trials)
+
+    @property
+    def attempts(self) -> NDArray[np.int64]:
+        """How often each was tried until the first answer, int64 (n,)."""
+        return np.array([trial.attempts for trial in self.trials], dtype=np.int64)
+
+    @property
+    def programs(self) -> int:
+        """How many programs were run in all: what was tried again, and measured again, included."""
+        return sum(trial.programs for trial in self.trials)
 
     def __len__(self) -> int:
-        return len(self.outcomes)
+        return len(self.trials)
 
     @cached_property
     def best_so_far(self) -> NDArray[np.float64]:
@@ -149,6 +148,12 @@ class History:
         return {reason.label: int(counts[reason]) for reason in Reason if counts[reason]}
 
 
+def outcomes_of(trials: Sequence[Trial]) -> Outcomes:
+    """Trials as a tuner sees them."""
+    table = np.array([(t.index, t.reason, t.cycles) for t in trials], dtype=np.int64).reshape(-1, 3).T
+    return Outcomes(table[0], table[1].astype(np.uint8), table[2])
+
+
 def trials_to(outcomes: Outcomes, cycles: float) -> int | None:
     """Trials until one is valid and takes at most so many cycles; None if none does."""
     met = np.flatnonzero(outcomes.valid & (outcomes.cycles <= cycles))
@@ -157,226 +162,88 @@ def trials_to(outcomes: Outcomes, cycles: float) -> int | None:
 
 # The log ---------------------------------------------------------------------------------------
 def read_log(path: str | Path) -> History:
-    """The trials of a log. A last line that was cut short, as a killed run leaves it, is no trial.
+    """The trials of a log. What is whole counts, whatever else is in the file: of a trial that is there twice, the
+    first. A last line that was cut short, as a killed run leaves it, is no trial.
 
     Raises:
         LogError: an unreadable or foreign file.
     """
     path = Path(path)
     try:
-        lines = _whole_lines(path.read_bytes())
-        header = _parse_header(lines)
-        trials = [json.loads(line) for line in lines[1:]]
-        reasons = {reason.label: reason for reason in Reason}
-        outcomes = Outcomes(
-            np.array([trial["index"] for trial in trials], dtype=np.int64),
-            np.array([reasons[trial["reason"]] for trial in trials], dtype=np.uint8),
-            np.array([-1 if trial["cycles"] is None else trial["cycles"] for trial in trials], dtype=np.int64),
-        )
-        attempts = np.array([trial["attempts"] for trial in trials], dtype=np.int64)
-        if [trial["trial"] for trial in trials] != list(range(len(trials))):
-            raise ValueError("trials out of order")
+        found = find(path.read_bytes(), _parse_line, headed=True)
+        if found.header is None:
+            raise ValueError(found.problem)
+        header = _parse_header(found.header)
     except OSError as error:
         raise LogError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, IndexError, OneShotError) as error:
-        if isinstance(error, LogError):
-            raise
-        raise LogError(f"{path} is no tuning log ({error!r}); `oneshot-ml2 refine --log` writes one") from error
-    return History(header, outcomes, attempts)
+    except FOREIGN as error:
+        why = str(error) if type(error) is ValueError else repr(error)
+        raise LogError(f"{path} is no tuning log ({why}); `oneshot-ml2 refine --logs` writes one") from error
+    told(path, found)
+    size = len(ScheduleSpace(header.workload, header.accelerator, header.space))
+    trials: dict[int, Trial] = {}
+    for number, trial in found.entries:
+        if trial.index < size:
+            trials.setdefault(number, trial)
+    return History(header, tuple(trials[number] for number in sorted(trials)))
 
 
-def _whole_lines(content: bytes) -> list[str]:
-    """Lines that end with a newline."""
-    return content[: content.rfind(b"\n") + 1].decode("utf-8").splitlines()
-
-
-def _parse_header(lines: Sequence[str]) -> Header:
-    if not lines:
-        raise ValueError("it is empty")
-    data = json.loads(lines[0])
-    if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("schema") != SCHEMA:
+def _parse_header(data: dict[str, Any]) -> Header:
+    if data.get("format") != FORMAT or data.get("schema") != SCHEMA:
         raise ValueError("another format or schema")
     return Header.from_dict(data)
 
 
-def _line(trial: int, space: ScheduleSpace, index: int, reason: int, cycles: int, attempts: int) -> str:
-    seconds = None if cycles < 0 else cycles / (space.accelerator.clock_mhz * 1e6)
-    data = {
-        "trial": trial,
-        "index": index,
-        "schedule": dict(space.schedule(index).knobs),
-        "reason": Reason(reason).label,
-        "cycles": None if cycles < 0 else cycles,
-        "seconds": seconds,
-        "attempts": attempts,
-    }
-    return json.dumps(data, separators=(",", ":")) + "\n"
+def whole_number(value: Any, least: int = 0) -> int:
+    """A number of a log as it must be.
 
-
-@contextmanager
-def _open_log(path: Path | None, header: Header) -> Iterator[tuple[History | None, Callable[[str], None]]]:
-    """What a log holds already, and a function that appends whole lines; a cut line at its end is taken off."""
-    if path is None:
-        yield None, lambda text: None
-        return
-    earlier = None
-    if path.exists() and _whole_lines(path.read_bytes()):
-        earlier = read_log(path)
-        if earlier.header.to_dict() != header.to_dict():
-            raise LogError(f"{path} is the log of another run; give another file, or remove it to begin anew")
-        content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab" if earlier is not None else "wb") as file:
-
-        def write(text: str) -> None:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-        if earlier is None:
-            write(json.dumps(header.to_dict(), separators=(",", ":")) + "\n")
-        yield earlier, write
-
-
-# Measuring -------------------------------------------------------------------------------------
-def _serve(device: Device, pipe: connection.Connection) -> None:
-    """A process that measures one schedule after another until the pipe closes."""
-    pipe.send("ready")
-    while True:
-        try:
-            space, index = pipe.recv()
-        except EOFError:
-            return
-        try:
-            pipe.send(device.measure_schedules(space, np.array([index], dtype=np.int64)))
-        except Exception as error:
-            pipe.send(repr(error))
-
-
-class _Isolated:
-    """A device in a process of its own, which is ended when it takes too long, and begun anew after a crash."""
-
-    def __init__(self, device: Device, limits: Limits) -> None:
-        self._device, self._limits = device, limits
-        self._process: Any = None
-        self._pipe: connection.Connection | None = None
-
-    def _started(self) -> connection.Connection:
-        if self._pipe is None:
-            context = multiprocessing.get_context("spawn")
-            self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(self._device, theirs), daemon=True)
-            self._process.start()
-            theirs.close()
-            if not self._pipe.poll(self._limits.start):
-                self.close()
-                raise OneShotError(f"the device's process did not begin within {self._limits.start:.0f} s")
-            try:
-                self._pipe.recv()
-            except EOFError as error:
-                self.close()
-                raise OneShotError("the device's process ended before it began; does the device open?") from error
-        return self._pipe
-
-    def measure(self, space: ScheduleSpace, index: int) -> BatchResult | Reason:
-        """One schedule's result, or how the device failed."""
-        pipe = self._started()
-        try:
-            pipe.send((space, index))
-            if not pipe.poll(self._limits.timeout):
-                self.close()
-                return Reason.TIMEOUT
-            answer = pipe.recv()
-        except (EOFError, OSError):
-            self.close()
-            return Reason.DEVICE_ERROR
-        return answer if isinstance(answer, BatchResult) else Reason.DEVICE_ERROR
-
-    def close(self) -> None:
-        """End the process, if there is one."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-        if self._pipe is not None:
-            self._pipe.close()
-        self._process = self._pipe = None
-
-
-def _checked(result: Any, n: int, least: float) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """A device's answer for n schedules as reasons and cycles; what cannot be is ``device_error``.
-
-    ``least``: cycles that no program can be faster than.
+    Raises:
+        ValueError: it is something else.
     """
-    reason, cycles = np.full(n, Reason.DEVICE_ERROR, np.uint8), np.full(n, -1, np.int64)
-    try:
-        given = np.asarray(result.reason).astype(np.int64).reshape(n)
-        numbers = np.asarray(result.cycles, dtype=np.float64).reshape(n)
-    except (AttributeError, TypeError, ValueError):
-        return reason, cycles
-    for i in range(n):
-        if given[i] == Reason.VALID and np.isfinite(numbers[i]) and least <= numbers[i] < 1 << 62:
-            reason[i], cycles[i] = Reason.VALID, int(numbers[i])
-        elif Reason.VALID < given[i] < len(Reason):
-            reason[i] = given[i]
-    return reason, cycles
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < _MOST:
+        raise ValueError(f"{value!r:.40} is no whole number from {least}")
+    return value
 
 
-class Measurer:
-    """Measures schedules of one space with retries; `close` it at the end."""
+def _parse_line(data: Any) -> tuple[int, Trial]:
+    """A trial of a line, with its number; raises one of `FOREIGN`."""
+    reason, cycles = _REASONS[data["reason"]], data["cycles"]
+    if (reason == Reason.VALID) != (cycles is not None):
+        raise ValueError(f"{reason.label}, but {cycles!r:.40} cycles")
+    repeats = tuple(whole_number(value, -1) for value in data.get("repeats", ()))
+    attempts = whole_number(data["attempts"], 1)
+    index = whole_number(data["index"])
+    believed = -1 if cycles is None else whole_number(cycles, 1)
+    return whole_number(data["trial"]), Trial(index, int(reason), believed, attempts, repeats)
 
-    def __init__(self, device: Device, space: ScheduleSpace, limits: Limits) -> None:
-        from oneshot_ml2.vta.bound import engine_bound
 
-        self._device, self._space, self._limits = device, space, limits
-        self._least = max(1.0, _LEAST_SHARE * engine_bound(space.workload, space.accelerator).compute)
-        self._isolated = _Isolated(device, limits) if limits.timeout is not None else None
+def _line(number: int, space: ScheduleSpace, trial: Trial) -> dict[str, Any]:
+    valid = trial.cycles > 0
+    data = {
+        "trial": number,
+        "index": trial.index,
+        "schedule": dict(space.schedule(trial.index).knobs),
+        "reason": Reason(trial.reason).label,
+        "cycles": trial.cycles if valid else None,
+        "seconds": trial.cycles / (space.accelerator.clock_mhz * 1e6) if valid else None,
+        "attempts": trial.attempts,
+    }
+    return data | ({"repeats": trial.repeats} if trial.repeats else {})
 
-    def __call__(self, indices: NDArray[np.int64]) -> tuple[Outcomes, NDArray[np.int64]]:
-        """Outcomes of schedules (n,), and how often each was tried, int64 (n,)."""
-        reason, cycles = self._try(indices)
-        attempts = np.ones(len(indices), dtype=np.int64)
-        for _ in range(self._limits.retries):
-            again = np.flatnonzero(np.isin(reason, TRANSIENT))
-            for i in again.tolist():
-                reason[i : i + 1], cycles[i : i + 1] = self._try(indices[i : i + 1])
-                attempts[i] += 1
-        return Outcomes(indices, reason, cycles), attempts
 
-    def _try(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        if self._isolated is not None:
-            answers = [self._alone(index) for index in indices.tolist()]
-            return np.concatenate([a for a, _ in answers]), np.concatenate([b for _, b in answers])
-        try:
-            result = self._device.measure_schedules(self._space, indices)
-        except OneShotError:
-            raise
-        except Exception:
-            # One of them breaks the device: which one shows when they come alone.
-            if len(indices) == 1:
-                return np.array([Reason.DEVICE_ERROR], np.uint8), np.array([-1], np.int64)
-            answers = [self._try(indices[i : i + 1]) for i in range(len(indices))]
-            return np.concatenate([a for a, _ in answers]), np.concatenate([b for _, b in answers])
-        return _checked(result, len(indices), self._least)
-
-    def _alone(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        answer = cast(_Isolated, self._isolated).measure(self._space, index)
-        if isinstance(answer, Reason):
-            return np.array([answer], np.uint8), np.array([-1], np.int64)
-        return _checked(answer, 1, self._least)
-
-    def close(self) -> None:
-        """End the device's process, if it has one."""
-        if self._isolated is not None:
-            self._isolated.close()
+def _one_run(entries: Sequence[tuple[int, Trial]]) -> bool:
+    """Whether numbered trials are those of one run, none missing."""
+    return [number for number, _ in entries] == list(range(len(entries)))
 
 
 # The run ---------------------------------------------------------------------------------------
 class Run:
     """A tuner at work on a space, batch by batch, with its log. Use as a context.
 
+    A trial that is better than all before it is measured again before it is believed, as `measurer` does it.
+
     Raises on entering:
-        LogError: the log is foreign, or of another run.
+        LogError: the log is foreign, or of another run, or another process writes it.
     """
 
     def __init__(
@@ -389,8 +256,10 @@ class Run:
         limits: Limits | None = None,
         log: str | Path | None = None,
         settings: dict[str, Any] | None = None,
+        health: Health | None = None,
     ) -> None:
-        """``make``: the tuner, from the seed; ``name``, ``settings``: what the log calls it."""
+        """``make``: the tuner, from the seed; ``name``, ``settings``: what the log calls it; ``health``: of the
+        device, shared by the runs on it."""
         self.limits = limits or Limits()
         self.space = space
         settings = {"checked": self.limits.checked, "retries": self.limits.retries} | (settings or {})
@@ -398,28 +267,43 @@ class Run:
             space.workload, space.accelerator, space.kind, name, seed, device.name, self.limits.batch, settings
         )
         self._device, self._make = device, make
+        self._health = health or Health(self.limits.failures)
         self._path = None if log is None else Path(log)
-        self._outcomes, self._attempts = Outcomes.none(), np.empty(0, dtype=np.int64)
+        self._trials: list[Trial] = []
+        # How many of them were given to the log, and the least cycles among them.
+        self._given, self._best = 0, _MOST
         self.exhausted = False
 
     def __enter__(self) -> Run:
         # First what may fail: a log is begun only for a run that can begin.
         self._tuner = self._make()
-        self._log = _open_log(self._path, self.header)
-        self._earlier, self._write = self._log.__enter__()
-        self._measurer = Measurer(self._device, self.space, self.limits)
+        self._stack = ExitStack()
+        self._earlier: list[Trial] = []
+        self._known: dict[int, Trial] = {}
+        self._log = None
+        if self._path is not None:
+            lines = open_lines(self._path, _parse_line, self.header.to_dict(), LogError, _one_run)
+            self._log = self._stack.enter_context(lines)
+            self._earlier = [trial for _, trial in self._log.entries]
+            for _, trial in self._log.known:
+                self._known.setdefault(trial.index, trial)
+        self._kept = Kept(lambda lines: None if self._log is None else self._log.append(lines))
+        self._measurer = Measurer(self._device, self.space, self.limits, self._health)
         self._pending: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._batch = Outcomes.none()
+        self._batch: list[Trial] = []
+        self._refused = Outcomes.none()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._measurer.close()
-        self._log.__exit__(None, None, None)
+        with self._stack:
+            if kind is None:
+                self._kept.flush()
 
     @property
     def history(self) -> History:
         """The trials so far."""
-        return History(self.header, self._outcomes, self._attempts)
+        return History(self.header, tuple(self._trials))
 
     def _next_batch(self) -> NDArray[np.int64]:
         """Let the tuner learn from the last batch and propose the next, int64 (n,); 0 at the end of the space."""
@@ -430,39 +314,72 @@ class Run:
                 return proposed
             reason = self.space.validity(proposed)
             bad = reason != Reason.VALID
-            self._batch = Outcomes(proposed[bad], reason[bad], np.full(int(bad.sum()), -1, np.int64))
+            self._refused = Outcomes(proposed[bad], reason[bad], np.full(int(bad.sum()), -1, np.int64))
             if not bad.all():
                 return proposed[~bad]
 
     def observe(self) -> None:
         """Let the tuner learn from a batch that is complete; without this it does before its next one."""
-        if len(self._batch) and not len(self._pending):
-            self._tuner.observe(self._batch)
-            self._batch = Outcomes.none()
+        done = self._refused + outcomes_of(self._batch)
+        if len(done) and not len(self._pending):
+            self._tuner.observe(done)
+            self._batch, self._refused = [], Outcomes.none()
 
     def step(self, most: int) -> int:
-        """Make up to ``most`` trials of the current batch, beginning one if need be; returns how many were made."""
+        """Make up to ``most`` trials of the current batch, beginning one if need be; returns how many were made.
+
+        Raises:
+            DeviceError: the device fails on one schedule after another, see `Limits.failures`.
+        """
         if not len(self._pending):
             self._pending = self._next_batch()
             if not len(self._pending):
                 self.exhausted = True
                 return 0
-        now, self._pending = self._pending[:most], self._pending[most:]
-        done = len(self._outcomes)
-        logged = Outcomes.none() if self._earlier is None else self._earlier.outcomes
-        replayed = logged.take(slice(done, done + len(now)))
-        if (replayed.indices != now[: len(replayed)]).any():
+        now, self._pending = self._pending[:most].tolist(), self._pending[most:]
+        logged = self._earlier[len(self._trials) : len(self._trials) + len(now)]
+        if [trial.index for trial in logged] != now[: len(logged)]:
             raise LogError(f"{self._path} does not fit this version's tuner; give another file, or remove it")
-        attempts = np.empty(0, np.int64) if self._earlier is None else self._earlier.attempts[done : done + len(now)]
-        if len(replayed) < len(now):
-            measured, tries = self._measurer(now[len(replayed) :])
-            rows = zip(measured.indices.tolist(), measured.reason.tolist(), measured.cycles.tolist(), tries.tolist())
-            first = done + len(replayed)
-            self._write("".join(_line(first + i, self.space, *row) for i, row in enumerate(rows)))
-            replayed, attempts = replayed + measured, np.concatenate([attempts, tries])
-        self._outcomes, self._attempts = self._outcomes + replayed, np.concatenate([self._attempts, attempts])
-        self._batch = self._batch + replayed
+        self._recall(logged)
+        try:
+            for known, part in itertools.groupby(now[len(logged) :], lambda index: index in self._known):
+                if known:
+                    self._recall([self._known[index] for index in part])
+                    continue
+                for trial in self._measurer(np.array(list(part), dtype=np.int64), self._doubt):
+                    self._add(trial)
+                    if self.limits.timeout is not None:
+                        # One by one they take their time, each worth being kept.
+                        self._keep()
+        finally:
+            self._keep()
         return len(now)
+
+    def _doubt(self, index: int, cycles: int, health: Health) -> int:
+        """See `measurer.Doubt`: what would be the best so far is measured again, by a leap more often."""
+        if cycles >= self._best:
+            return 0
+        leap = self._best < _MOST and math.log(self._best / cycles) > AGREE
+        return WARY if leap else health.enough
+
+    def _recall(self, trials: Sequence[Trial]) -> None:
+        for trial in trials:
+            self._health.recall(trial)
+            self._add(trial)
+
+    def _add(self, trial: Trial) -> None:
+        self._trials.append(trial)
+        self._batch.append(trial)
+        if trial.reason == Reason.VALID:
+            self._best = min(self._best, trial.cycles)
+
+    def _keep(self) -> None:
+        """Log the trials that are not in the log."""
+        first = max(self._given, len(self._earlier))
+        new = self._trials[first:]
+        lines = [_line(first + i, self.space, trial) for i, trial in enumerate(new)]
+        self._kept.add(lines, [trial.failed for trial in new])
+        self._given = max(first, len(self._trials))
 
 
 def run(work: Run, trials: int, progress: bool = False) -> History:

@@ -18,6 +18,8 @@ class EngineBound:
         gemm_ops_real: GEMM operations that touch at least one real input element.
         gemm_ops_all: those that only read zero padding included.
         compute: cycles of the compute engine: real GEMMs, initialising the output elements, the epilogue's stages.
+        least_compute: the same with whichever form of bias takes compute least: whatever the memory does, no program
+            is faster, in cycles of the core's clock.
         read_beats: cycles of the read port: each weight, second operand and used input element once.
         store_cycles: cycles of the store engine.
         bound: the largest of the three.
@@ -29,6 +31,7 @@ class EngineBound:
     gemm_ops_real: int
     gemm_ops_all: int
     compute: int
+    least_compute: int
     read_beats: int
     store_cycles: int
     bound: int
@@ -99,6 +102,7 @@ def engine_bound(workload: Workload, accelerator: Accelerator) -> EngineBound:
         gemm_ops_real=gemm_real,
         gemm_ops_all=gemm_all,
         compute=total_compute,
+        least_compute=min(cycles for cycles, _ in costs),
         read_beats=read_beats,
         store_cycles=store,
         bound=bound,
