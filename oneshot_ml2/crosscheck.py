@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.files import read_json
 from oneshot_ml2.metrics import geometric_mean, kendall_tau
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 from oneshot_ml2.workload import Conv2d
@@ -266,12 +267,7 @@ def crosscheck(path: str | Path, picks: bool = True) -> dict[str, Any]:
     Raises:
         OneShotError: an unreadable, damaged or foreign file.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise OneShotError(f"cannot read {path}: {error}") from error
-    except ValueError as error:
-        raise OneShotError(f"{path}: not JSON ({error})") from error
+    data = read_json(path)
     records = data.get("records") if isinstance(data, dict) else None
     first = records[0] if isinstance(records, list) and records else None
     try:

@@ -24,6 +24,7 @@ from oneshot_ml2 import encode
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.corpus import task_id
 from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.files import parse_json, read_json, read_text, whole_number
 from oneshot_ml2.schedule import ScheduleSpace, backend
 from oneshot_ml2.vta import plan
 from oneshot_ml2.workload import Layer, Workload, read_layers
@@ -186,7 +187,7 @@ def read_tasks(path: str | Path) -> list[Task]:
     """
     path = Path(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         base = path.parent.parent
         lists = data["workloads"]
         if isinstance(lists, str):
@@ -197,7 +198,7 @@ def read_tasks(path: str | Path) -> list[Task]:
             layers = {layer.name: layer for layer in named}
         pairs = [(layers[entry["workload"]], entry["accelerator"]) for entry in data["tasks"]]
         return [Task(layer, Accelerator.load(base / chip), chip) for layer, chip in pairs]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         if isinstance(error, OneShotError):
             raise
         raise OneShotError(f"{path}: not an evaluation set ({error!r})") from error
@@ -240,16 +241,34 @@ def read_optima(path: str | Path) -> dict[str, Optimum]:
     """
     rows: dict[str, Optimum] = {}
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        for line in lines:
-            data = json.loads(line)
+        for number, line in enumerate(read_text(path).splitlines(), 1):
+            data = parse_json(line, f"line {number}")
             if data.pop("schema") != SCHEMA:
                 raise ValueError("another schema")
             row = Optimum(**data)
+            _check_row(row)
             rows[row.task] = row
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OneShotError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise OneShotError(f"{path}: not a table of optima ({error}); make it with `oneshot-ml2 optimum`") from error
     return rows
+
+
+def _check_row(row: Optimum) -> None:
+    """Raise ValueError unless the values are of the types of their columns, and whole numbers have 64 bits."""
+    for field in dataclasses.fields(row):
+        value = getattr(row, field.name)
+        if field.type == "int":
+            whole_number(value, field.name, -1)
+        elif field.type == "float":
+            fits = type(value) in (int, float) and value >= 0
+        elif field.type == "list[int]":
+            fits = isinstance(value, list)
+            for cycles in value if fits else ():
+                whole_number(cycles, field.name, -1)
+        else:
+            fits = type(value) is {"str": str, "bool": bool}[str(field.type)]
+        if field.type != "int" and not fits:
+            raise ValueError(f"{field.name} is {str(value)[:40]!r}; allowed: {field.type}")
 
 
 def _row(optimum: Optimum) -> str:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from oneshot_ml2 import __version__, report
 from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.errors import ModelError, OneShotError
+from oneshot_ml2.files import read_json
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
@@ -610,15 +611,20 @@ def _programs(args: argparse.Namespace) -> tuple[str, Accelerator, list[tuple[Se
         if args.schedule is not None:
             raise OneShotError("a compiled model has its schedules; --schedule is for layers of a model or a list")
         model = executable.load(source, chip)
-        content = json.loads((source / executable.REPORT).read_text(encoding="utf-8"))
-        names = [tuple(map(str, entry["layers"])) for entry in content["submissions"]]
+        content = read_json(source / executable.REPORT, ModelError)
         programs = [segment.program for segment in model.segments]
-        return model.name, model.accelerator, list(zip(names, programs, strict=True))
+        try:
+            names = [tuple(map(str, entry["layers"])) for entry in content["submissions"]]
+            return model.name, model.accelerator, list(zip(names, programs, strict=True))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ModelError(f"{source / executable.REPORT} does not fit the model; compile it again") from error
     if source.is_file():
         from oneshot_ml2.inspect_program import read_program
+        from oneshot_ml2.vta import work
         from oneshot_ml2.vta.program import Program
 
         chip, insns, _ = read_program(source, chip, args.run_index)
+        work.check(insns, chip, str(source))
         uops = np.zeros((0, 3), np.int64)
         return source.name, chip, [((source.name,), Program(chip, insns, uops, args.address, 0, ()))]
     from oneshot_ml2 import models

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from oneshot_ml2 import report
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import ModelError
-from oneshot_ml2.files import write_whole
+from oneshot_ml2.files import read_json, write_whole
 from oneshot_ml2.graph import executable, importer, ir, layout, operators, partition, patches
 from oneshot_ml2.graph import quantize as quantizing
 from oneshot_ml2.graph.executable import Executable, Tensor
@@ -457,14 +457,14 @@ def read_schedules(path: str | Path) -> list[dict[str, Any]]:
         ModelError: unreadable, or none.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = read_json(path, ModelError)
         entries = data["layers"]
         known = data["schema"] == executable.SCHEDULES_SCHEMA
         if not known or not all({"layer", "workload", "schedule"} <= set(entry) for entry in entries):
             raise ValueError(f"schema {data['schema']}")
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(f"{path} is no schedules.json of a compiled model ({error})") from error
     return list(entries)
 

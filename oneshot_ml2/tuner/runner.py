@@ -26,6 +26,7 @@ from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.corpus import task_id
 from oneshot_ml2.device import Device
 from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.files import parse_json, whole_number
 from oneshot_ml2.schedule import TRANSIENT, BatchResult, Reason, ScheduleSpace, backend
 from oneshot_ml2.tuner import Outcomes, Tuner
 from oneshot_ml2.workload import Workload, workload_from_dict
@@ -34,6 +35,7 @@ FORMAT = "oneshot-ml2 tuning"
 SCHEMA = 1
 # No program computes faster than this share of its compute engine's own operations: the device answers garbage.
 _LEAST_SHARE = 0.5
+_REASONS = {reason.label: reason for reason in Reason}
 
 
 class LogError(OneShotError, ValueError):
@@ -101,9 +103,9 @@ class Header:
             Accelerator.from_json(chip, name),
             str(data["space"]),
             str(data["tuner"]),
-            int(data["seed"]),
+            whole_number(data["seed"], "seed"),
             str(data["device"]),
-            int(data["batch"]),
+            whole_number(data["batch"], "batch", 1),
             dict(data["settings"]),
         )
 
@@ -164,17 +166,17 @@ def read_log(path: str | Path) -> History:
     """
     path = Path(path)
     try:
-        lines = _whole_lines(path.read_bytes())
+        content = path.read_bytes()
+        lines = _whole_lines(content)
+        if content and not lines:
+            raise ValueError("its first line is cut short")
         header = _parse_header(lines)
-        trials = [json.loads(line) for line in lines[1:]]
-        reasons = {reason.label: reason for reason in Reason}
-        outcomes = Outcomes(
-            np.array([trial["index"] for trial in trials], dtype=np.int64),
-            np.array([reasons[trial["reason"]] for trial in trials], dtype=np.uint8),
-            np.array([-1 if trial["cycles"] is None else trial["cycles"] for trial in trials], dtype=np.int64),
-        )
-        attempts = np.array([trial["attempts"] for trial in trials], dtype=np.int64)
-        if [trial["trial"] for trial in trials] != list(range(len(trials))):
+        size = len(ScheduleSpace(header.workload, header.accelerator, header.space))
+        trials = [_parse_trial(line, size) for line in lines[1:]]
+        columns = np.array(trials, dtype=np.int64).reshape(len(trials), 5)
+        outcomes = Outcomes(columns[:, 1], columns[:, 2].astype(np.uint8), columns[:, 3])
+        attempts = columns[:, 4]
+        if (columns[:, 0] != np.arange(len(trials))).any():
             raise ValueError("trials out of order")
     except OSError as error:
         raise LogError(f"cannot read {path}: {error.strerror or error}") from error
@@ -193,10 +195,30 @@ def _whole_lines(content: bytes) -> list[str]:
 def _parse_header(lines: Sequence[str]) -> Header:
     if not lines:
         raise ValueError("it is empty")
-    data = json.loads(lines[0])
+    data = parse_json(lines[0], "its first line")
     if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("schema") != SCHEMA:
         raise ValueError("another format or schema")
     return Header.from_dict(data)
+
+
+def _parse_trial(line: str, size: int) -> tuple[int, int, int, int, int]:
+    """(trial, index, reason, cycles or -1, attempts) of a line of a space of ``size`` schedules.
+
+    Raises:
+        ValueError, KeyError, TypeError, OneShotError: it is no trial.
+    """
+    data = parse_json(line, "a trial")
+    reason = _REASONS[data["reason"]]
+    cycles = -1 if data["cycles"] is None else whole_number(data["cycles"], "cycles", 1, 1 << 62)
+    if (cycles > 0) != (reason == Reason.VALID):
+        raise ValueError(f"cycles {cycles} of a trial that is {reason.label}")
+    return (
+        whole_number(data["trial"], "trial", 0),
+        whole_number(data["index"], "index", 0, size - 1),
+        int(reason),
+        cycles,
+        whole_number(data["attempts"], "attempts", 0, 1 << 31),
+    )
 
 
 def _line(trial: int, space: ScheduleSpace, index: int, reason: int, cycles: int, attempts: int) -> str:
