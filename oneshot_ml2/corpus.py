@@ -69,6 +69,7 @@ _UNITS = {
     "tasks/offsets": "task t owns samples offsets[t] to offsets[t + 1]",
     "tasks/digest": "SHA-256 of the task and its samples",
 }
+_FORM = "a corpus of oneshot-ml2"
 _AGAIN = "delete it, and run the same `collect` again to measure its tasks"
 _CHUNK_ROWS = 1 << 14
 
@@ -326,28 +327,28 @@ def _check_layout(file: h5py.File, path: Path) -> None:
 
 
 def _read_index(path: Path, file: h5py.File) -> _Index:
-    if hdf5.attribute(file, "format", str) != FORMAT:
-        raise CorpusError(f"{path}: not a corpus of oneshot-ml2")
-    schema = hdf5.attribute(file, "schema", int)
+    if hdf5.attribute(file, "format", str, _FORM) != FORMAT:
+        raise CorpusError(f"{path}: not {_FORM}")
+    schema = hdf5.attribute(file, "schema", int, _FORM)
     if schema != SCHEMA:
         advice = "upgrade oneshot-ml2" if schema > SCHEMA else "collect it anew, or use the version that wrote it"
         raise CorpusError(f"{path}: corpus schema {schema}, this version reads {SCHEMA}: {advice}")
-    if hdf5.attribute(file, "reasons_version", int) > REASONS_VERSION:
+    if hdf5.attribute(file, "reasons_version", int, _FORM) > REASONS_VERSION:
         raise CorpusError(f"{path}: written with newer invalidity reasons: upgrade oneshot-ml2")
     _check_layout(file, path)
     size = path.stat().st_size
     texts = {name: hdf5.read_texts(file[name], size) for name in ("workloads", "accelerators", "provenance")}
     columns = {name: file[f"tasks/{name}"][:] for name in ("offsets", "workload", "accelerator", "provenance")}
     labels = {name: [text.decode() for text in file[f"tasks/{name}"][:].tolist()] for name in ("split", "id", "digest")}
-    knobs = parse_json(hdf5.attribute(file, "knobs", str), f"{path}: its knob names are damaged", CorpusError)
+    knobs = parse_json(hdf5.attribute(file, "knobs", str, _FORM), f"{path}: its knob names are damaged", CorpusError)
     if not isinstance(knobs, list) or not all(isinstance(knob, str) for knob in knobs):
         raise CorpusError(f"{path}: knob names are damaged; delete the file and collect its tasks again")
     index = _Index(
         path=path,
-        kind=hdf5.attribute(file, "kind", str),
-        space_version=hdf5.attribute(file, "space_version", int),
+        kind=hdf5.attribute(file, "kind", str, _FORM),
+        space_version=hdf5.attribute(file, "space_version", int, _FORM),
         knobs=tuple(knobs),
-        sha256=hdf5.attribute(file, "sha256", str),
+        sha256=hdf5.attribute(file, "sha256", str, _FORM),
         offsets=columns["offsets"],
         workload_rows=columns["workload"],
         accelerator_rows=columns["accelerator"],

@@ -70,13 +70,13 @@ def open_file(path: Path, error: type[OneShotError], advice: str) -> h5py.File:
             raise
 
 
-def attribute(file: h5py.File, name: str, kind: type) -> Any:
-    """A single text (``str``) or whole number (``int``) among the file's attributes.
+def attribute(file: h5py.File, name: str, kind: type, form: str) -> Any:
+    """A single text (``str``) or whole number (``int``) among the attributes of a file that should be of a ``form``.
 
     Raises:
         Unfit: missing, or something else.
     """
-    foreign = Unfit(f"attribute {name!r} is missing or of another type; the file is foreign")
+    foreign = Unfit(f"not {form} (attribute {name!r} is missing or of another type)")
     if name not in file.attrs:
         raise foreign
     stored = file.attrs.get_id(name)

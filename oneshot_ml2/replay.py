@@ -39,6 +39,7 @@ _COLUMNS = {
 _ADDRESSES = ("insn_address", "uop_address")
 _OF_RUNS = (*_ADDRESSES, "dram_size", "dram_seed", "cycles", "hang", "assertion")
 _LARGEST, _LARGEST_DRAM = (1 << 32) - 1, 1 << 28
+_FORM = "a file of measured runs"
 _ADVICE = "is the file complete?"
 
 
@@ -113,10 +114,10 @@ def read_runs(path: str | Path) -> Runs:
         hdf5.checked(path, CorpusError, _ADVICE),
         hdf5.open_file(path, CorpusError, "it is not a readable HDF5 file of measured runs") as file,
     ):
-        schema = hdf5.attribute(file, "schema", str)
+        schema = hdf5.attribute(file, "schema", str, _FORM)
         if schema != SCHEMA:
             raise CorpusError(f"{path}: schema is {schema!r}; expected {SCHEMA!r}")
-        described = parse_json(hdf5.attribute(file, "accelerator", str), f"{path}: accelerator", CorpusError)
+        described = parse_json(hdf5.attribute(file, "accelerator", str, _FORM), f"{path}: accelerator", CorpusError)
         names = [*_COLUMNS, *(("dram_sha256",) if "dram_sha256" in file else ())]
         found = {name: hdf5.dataset(file, name) for name in names}
         for name, dataset in found.items():

@@ -438,7 +438,7 @@ def _resigned(content: dict[str, bytes], manifest: Any) -> bytes:
         tree = json.loads(text)
         tree["sha256"] = executable._manifest_hash(tree)
         return json.dumps(tree).encode()
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return text.encode("utf-8", "surrogatepass")
 
 
