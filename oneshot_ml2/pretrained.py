@@ -74,7 +74,8 @@ def read_card(weights: Path) -> dict[str, Any]:
         card = read_json(path, WeightsError) if path.exists() else {}
     except WeightsError as error:
         raise WeightsError(f"cannot read the model card {path}: {error}; {advice}") from error
-    if not isinstance(card, dict):
+    fits = isinstance(card, dict) and type(card.get("samples", 0)) is int and type(card.get("settings", {})) is dict
+    if not fits:
         raise WeightsError(f"{path}: not a model card; {advice}")
     return card
 
