@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from oneshot_ml2.errors import AcceleratorError
+from oneshot_ml2.reading import parse_json, read_text
 
 # JSON key -> (field, lowest, highest); the ranges that no other key can narrow.
 _KEYS: dict[str, tuple[str, int, int]] = {
@@ -79,6 +80,13 @@ class Accelerator:
     extra: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
+        # First of all: a shift by 3e10 takes all memory.
+        for key, (field, low, high) in _KEYS.items():
+            value = getattr(self, field)
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise AcceleratorError(f"{key} is {value!r}; allowed: an integer {low} to {high}")
+            if not key.startswith("ISA_") and not (key == "UOP_DEPTH" and value == 0):
+                _require(key, value, low, high)
         derived = {
             "uop_depth": 1 << max(self.log_uop_buff_size - 2, 0),
             "isa_uop_bits": self.log_uop_buff_size - 2,
@@ -167,9 +175,6 @@ class Accelerator:
     # Constraints (VTA reference, 1.3) --------------------------------------------------------
     def _check(self) -> None:
         """Its "A = I" and "elements no narrower than the bus" bind the HLS and OpenCL builds only, not the RTL."""
-        for key, (field, low, high) in _KEYS.items():
-            if not key.startswith("ISA_"):
-                _require(key, getattr(self, field), low, high)
         if self.bus_bits & (self.bus_bits - 1):
             raise AcceleratorError(f"BUS_BITS is {self.bus_bits}; allowed: 64, 128, 256 or 512")
         # The ACC element is the largest but for one whole block, which LOG_BLOCK's own range keeps within 4096 bytes.
@@ -182,7 +187,7 @@ class Accelerator:
             key, value, low, high = self._size_range(memory, log_depth, most)
             _require(key, value, low, high, f"2 to {1 << most} elements at this block and batch: {why}")
         # A width that nobody gave is that of LOG_UOP_BUFF_SIZE; then it is the depth that goes beyond.
-        if self.uop_depth > 1 << self.isa_uop_bits and self.isa_uop_bits == self.log_uop_buff_size - 2:
+        if self.isa_uop_bits == self.log_uop_buff_size - 2 and self.uop_depth > 1 << self.isa_uop_bits:
             _require("UOP_DEPTH", self.uop_depth, 4, 1 << self.isa_uop_bits, f"{self.isa_uop_bits} index bits")
         for memory, needed in (
             ("UOP", (self.uop_depth - 1).bit_length()),
@@ -235,10 +240,7 @@ class Accelerator:
             AcceleratorError: broken JSON, a missing key, a wrong type or a value out of range.
         """
         if isinstance(text, str):
-            try:
-                data = json.loads(text)
-            except ValueError as error:
-                raise AcceleratorError(f"{name}: not JSON ({error})") from error
+            data = parse_json(text, name, AcceleratorError)
         else:
             data = dict(text)
         if not isinstance(data, dict):
@@ -278,10 +280,7 @@ class Accelerator:
         """
         path = Path(name)
         if path.suffix == ".json" or path.exists():
-            try:
-                return cls.from_json(path.read_text(encoding="utf-8"), name=path.stem)
-            except (OSError, UnicodeDecodeError) as error:
-                raise AcceleratorError(f"cannot read {path}: {error}") from error
+            return cls.from_json(read_text(path, AcceleratorError), name=path.stem)
         names = preset_names()
         if str(name) not in names:
             close = difflib.get_close_matches(str(name), names, n=1)

@@ -21,6 +21,7 @@ from oneshot_ml2.corpus import open_corpus
 from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.files import write_whole
 from oneshot_ml2.parallel import in_parallel
+from oneshot_ml2.reading import read_json, whole_number
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 from oneshot_ml2.vta import plan
 
@@ -180,13 +181,18 @@ def read_best_known(path: Path) -> BestKnown:
         OneShotError: an unreadable or foreign file.
     """
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data: dict[str, Any] = read_json(path)
         if data["schema"] != SCHEMA or data["features"] != list(encode.TASK_FEATURES):
             raise ValueError("another schema")
         if data["knobs"] != list(plan.KNOBS):
             raise ValueError("of another schedule space")
-        tasks = np.array([row[0] for row in data["tasks"]], dtype=np.float32)
-        return BestKnown(tasks, np.array([row[1] for row in data["tasks"]], dtype=np.int64))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        rows = data["tasks"]
+        tasks = np.array([row[0] for row in rows], dtype=np.float32).reshape(len(rows), len(encode.TASK_FEATURES))
+        knobs = [whole_number(value, "a knob") for row in rows for value in row[1]]
+        values = np.array(knobs, dtype=np.int64).reshape(len(rows), len(plan.KNOBS))
+        if not np.isfinite(tasks).all():
+            raise ValueError("features beyond the range of numbers")
+        return BestKnown(tasks, values)
+    except (OneShotError, ValueError, KeyError, TypeError, IndexError) as error:
         message = f"{path}: not a table of best schedules ({error}); make it with `oneshot-ml2 corpus best`"
         raise OneShotError(message) from error

@@ -33,7 +33,8 @@ from oneshot_ml2.children import end_with_parent
 from oneshot_ml2.corpus import SAMPLERS, TaskSamples, atomic_write, open_corpus, task_id, write_corpus
 from oneshot_ml2.device import Device, open_device
 from oneshot_ml2.errors import CorpusError, OneShotError
-from oneshot_ml2.files import locked, read_toml
+from oneshot_ml2.files import locked
+from oneshot_ml2.reading import read_json, read_toml
 from oneshot_ml2.schedule import BatchResult, Reason, ScheduleSpace, backend
 from oneshot_ml2.workload import Layer, Workload, read_layers
 
@@ -507,8 +508,8 @@ def _prepare(folder: Path, plan: Plan, device: str) -> set[str]:
     shards = sorted(folder.glob("*.h5"))
     if path.exists():
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))["plan_digest"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            known = read_json(path)["plan_digest"]
+        except (OneShotError, KeyError, TypeError, IndexError) as error:
             raise CorpusError(f"{path}: not a manifest ({error}); give another --out") from error
         if known != digest:
             raise CorpusError(

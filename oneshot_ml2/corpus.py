@@ -27,9 +27,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from oneshot_ml2 import hdf5
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import CorpusError, OneShotError
 from oneshot_ml2.files import write_whole
+from oneshot_ml2.reading import parse_json
 from oneshot_ml2.schedule import REASONS_VERSION, Reason, ScheduleSpace
 from oneshot_ml2.workload import Workload, workload_from_dict
 
@@ -68,8 +70,8 @@ _UNITS = {
     "tasks/offsets": "task t owns samples offsets[t] to offsets[t + 1]",
     "tasks/digest": "SHA-256 of the task and its samples",
 }
-# HDF5 filters that a corpus may use; others could load code from a plugin folder.
-_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+_FORM = "a corpus of oneshot-ml2"
+_AGAIN = "delete it, and run the same `collect` again to measure its tasks"
 _CHUNK_ROWS = 1 << 14
 
 
@@ -275,35 +277,20 @@ def write_corpus(path: str | Path, tasks: Iterable[TaskSamples]) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def _workload(text: str) -> Workload:
-    return workload_from_dict(json.loads(text))
+    return workload_from_dict(parse_json(text, "a workload"))
 
 
 @functools.lru_cache(maxsize=1024)
 def _accelerator(text: str) -> Accelerator:
-    data = json.loads(text)
+    data = parse_json(text, "an accelerator")
     return Accelerator.from_json(data["config"], name=str(data["name"]))
 
 
-def _hdf5(path: Path) -> h5py.File:
-    try:
-        with open(path, "rb") as file:
-            if file.read(8) != b"\x89HDF\r\n\x1a\n":
-                raise CorpusError(f"{path}: not an HDF5 file; give a corpus file or a folder of shards")
-        return h5py.File(path, "r")
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR):
-            raise CorpusError(f"cannot read {path}: {error.strerror}") from error
-        raise CorpusError(
-            f"{path}: damaged or truncated ({error}); delete it, and run the same `collect` again to measure its tasks"
-        ) from error
-
-
-def _attribute(file: h5py.File, path: Path, name: str, kind: type) -> Any:
-    value = file.attrs.get(name)
-    value = value.item() if isinstance(value, np.generic) else value
-    if not isinstance(value, kind):
-        raise CorpusError(f"{path}: not a corpus of oneshot-ml2 (attribute {name!r} is missing or of another type)")
-    return value
+def _provenance(text: str) -> dict[str, Any]:
+    data = parse_json(text, "a provenance")
+    if not isinstance(data, dict):
+        raise ValueError("a provenance that is no object")
+    return data
 
 
 @dataclass(frozen=True)
@@ -328,62 +315,42 @@ class _Index:
 
 
 def _check_layout(file: h5py.File, path: Path) -> None:
-    """Raise CorpusError unless the file holds exactly the datasets of the schema, plainly stored."""
+    """Raise hdf5.Unfit unless the file holds exactly the datasets of the schema, plainly stored and whole."""
+    found = []
     for name, (dtype, dimensions) in _LAYOUT.items():
-        parts = name.split("/")
-        names = ["/".join(parts[: i + 1]) for i in range(len(parts))]
-        hard = all(isinstance(file.get(part, getlink=True), h5py.HardLink) for part in names)
-        dataset = file.get(name) if hard else None
-        if not isinstance(dataset, h5py.Dataset):
-            raise CorpusError(f"{path}: not a corpus of oneshot-ml2 (no dataset {name!r})")
+        dataset = hdf5.dataset(file, name)
         if dataset.dtype.str != dtype or dataset.ndim != dimensions:
-            raise CorpusError(f"{path}: {name} is {dataset.dtype} with {dataset.ndim} dimensions; the file is foreign")
+            raise hdf5.Unfit(f"{name} is {dataset.dtype} with {dataset.ndim} dimensions; the file is foreign")
         if dtype == "|O" and h5py.check_string_dtype(dataset.dtype) is None:
-            raise CorpusError(f"{path}: {name} holds no texts; the file is foreign")
-        properties = dataset.id.get_create_plist()
-        filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}
-        if dataset.is_virtual or dataset.external or filters - _FILTERS:
-            raise CorpusError(f"{path}: {name} is stored outside the file or with an unknown filter; not read")
+            raise hdf5.Unfit(f"{name} holds no texts; the file is foreign")
+        found.append(dataset)
+    hdf5.check_sizes(found, path)
 
 
 def _read_index(path: Path, file: h5py.File) -> _Index:
-    if _attribute(file, path, "format", str) != FORMAT:
-        raise CorpusError(f"{path}: not a corpus of oneshot-ml2")
-    schema = _attribute(file, path, "schema", int)
+    if hdf5.attribute(file, "format", str, _FORM) != FORMAT:
+        raise CorpusError(f"{path}: not {_FORM}")
+    schema = hdf5.attribute(file, "schema", int, _FORM)
     if schema != SCHEMA:
         advice = "upgrade oneshot-ml2" if schema > SCHEMA else "collect it anew, or use the version that wrote it"
         raise CorpusError(f"{path}: corpus schema {schema}, this version reads {SCHEMA}: {advice}")
-    if _attribute(file, path, "reasons_version", int) > REASONS_VERSION:
+    if hdf5.attribute(file, "reasons_version", int, _FORM) > REASONS_VERSION:
         raise CorpusError(f"{path}: written with newer invalidity reasons: upgrade oneshot-ml2")
     _check_layout(file, path)
-    texts = {
-        name: [str(text) for text in file[name].asstr()[:]] for name in ("workloads", "accelerators", "provenance")
-    }
+    size = path.stat().st_size
+    texts = {name: hdf5.read_texts(file[name], size) for name in ("workloads", "accelerators", "provenance")}
     columns = {name: file[f"tasks/{name}"][:] for name in ("offsets", "workload", "accelerator", "provenance")}
     labels = {name: [text.decode() for text in file[f"tasks/{name}"][:].tolist()] for name in ("split", "id", "digest")}
-    offsets, samples, tasks = columns["offsets"], file["samples/reason"].shape[0], len(columns["offsets"]) - 1
-    knobs = json.loads(_attribute(file, path, "knobs", str))
+    knobs = parse_json(hdf5.attribute(file, "knobs", str, _FORM), f"{path}: its knob names are damaged", CorpusError)
     if not isinstance(knobs, list) or not all(isinstance(knob, str) for knob in knobs):
         raise CorpusError(f"{path}: knob names are damaged; delete the file and collect its tasks again")
-    expected = {"values": (samples, len(knobs)), "busy": (samples, 3)}
-    for name in _SAMPLE_COLUMNS:
-        if file[f"samples/{name}"].shape != expected.get(name, (samples,)):
-            raise CorpusError(f"{path}: samples/{name} has another length than its fellows; the file is damaged")
-    if tasks < 1 or offsets[0] != 0 or offsets[-1] != samples or (np.diff(offsets) < 0).any():
-        raise CorpusError(f"{path}: task offsets do not fit the samples; the file is damaged")
-    for name, table in (("workload", "workloads"), ("accelerator", "accelerators"), ("provenance", "provenance")):
-        rows = columns[name]
-        if len(rows) != tasks or (rows < 0).any() or (rows >= len(texts[table])).any():
-            raise CorpusError(f"{path}: tasks/{name} points outside its table; the file is damaged")
-    if any(len(column) != tasks for column in labels.values()):
-        raise CorpusError(f"{path}: the columns of /tasks differ in length; the file is damaged")
-    return _Index(
+    index = _Index(
         path=path,
-        kind=_attribute(file, path, "kind", str),
-        space_version=_attribute(file, path, "space_version", int),
+        kind=hdf5.attribute(file, "kind", str, _FORM),
+        space_version=hdf5.attribute(file, "space_version", int, _FORM),
         knobs=tuple(knobs),
-        sha256=_attribute(file, path, "sha256", str),
-        offsets=offsets,
+        sha256=hdf5.attribute(file, "sha256", str, _FORM),
+        offsets=columns["offsets"],
         workload_rows=columns["workload"],
         accelerator_rows=columns["accelerator"],
         provenance_rows=columns["provenance"],
@@ -392,6 +359,30 @@ def _read_index(path: Path, file: h5py.File) -> _Index:
         digests=labels["digest"],
         **texts,
     )
+    _check_index(index, {name: file[f"samples/{name}"].shape for name in _SAMPLE_COLUMNS})
+    return index
+
+
+def _check_index(index: _Index, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise CorpusError unless the columns, those of the samples by their ``shapes``, fit each other."""
+    path, offsets, samples, tasks = index.path, index.offsets, shapes["reason"][0], len(index.offsets) - 1
+    expected = {"values": (samples, len(index.knobs)), "busy": (samples, 3)}
+    for name in _SAMPLE_COLUMNS:
+        if shapes[name] != expected.get(name, (samples,)):
+            raise CorpusError(f"{path}: samples/{name} has another length than its fellows; the file is damaged")
+    # Differences of offsets out of range could wrap around.
+    ordered = tasks >= 1 and ((offsets >= 0) & (offsets <= samples)).all() and (np.diff(offsets) >= 0).all()
+    if not ordered or offsets[0] != 0 or offsets[-1] != samples:
+        raise CorpusError(f"{path}: task offsets do not fit the samples; the file is damaged")
+    for name, rows, table in (
+        ("workload", index.workload_rows, index.workloads),
+        ("accelerator", index.accelerator_rows, index.accelerators),
+        ("provenance", index.provenance_rows, index.provenance),
+    ):
+        if len(rows) != tasks or (rows < 0).any() or (rows >= len(table)).any():
+            raise CorpusError(f"{path}: tasks/{name} points outside its table; the file is damaged")
+    if any(len(column) != tasks for column in (index.splits, index.ids, index.digests)):
+        raise CorpusError(f"{path}: the columns of /tasks differ in length; the file is damaged")
 
 
 class Corpus:
@@ -466,8 +457,8 @@ class Corpus:
     def _parse(index: _Index, parser: Callable[[str], Any], text: str) -> Any:
         try:
             return parser(text)
-        except (OneShotError, ValueError, KeyError, TypeError) as error:
-            raise CorpusError(f"{index.path}: a workload or accelerator is broken: {error}") from error
+        except (OneShotError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise CorpusError(f"{index.path}: a workload, accelerator or provenance is broken: {error}") from error
 
     def __getitem__(self, t: int) -> TaskSamples:
         """Read task ``t`` and check its digest.
@@ -478,10 +469,8 @@ class Corpus:
         i, row = self._places[t]
         index = self._indices[i]
         begin, end = int(index.offsets[row]), int(index.offsets[row + 1])
-        try:
+        with hdf5.checked(index.path, CorpusError, _AGAIN):
             columns = {name: self._file(i)[f"samples/{name}"][begin:end] for name in _SAMPLE_COLUMNS}
-        except (OSError, KeyError) as error:
-            raise CorpusError(f"{index.path}: damaged ({error}); delete it and collect its tasks again") from error
         task = TaskSamples(
             workload=self.workload(t),
             accelerator=self.accelerator(t),
@@ -489,7 +478,7 @@ class Corpus:
             space_version=index.space_version,
             knobs=index.knobs,
             split=index.splits[row],
-            provenance=self._parse(index, json.loads, index.provenance[index.provenance_rows[row]]),
+            provenance=self._parse(index, _provenance, index.provenance[index.provenance_rows[row]]),
             **columns,
         )
         _check_samples(task, str(index.path))
@@ -507,7 +496,12 @@ class Corpus:
     def _file(self, i: int) -> h5py.File:
         if self._open is None or self._open[0] != i:
             self.close()
-            self._open = (i, _hdf5(self._indices[i].path))
+            path = self._indices[i].path
+            file = hdf5.open_file(path, CorpusError, _AGAIN)
+            self._open = (i, file)
+            # It may be another file than the one whose index was read.
+            with hdf5.checked(path, CorpusError, _AGAIN):
+                _check_layout(file, path)
         return self._open[1]
 
     def close(self) -> None:
@@ -541,18 +535,16 @@ class Corpus:
         reasons: Counter[int] = Counter()
         samplers: Counter[int] = Counter()
         for i in range(len(self._indices)):
-            try:
+            with hdf5.checked(self._indices[i].path, CorpusError, _AGAIN):
                 file = self._file(i)
                 reason, sampler = file["samples/reason"][:], file["samples/sampler"][:]
-            except (OSError, KeyError) as error:
-                raise CorpusError(f"{self._indices[i].path}: damaged ({error}); delete it and collect again") from error
             reasons.update(dict(enumerate(np.bincount(reason).tolist())))
             samplers.update(dict(enumerate(np.bincount(sampler).tolist())))
         if max(reasons, default=0) >= len(Reason) or max(samplers, default=0) >= len(SAMPLERS):
             raise CorpusError(f"{self.path}: unknown reason or sampler; `oneshot-ml2 corpus verify` finds the file")
         samples = sum(reasons.values())
         invalid = samples - reasons[Reason.VALID]
-        provenance = [json.loads(text) for index in self._indices for text in index.provenance]
+        provenance = [self._parse(index, _provenance, text) for index in self._indices for text in index.provenance]
         keys = ("device", "seed", "commit", "package")
         return {
             "path": str(self.path),
@@ -587,13 +579,11 @@ def open_corpus(path: str | Path) -> Corpus:
         raise CorpusError(f"{path}: no corpus files (*.h5); make some with `oneshot-ml2 collect`")
     indices = []
     for name in files:
-        try:
-            with _hdf5(name) as file:
-                indices.append(_read_index(name, file))
-        except (OSError, KeyError, ValueError) as error:
-            if isinstance(error, OneShotError):
-                raise
-            raise CorpusError(f"{name}: damaged ({error}); delete it and collect its tasks again") from error
+        with (
+            hdf5.checked(name, CorpusError, _AGAIN),
+            hdf5.open_file(name, CorpusError, "give a corpus file or a folder of shards") as file,
+        ):
+            indices.append(_read_index(name, file))
     first = indices[0]
     owner: dict[str, Path] = {}
     for index in indices:
@@ -629,7 +619,8 @@ def verify_corpus(path: str | Path) -> dict[str, Any]:
                 raise CorpusError(f"{corpus.path}: task {task.id} holds a schedule twice; collect it anew")
         for i, index in enumerate(corpus._indices):
             file = corpus._file(i)
-            columns = {name: file[name][:] for name, (dtype, _) in _LAYOUT.items() if dtype != "|O"}
+            with hdf5.checked(index.path, CorpusError, _AGAIN):
+                columns = {name: file[name][:] for name, (dtype, _) in _LAYOUT.items() if dtype != "|O"}
             columns |= {name: getattr(index, name) for name in ("workloads", "accelerators", "provenance")}
             if _file_digest([index.kind, index.space_version, list(index.knobs)], columns) != index.sha256:
                 raise CorpusError(f"{index.path}: does not match its checksum; delete it and collect its tasks again")

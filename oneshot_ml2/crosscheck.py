@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.metrics import geometric_mean, kendall_tau
+from oneshot_ml2.reading import read_json, whole_number
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 from oneshot_ml2.workload import Conv2d
 
@@ -131,7 +132,7 @@ def check_table(data: Mapping[str, Any], picks: bool = True) -> dict[str, Any]:
 # --- records of boards -----------------------------------------------------------------------------------------------
 def _knob_values(record: Mapping[str, Any]) -> NDArray[np.int64]:
     """A record's knobs as a row (1, 7); `ScheduleSpace.index` refuses values that are no candidates."""
-    return np.array([[record["knobs"][name] for name in KNOBS]], dtype=np.int64)
+    return np.array([[whole_number(record["knobs"][name], name) for name in KNOBS]], dtype=np.int64)
 
 
 def _finite(value: float) -> float | None:
@@ -170,8 +171,8 @@ def check_tophub(data: Mapping[str, Any], picks: bool = True) -> dict[str, Any]:
         accelerator = Accelerator.from_json(
             {
                 "TARGET": hardware["board"],
-                "LOG_BATCH": hardware["batch"].bit_length() - 1,
-                "LOG_BLOCK": hardware["block"].bit_length() - 1,
+                "LOG_BATCH": whole_number(hardware["batch"], "batch", 1).bit_length() - 1,
+                "LOG_BLOCK": whole_number(hardware["block"], "block", 1).bit_length() - 1,
                 "LOG_UOP_BUFF_SIZE": hardware["log_uop"],
                 "LOG_INP_BUFF_SIZE": hardware["log_inp"],
                 "LOG_WGT_BUFF_SIZE": hardware["log_wgt"],
@@ -266,12 +267,7 @@ def crosscheck(path: str | Path, picks: bool = True) -> dict[str, Any]:
     Raises:
         OneShotError: an unreadable, damaged or foreign file.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise OneShotError(f"cannot read {path}: {error}") from error
-    except ValueError as error:
-        raise OneShotError(f"{path}: not JSON ({error})") from error
+    data = read_json(path)
     records = data.get("records") if isinstance(data, dict) else None
     first = records[0] if isinstance(records, list) and records else None
     try:
@@ -283,7 +279,7 @@ def crosscheck(path: str | Path, picks: bool = True) -> dict[str, Any]:
             return check_board(data)
     except OneShotError as error:
         raise OneShotError(f"{path}: {error}") from error
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise OneShotError(f"{path}: damaged, {type(error).__name__}: {error}") from error
     raise OneShotError(f"{path}: foreign; expected schema {SCHEMA!r}, TopHub records or a board campaign's")
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, locks, and TOML."""
+"""Files and folders that are written whole or not at all, and locks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import os
 import re
 import shutil
 import stat
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from oneshot_ml2.errors import OneShotError
 
@@ -254,21 +252,3 @@ def check_writable(folder: Path, option: str) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         why = "cannot be written" if there.is_dir() else "is no folder"
         raise OneShotError(f"{there} {why}; choose another place for {option}")
-
-
-def read_toml(path: str | Path, error: type[OneShotError] = OneShotError) -> dict[str, Any]:
-    """The tables of a TOML file.
-
-    Raises:
-        ``error``: an unreadable file, or broken TOML.
-    """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as failure:
-        raise error(f"cannot read {path}: {failure}") from failure
-    except tomllib.TOMLDecodeError as failure:
-        raise error(f"{path}: not TOML ({failure})") from failure

@@ -33,9 +33,10 @@ from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.files import check_output
 from oneshot_ml2.json_lines import Opened, open_lines
 from oneshot_ml2.predictor import Predictor, digest
+from oneshot_ml2.reading import whole_number
 from oneshot_ml2.schedule import Reason, ScheduleSpace, backend
 from oneshot_ml2.tuner.measurer import SURE, Doubt, Health, Kept, Limits, Measurer, Trial
-from oneshot_ml2.tuner.runner import LogError, whole_number
+from oneshot_ml2.tuner.runner import LogError
 from oneshot_ml2.vta.traffic import TRAFFIC
 from oneshot_ml2.workload import Workload, read_layers
 
@@ -289,10 +290,10 @@ def _parse(row: Any) -> tuple[int, Trial]:
     """The inverse of `_line`; raises ValueError or TypeError."""
     if not isinstance(row, list) or not 5 <= len(row) <= 6:
         raise ValueError(f"{row!r:.40} is no measurement")
-    task, index, reason, cycles, attempts = (whole_number(value, -1) for value in row[:5])
+    task, index, reason, cycles, attempts = (whole_number(value, "a number", -1, (1 << 62) - 1) for value in row[:5])
     if min(task, index) < 0 or attempts < 1 or (Reason(reason) == Reason.VALID) != (cycles > 0):
         raise ValueError(f"{row!r:.40} is no measurement")
-    repeats = tuple(whole_number(value, -1) for value in row[5]) if len(row) > 5 else ()
+    repeats = tuple(whole_number(value, "a number", -1, (1 << 62) - 1) for value in row[5]) if len(row) > 5 else ()
     return task, Trial(index, reason, cycles, attempts, repeats)
 
 

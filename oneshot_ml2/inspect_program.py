@@ -13,6 +13,7 @@ from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import OneShotError
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_LARGEST_STREAM = 1 << 26
 
 
 def read_program(
@@ -45,7 +46,11 @@ def read_program(
         raise OneShotError(f"{path} is a raw instruction stream; give its accelerator with --accelerator NAME")
     if run is not None:
         raise OneShotError(f"{path} is a raw instruction stream; --run is for files of measured runs")
-    return accelerator, isa.decode(isa.from_bytes(path.read_bytes()), accelerator), None
+    with path.open("rb") as file:
+        content = file.read(_LARGEST_STREAM + 1)
+    if not content or len(content) > _LARGEST_STREAM:
+        raise OneShotError(f"{path} has {'no' if not content else 'too many'} instructions; allowed: 1 to 4 Mi of them")
+    return accelerator, isa.decode(isa.from_bytes(content), accelerator), None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,8 +73,11 @@ def run(args: argparse.Namespace) -> int:
     uop_lines = isa.disassemble(insns[:0], uops) if uops is not None else []
     result: dict[str, object] = {"accelerator": accelerator.name, "instructions": lines, "uops": uop_lines}
     if args.timing:
-        from oneshot_ml2.vta import timing, tokens
+        from oneshot_ml2.vta import timing, tokens, work
 
+        if not 0 <= args.address < 1 << 32:
+            raise OneShotError(f"--address is {args.address}; allowed: 0 to {(1 << 32) - 1}")
+        work.check(insns, accelerator, args.file)
         trace = np.empty((len(insns), 2), np.int64)
         cycles, hang, _ = timing.simulate(np.ascontiguousarray(insns), args.address, timing.params(accelerator), trace)
         left = tokens.left(insns)

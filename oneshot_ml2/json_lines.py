@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.files import locked, write_whole
+from oneshot_ml2.reading import DECODER, parse_json
 
 Entry = TypeVar("Entry")
 
@@ -70,18 +71,19 @@ def _documents(text: str) -> tuple[list[tuple[Any, str]], bool]:
     Of a damaged line, those that begin with a bracket and are whole: what a line that was cut and the next one have
     become, or lines that were glued together.
     """
-    with contextlib.suppress(ValueError, RecursionError):
-        return [(json.loads(text), text)], True
-    decoder, found, at = json.JSONDecoder(), [], 0
+    with contextlib.suppress(OneShotError):
+        return [(parse_json(text, "a line"), text)], True
+    found, at = [], 0
     for _ in range(_PLACES):
         places = [place for place in (text.find("{", at), text.find("[", at)) if place >= 0]
         if not places:
             break
         begin = min(places)
         try:
-            document, at = decoder.raw_decode(text, begin)
-            found.append((document, text[begin:at]))
-        except (ValueError, RecursionError):
+            _, end = DECODER.raw_decode(text, begin)
+            found.append((parse_json(text[begin:end], "a line"), text[begin:end]))
+            at = end
+        except (ValueError, RecursionError, OneShotError):
             at = begin + 1
     return found, False
 

@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import functools
 import hashlib
-import json
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from oneshot_ml2.corpus import task_id
 from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.files import check_writable
 from oneshot_ml2.json_lines import find, open_lines, told
+from oneshot_ml2.reading import read_json, whole_number
 from oneshot_ml2.schedule import ScheduleSpace, backend
 from oneshot_ml2.vta import plan
 from oneshot_ml2.workload import Layer, Workload, read_layers
@@ -191,7 +191,7 @@ def read_tasks(path: str | Path) -> list[Task]:
     """
     path = Path(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         base = path.parent.parent
         lists = data["workloads"]
         if isinstance(lists, str):
@@ -202,7 +202,7 @@ def read_tasks(path: str | Path) -> list[Task]:
             layers = {layer.name: layer for layer in named}
         pairs = [(layers[entry["workload"]], entry["accelerator"]) for entry in data["tasks"]]
         return [Task(layer, Accelerator.load(base / chip), chip) for layer, chip in pairs]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         if isinstance(error, OneShotError):
             raise
         raise OneShotError(f"{path}: not an evaluation set ({error!r})") from error
@@ -254,31 +254,35 @@ def read_optima(path: str | Path) -> dict[str, Optimum]:
     return {row.task: row for row in found.entries}
 
 
-# What a row's fields may be, by how `Optimum` declares them.
-_KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
-_MOST = 1 << 62
-
-
 def _parse(data: Any) -> Optimum:
     """The inverse of `_row`; raises ValueError, TypeError or KeyError."""
     if data["schema"] != SCHEMA:
         raise ValueError("another schema")
     row = Optimum(**{key: value for key, value in data.items() if key != "schema"})
-    for field in dataclasses.fields(row):
-        value, kind = getattr(row, field.name), str(field.type)
-        several = kind == "list[int]"
-        allowed = _KINDS["int" if several else kind]
-        for one in value if several and isinstance(value, list) else [value]:
-            known = isinstance(one, allowed) and isinstance(one, bool) == (kind == "bool")
-            if not known or (kind not in ("str", "bool") and not -1 <= one < _MOST):
-                raise ValueError(f"{field.name} is {value!r:.40}")
-        if isinstance(value, list) != several:
-            raise ValueError(f"{field.name} is {value!r:.40}")
+    _check_row(row)
     return row
 
 
 def _row(optimum: Optimum) -> dict[str, Any]:
     return {"schema": SCHEMA} | dataclasses.asdict(optimum)
+
+
+def _check_row(row: Optimum) -> None:
+    """Raise ValueError unless the values are of the types of their columns, and whole numbers have 64 bits."""
+    for field in dataclasses.fields(row):
+        value = getattr(row, field.name)
+        if field.type == "int":
+            whole_number(value, field.name, -1)
+        elif field.type == "float":
+            fits = type(value) in (int, float) and value >= 0
+        elif field.type == "list[int]":
+            fits = isinstance(value, list)
+            for cycles in value if fits else ():
+                whole_number(cycles, field.name, -1)
+        else:
+            fits = type(value) is {"str": str, "bool": bool}[str(field.type)]
+        if field.type != "int" and not fits:
+            raise ValueError(f"{field.name} is {str(value)[:40]!r}; allowed: {field.type}")
 
 
 def _find(job: tuple[Task, float, str | None]) -> Optimum:

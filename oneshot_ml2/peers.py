@@ -29,6 +29,7 @@ from oneshot_ml2.corpus import open_corpus
 from oneshot_ml2.errors import CorpusError, OneShotError
 from oneshot_ml2.files import write_whole
 from oneshot_ml2.oneshot import legal_positions
+from oneshot_ml2.reading import parse_json, read_json
 from oneshot_ml2.schedule import ScheduleSpace
 from oneshot_ml2.vta import plan
 from oneshot_ml2.workload import Workload
@@ -435,11 +436,11 @@ def _card(folder: Path, name: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = read_json(path)
         if not isinstance(card, dict):
             raise ValueError("not an object")
         return card
-    except (OSError, ValueError) as error:
+    except (OneShotError, ValueError) as error:
         raise OneShotError(f"{path}: not a peer's card ({error}); delete it and train the peers anew") from error
 
 
@@ -504,7 +505,7 @@ def load_peers(folder: str | Path) -> dict[str, Peer]:
                 peers[name] = _Network(module)
             else:
                 peers[name] = _load_trees(path)
-        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        except (OneShotError, OSError, SafetensorError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise OneShotError(f"{path}: damaged or foreign ({reason}); {advice}") from error
     return peers
@@ -515,7 +516,7 @@ def _load_trees(path: Path) -> _Trees:
 
     content = path.read_bytes()
     # XGBoost's own parser ends the process on some broken texts.
-    json.loads(content)
+    parse_json(content, "its trees")
     booster = xgboost.Booster()
     try:
         booster.load_model(bytearray(content))

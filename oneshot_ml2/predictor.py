@@ -259,7 +259,10 @@ class Predictor:
             )
         _check_calibration(path, head.get("calibration_version"), tensors)
         _check_shapes(path, bare(tensors), features)
-        return cls(tensors, read_card(path), kind)
+        card = read_card(path)
+        if card.get("feature_version", features.FEATURE_VERSION) != features.FEATURE_VERSION:
+            raise WeightsError(f"{path}: the card beside it is that of other weights; use its own, or remove it")
+        return cls(tensors, card, kind)
 
 
 def _corrected(

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
 import re
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oneshot_ml2.errors import WeightsError
+from oneshot_ml2.reading import read_json
 
 if TYPE_CHECKING:
     from oneshot_ml2.predictor import Predictor
@@ -71,10 +71,11 @@ def read_card(weights: Path) -> dict[str, Any]:
     path = weights.with_suffix(".json")
     advice = "use the card that came with the weights, or remove it"
     try:
-        card = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
+        card = read_json(path, WeightsError) if path.exists() else {}
+    except WeightsError as error:
         raise WeightsError(f"cannot read the model card {path}: {error}; {advice}") from error
-    if not isinstance(card, dict):
+    fits = isinstance(card, dict) and type(card.get("samples", 0)) is int and type(card.get("settings", {})) is dict
+    if not fits:
         raise WeightsError(f"{path}: not a model card; {advice}")
     return card
 

@@ -25,6 +25,7 @@ from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.device import Device, open_device
 from oneshot_ml2.errors import ModelError, OneShotError
 from oneshot_ml2.files import check_output, write_whole
+from oneshot_ml2.reading import read_json
 from oneshot_ml2.schedule import Schedule, ScheduleSpace, backend
 from oneshot_ml2.tuner import NETWORK_TUNERS, TUNERS, VALIDITY_FIRST, Domain, Outcomes, Tuner, inner_name, make_tuner
 from oneshot_ml2.workload import Layer, Workload
@@ -437,7 +438,7 @@ def read_compiled(folder: Path) -> tuple[list[Layer], Accelerator, dict[str, Sch
 
     entries = read_schedules(folder / SCHEDULES)
     try:
-        described = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["accelerator"])
+        described = dict(read_json(folder / MANIFEST)["accelerator"])
         chip = replace(Accelerator.from_json(described), name=str(described["name"]))
         layers = [Layer(str(entry["layer"]), workload_from_dict(entry["workload"])) for entry in entries]
         starts = {

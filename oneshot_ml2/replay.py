@@ -16,24 +16,31 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import CorpusError
+from oneshot_ml2.reading import parse_json
 
 SCHEMA = "vta-rtl-runs/1"
 # Files are small; they are timed again and again for this long.
 _TIMED_SECONDS = 0.2
-_COLUMNS = (
-    "insns",
-    "insn_offset",
-    "uops",
-    "uop_offset",
-    "insn_address",
-    "uop_address",
-    "dram_size",
-    "dram_seed",
-    "cycles",
-    "trace",
-    "hang",
-    "assertion",
-)
+# Column -> the kinds of numbers that it may have.
+_COLUMNS = {
+    "insns": "u",
+    "insn_offset": "iu",
+    "uops": "u",
+    "uop_offset": "iu",
+    "insn_address": "iu",
+    "uop_address": "iu",
+    "dram_size": "iu",
+    "dram_seed": "iu",
+    "cycles": "iu",
+    "trace": "iu",
+    "hang": "iub",
+    "assertion": "iub",
+}
+_ADDRESSES = ("insn_address", "uop_address")
+_OF_RUNS = (*_ADDRESSES, "dram_size", "dram_seed", "cycles", "hang", "assertion")
+_LARGEST, _LARGEST_DRAM = (1 << 32) - 1, 1 << 28
+_FORM = "a file of measured runs"
+_ADVICE = "is the file complete?"
 
 
 @dataclass(frozen=True)
@@ -97,41 +104,38 @@ def read_runs(path: str | Path) -> Runs:
         CorpusError: no such file, not HDF5, truncated, another schema, or columns that do not fit together.
         AcceleratorError: an accelerator that is not valid.
     """
-    import h5py
-
+    from oneshot_ml2 import hdf5
     from oneshot_ml2.vta import isa
 
     path = Path(path)
     if not path.is_file():
         raise CorpusError(f"{path}: no such file")
-    try:
-        with h5py.File(path, "r") as file:
-            schema = _attribute(file.attrs, "schema", path)
-            if schema != SCHEMA:
-                raise CorpusError(f"{path}: schema is {schema!r}; expected {SCHEMA!r}")
-            accelerator_json = json.loads(_attribute(file.attrs, "accelerator", path))
-            missing = [name for name in _COLUMNS if name not in file]
-            if missing:
-                raise CorpusError(f"{path}: missing columns {', '.join(missing)}; is the file complete?")
-            columns = {name: file[name][:] for name in _COLUMNS}
-            sums = file["dram_sha256"][:] if "dram_sha256" in file else [b""] * len(columns["cycles"])
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        if isinstance(error, CorpusError):
-            raise
-        raise CorpusError(f"{path}: not a readable HDF5 file of measured runs ({error})") from error
-    pipelined = accelerator_json.pop("PIPELINED_GEMM", True)
-    accelerator = Accelerator.from_json(accelerator_json, name=path.stem)
-    offsets = {}
-    for offset, size in (("insn_offset", len(columns["insns"])), ("uop_offset", len(columns["uops"]))):
-        values = offsets[offset] = columns[offset].astype(np.int64)
-        ordered = len(values) == len(columns["cycles"]) + 1 and values[0] == 0 and (np.diff(values) >= 0).all()
-        if not ordered or values[-1] != size:
-            raise CorpusError(f"{path}: {offset} does not fit the file's columns; is the file complete?")
-    runs = len(columns["cycles"])
-    sizes_fit = all(len(columns[name]) == runs for name in _COLUMNS[4:9] + ("hang", "assertion")) and len(sums) == runs
-    if not sizes_fit or columns["insns"].shape[1:] != (16,) or columns["trace"].shape != (len(columns["insns"]), 2):
-        raise CorpusError(f"{path}: columns of different lengths; is the file complete?")
+    with (
+        hdf5.checked(path, CorpusError, _ADVICE),
+        hdf5.open_file(path, CorpusError, "it is not a readable HDF5 file of measured runs") as file,
+    ):
+        schema = hdf5.attribute(file, "schema", str, _FORM)
+        if schema != SCHEMA:
+            raise CorpusError(f"{path}: schema is {schema!r}; expected {SCHEMA!r}")
+        described = parse_json(hdf5.attribute(file, "accelerator", str, _FORM), f"{path}: accelerator", CorpusError)
+        names = [*_COLUMNS, *(("dram_sha256",) if "dram_sha256" in file else ())]
+        found = {name: hdf5.dataset(file, name) for name in names}
+        for name, dataset in found.items():
+            kinds = _COLUMNS.get(name, "S")
+            if dataset.dtype.kind not in kinds or dataset.ndim != (2 if name in ("insns", "trace") else 1):
+                raise CorpusError(f"{path}: {name} is {dataset.dtype} with {dataset.ndim} dimensions; it is foreign")
+        hdf5.check_sizes(list(found.values()), path)
+        columns = {name: dataset[:] for name, dataset in found.items()}
+    if not isinstance(described, dict):
+        raise CorpusError(f"{path}: its accelerator is no JSON object; the file is foreign")
+    pipelined = described.pop("PIPELINED_GEMM", True)
+    accelerator = Accelerator.from_json(described, name=path.stem)
+    sums = columns.pop("dram_sha256", np.full(len(columns["cycles"]), b""))
+    _check_columns(path, columns, len(sums))
     insn_bytes = np.ascontiguousarray(columns["insns"], np.uint8)
+    numbers = (
+        "insn_offset", "uop_offset", "insn_address", "uop_address", "dram_size", "dram_seed", "cycles", "trace"
+    )  # fmt: skip
     return Runs(
         path=path,
         accelerator=accelerator,
@@ -139,24 +143,29 @@ def read_runs(path: str | Path) -> Runs:
         insns=isa.decode(isa.from_bytes(insn_bytes), accelerator),
         insn_bytes=insn_bytes,
         uops=columns["uops"].astype(np.uint32),
-        insn_address=columns["insn_address"].astype(np.int64),
-        uop_address=columns["uop_address"].astype(np.int64),
-        dram_size=columns["dram_size"].astype(np.int64),
-        dram_seed=columns["dram_seed"].astype(np.int64),
-        cycles=columns["cycles"].astype(np.int64),
-        trace=columns["trace"].astype(np.int64),
         hang=columns["hang"].astype(bool),
         assertion=columns["assertion"].astype(bool),
-        dram_sha256=tuple(s.decode() if isinstance(s, bytes) else str(s) for s in sums),
-        **offsets,
+        dram_sha256=tuple(text.decode("ascii", "replace") for text in sums.tolist()),
+        **{name: columns[name].astype(np.int64) for name in numbers},
     )
 
 
-def _attribute(attributes: Mapping[str, Any], name: str, path: Path) -> str:
-    value = attributes.get(name)
-    if value is None:
-        raise CorpusError(f"{path}: no attribute {name!r}; not a file of measured runs")
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _check_columns(path: Path, columns: Mapping[str, NDArray[Any]], sums: int) -> None:
+    """Raise CorpusError unless the columns fit each other, and every run its DRAM."""
+    runs = len(columns["cycles"])
+    for offset, column in (("insn_offset", "insns"), ("uop_offset", "uops")):
+        values, size = columns[offset].astype(np.float64), len(columns[column])
+        ordered = len(values) == runs + 1 and values[0] == 0 and (np.diff(values) >= 0).all()
+        if not ordered or values[-1] != size:
+            raise CorpusError(f"{path}: {offset} does not fit the file's columns; is the file complete?")
+    sizes_fit = all(len(columns[name]) == runs for name in _OF_RUNS) and sums == runs
+    if not sizes_fit or columns["insns"].shape[1:] != (16,) or columns["trace"].shape != (len(columns["insns"]), 2):
+        raise CorpusError(f"{path}: columns of different lengths; is the file complete?")
+    for name, most in (("dram_size", _LARGEST_DRAM), *((name, _LARGEST) for name in ("dram_seed", *_ADDRESSES))):
+        values = columns[name].astype(np.float64)
+        if ((values < 0) | (values > most)).any():
+            run = int(np.flatnonzero((values < 0) | (values > most))[0])
+            raise CorpusError(f"{path}: run {run}: {name} is {columns[name][run]}; allowed: 0 to {most}")
 
 
 @dataclass(frozen=True)
@@ -183,7 +192,7 @@ class Report:
 
 def replay(runs: Runs) -> Report:
     """Time every run, execute those whose memory is known, and count what is equal."""
-    from oneshot_ml2.vta import simulator, timing
+    from oneshot_ml2.vta import simulator, timing, work
 
     if not runs.pipelined:
         return Report(str(runs.path), len(runs), 0, 0, 0, 0, 0, 0.0, 0.0, "not modelled")
@@ -191,6 +200,8 @@ def replay(runs: Runs) -> Report:
     no_trace = np.empty((0, 2), np.int64)
     timing.simulate(runs.insns[:0], 0, p, no_trace)  # compiles, outside the measured time
     programs = [np.ascontiguousarray(runs.program(run)) for run in range(len(runs))]
+    for run, program in enumerate(programs):
+        work.check(program, runs.accelerator, f"{runs.path}: run {run}", executed=bool(runs.dram_sha256[run]))
     simulated = 0
     seconds = 0.0
     start = time.perf_counter()

@@ -249,7 +249,10 @@ class ScheduleSpace:
         names = [knob.name for knob in self.knobs]
         if schedule.kind != self.kind or set(given) != set(names):
             raise OneShotError(f"not a schedule of this space; its knobs are {', '.join(names)}")
-        return int(self.index(np.array([[given[name] for name in names]]))[0])
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or abs(int(value)) >= 1 << 63:
+                raise OneShotError(f"knob {name} is {str(value)[:40]!r}; allowed: one of its candidates, whole numbers")
+        return int(self.index(np.array([[given[name] for name in names]], dtype=np.int64))[0])
 
     def neighbours(self, index: int) -> NDArray[np.int64]:
         """Schedules one step away in one knob's ordered list (Rieber et al., Algorithm 1), int64 (m,)."""

@@ -613,14 +613,16 @@ def _programs(args: argparse.Namespace) -> tuple[str, Accelerator, list[tuple[Se
         try:
             names = [tuple(map(str, entry["layers"])) for entry in model.report["submissions"]]
             return model.name, model.accelerator, list(zip(names, programs, strict=True))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             where = source / executable.REPORT
             raise ModelError(f"{where} does not fit the programs ({error}); compile the model again") from error
     if source.is_file():
         from oneshot_ml2.inspect_program import read_program
+        from oneshot_ml2.vta import work
         from oneshot_ml2.vta.program import Program
 
         chip, insns, _ = read_program(source, chip, args.run_index)
+        work.check(insns, chip, str(source))
         uops = np.zeros((0, 3), np.int64)
         return source.name, chip, [((source.name,), Program(chip, insns, uops, args.address, 0, ()))]
     from oneshot_ml2 import models

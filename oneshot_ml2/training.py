@@ -40,8 +40,9 @@ from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.corpus import SAMPLERS, Corpus, TaskSamples, open_corpus
 from oneshot_ml2.encoding import encoding
 from oneshot_ml2.errors import CorpusError, OneShotError
-from oneshot_ml2.files import check_writable, locked, read_toml, write_whole
+from oneshot_ml2.files import check_writable, locked, write_whole
 from oneshot_ml2.predictor import NETWORKS, OUTPUTS, Predictor, write_weights
+from oneshot_ml2.reading import parse_json, read_json, read_toml
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 
 
@@ -319,8 +320,8 @@ def write_features(paths: Sequence[str | Path], settings: Settings, folder: str 
 def _made_of(head: Path) -> Any:
     """What the features beside ``head`` are made of; None if they are not whole."""
     try:
-        return json.loads(head.read_text(encoding="utf-8"))["made_of"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(head)["made_of"]
+    except (OneShotError, KeyError, TypeError, IndexError):
         return None
 
 
@@ -537,6 +538,9 @@ def validate(network: Network, data: Data, tasks: NDArray[np.int64]) -> dict[str
 # Checkpoints ---------------------------------------------------------------------------------
 
 
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
 def save_checkpoint(
     path: Path, network: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
@@ -545,7 +549,7 @@ def save_checkpoint(
     tensors |= {f"average.{name}": tensor.contiguous() for name, tensor in average.items()}
     for name, parameter in network.named_parameters():
         moments = optimizer.state[parameter]
-        tensors |= {f"optimizer.{name}.{key}": moments[key].contiguous() for key in ("exp_avg", "exp_avg_sq", "step")}
+        tensors |= {f"optimizer.{name}.{key}": moments[key].contiguous() for key in _MOMENTS}
     write_weights(path, save(tensors, metadata={"state": json.dumps(state)}))
 
 
@@ -563,8 +567,12 @@ def load_checkpoint(
     try:
         tensors = load_file(str(path))
         with safe_open(str(path), framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            state = parse_json(file.metadata()["state"], "its state")
+        if not isinstance(state, dict):
+            raise ValueError("its state is no object")
+        if state.get("fingerprint") == fingerprint:
+            _check_checkpoint(tensors, network, average)
+    except (OneShotError, OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OneShotError(f"{path}: damaged checkpoint ({error}); {advice}") from error
     if state.get("fingerprint") != fingerprint:
         raise OneShotError(f"{path}: checkpoint of another corpus or other settings; {advice}, or give another --out")
@@ -572,9 +580,22 @@ def load_checkpoint(
     for name, tensor in average.items():
         tensor.copy_(tensors[f"average.{name}"])
     for name, parameter in network.named_parameters():
-        keys = ("exp_avg", "exp_avg_sq", "step")
-        optimizer.state[parameter] = {key: tensors[f"optimizer.{name}.{key}"] for key in keys}
-    return dict(state)
+        optimizer.state[parameter] = {key: tensors[f"optimizer.{name}.{key}"] for key in _MOMENTS}
+    return state
+
+
+def _check_checkpoint(tensors: dict[str, Tensor], network: nn.Module, average: dict[str, Tensor]) -> None:
+    """Raise ValueError unless a checkpoint has every tensor of a run, and no other."""
+    expected = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    expected |= {f"average.{name}": tensor for name, tensor in average.items()}
+    for name, parameter in network.named_parameters():
+        expected |= {f"optimizer.{name}.{key}": parameter for key in _MOMENTS[:2]}
+        expected[f"optimizer.{name}.{_MOMENTS[2]}"] = torch.zeros(())
+    for name in set(expected) | set(tensors):
+        if name not in expected or name not in tensors:
+            raise ValueError(f"tensor {name!r} is missing or unknown")
+        if tensors[name].shape != expected[name].shape or tensors[name].dtype != expected[name].dtype:
+            raise ValueError(f"tensor {name!r} has another shape or type")
 
 
 def _fingerprint(data: Data, settings: Settings) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.errors import WorkloadError
-from oneshot_ml2.files import read_toml
+from oneshot_ml2.reading import read_toml
 
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 ShapeKey: TypeAlias = tuple[int, int, tuple[int, int], tuple[int, int], tuple[int, int]]

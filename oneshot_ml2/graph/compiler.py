@@ -28,6 +28,7 @@ from oneshot_ml2.graph.executable import Executable, Tensor
 from oneshot_ml2.graph.ir import Graph, Node
 from oneshot_ml2.graph.layout import Dram, Segment
 from oneshot_ml2.graph.quantize import Quantized
+from oneshot_ml2.reading import read_json
 from oneshot_ml2.runtime import LayerProgram, programs_digest, register_model, watched
 from oneshot_ml2.schedule import backend as schedule_backend
 
@@ -474,14 +475,14 @@ def read_schedules(path: str | Path) -> list[dict[str, Any]]:
         ModelError: unreadable, or none.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = read_json(path, ModelError)
         entries = data["layers"]
         known = data["schema"] == executable.SCHEDULES_SCHEMA
         if not known or not all({"layer", "workload", "schedule"} <= set(entry) for entry in entries):
             raise ValueError(f"schema {data['schema']}")
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(f"{path} is no schedules.json of a compiled model ({error})") from error
     return list(entries)
 

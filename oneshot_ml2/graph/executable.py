@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import io
+import itertools
 import json
 import os
 import platform
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2 import __version__
+from oneshot_ml2 import __version__, arrays
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import ModelError, OneShotError
 from oneshot_ml2.files import locked, present_folder, recover_folder, replace_folder, temporary
 from oneshot_ml2.graph import linking
 from oneshot_ml2.graph.ir import check_tensors
+from oneshot_ml2.reading import parse_json, read_json, whole_number
 from oneshot_ml2.runtime import LAYOUTS, LayerProgram, Port, register_model
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ FORMAT = "oneshot-ml2 compiled model"
 SCHEMA = 2
 SCHEDULES_SCHEMA = 1
 LIBRARY, PROGRAMS, WEIGHTS, SCHEDULES, REPORT = "lib.so", "programs.npz", "weights.npz", "schedules.json", "report.json"
+_LARGEST_ADDRESS = (1 << 32) - 1
+# Of a buffer, bytes at its end that its program may leave alone.
+_UNTOUCHED = 1 << 20
 FILES = (LIBRARY, PROGRAMS, WEIGHTS, SCHEDULES, REPORT)
 MANIFEST = "manifest.json"
 # For people: nothing reads it, so nothing checks it.
@@ -155,14 +158,10 @@ def read_tensors(path: str | Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
         ModelError: unreadable, or no such file.
     """
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
-            return {name: content[name] for name in content.files}
+        return arrays.read(Path(path))
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except ValueError as error:
         raise ModelError(f"{path} is no .npy or .npz file of numbers: {error}") from error
 
 
@@ -279,9 +278,9 @@ def _program_arrays(number: int, program: Program) -> dict[str, NDArray[Any]]:
     return {f"{number}.insns": isa.encode(program.insns, chip), f"{number}.uops": isa.encode_uops(program.uops, chip)}
 
 
-def _write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], compress: bool) -> None:
+def _write_arrays(path: Path, named: Mapping[str, NDArray[Any]], compress: bool) -> None:
     with path.open("wb") as file:
-        (np.savez_compressed if compress else np.savez)(file, **arrays)  # type: ignore[arg-type]
+        (np.savez_compressed if compress else np.savez)(file, **named)  # type: ignore[arg-type]
 
 
 def _hash(content: bytes) -> str:
@@ -374,7 +373,7 @@ def read(folder: str | Path, accelerator: Accelerator | None = None) -> Stored:
     try:
         described = dict(manifest["accelerator"])
         chip = dataclasses.replace(Accelerator.from_json(described), name=str(described["name"]))
-    except (KeyError, TypeError, OneShotError) as error:
+    except (KeyError, TypeError, ValueError, OneShotError) as error:
         raise ModelError(f"{folder}: its accelerator is unreadable ({error}); compile the model again") from error
     if accelerator is not None and accelerator != chip:
         raise ModelError(
@@ -383,15 +382,11 @@ def read(folder: str | Path, accelerator: Accelerator | None = None) -> Stored:
         )
     try:
         segments = _segments(manifest, raw, chip)
-        inputs, outputs = (
-            tuple(
-                Tensor(str(entry["name"]), tuple(map(int, entry["shape"])), entry["limit"]) for entry in manifest[key]
-            )
-            for key in ("inputs", "outputs")
-        )
+        check_image(segments)
+        inputs, outputs = (tuple(map(_tensor, manifest[key])) for key in ("inputs", "outputs"))
         name, identity = str(manifest["model"]), str(manifest["identity"])
-        report = dict(json.loads(raw[REPORT]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        report = dict(parse_json(raw[REPORT], REPORT))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OneShotError) as error:
         raise ModelError(f"{folder}: {MANIFEST} does not fit its files ({error}); compile the model again") from error
     return Stored(name, identity, chip, inputs, outputs, segments, manifest, report, raw[LIBRARY])
 
@@ -420,11 +415,11 @@ def _read_once(place: Path, folder: Path) -> tuple[dict[str, Any], dict[str, byt
     if not place.is_dir():
         raise ModelError(f"no folder {folder}; make one with oneshot-ml2 compile MODEL -o {folder}")
     again = "compile the model again"
+    if not (place / MANIFEST).exists():
+        raise ModelError(f"{folder} is no compiled model: it has no {MANIFEST}")
     try:
-        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder} is no compiled model: it has no {MANIFEST}") from error
-    except (OSError, ValueError) as error:
+        manifest = read_json(place / MANIFEST)
+    except OneShotError as error:
         raise ModelError(f"{folder / MANIFEST} is damaged ({error}); {again}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ModelError(f"{folder / MANIFEST} is not that of a compiled model")
@@ -434,6 +429,8 @@ def _read_once(place: Path, folder: Path) -> tuple[dict[str, Any], dict[str, byt
         raise ModelError(f"{folder} is from {age} version (schema {schema}, this one reads {SCHEMA}); {again}")
     if manifest.get("sha256") != _manifest_hash(manifest):
         raise ModelError(f"{folder / MANIFEST} is damaged: its content does not match its hash; {again}")
+    if not all(isinstance(manifest.get(key), dict) for key in ("files", "versions")):
+        raise ModelError(f"{folder / MANIFEST} is damaged: it names no files or versions; {again}")
     raw = {}
     for name in FILES:
         try:
@@ -447,45 +444,103 @@ def _read_once(place: Path, folder: Path) -> tuple[dict[str, Any], dict[str, byt
 
 
 def _check_versions(folder: Path, manifest: Mapping[str, Any]) -> None:
-    if manifest["machine"] != platform.machine():
-        raise ModelError(f"{folder} is compiled for {manifest['machine']}; this machine is {platform.machine()}")
-    made, here = str(manifest["versions"]["tvm"]), versions()["tvm"]
+    machine = manifest.get("machine")
+    if machine != platform.machine():
+        raise ModelError(f"{folder} is compiled for {machine}; this machine is {platform.machine()}")
+    made, here = str(manifest["versions"].get("tvm")), versions()["tvm"]
     if made.split(".")[:2] != here.split(".")[:2]:
         raise ModelError(f"{folder} is made with TVM {made}; this is {here}: compile the model again")
 
 
-def _segments(manifest: Mapping[str, Any], raw: Mapping[str, bytes], chip: Accelerator) -> tuple[LayerProgram, ...]:
-    from oneshot_ml2.vta import isa
-    from oneshot_ml2.vta.program import Buffer, Program
+def _tensor(entry: Mapping[str, Any]) -> Tensor:
+    limit = entry["limit"]
+    shape = tuple(whole_number(extent, "an extent", 1, 1 << 32) for extent in entry["shape"])
+    return Tensor(str(entry["name"]), shape, None if limit is None else whole_number(limit, "a limit", 1))
 
-    with (
-        np.load(io.BytesIO(raw[PROGRAMS]), allow_pickle=False) as programs,
-        np.load(io.BytesIO(raw[WEIGHTS]), allow_pickle=False) as weights,
-    ):
-        constants: dict[int, dict[str, NDArray[Any]]] = {}
-        for key in weights.files:
-            number, _, name = key.partition(".")
-            constants.setdefault(int(number), {})[name] = weights[key]
-        segments = []
-        for number, entry in enumerate(manifest["segments"]):
-            program = Program(
-                accelerator=chip,
-                insns=isa.decode(programs[f"{number}.insns"], chip),
-                uops=isa.decode_uops(programs[f"{number}.uops"], chip),
-                insn_address=int(entry["insn_address"]),
-                uop_address=int(entry["uop_address"]),
-                buffers=tuple(Buffer(str(name), *map(int, rest)) for name, *rest in entry["buffers"]),
-            )
-            for name in constants.get(number, {}):
-                program.buffer(name)
-            inputs, outputs = (tuple(_port(port, program) for port in entry[key]) for key in ("inputs", "outputs"))
-            segments.append(LayerProgram(str(entry["name"]), program, inputs, outputs, constants.get(number, {})))
+
+def _segments(manifest: Mapping[str, Any], raw: Mapping[str, bytes], chip: Accelerator) -> tuple[LayerProgram, ...]:
+    programs, weights = arrays.read(raw[PROGRAMS]), arrays.read(raw[WEIGHTS])
+    entries = manifest["segments"]
+    if not isinstance(programs, dict) or not isinstance(weights, dict) or not isinstance(entries, list):
+        raise ValueError(f"{PROGRAMS} or {WEIGHTS} is no .npz file")
+    constants: dict[str, dict[str, NDArray[Any]]] = {str(place): {} for place in range(len(entries))}
+    for key, content in weights.items():
+        number, _, name = key.partition(".")
+        constants[number][name] = content
+    if len(programs) != 2 * len(entries):
+        raise ValueError(f"{len(programs)} arrays in {PROGRAMS} for {len(entries)} programs")
+    segments = []
+    for place, entry in enumerate(entries):
+        program = _program(entry, programs[f"{place}.insns"], programs[f"{place}.uops"], chip)
+        inputs, outputs = (tuple(_port(port, program) for port in entry[key]) for key in ("inputs", "outputs"))
+        segments.append(LayerProgram(str(entry["name"]), program, inputs, outputs, constants[str(place)]))
     return tuple(segments)
 
 
+def _program(entry: Mapping[str, Any], words: NDArray[Any], uop_words: NDArray[Any], chip: Accelerator) -> Program:
+    """A program of the manifest: words that are what they decode to, and addresses that instructions can have."""
+    from oneshot_ml2.vta import isa
+    from oneshot_ml2.vta.program import Buffer, Program, element_bytes
+
+    if words.dtype != np.uint64 or uop_words.dtype != np.uint32 or uop_words.ndim != 1:
+        raise ValueError(f"instructions of {words.dtype}, micro-ops of {uop_words.dtype}")
+    insns, uops = isa.decode(words, chip), isa.decode_uops(uop_words, chip)
+    if not np.array_equal(isa.encode(insns, chip), words) or not np.array_equal(isa.encode_uops(uops, chip), uop_words):
+        raise ValueError("instructions or micro-ops that do not decode")
+    sizes = element_bytes(chip)
+    buffers = []
+    for name, memory, address, elements in entry["buffers"]:
+        whole_number(memory, "a memory", 0, len(sizes) - 1)
+        whole_number(address, "an address", 0, _LARGEST_ADDRESS)
+        whole_number(elements, "a size", 0, (_LARGEST_ADDRESS - address) // sizes[memory])
+        buffers.append(Buffer(str(name), memory, address, elements))
+    if len({buffer.name for buffer in buffers}) < len(buffers):
+        raise ValueError("two buffers of one name")
+    insn_address, uop_address = (
+        whole_number(entry[key], key, 0, _LARGEST_ADDRESS) for key in ("insn_address", "uop_address")
+    )
+    return Program(chip, insns, uops, insn_address, uop_address, tuple(buffers))
+
+
 def _port(entry: Mapping[str, Any], program: Program) -> Port:
-    port = Port(str(entry["buffer"]), tuple(map(int, entry["shape"])), str(entry["layout"]))
-    program.buffer(port.buffer)
-    if port.layout not in LAYOUTS:
-        raise ValueError(f"layout {port.layout!r}")
+    shape = tuple(whole_number(extent, "an extent", 1, 1 << 32) for extent in entry["shape"])
+    port = Port(str(entry["buffer"]), shape, str(entry["layout"]))
+    if port.layout not in LAYOUTS or not 2 <= len(shape) <= 4:
+        raise ValueError(f"layout {port.layout!r} of {len(shape)} dimensions")
+    if port.packed_bytes(program.accelerator) > program.buffer_bytes(port.buffer):
+        raise ValueError(f"buffer {port.buffer!r} is smaller than what it is for")
     return port
+
+
+def check_image(segments: Sequence[LayerProgram]) -> None:
+    """Hold the programs' places in their common DRAM image against what there is to place.
+
+    Raises:
+        ValueError: constants, micro-ops or instructions that lie on one another or do not fit their buffers; an image
+            with more room than all buffers need; or an instruction that reaches beyond it.
+    """
+    from oneshot_ml2.vta.program import PAGE
+    from oneshot_ml2.vta.work import reach
+
+    kept, room = [], 0
+    for segment in segments:
+        program = segment.program
+        parts = [(program.insn_address, 16 * len(program.insns)), (program.uop_address, 4 * len(program.uops))]
+        for name, content in segment.constants.items():
+            if content.nbytes > program.buffer_bytes(name):
+                raise ValueError(f"constant {name!r} is larger than its buffer")
+            parts.append((program.buffer(name).address, content.nbytes))
+        touched = reach(program.insns, program.accelerator)
+        if touched > program.dram_bytes:
+            raise ValueError("an instruction reaches beyond the buffers")
+        sizes = [program.buffer_bytes(buffer.name) for buffer in program.buffers]
+        ends = [buffer.address + size for buffer, size in zip(program.buffers, sizes)]
+        if max(ends, default=0) > touched + _UNTOUCHED:
+            raise ValueError("a buffer that no instruction reaches")
+        room += sum(-(-size // PAGE) * PAGE for size in (*sizes, *(size for _, size in parts[:2])))
+        kept += [part for part in parts if part[1]]
+    kept.sort()
+    if any(address + size > following for (address, size), (following, _) in itertools.pairwise(kept)):
+        raise ValueError("constants, micro-ops or instructions that lie on one another")
+    if max((segment.program.dram_bytes for segment in segments), default=0) > room + PAGE:
+        raise ValueError("addresses far from one another")

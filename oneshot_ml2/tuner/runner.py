@@ -26,6 +26,7 @@ from oneshot_ml2.corpus import task_id
 from oneshot_ml2.device import Device
 from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.json_lines import FOREIGN, find, open_lines, told
+from oneshot_ml2.reading import whole_number
 from oneshot_ml2.schedule import Reason, ScheduleSpace, backend
 from oneshot_ml2.tuner import Outcomes, Tuner
 from oneshot_ml2.tuner.measurer import AGREE, WARY, Health, Kept, Limits, Measurer, Trial
@@ -34,8 +35,8 @@ from oneshot_ml2.workload import Workload, workload_from_dict
 FORMAT = "oneshot-ml2 tuning"
 SCHEMA = 1
 _REASONS = {reason.label: reason for reason in Reason}
-# Whole numbers in a log are below this.
-_MOST = 1 << 62
+# The largest whole number in a log.
+_MOST = (1 << 62) - 1
 
 
 class LogError(OneShotError, ValueError):
@@ -86,9 +87,9 @@ class Header:
             Accelerator.from_json(chip, name),
             str(data["space"]),
             str(data["tuner"]),
-            int(data["seed"]),
+            whole_number(data["seed"], "seed"),
             str(data["device"]),
-            int(data["batch"]),
+            whole_number(data["batch"], "batch", 1),
             dict(data["settings"]),
         )
 
@@ -194,27 +195,16 @@ def _parse_header(data: dict[str, Any]) -> Header:
     return Header.from_dict(data)
 
 
-def whole_number(value: Any, least: int = 0) -> int:
-    """A number of a log as it must be.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < _MOST:
-        raise ValueError(f"{value!r:.40} is no whole number from {least}")
-    return value
-
-
 def _parse_line(data: Any) -> tuple[int, Trial]:
     """A trial of a line, with its number; raises one of `FOREIGN`."""
     reason, cycles = _REASONS[data["reason"]], data["cycles"]
     if (reason == Reason.VALID) != (cycles is not None):
         raise ValueError(f"{reason.label}, but {cycles!r:.40} cycles")
-    repeats = tuple(whole_number(value, -1) for value in data.get("repeats", ()))
-    attempts = whole_number(data["attempts"], 1)
-    index = whole_number(data["index"])
-    believed = -1 if cycles is None else whole_number(cycles, 1)
-    return whole_number(data["trial"]), Trial(index, int(reason), believed, attempts, repeats)
+    repeats = tuple(whole_number(value, "a repeat", -1, _MOST) for value in data.get("repeats", ()))
+    attempts = whole_number(data["attempts"], "attempts", 1, _MOST)
+    index = whole_number(data["index"], "index", 0, _MOST)
+    believed = -1 if cycles is None else whole_number(cycles, "cycles", 1, _MOST)
+    return whole_number(data["trial"], "trial", 0, _MOST), Trial(index, int(reason), believed, attempts, repeats)
 
 
 def _line(number: int, space: ScheduleSpace, trial: Trial) -> dict[str, Any]:

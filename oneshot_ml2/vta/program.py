@@ -73,6 +73,11 @@ class Program:
         ends += [self.insn_address + INSN_BYTES * len(self.insns), self.uop_address + 4 * len(self.uops)]
         return -(-max(ends) // PAGE) * PAGE
 
+    def buffer_bytes(self, name: str) -> int:
+        """Size of the buffer of that name (KeyError if there is none)."""
+        found = self.buffer(name)
+        return found.elements * element_bytes(self.accelerator)[found.memory]
+
     def buffer(self, name: str) -> Buffer:
         """The buffer of that name (KeyError if there is none)."""
         for candidate in self.buffers:
