@@ -103,7 +103,9 @@ def _recurs_always(p: NDArray[np.int64], candidates: dict[str, tuple[int, ...]])
 
     Chunks of one channel, streamed, with biases loaded into ACC, fit and are free of hazards if any schedule is.
     """
-    if p[nest.KH] * p[nest.KW] == 1:
+    taps = p[nest.KH] * p[nest.KW]
+    if taps == 1 or (taps >= p[nest.WGT_DEPTH] and not p[nest.POOL]):
+        # No accumulator recurs; or no SRAM holds a kernel, however large.
         return False
     least = dict.fromkeys(plan.KNOBS, (1,)) | {"dataflow": (plan.FLOW_CO_STREAM,), "head": (plan.HEAD_WHOLE,)}
     least |= {"bias": (plan.BIAS_LOAD if p[nest.BIAS] else 0,)}
