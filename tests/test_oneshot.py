@@ -151,7 +151,7 @@ UNREACHABLE = [
     Conv2d(MOST, MOST, MOST, MOST, MOST, MOST, MOST, padding=MOST - 1),
     Conv2d(1, MOST, 128, 128, MOST, 3, 3, padding=1, groups=MOST),
     Conv2d(1, 16, 1, 1, 16, MOST, MOST, padding=MOST - 1),
-    Conv2dTranspose(1, 16, 4096, 4096, 16, 3, 3, 2),
+    Conv2dTranspose(1, 16, 4096, 4096, 64, 3, 3, 2),
     MaxPool2d(1, MOST, 64, 64, 2, 2),
     Dense(1, MOST, MOST),
     Dense(MOST, MOST, MOST),

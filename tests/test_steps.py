@@ -118,8 +118,35 @@ def test_batches_on_threads_give_what_single_rows_give() -> None:
     assert len(steps.reasons(p, values[:0])) == 0
 
 
-def test_records_of_steps_cover_every_tile_and_reduction() -> None:
-    space = ScheduleSpace(LAYERS[0], Accelerator.load("pynq"))
+# Rows of which small tiles make more than any program has; and one of many taps, which takes memory.
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Conv2d(1, 16, 1 << 20, 1, 16, 3, 1, padding=(1, 0)),
+        Conv2d(1, 16, 1, 40000, 16, 1, 1001),
+        Conv2d(1, 16, 2048, 2048, 16, 3, 3, padding=1),
+    ],
+    ids=str,
+)
+def test_more_tiles_than_a_program_has_are_illegal_and_not_looked_at(layer: Workload) -> None:
+    space = ScheduleSpace(layer, Accelerator.load("pynq"))
+    p = nest.nest(space.workload, space.accelerator)
+    values = plan.canonical(p, space.values(np.random.default_rng(27).integers(0, len(space), 40)))
+    values[:8, [plan.K_CO, plan.K_H, plan.K_W, plan.K_CI]] = 1
+    compare(space, values, Lowering())
+    cut = [-(-p[extent] // values[:, knob]) for knob, extent in ((plan.K_H, nest.OH), (plan.K_W, nest.OW))]
+    too_many = 3 * cut[0] * cut[1] > steps.MAX_INSNS
+    assert too_many.any() and (steps.reasons(p, values)[too_many] != Reason.VALID).all()
+    most = [plan.most_tiles(p[kernel]) for kernel in (nest.KH, nest.KW)]
+    rows, _, cols, _, _ = plan.axes(p, values[0])
+    assert [len(rows), len(cols)] == [min(int(n[0]), limit + 1) for n, limit in zip(cut, most, strict=True)]
+    unseen = (cut[0] > most[0]) | (cut[1] > most[1]) | (cut[0] * cut[1] > 1 << 20)
+    assert unseen.any() and (plan.summaries(p, values[unseen])[:, plan.S_INP_USE] > 1).all()
+
+
+@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[-1]], ids=str)
+def test_records_of_steps_cover_every_tile_and_reduction(layer: Workload) -> None:
+    space = ScheduleSpace(layer, Accelerator.load("pynq"))
     p = nest.nest(space.workload, space.accelerator)
     records = steps.step_table()
     values = space.values(np.random.default_rng(26).integers(0, len(space), 4000))
@@ -128,6 +155,8 @@ def test_records_of_steps_cover_every_tile_and_reduction() -> None:
         at, _ = plan.sram_layout(p, v, rows[:, plan.A_SIZE].max(), cols[:, plan.A_SIZE].max(), len(rows) * len(cols))
         whole, tapered = (plan.chunk_starts(p[nest.CI], v[plan.K_CI], head) for head in (0, v[plan.K_HEAD]))
         r = records[: steps.walk(p, v, at, rows, cols, whole, tapered, records)]
+        tiles = (len(rows) * len(cols), plan.channel_tiles(p, v))
+        assert len(r) == steps.step_count(p, v, *tiles, whole, tapered)
         work = np.zeros((r[-1, steps.S_TILE] + 1,), dtype=np.int64)
         np.add.at(work, r[:, steps.S_TILE], r[:, steps.S_NCI] * r[:, steps.S_MCO])
         widths = np.minimum(v[plan.K_CO], p[nest.CO] - r[r[:, steps.S_LAST] == 1, steps.S_CO] * v[plan.K_CO])
