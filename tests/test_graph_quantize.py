@@ -251,7 +251,7 @@ def test_unsupported_inputs(tmp_path: Path) -> None:
     text = qdq_error(
         tmp_path, lambda q, p: q.write(p, q.node("CumSum", ["x", q.constant("a", np.int64(1))], "r"), (1, 3), rank=2)
     )
-    assert "operator CumSum (the node of 'r') is not supported" in text
+    assert "operator CumSum (node '/r/CumSum') is not supported" in text
 
 
 @pytest.mark.parametrize("content", [b"", b"no ONNX", b"\x08\x09\x12\x03abc"])
