@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import RunCommand
@@ -174,22 +177,123 @@ def raising(error: BaseException) -> SimpleNamespace:
         (OSError(errno.ENOSPC, "No space left on device", "shard.h5"), 2, "disk is full while writing shard.h5"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "Permission denied: /x"),
         (ModuleNotFoundError("No module named 'ray'", name="ray"), 2, "pip install 'oneshot-ml2[cluster]'"),
+        (ModuleNotFoundError("No module named 'tqdm'", name="tqdm"), 2, "pip install tqdm"),
+        (SystemExit(1), 2, ""),
     ],
 )
 def test_errors_become_exit_codes(
     error: BaseException, code: int, says: str, monkeypatch: pytest.MonkeyPatch, run_command: RunCommand
 ) -> None:
-    monkeypatch.setattr("importlib.import_module", lambda name: raising(error))
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: raising(error))
     found, out, err = run_command("accelerators")
     assert (found, out) == (code, "")
-    assert says in one_line(err.lstrip("\n"))
+    assert says in (one_line(err) if says else err)
 
 
-@pytest.mark.parametrize("error", [ModuleNotFoundError("x", name="torch"), ZeroDivisionError(), AssertionError()])
-def test_bugs_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.import_module", lambda name: raising(error))
-    with pytest.raises(type(error)):
-        cli.main(["accelerators"])
+FAULTS = (
+    ZeroDivisionError("by\nnought"),
+    AssertionError(),
+    RecursionError("too deep"),
+    OverflowError("too large"),
+    RuntimeError("of a library"),
+    KeyError("x"),
+    ModuleNotFoundError("x", name="oneshot_ml2.nothing"),
+)
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
+def test_what_escapes_is_one_line_with_its_traceback_in_a_file(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_command: RunCommand
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    scope: dict[str, Any] = {"__name__": "oneshot_ml2.fake", "error": error}
+    exec("def run(args):\n    raise error", scope)
+    module = SimpleNamespace(add_arguments=lambda parser: None, run=scope["run"])
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: module)
+    code, out, err = run_command("accelerators")
+    assert (code, out) == (2, "")
+    assert f"this is a fault of ours: {type(error).__name__}" in one_line(err)
+    (file,) = tmp_path.iterdir()
+    assert str(file) in err
+    text = file.read_text()
+    assert "\noneshot-ml2 accelerators\n" in text
+    assert "Traceback (most recent call last)" in text and "in run" in text
+
+
+def test_a_fault_names_the_library_in_which_it_was_raised(
+    monkeypatch: pytest.MonkeyPatch, run_command: RunCommand
+) -> None:
+    def run(args: object) -> int:
+        import h5py
+
+        h5py.File({}, "r")
+        return 0
+
+    module = SimpleNamespace(add_arguments=lambda parser: None, run=run)
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: module)
+    code, _, err = run_command("accelerators", "--debug")
+    assert code == 2
+    assert "a fault of ours or of the library h5py: TypeError" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("argv", [("--debug", "accelerators"), ("accelerators", "--debug")])
+def test_debug_prints_the_traceback(
+    argv: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_command: RunCommand
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for error in (ZeroDivisionError("x"), OneShotError("x")):
+        monkeypatch.setattr(cli.importlib, "import_module", lambda name, error=error: raising(error))
+        code, _, err = run_command(*argv)
+        assert code == 2
+        assert err.startswith("Traceback (most recent call last)")
+        assert err.splitlines()[-1].startswith("oneshot-ml2: error: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fault_on_a_machine_without_a_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_command: RunCommand
+) -> None:
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: raising(ZeroDivisionError()))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    code, _, err = run_command("accelerators")
+    assert code == 2
+    assert "--debug" in one_line(err)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
+    ids=str,
+)
+def test_lack_of_memory_is_told_as_that(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, run_command: RunCommand
+) -> None:
+    def run(args: object) -> int:
+        try:
+            raise error
+        except Exception as cause:
+            raise OneShotError("cannot be traced") from cause
+
+    for module in (raising(error), SimpleNamespace(add_arguments=lambda parser: None, run=run)):
+        monkeypatch.setattr(cli.importlib, "import_module", lambda name, module=module: module)
+        code, _, err = run_command("accelerators")
+        assert code == 2
+        assert "out of memory; close other programs" in one_line(err)
+    assert "cannot be traced: out of memory" in err
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the limit is a POSIX system's")
+def test_a_limited_address_space_is_one_line() -> None:
+    command = f"ulimit -v 400000; {sys.executable} -m oneshot_ml2.cli compile resnet18 --size 32 --layers fc"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "memory" in one_line(done.stderr)
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
@@ -206,3 +310,92 @@ def test_accelerators_do_not_load_the_heavy_packages() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == "[]\n"
+
+
+# Paths -----------------------------------------------------------------------------------------
+def test_outputs_are_looked_at_before_the_work(tmp_path: Path, run_command: RunCommand) -> None:
+    """None of these gets as far as its inputs, which are not there."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.json").mkdir()
+    os.mkfifo(tmp_path / "pipe.json")
+    none = tmp_path / "none"
+    for bad, says in (
+        (none / "x.json", "no folder"),
+        (tmp_path / "file" / "x.json", "no folder"),
+        (tmp_path / "folder.json", "is a folder"),
+        (tmp_path / "pipe.json", "is no regular file"),
+    ):
+        for argv in (
+            ("compile", "none", "--output", bad),
+            ("compile", "none", "--build", tmp_path / "b", "--output", bad),
+            ("compile", "none", "-o", tmp_path / "b", "--html", bad),
+            ("trace", "none", "-o", bad),
+            ("refine", "none", "-o", bad),
+            ("history", none, "--plot", bad),
+            ("evaluate", "--weights", "none", "--out", bad),
+            ("corpus", "merge", none, "--out", bad),
+            ("corpus", "best", none, "--out", bad),
+        ):
+            code, _, err = run_command(*argv)
+            assert code == 2, argv
+            assert says in one_line(err), argv
+    for argv in (
+        ("compile", "none", "-o", tmp_path / "file" / "build"),
+        ("optimum", "--tasks", none, "--out", tmp_path / "file" / "x"),
+        ("train", "--corpus", none, "--out", tmp_path / "file" / "x"),
+        ("corpus", "split", none, "--accelerators", none, "--out", tmp_path / "file" / "x"),
+    ):
+        code, _, err = run_command(*argv)
+        assert code == 2
+        assert "is no folder" in one_line(err), argv
+
+
+def test_an_output_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command: RunCommand
+) -> None:
+    # Root may write everywhere.
+    monkeypatch.setattr("oneshot_ml2.files.os.access", lambda path, mode: False)
+    for argv in (("trace", "none", "-o", tmp_path / "x.json"), ("compile", "none", "-o", tmp_path / "new" / "build")):
+        code, _, err = run_command(*argv)
+        assert code == 2
+        assert f"{tmp_path} cannot be written" in one_line(err)
+
+
+def test_onnx_files_are_looked_at_before_tvm_is_imported(tmp_path: Path) -> None:
+    code = """
+import sys
+from oneshot_ml2.cli import main
+for path in sys.argv[2:]:
+    assert main(["compile", path, "-o", sys.argv[1]]) == 2
+print(sorted({"torch", "tvm", "numba"} & set(sys.modules)))
+"""
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    (tmp_path / "folder.ONNX").mkdir()
+    (tmp_path / "text.Onnx").write_text("no model at all")
+    names = ("missing.ONNX", "empty.onnx", "folder.ONNX", "text.Onnx")
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "build", *(tmp_path / name for name in names)],
+        capture_output=True, text=True, timeout=60, check=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.stdout == "[]\n"
+    lines = done.stderr.splitlines()
+    assert [name in line for name, line in zip(names, lines, strict=True)] == [True] * 4
+    for line, says in zip(lines, ("No such file", "is empty", "directory", "no valid ONNX model")):
+        assert says in line
+    assert not (tmp_path / "build").exists()
+
+
+def test_inputs_of_a_wrong_kind(tmp_path: Path, run_command: RunCommand) -> None:
+    (tmp_path / "text").write_text("no numbers")
+    (tmp_path / "empty").write_bytes(b"")
+    for name in ("text", "empty", ".", "missing"):
+        path = tmp_path / name
+        for argv in (
+            ("compile", "resnet18", "-o", tmp_path / "build", "--calibration", path),
+            ("compile", "resnet18", "-o", tmp_path / "build", "--schedules", path),
+            ("compile", "resnet18", "-o", tmp_path / "build", "--weights", f"{path}.safetensors"),
+            ("run", path),
+        ):
+            code, _, err = run_command(*argv)
+            assert code == 2, argv
+            assert str(tmp_path) in one_line(err), argv

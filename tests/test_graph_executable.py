@@ -622,6 +622,24 @@ def test_the_trace_of_a_folder(
         assert (code, err.count("\n")) == (2, 1), err
 
 
+def test_the_trace_of_a_folder_runs_none_of_it(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command: RunCommand
+) -> None:
+    """Its library is native code; and TVM is not needed."""
+
+    def refuse() -> None:
+        raise AssertionError("TVM is imported")
+
+    monkeypatch.setattr(executable, "import_tvm", refuse)
+    assert run_command("trace", saved, "-o", tmp_path / "t.json")[0] == 0
+    # What is damaged is refused all the same.
+    copy = tmp_path / "copy"
+    shutil.copytree(saved, copy)
+    (copy / executable.LIBRARY).write_bytes(b"another")
+    code, _, err = run_command("trace", copy, "-o", tmp_path / "t.json")
+    assert code == 2 and "does not match its hash" in err
+
+
 def test_onnx_from_the_command_line(tmp_path: Path, run_command: RunCommand) -> None:
     path = residual_qdq(tmp_path / "m.onnx")
     build = tmp_path / "build"
