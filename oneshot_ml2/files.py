@@ -52,7 +52,8 @@ def locked(path: str | Path, busy: str, error: type[OneShotError] = OneShotError
             os.close(handle)
         if isinstance(failure, BlockingIOError):
             raise error(busy) from failure
-        raise error(f"cannot lock {beside}: {failure.strerror or failure}") from failure
+        reason = failure.strerror or failure
+        raise error(f"cannot lock {beside}: {reason}; give another place, or make this one writable") from failure
     try:
         yield
     finally:

@@ -15,7 +15,6 @@ from conftest import RunCommand, noted
 import oneshot_ml2 as o2
 from oneshot_ml2 import compile as compiling
 from oneshot_ml2 import oneshot, report
-from oneshot_ml2.files import write_whole
 from oneshot_ml2.schedule import ScheduleSpace
 from oneshot_ml2.vta import image, timing
 from oneshot_ml2.workload import Conv2d, Dense, Epilogue, Layer, Workload
@@ -215,19 +214,6 @@ def test_bad_options_end_before_the_work(
     code, out, err = run_command("compile", "resnet18", *options)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    path = tmp_path / "out.json"
-    write_whole(path, "first")
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_whole(path, "second")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out.json"]
-    assert path.read_text() == "first"
 
 
 def test_tables() -> None:
