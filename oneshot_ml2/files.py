@@ -38,7 +38,7 @@ def locked(path: str | Path, busy: str, error: type[OneShotError] = OneShotError
     handle = -1
     try:
         while handle < 0:
-            handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not _is_at(handle, beside):
                 # Whoever held it has removed the file since it was opened: what counts is the file that is there.
@@ -49,7 +49,8 @@ def locked(path: str | Path, busy: str, error: type[OneShotError] = OneShotError
             os.close(handle)
         if isinstance(failure, BlockingIOError):
             raise error(busy) from failure
-        raise error(f"cannot lock {beside}: {failure.strerror or failure}") from failure
+        reason = failure.strerror or failure
+        raise error(f"cannot lock {beside}: {reason}; give another place, or make this one writable") from failure
     try:
         yield
     finally:
@@ -76,7 +77,7 @@ def temporary(target: str | Path, folder: bool = False) -> Iterator[tuple[Path, 
         # A file system without locks has none to look at either, so nobody takes this one for a leftover.
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
-        if _is_at(handle, path):
+        if os.path.lexists(path):
             break
         # Cleared by another writer before it was locked.
         os.close(handle)

@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 
 REASON = "needs pip install 'oneshot-ml2[onnx]'"
 
+# Every model of the zoo, and a size at which it is compiled soon.
+ZOO = (
+    ("resnet18", 64), ("resnet34", 64), ("resnet50", 64), ("vgg16", 64), ("mobilenet_v1", 64), ("mobilenet_v2", 64),
+    ("squeezenet", 64), ("vit_tiny", 64), ("bert_tiny", 32), ("bert_base", 16),
+)  # fmt: skip
+
 
 def needs(*packages: str) -> None:
     """Skip the test file, saying what is missing."""

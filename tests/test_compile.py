@@ -259,19 +259,6 @@ def test_bad_options_end_before_the_work(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    path = tmp_path / "out.json"
-    write_whole(path, "first")
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_whole(path, "second")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out.json"]
-    assert path.read_text() == "first"
-
-
 def test_tables() -> None:
     text = report.table(("name", "n"), [("a", "1"), ("long", "1,000")], left=("name",))
     assert text.splitlines() == ["name      n", "a         1", "long  1,000"]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import RunCommand, noted
-from graph_models import example, needs, residual_qdq, small_net
+from graph_models import ZOO, example, needs, residual_qdq, small_net
 
 from oneshot_ml2 import files, graph, oneshot, runtime
 from oneshot_ml2.accelerator import Accelerator
@@ -806,13 +806,7 @@ def test_random_networks_are_exact(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        ("resnet18", 64), ("resnet34", 64), ("resnet50", 64), ("vgg16", 64), ("mobilenet_v1", 64), ("mobilenet_v2", 64),
-        ("squeezenet", 64), ("vit_tiny", 64), ("bert_tiny", 32), ("bert_base", 16),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "size"), ZOO)
 @pytest.mark.parametrize("rounding", ["shift", "half_even"])
 def test_the_zoo_compiles_and_runs(name: str, size: int, rounding: str, tmp_path: Path) -> None:
     model = graph.compile_model(name, size=size, rounding=rounding)

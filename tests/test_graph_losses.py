@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import RunCommand
-from graph_models import example, needs, residual_qdq, small_net
+from graph_models import ZOO, example, needs, residual_qdq, small_net
 
 from oneshot_ml2.graph import importer, losses, quantize
 from oneshot_ml2.graph.losses import OUTPUT, PART, TENSOR, Loss
@@ -137,13 +137,7 @@ def test_sound_models_bring_no_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        ("resnet18", 64), ("resnet34", 64), ("resnet50", 64), ("vgg16", 64), ("mobilenet_v1", 64), ("mobilenet_v2", 64),
-        ("squeezenet", 64), ("vit_tiny", 64), ("bert_tiny", 32), ("bert_base", 16),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "size"), ZOO)
 def test_the_bound_is_far_from_what_the_zoo_loses(name: str, size: int) -> None:
     found = quantize.quantize(importer.import_model(name, None, size))
     assert found.losses == ()

@@ -58,11 +58,11 @@ class Tensor:
 
 
 @dataclass
-class Executable:
-    """A model that can run: TVM's virtual machine with the launcher's programs behind it.
+class _Model:
+    """What is known of a compiled model, running or stored.
 
     ``identity``: what the launcher knows its programs by; ``segments``: those, each of the layers of one submission, in
-    one DRAM image; ``library``: the compiled host code.
+    one DRAM image.
     """
 
     name: str
@@ -71,6 +71,15 @@ class Executable:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     segments: tuple[LayerProgram, ...]
+
+
+@dataclass
+class Executable(_Model):
+    """A model that can run: TVM's virtual machine with the launcher's programs behind it.
+
+    ``library``: the compiled host code.
+    """
+
     library: Any = field(repr=False)
     _machine: Any = field(default=None, repr=False)
 
@@ -293,19 +302,13 @@ def _manifest_hash(manifest: Mapping[str, Any]) -> str:
 
 
 # Loading ---------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Stored:
+@dataclass
+class Stored(_Model):
     """A compiled model as its folder holds it, checked; nothing of it is native code yet.
 
     ``manifest``: the folder's; ``report``: what ``report.json`` holds; ``library``: the bytes of the host's code.
     """
 
-    name: str
-    identity: str
-    accelerator: Accelerator
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    segments: tuple[LayerProgram, ...]
     manifest: Mapping[str, Any] = field(repr=False)
     report: Mapping[str, Any] = field(repr=False)
     library: bytes = field(repr=False)
