@@ -47,11 +47,12 @@ def test_no_child_outlives_its_parent(kind: str, sign: signal.Signals, tmp_path:
         time.sleep(0.05)
     assert (tmp_path / "hangs").exists() and alive(process.pid)
     process.send_signal(sign)
-    process.communicate(timeout=30)
+    process.wait(timeout=30)
     deadline = time.monotonic() + 20
     while alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     left = alive(process.pid)
     if left:
         os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
     assert not left

@@ -136,6 +136,7 @@ def test_bad_arguments(weights: Path, workloads: Path, tmp_path: Path, run_comma
         (["refine"], "--workload FILE"),
         ([*base, "--trials", "0"], "--trials is 0"),
         ([*base, "--batch", "0"], "--batch is 0"),
+        ([*base, "--failures", "-1"], "--failures is -1"),
         ([*base, "--timeout", "0"], "--timeout is 0"),
         ([*base, "--tuner", "magic"], "ml2-warm"),
         ([*base, "--device", "perturbed:magic"], "slow-memory"),

@@ -175,13 +175,13 @@ def read_log(path: str | Path) -> History:
         if found.header is None:
             raise ValueError(found.problem)
         header = _parse_header(found.header)
+        size = len(ScheduleSpace(header.workload, header.accelerator, header.space))
     except OSError as error:
         raise LogError(f"cannot read {path}: {error.strerror or error}") from error
     except FOREIGN as error:
         why = str(error) if type(error) is ValueError else repr(error)
         raise LogError(f"{path} is no tuning log ({why}); `oneshot-ml2 refine --logs` writes one") from error
     told(path, found)
-    size = len(ScheduleSpace(header.workload, header.accelerator, header.space))
     trials: dict[int, Trial] = {}
     for number, trial in found.entries:
         if trial.index < size:
