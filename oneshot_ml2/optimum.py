@@ -24,7 +24,7 @@ from oneshot_ml2 import encode
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.corpus import task_id
 from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.files import parse_json, read_json, read_text, whole_number
+from oneshot_ml2.files import parse_json, read_json, read_text, shown, whole_number
 from oneshot_ml2.schedule import ScheduleSpace, backend
 from oneshot_ml2.vta import plan
 from oneshot_ml2.workload import Layer, Workload, read_layers
@@ -268,7 +268,7 @@ def _check_row(row: Optimum) -> None:
         else:
             fits = type(value) is {"str": str, "bool": bool}[str(field.type)]
         if field.type != "int" and not fits:
-            raise ValueError(f"{field.name} is {str(value)[:40]!r}; allowed: {field.type}")
+            raise ValueError(f"{field.name} is {shown(value)}; allowed: {field.type}")
 
 
 def _row(optimum: Optimum) -> str:

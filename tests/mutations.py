@@ -123,6 +123,7 @@ def damaged_tree(tree: Any, rng: Rng) -> Any:
         elif how == 3:
             tree = _with(tree, path, lambda _: pick(rng, _numbers(rng)))
         elif how == 4 and path:
+
             def drop(parent: Any, key: Any = path[-1]) -> Any:
                 if isinstance(parent, dict):
                     return {name: entry for name, entry in parent.items() if name != key}
@@ -304,7 +305,9 @@ def damaged_npz(content: bytes, rng: Rng) -> bytes:
         members = [(name, file.read(name)) for name in file.namelist()]
     at = int(rng.integers(len(members)))
     name, body = members[at]
-    method = pick(rng, [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+    method = pick(
+        rng, [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+    )
     how = int(rng.integers(9))
     if how <= 3:
         members[at] = (name, damaged_npy(body, rng))
@@ -323,7 +326,9 @@ def damaged_npz(content: bytes, rng: Rng) -> bytes:
         packed = bytearray(zip_of(members, method))
         place = packed.rfind(b"PK\x01\x02")
         offset = pick(rng, [16, 20, 24, 28, 30, 42])
-        packed[place + offset : place + offset + 4] = struct.pack("<I", pick(rng, [0, 1, 1 << 20, 0x7FFFFFFF, 0xFFFFFFFF]))
+        packed[place + offset : place + offset + 4] = struct.pack(
+            "<I", pick(rng, [0, 1, 1 << 20, 0x7FFFFFFF, 0xFFFFFFFF])
+        )
         return bytes(packed)
     return zip_of(members, method)
 
@@ -437,7 +442,9 @@ def _replaced(file: h5py.File, name: str, rng: Rng) -> None:
         size = (1 << int(rng.integers(20, 40)), *shape[1:])
         file.create_dataset(name, size, dtype=dtype)
     elif how == 5:
-        file.create_dataset(name, shape or (1,), dtype=dtype, external=[("/dev/zero", 0, 1 << 30)]) if dtype.kind != "O" else None
+        file.create_dataset(
+            name, shape or (1,), dtype=dtype, external=[("/dev/zero", 0, 1 << 30)]
+        ) if dtype.kind != "O" else None
     elif how == 6:
         try:
             file.create_dataset(name, data=np.asarray(data).astype(_other_dtype(rng)))
@@ -456,7 +463,9 @@ def _replaced(file: h5py.File, name: str, rng: Rng) -> None:
         layout[...] = h5py.VirtualSource("/nowhere.h5", "x", shape=shape)
         file.create_virtual_dataset(name, layout)
     elif how == 11:
-        file.create_dataset(name, shape, dtype=dtype, data=data, chunks=True, compression="lzf") if shape and shape[0] else None
+        file.create_dataset(name, shape, dtype=dtype, data=data, chunks=True, compression="lzf") if shape and shape[
+            0
+        ] else None
     # Otherwise it is missing.
 
 
@@ -468,7 +477,9 @@ def _other_values(file: h5py.File, name: str, rng: Rng) -> None:
         values = dataset[()]
         limits = np.iinfo(values.dtype)
         flat = values.reshape(-1)
-        new = pick(rng, [0, -1, 1, limits.max, limits.min, limits.max // 2, 1 << 33, 1 << 40, int(rng.integers(1 << 20))])
+        new = pick(
+            rng, [0, -1, 1, limits.max, limits.min, limits.max // 2, 1 << 33, 1 << 40, int(rng.integers(1 << 20))]
+        )
         flat[int(rng.integers(flat.size)) if rng.random() < 0.7 else slice(None)] = np.clip(new, limits.min, limits.max)
         dataset[...] = values
     elif dataset.dtype.kind == "S":
@@ -501,10 +512,14 @@ def _other_attribute(file: h5py.File, rng: Rng) -> None:
     elif how == 5:
         file.attrs.create(name, ["a", "b"], dtype=h5py.string_dtype())
     elif how == 6:
-        file.attrs[name] = pick(rng, [1.5, True, np.int8(3), 1 << 40, -1, np.uint64((1 << 64) - 1), b"\xff\xfe", float("nan")])
+        file.attrs[name] = pick(
+            rng, [1.5, True, np.int8(3), 1 << 40, -1, np.uint64((1 << 64) - 1), b"\xff\xfe", float("nan")]
+        )
     elif isinstance(old, str):
         try:
-            file.attrs[name] = json_text(damaged_tree(json.loads(old), rng)).encode("utf-8", "surrogatepass").replace(b"\0", b"")
+            file.attrs[name] = (
+                json_text(damaged_tree(json.loads(old), rng)).encode("utf-8", "surrogatepass").replace(b"\0", b"")
+            )
         except ValueError:
             file.attrs[name] = old + "x"
 
