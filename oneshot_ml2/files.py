@@ -184,7 +184,7 @@ _DECODER = json.JSONDecoder(
 
 
 def shown(value: Any) -> str:
-    """A value as errors show it: short, and a number of thousands of digits, which Python does not write, by its size."""
+    """A value as errors show it: short; a number of thousands of digits, which Python does not write, by its size."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {value.bit_length()} bits"
     text = repr(value)

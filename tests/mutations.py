@@ -10,8 +10,7 @@ import io
 import json
 import struct
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,13 +81,19 @@ def _at(tree: Any, path: Sequence[Any]) -> Any:
     return tree
 
 
-def _with(tree: Any, path: Sequence[Any], change: Callable[[Any], Any]) -> Any:
+def _with(tree: Any, path: Sequence[Any], value: Any) -> Any:
     """The tree with another value at a path; what is off the path is shared."""
     if not path:
-        return change(tree)
+        return value
     copy = dict(tree) if isinstance(tree, dict) else list(tree)
-    copy[path[0]] = _with(copy[path[0]], path[1:], change)
+    copy[path[0]] = _with(copy[path[0]], path[1:], value)
     return copy
+
+
+def _without(parent: Any, key: Any) -> Any:
+    if isinstance(parent, dict):
+        return {name: entry for name, entry in parent.items() if name != key}
+    return parent[:key] + parent[key + 1 :]
 
 
 def _numbers(rng: Rng) -> list[Any]:
@@ -109,42 +114,37 @@ def _strange(rng: Rng) -> Any:
     ])  # fmt: skip
 
 
+def _other(value: Any, rng: Rng) -> Any:
+    """A value near a given one: longer, shorter, or of another sign or size."""
+    if isinstance(value, list):
+        return (value + value)[: int(rng.integers(2 * len(value) + 1))]
+    if isinstance(value, dict):
+        return value | {pick(rng, ["unknown", "", "é"]): _strange(rng)}
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return _strange(rng)
+    return value * pick(rng, [0, -1, 2, 1 << 20, 0.5])
+
+
 def damaged_tree(tree: Any, rng: Rng) -> Any:
     """One to three changes somewhere in a tree of dicts, lists and plain values."""
     for _ in range(int(rng.integers(1, 4))):
         places = [path for path in _places(tree) if not isinstance(_at(tree, path), (Raw, Twice))]
-        # Half of the draws from what is near the root, which long lists would hide.
+        # Some draws are from what is near the root, which long lists would hide.
         near = [path for path in places if len(path) <= 2]
         path = pick(rng, near if rng.random() < 0.3 else places)
         how = int(rng.integers(8))
         value = _at(tree, path)
-        if how <= 2:
-            tree = _with(tree, path, lambda _: _strange(rng))
-        elif how == 3:
-            tree = _with(tree, path, lambda _: pick(rng, _numbers(rng)))
+        if how == 3:
+            tree = _with(tree, path, pick(rng, _numbers(rng)))
         elif how == 4 and path:
-
-            def drop(parent: Any, key: Any = path[-1]) -> Any:
-                if isinstance(parent, dict):
-                    return {name: entry for name, entry in parent.items() if name != key}
-                return parent[:key] + parent[key + 1 :]
-
-            tree = _with(tree, path[:-1], drop)
+            tree = _with(tree, path[:-1], _without(_at(tree, path[:-1]), path[-1]))
         elif how == 5 and isinstance(value, dict):
             key = pick(rng, [*value, "unknown", "", "op"])
-            tree = _with(tree, path, lambda table: Twice(table, key, table.get(key, _strange(rng))))
+            tree = _with(tree, path, Twice(value, key, value.get(key, _strange(rng))))
         elif how == 6:
-            other = _at(tree, pick(rng, places))
-            tree = _with(tree, path, lambda _: other)
-        elif isinstance(value, list):
-            tree = _with(tree, path, lambda entries: (entries + entries)[: int(rng.integers(2 * len(entries) + 1))])
-        elif isinstance(value, dict):
-            tree = _with(tree, path, lambda table: table | {pick(rng, ["unknown", "", "é"]): _strange(rng)})
-        elif isinstance(value, bool) or value is None or isinstance(value, str):
-            tree = _with(tree, path, lambda _: _strange(rng))
+            tree = _with(tree, path, _at(tree, pick(rng, places)))
         else:
-            factor = pick(rng, [0, -1, 2, 1 << 20, 0.5])
-            tree = _with(tree, path, lambda number: number * factor if not isinstance(number, Raw) else number)
+            tree = _with(tree, path, _strange(rng) if how <= 2 else _other(value, rng))
         if isinstance(tree, (Raw, Twice)):
             break
     return tree
@@ -548,8 +548,3 @@ def damaged_hdf5(path: Path, rng: Rng) -> None:
                         values = np.resize(old[()], (length, *old.shape[1:])).astype(old.dtype)
                         del file[name]
                         file[name] = values
-
-
-def packed_zeros(size: int) -> bytes:
-    """What zlib makes of zeros."""
-    return zlib.compress(bytes(size), 9)
