@@ -230,8 +230,10 @@ def damaged_toml(tree: dict[str, Any], rng: Rng) -> bytes:
         return damaged_bytes(text.encode(), rng)
     if draw < 0.25:
         extra = pick(rng, [
-            "a." * 30_000 + "a = 1", "[" + "a." * 30_000 + "a]", "x = 0x" + "f" * 50_000, "x = 1e99999", "x = " + "[" * 50_000,
-            "x = " + "{a=" * 5_000 + "1" + "}" * 5_000, 'x = """' + "y" * 100_000, "x = 1\nx = 2", "[t]\n[t]", "x = 9" + "0" * 6000,
+            "a." * 30_000 + "a = 1", "[" + "a." * 30_000 + "a]", "x = 0x" + "f" * 50_000,
+            "x = 1e99999", "x = " + "[" * 50_000,
+            "x = " + "{a=" * 5_000 + "1" + "}" * 5_000,
+            'x = """' + "y" * 100_000, "x = 1\nx = 2", "[t]\n[t]", "x = 9" + "0" * 6000,
         ])  # fmt: skip
         return (extra + "\n" + text if rng.random() < 0.5 else text + "\n" + extra + "\n").encode()
     return toml_text(damaged_tree(tree, rng)).encode("utf-8", "surrogatepass")
@@ -259,7 +261,8 @@ def damaged_npy(content: bytes, rng: Rng) -> bytes:
     how = int(rng.integers(6))
     if how == 0:
         head["shape"] = pick(rng, [
-            (), (0,), (-1,), (1 << 40,), (1 << 62, 4), (1 << 31, 1 << 31), (1 << 64,), (1 << 28,), "x", None, [3], (1.5,),
+            (), (0,), (-1,), (1 << 40,), (1 << 62, 4), (1 << 31, 1 << 31), (1 << 64,), (1 << 28,),
+            "x", None, [3], (1.5,),
             (True,), array.shape[::-1], (*array.shape, 1), (1,) * 65, (1,) * 30 + array.shape, (1 << 33, 0), ("1",),
         ])  # fmt: skip
     elif how == 1:
@@ -271,7 +274,8 @@ def damaged_npy(content: bytes, rng: Rng) -> bytes:
         head["fortran_order"] = pick(rng, [True, 1, None, "yes"])
     elif how == 3:
         text = pick(rng, [
-            "", "{}", "[]", "(" * 5000, "{'descr': '<i4'}", "__import__('os')", "{" * 100, "9" * 5000, "-" * 60_000 + "1",
+            "", "{}", "[]", "(" * 5000, "{'descr': '<i4'}", "__import__('os')", "{" * 100,
+            "9" * 5000, "-" * 60_000 + "1",
             repr(head) + " " * 60_000, repr(head)[:-1], repr(head | {"more": 1}), "\xff" * 100,
             "{'descr': '<i4', 'fortran_order': False, 'shape': (" + "1," * 20_000 + ")}",
         ])  # fmt: skip
@@ -419,7 +423,8 @@ def _dataset_names(file: h5py.File) -> list[str]:
 def _other_dtype(rng: Rng) -> Any:
     return pick(rng, [
         np.float64, np.int8, np.uint64, np.bool_, "S4", "V8", h5py.string_dtype(), h5py.vlen_dtype(np.int32),
-        np.dtype([("a", "<i4"), ("b", "<f8")]), h5py.enum_dtype({"a": 1}), np.dtype("(3,)i4"), h5py.ref_dtype, ">i8", "S4096",
+        np.dtype([("a", "<i4"), ("b", "<f8")]), h5py.enum_dtype({"a": 1}), np.dtype("(3,)i4"),
+        h5py.ref_dtype, ">i8", "S4096",
     ])  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def test_headers_that_lie(content: bytes, tmp_path: Path) -> None:
     for source in (tmp_path / "x", content):
         with pytest.raises(ValueError):
             arrays.read(source)
-    with pytest.raises(ModelError, match="is no .npy or .npz file of numbers") as caught:
+    with pytest.raises(ModelError, match=r"is no \.npy or \.npz file of numbers") as caught:
         read_tensors(tmp_path / "x")
     assert "\n" not in str(caught.value)
 
