@@ -13,9 +13,10 @@ from oneshot_ml2 import accelerator, collect, crosscheck, optimum, pretrained
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import AcceleratorError, OneShotError
 from oneshot_ml2.files import DEEPEST, read_json, read_toml, whole_number
+from oneshot_ml2.predictor import Predictor
 from oneshot_ml2.refine import read_compiled
 from oneshot_ml2.schedule import Schedule, ScheduleSpace
-from oneshot_ml2.tuner.runner import read_log
+from oneshot_ml2.tuner.runner import Header, read_log
 from oneshot_ml2.workload import Dense, read_layers
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -151,3 +152,53 @@ def test_rows_of_optima_have_their_types(changes: dict[str, Any], tmp_path: Path
     path.write_text(_optimum() + _optimum(**changes))
     with pytest.raises(OneShotError, match="not a table of optima"):
         optimum.read_optima(path)
+
+
+def _log(**changes: Any) -> str:
+    chip, workload = Accelerator.load("pynq"), Dense(1, 64, 64)
+    header = Header(workload, chip, "full", "random", 0, "sim", 10).to_dict()
+    trial = {"trial": 0, "index": 3, "reason": "valid", "cycles": 100, "attempts": 1}
+    head = {key: value for key, value in changes.items() if key in header}
+    rest = {key: value for key, value in changes.items() if key not in header}
+    return json.dumps(header | head) + "\n" + json.dumps(trial | rest) + "\n"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"index": 1 << 40}, {"index": -1}, {"index": 3.0}, {"index": True}, {"index": "3"},
+        {"cycles": 0}, {"cycles": 1e300},
+        {"cycles": None}, {"cycles": 1 << 63}, {"cycles": 100.5}, {"reason": "hang"}, {"reason": []},
+        {"attempts": 0.5},
+        {"trial": True}, {"trial": 1}, {"seed": 0.5},
+        {"batch": 0}, {"batch": "10"}, {"settings": 3}, {"space": "other"},
+    ],
+)  # fmt: skip
+def test_values_of_logs(changes: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(_log())
+    assert read_log(path).best == (3, 100)
+    path.write_text(_log(**changes))
+    with pytest.raises(OneShotError) as caught:
+        read_log(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_log_cut_in_its_first_line_is_not_called_empty(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(_log()[:100])
+    with pytest.raises(OneShotError, match="cut short"):
+        read_log(path)
+    path.write_text("")
+    with pytest.raises(OneShotError, match="empty"):
+        read_log(path)
+
+
+@pytest.mark.parametrize("card", [{"feature_version": 99}, {"samples": "many"}, {"settings": []}, [1]])
+def test_a_card_that_is_not_that_of_the_weights(card: Any, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(pretrained.find_pretrained().read_bytes())
+    assert Predictor.load(path).card == {}
+    path.with_suffix(".json").write_text(json.dumps(card))
+    with pytest.raises(OneShotError, match="card"):
+        Predictor.load(path)
