@@ -28,7 +28,7 @@ from oneshot_ml2.corpus import task_id
 from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.files import check_writable
 from oneshot_ml2.json_lines import find, open_lines, told
-from oneshot_ml2.reading import read_json, whole_number
+from oneshot_ml2.reading import read_json, shown, whole_number
 from oneshot_ml2.schedule import ScheduleSpace, backend
 from oneshot_ml2.vta import plan
 from oneshot_ml2.workload import Layer, Workload, read_layers
@@ -282,7 +282,7 @@ def _check_row(row: Optimum) -> None:
         else:
             fits = type(value) is {"str": str, "bool": bool}[str(field.type)]
         if field.type != "int" and not fits:
-            raise ValueError(f"{field.name} is {str(value)[:40]!r}; allowed: {field.type}")
+            raise ValueError(f"{field.name} is {shown(value)}; allowed: {field.type}")
 
 
 def _find(job: tuple[Task, float, str | None]) -> Optimum:

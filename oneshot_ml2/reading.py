@@ -119,6 +119,14 @@ DECODER = json.JSONDecoder(
 )
 
 
+def shown(value: Any) -> str:
+    """A value as errors show it: short; a number of thousands of digits, which Python does not write, by its size."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
+
+
 def whole_number(value: Any, what: str, low: int = -(1 << 63), high: int = (1 << 63) - 1) -> int:
     """A parsed value that must be a whole number within ``low..high``.
 
@@ -126,7 +134,7 @@ def whole_number(value: Any, what: str, low: int = -(1 << 63), high: int = (1 <<
         ValueError: it is something else.
     """
     if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"{what} is {str(value)[:40]!r}; allowed: a whole number {low} to {high}")
+        raise ValueError(f"{what} is {shown(value)}; allowed: a whole number {low} to {high}")
     return value
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.reading import shown
 
 if TYPE_CHECKING:
     from oneshot_ml2.accelerator import Accelerator
@@ -251,7 +252,7 @@ class ScheduleSpace:
             raise OneShotError(f"not a schedule of this space; its knobs are {', '.join(names)}")
         for name, value in given.items():
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or abs(int(value)) >= 1 << 63:
-                raise OneShotError(f"knob {name} is {str(value)[:40]!r}; allowed: one of its candidates, whole numbers")
+                raise OneShotError(f"knob {name} is {shown(value)}; allowed: one of its candidates, whole numbers")
         return int(self.index(np.array([[given[name] for name in names]], dtype=np.int64))[0])
 
     def neighbours(self, index: int) -> NDArray[np.int64]:

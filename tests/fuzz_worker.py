@@ -1,4 +1,4 @@
-"""A process that gives damaged files to one reader, one after another: ``python fuzz_worker.py READER FIRST LAST SEEDS``.
+"""A process that gives damaged files to one reader: ``python fuzz_worker.py READER FIRST LAST SEEDS``.
 
 Memory beyond what an undamaged file took is limited, as is the processor time of each file, whose end is the process's.
 It prints a line of JSON before each file and one for each failure; a crash thus tells its file. Every file follows from
@@ -89,12 +89,17 @@ def _read_accelerator(path: Path) -> None:
 
 
 def _list() -> dict[str, Any]:
-    layers = [(f"layer{i}", layer.workload) for i, layer in enumerate(read_layers(resources.find("workloads", "operators.toml"))[::40])]
+    layers = [
+        (f"layer{i}", layer.workload)
+        for i, layer in enumerate(read_layers(resources.find("workloads", "operators.toml"))[::40])
+    ]
     return {"workload": [{"name": name, "count": 1} | _plain(workload.to_dict()) for name, workload in layers]}
 
 
 def _plain(table: dict[str, Any]) -> dict[str, Any]:
-    return {key: _plain(value) if isinstance(value, dict) else value for key, value in table.items() if value is not None}
+    return {
+        key: _plain(value) if isinstance(value, dict) else value for key, value in table.items() if value is not None
+    }
 
 
 def _plan_seed() -> dict[str, Any]:
@@ -125,7 +130,9 @@ def _settings_seed() -> dict[str, Any]:
 
     from oneshot_ml2.training import Settings
 
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(Settings()).items()}
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(Settings()).items()
+    }
 
 
 def _read_settings(path: Path) -> None:
@@ -135,7 +142,10 @@ def _read_settings(path: Path) -> None:
 
 
 def _optima_seed() -> bytes:
-    rows = [json.loads(line) for line in resources.find("optima", "resnet18.jsonl").read_text(encoding="utf-8").splitlines()[:4]]
+    rows = [
+        json.loads(line)
+        for line in resources.find("optima", "resnet18.jsonl").read_text(encoding="utf-8").splitlines()[:4]
+    ]
     return b"".join(json.dumps(row | {"sample_cycles": row["sample_cycles"][:8]}).encode() + b"\n" for row in rows)
 
 
@@ -193,7 +203,16 @@ def _records_seed() -> bytes:
 
 def _board_seed() -> bytes:
     knobs = {"tile_b": 1, "tile_h": 7, "tile_w": 7, "tile_ci": 1, "tile_co": 16, "oc_nthread": 2, "h_nthread": 1}
-    layer = {"name": "x", "height": 14, "width": 14, "in_channels": 256, "out_channels": 512, "kernel": 1, "padding": 0, "stride": 2}
+    layer = {
+        "name": "x",
+        "height": 14,
+        "width": 14,
+        "in_channels": 256,
+        "out_channels": 512,
+        "kernel": 1,
+        "padding": 0,
+        "stride": 2,
+    }
     record = {"layer": layer, "knobs": knobs, "config_index": 203, "median_ms": 1.0, "dma_bytes": 1}
     return json.dumps({"records": [record, record]}).encode()
 
@@ -211,7 +230,9 @@ def _log_seed(folder: Path, seeds: Path) -> bytes:
     kept = seeds / "log.jsonl"
     if not kept.exists():
         work = Path(tempfile.mkdtemp(dir=seeds))
-        (work / "list.toml").write_text(m.toml_text({"workload": [{"name": "a"} | _plain(CONV.to_dict())]}), encoding="utf-8")
+        (work / "list.toml").write_text(
+            m.toml_text({"workload": [{"name": "a"} | _plain(CONV.to_dict())]}), encoding="utf-8"
+        )
         options = ["--trials", "24", "--batch", "8", "--tuner", "random", "--no-check", "--logs", str(work / "logs")]
         _quiet(lambda: cli.main(["refine", "--workload", str(work / "list.toml"), *options]))
         (made,) = (work / "logs").glob("*.jsonl")
@@ -300,7 +321,9 @@ def _runs_seed(folder: Path, _: Path) -> bytes:
             if name in ("insns", "trace", "uops"):
                 offset = file["uop_offset" if name == "uops" else "insn_offset"][:]
                 short.create_dataset(
-                    name, data=np.concatenate([dataset[offset[run] : offset[run + 1]] for run in runs]), compression="gzip"
+                    name,
+                    data=np.concatenate([dataset[offset[run] : offset[run + 1]] for run in runs]),
+                    compression="gzip",
                 )
             elif name.endswith("_offset"):
                 lengths = np.diff(dataset[:])[runs]
@@ -499,7 +522,9 @@ def _read_schedules(folder: Path) -> None:
 
 
 READERS: dict[str, Reader] = {
-    "accelerator": _bytes_reader("a.json", lambda: Accelerator.load("pynq").to_json().encode(), m.damaged_json, _read_accelerator),
+    "accelerator": _bytes_reader(
+        "a.json", lambda: Accelerator.load("pynq").to_json().encode(), m.damaged_json, _read_accelerator
+    ),
     "workloads": _toml_reader("w.toml", _list, read_layers),
     "plan": _toml_reader("plan.toml", _plan_seed, _read_plan),
     "settings": _toml_reader("settings.toml", _settings_seed, _read_settings),
@@ -514,7 +539,9 @@ READERS: dict[str, Reader] = {
     "records": _bytes_reader("r.json", _records_seed, m.damaged_json, _read_table),
     "board": _bytes_reader("b.json", _board_seed, m.damaged_json, _read_table),
     "log": Reader(
-        _log_seed, lambda seed, folder, rng: (folder / "log.jsonl").write_bytes(m.damaged_lines(seed, rng)) and None, _read_log
+        _log_seed,
+        lambda seed, folder, rng: (folder / "log.jsonl").write_bytes(m.damaged_lines(seed, rng)) and None,
+        _read_log,
     ),
     "corpus": Reader(_corpus_seed, _damage_hdf5("corpus.h5"), _read_corpus),
     "runs": Reader(_runs_seed, _damage_hdf5("runs.h5"), _read_runs),
@@ -524,7 +551,9 @@ READERS: dict[str, Reader] = {
     "weights": Reader(_weights_seed, _damage_weights, _read_weights),
     "checkpoint": Reader(
         _checkpoint_seed,
-        lambda seed, folder, rng: (folder / "checkpoint.safetensors").write_bytes(m.damaged_safetensors(seed, rng)) and None,
+        lambda seed, folder, rng: (
+            (folder / "checkpoint.safetensors").write_bytes(m.damaged_safetensors(seed, rng)) and None
+        ),
         _read_checkpoint,
     ),
     "model": Reader(_model_seed, _damage_model, _read_model),

@@ -10,8 +10,7 @@ import io
 import json
 import struct
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,13 +81,19 @@ def _at(tree: Any, path: Sequence[Any]) -> Any:
     return tree
 
 
-def _with(tree: Any, path: Sequence[Any], change: Callable[[Any], Any]) -> Any:
+def _with(tree: Any, path: Sequence[Any], value: Any) -> Any:
     """The tree with another value at a path; what is off the path is shared."""
     if not path:
-        return change(tree)
+        return value
     copy = dict(tree) if isinstance(tree, dict) else list(tree)
-    copy[path[0]] = _with(copy[path[0]], path[1:], change)
+    copy[path[0]] = _with(copy[path[0]], path[1:], value)
     return copy
+
+
+def _without(parent: Any, key: Any) -> Any:
+    if isinstance(parent, dict):
+        return {name: entry for name, entry in parent.items() if name != key}
+    return parent[:key] + parent[key + 1 :]
 
 
 def _numbers(rng: Rng) -> list[Any]:
@@ -109,41 +114,37 @@ def _strange(rng: Rng) -> Any:
     ])  # fmt: skip
 
 
+def _other(value: Any, rng: Rng) -> Any:
+    """A value near a given one: longer, shorter, or of another sign or size."""
+    if isinstance(value, list):
+        return (value + value)[: int(rng.integers(2 * len(value) + 1))]
+    if isinstance(value, dict):
+        return value | {pick(rng, ["unknown", "", "é"]): _strange(rng)}
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return _strange(rng)
+    return value * pick(rng, [0, -1, 2, 1 << 20, 0.5])
+
+
 def damaged_tree(tree: Any, rng: Rng) -> Any:
     """One to three changes somewhere in a tree of dicts, lists and plain values."""
     for _ in range(int(rng.integers(1, 4))):
         places = [path for path in _places(tree) if not isinstance(_at(tree, path), (Raw, Twice))]
-        # Half of the draws from what is near the root, which long lists would hide.
+        # Some draws are from what is near the root, which long lists would hide.
         near = [path for path in places if len(path) <= 2]
         path = pick(rng, near if rng.random() < 0.3 else places)
         how = int(rng.integers(8))
         value = _at(tree, path)
-        if how <= 2:
-            tree = _with(tree, path, lambda _: _strange(rng))
-        elif how == 3:
-            tree = _with(tree, path, lambda _: pick(rng, _numbers(rng)))
+        if how == 3:
+            tree = _with(tree, path, pick(rng, _numbers(rng)))
         elif how == 4 and path:
-            def drop(parent: Any, key: Any = path[-1]) -> Any:
-                if isinstance(parent, dict):
-                    return {name: entry for name, entry in parent.items() if name != key}
-                return parent[:key] + parent[key + 1 :]
-
-            tree = _with(tree, path[:-1], drop)
+            tree = _with(tree, path[:-1], _without(_at(tree, path[:-1]), path[-1]))
         elif how == 5 and isinstance(value, dict):
             key = pick(rng, [*value, "unknown", "", "op"])
-            tree = _with(tree, path, lambda table: Twice(table, key, table.get(key, _strange(rng))))
+            tree = _with(tree, path, Twice(value, key, value.get(key, _strange(rng))))
         elif how == 6:
-            other = _at(tree, pick(rng, places))
-            tree = _with(tree, path, lambda _: other)
-        elif isinstance(value, list):
-            tree = _with(tree, path, lambda entries: (entries + entries)[: int(rng.integers(2 * len(entries) + 1))])
-        elif isinstance(value, dict):
-            tree = _with(tree, path, lambda table: table | {pick(rng, ["unknown", "", "é"]): _strange(rng)})
-        elif isinstance(value, bool) or value is None or isinstance(value, str):
-            tree = _with(tree, path, lambda _: _strange(rng))
+            tree = _with(tree, path, _at(tree, pick(rng, places)))
         else:
-            factor = pick(rng, [0, -1, 2, 1 << 20, 0.5])
-            tree = _with(tree, path, lambda number: number * factor if not isinstance(number, Raw) else number)
+            tree = _with(tree, path, _strange(rng) if how <= 2 else _other(value, rng))
         if isinstance(tree, (Raw, Twice)):
             break
     return tree
@@ -229,8 +230,10 @@ def damaged_toml(tree: dict[str, Any], rng: Rng) -> bytes:
         return damaged_bytes(text.encode(), rng)
     if draw < 0.25:
         extra = pick(rng, [
-            "a." * 30_000 + "a = 1", "[" + "a." * 30_000 + "a]", "x = 0x" + "f" * 50_000, "x = 1e99999", "x = " + "[" * 50_000,
-            "x = " + "{a=" * 5_000 + "1" + "}" * 5_000, 'x = """' + "y" * 100_000, "x = 1\nx = 2", "[t]\n[t]", "x = 9" + "0" * 6000,
+            "a." * 30_000 + "a = 1", "[" + "a." * 30_000 + "a]", "x = 0x" + "f" * 50_000,
+            "x = 1e99999", "x = " + "[" * 50_000,
+            "x = " + "{a=" * 5_000 + "1" + "}" * 5_000,
+            'x = """' + "y" * 100_000, "x = 1\nx = 2", "[t]\n[t]", "x = 9" + "0" * 6000,
         ])  # fmt: skip
         return (extra + "\n" + text if rng.random() < 0.5 else text + "\n" + extra + "\n").encode()
     return toml_text(damaged_tree(tree, rng)).encode("utf-8", "surrogatepass")
@@ -258,7 +261,8 @@ def damaged_npy(content: bytes, rng: Rng) -> bytes:
     how = int(rng.integers(6))
     if how == 0:
         head["shape"] = pick(rng, [
-            (), (0,), (-1,), (1 << 40,), (1 << 62, 4), (1 << 31, 1 << 31), (1 << 64,), (1 << 28,), "x", None, [3], (1.5,),
+            (), (0,), (-1,), (1 << 40,), (1 << 62, 4), (1 << 31, 1 << 31), (1 << 64,), (1 << 28,),
+            "x", None, [3], (1.5,),
             (True,), array.shape[::-1], (*array.shape, 1), (1,) * 65, (1,) * 30 + array.shape, (1 << 33, 0), ("1",),
         ])  # fmt: skip
     elif how == 1:
@@ -270,7 +274,8 @@ def damaged_npy(content: bytes, rng: Rng) -> bytes:
         head["fortran_order"] = pick(rng, [True, 1, None, "yes"])
     elif how == 3:
         text = pick(rng, [
-            "", "{}", "[]", "(" * 5000, "{'descr': '<i4'}", "__import__('os')", "{" * 100, "9" * 5000, "-" * 60_000 + "1",
+            "", "{}", "[]", "(" * 5000, "{'descr': '<i4'}", "__import__('os')", "{" * 100,
+            "9" * 5000, "-" * 60_000 + "1",
             repr(head) + " " * 60_000, repr(head)[:-1], repr(head | {"more": 1}), "\xff" * 100,
             "{'descr': '<i4', 'fortran_order': False, 'shape': (" + "1," * 20_000 + ")}",
         ])  # fmt: skip
@@ -304,7 +309,9 @@ def damaged_npz(content: bytes, rng: Rng) -> bytes:
         members = [(name, file.read(name)) for name in file.namelist()]
     at = int(rng.integers(len(members)))
     name, body = members[at]
-    method = pick(rng, [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+    method = pick(
+        rng, [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+    )
     how = int(rng.integers(9))
     if how <= 3:
         members[at] = (name, damaged_npy(body, rng))
@@ -323,7 +330,9 @@ def damaged_npz(content: bytes, rng: Rng) -> bytes:
         packed = bytearray(zip_of(members, method))
         place = packed.rfind(b"PK\x01\x02")
         offset = pick(rng, [16, 20, 24, 28, 30, 42])
-        packed[place + offset : place + offset + 4] = struct.pack("<I", pick(rng, [0, 1, 1 << 20, 0x7FFFFFFF, 0xFFFFFFFF]))
+        packed[place + offset : place + offset + 4] = struct.pack(
+            "<I", pick(rng, [0, 1, 1 << 20, 0x7FFFFFFF, 0xFFFFFFFF])
+        )
         return bytes(packed)
     return zip_of(members, method)
 
@@ -414,7 +423,8 @@ def _dataset_names(file: h5py.File) -> list[str]:
 def _other_dtype(rng: Rng) -> Any:
     return pick(rng, [
         np.float64, np.int8, np.uint64, np.bool_, "S4", "V8", h5py.string_dtype(), h5py.vlen_dtype(np.int32),
-        np.dtype([("a", "<i4"), ("b", "<f8")]), h5py.enum_dtype({"a": 1}), np.dtype("(3,)i4"), h5py.ref_dtype, ">i8", "S4096",
+        np.dtype([("a", "<i4"), ("b", "<f8")]), h5py.enum_dtype({"a": 1}), np.dtype("(3,)i4"),
+        h5py.ref_dtype, ">i8", "S4096",
     ])  # fmt: skip
 
 
@@ -437,7 +447,9 @@ def _replaced(file: h5py.File, name: str, rng: Rng) -> None:
         size = (1 << int(rng.integers(20, 40)), *shape[1:])
         file.create_dataset(name, size, dtype=dtype)
     elif how == 5:
-        file.create_dataset(name, shape or (1,), dtype=dtype, external=[("/dev/zero", 0, 1 << 30)]) if dtype.kind != "O" else None
+        file.create_dataset(
+            name, shape or (1,), dtype=dtype, external=[("/dev/zero", 0, 1 << 30)]
+        ) if dtype.kind != "O" else None
     elif how == 6:
         try:
             file.create_dataset(name, data=np.asarray(data).astype(_other_dtype(rng)))
@@ -456,7 +468,9 @@ def _replaced(file: h5py.File, name: str, rng: Rng) -> None:
         layout[...] = h5py.VirtualSource("/nowhere.h5", "x", shape=shape)
         file.create_virtual_dataset(name, layout)
     elif how == 11:
-        file.create_dataset(name, shape, dtype=dtype, data=data, chunks=True, compression="lzf") if shape and shape[0] else None
+        file.create_dataset(name, shape, dtype=dtype, data=data, chunks=True, compression="lzf") if shape and shape[
+            0
+        ] else None
     # Otherwise it is missing.
 
 
@@ -468,7 +482,9 @@ def _other_values(file: h5py.File, name: str, rng: Rng) -> None:
         values = dataset[()]
         limits = np.iinfo(values.dtype)
         flat = values.reshape(-1)
-        new = pick(rng, [0, -1, 1, limits.max, limits.min, limits.max // 2, 1 << 33, 1 << 40, int(rng.integers(1 << 20))])
+        new = pick(
+            rng, [0, -1, 1, limits.max, limits.min, limits.max // 2, 1 << 33, 1 << 40, int(rng.integers(1 << 20))]
+        )
         flat[int(rng.integers(flat.size)) if rng.random() < 0.7 else slice(None)] = np.clip(new, limits.min, limits.max)
         dataset[...] = values
     elif dataset.dtype.kind == "S":
@@ -501,10 +517,14 @@ def _other_attribute(file: h5py.File, rng: Rng) -> None:
     elif how == 5:
         file.attrs.create(name, ["a", "b"], dtype=h5py.string_dtype())
     elif how == 6:
-        file.attrs[name] = pick(rng, [1.5, True, np.int8(3), 1 << 40, -1, np.uint64((1 << 64) - 1), b"\xff\xfe", float("nan")])
+        file.attrs[name] = pick(
+            rng, [1.5, True, np.int8(3), 1 << 40, -1, np.uint64((1 << 64) - 1), b"\xff\xfe", float("nan")]
+        )
     elif isinstance(old, str):
         try:
-            file.attrs[name] = json_text(damaged_tree(json.loads(old), rng)).encode("utf-8", "surrogatepass").replace(b"\0", b"")
+            file.attrs[name] = (
+                json_text(damaged_tree(json.loads(old), rng)).encode("utf-8", "surrogatepass").replace(b"\0", b"")
+            )
         except ValueError:
             file.attrs[name] = old + "x"
 
@@ -533,8 +553,3 @@ def damaged_hdf5(path: Path, rng: Rng) -> None:
                         values = np.resize(old[()], (length, *old.shape[1:])).astype(old.dtype)
                         del file[name]
                         file[name] = values
-
-
-def packed_zeros(size: int) -> bytes:
-    """What zlib makes of zeros."""
-    return zlib.compress(bytes(size), 9)

@@ -15,7 +15,6 @@ from conftest import RunCommand, noted
 import oneshot_ml2 as o2
 from oneshot_ml2 import compile as compiling
 from oneshot_ml2 import oneshot, report
-from oneshot_ml2.files import write_whole
 from oneshot_ml2.schedule import NoSchedule, Reason, ScheduleSpace
 from oneshot_ml2.vta import image, timing
 from oneshot_ml2.workload import Conv2d, Dense, Epilogue, Layer, Workload

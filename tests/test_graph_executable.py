@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import RunCommand, noted
 from graph_models import ZOO, example, needs, residual_qdq, small_net
+from mutations import npy, zip_of
 
 from oneshot_ml2 import files, graph, oneshot, runtime
 from oneshot_ml2.accelerator import Accelerator
@@ -859,3 +860,71 @@ def test_the_document_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         assert code == 0, err
     expected = names["net"](names["torch"].from_numpy(names["images"][:1])).detach().numpy()
     assert np.linalg.norm(np.load("y.npy") - expected) < 0.15 * np.linalg.norm(expected)
+
+
+def resigned(build: Path, change: Any) -> None:
+    """Change the arrays of programs.npz, and the manifest, as somebody does who then makes all hashes fit."""
+    path = build / executable.PROGRAMS
+    with np.load(path) as file:
+        arrays = dict(file)
+    manifest = json.loads((build / executable.MANIFEST).read_text())
+    change(arrays, manifest)
+    np.savez(path, **arrays)
+    manifest["files"][executable.PROGRAMS] = executable._file_hash(path)
+    manifest["sha256"] = executable._manifest_hash(manifest)
+    (build / executable.MANIFEST).write_text(json.dumps(manifest))
+
+
+def _put(*path: Any, value: Any) -> Any:
+    def change(_: Any, manifest: Any) -> None:
+        *most, last = path
+        for key in most:
+            manifest = manifest[key]
+        manifest[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays, _: arrays.pop("0.uops"),
+        lambda arrays, _: arrays.update({"7.uops": arrays["0.uops"]}),
+        lambda arrays, _: arrays.update({"0.insns": arrays["0.insns"].astype(np.float64)}),
+        lambda arrays, _: arrays.update({"0.insns": arrays["0.insns"].ravel()}),
+        lambda arrays, _: arrays.update({"0.uops": arrays["0.uops"][None]}),
+        lambda arrays, _: arrays["0.insns"].__setitem__((0, 0), 7),
+        lambda arrays, _: arrays["0.insns"].__setitem__((-1, 1), 1 << 63),
+        lambda arrays, _: arrays["0.insns"].__setitem__((0, 0), arrays["0.insns"][0, 0] | np.uint64(0xFFFFFFFF << 26)),
+        _put("segments", 0, "insn_address", value=1.5),
+        _put("segments", 0, "insn_address", value=True),
+        _put("segments", 0, "insn_address", value=-16),
+        _put("segments", 0, "uop_address", value=1 << 33),
+        _put("segments", 0, "uop_address", value=1 << 31),
+        lambda _, manifest: manifest["segments"][0].update(uop_address=manifest["segments"][0]["insn_address"]),
+        _put("segments", 0, "buffers", 0, 1, value=9),
+        _put("segments", 0, "buffers", 0, 2, value=1 << 40),
+        _put("segments", 0, "buffers", 0, 3, value=1 << 28),
+        _put("segments", 0, "buffers", 0, 3, value=1),
+        lambda _, manifest: manifest["segments"][0]["buffers"].append(manifest["segments"][0]["buffers"][0]),
+        _put("segments", 0, "inputs", 0, "shape", value=[1 << 20, 1 << 20]),
+        _put("segments", 0, "inputs", 0, "shape", value=[3]),
+        _put("segments", 0, "inputs", 0, "shape", value=["1", 2]),
+        _put("segments", value={}),
+        _put("inputs", 0, "shape", value=[-1]),
+        _put("inputs", 0, "limit", value="x"),
+        _put("files", value=[]),
+        _put("versions", value={}),
+    ],
+)
+def test_resigned_folders_are_refused(change: Any, build: Path, run_command: RunCommand) -> None:
+    resigned(build, change)
+    assert "compile the model again" in refused(run_command, build)
+
+
+@pytest.mark.parametrize("name", [executable.PROGRAMS, executable.WEIGHTS])
+@pytest.mark.parametrize("content", [b"", b"PK", zip_of([("0.insns.npy", npy("(" * 5000, b""))])])
+def test_resigned_archives_are_refused(name: str, content: bytes, build: Path, run_command: RunCommand) -> None:
+    (build / name).write_bytes(content)
+    rewritten(build, lambda manifest: manifest["files"].update({name: executable._file_hash(build / name)}))
+    assert "does not fit its files" in refused(run_command, build)

@@ -183,5 +183,5 @@ def test_the_file_is_checked_again_when_samples_are_read(shard: Path) -> None:
     with open_corpus(shard) as opened:
         with h5py.File(shard, "r+") as file:
             grown(file)
-        with pytest.raises(CorpusError, match="not in the file|claim"):
+        with pytest.raises(CorpusError, match=r"not in the file|claim"):
             opened[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import time
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,7 @@ import pytest
 from oneshot_ml2 import inspect_program, replay
 from oneshot_ml2.accelerator import Accelerator
 from oneshot_ml2.errors import CorpusError, OneShotError
-from oneshot_ml2.vta import isa
+from oneshot_ml2.vta import isa, program
 
 DATA = Path(__file__).parent / "data"
 FILES = sorted(DATA.glob("rtl_*.h5"))
@@ -148,3 +149,39 @@ def test_inspect_says_what_is_missing(tmp_path: Path) -> None:
         inspect_program.read_program(DATA / "rtl_pynq.h5")
     with pytest.raises(OneShotError, match="cannot read"):
         inspect_program.read_program(tmp_path / "none")
+
+
+def test_garbage_is_not_timed(tmp_path: Path) -> None:
+    """Twelve loads of 65,535 rows of 65,535 weights each would take hours."""
+    raw = tmp_path / "garbage.bin"
+    pynq = Accelerator.load("pynq")
+    load = [program.LOAD, 0, program.WGT, 0, 0, 65535, 65535, 65535, 0, 0, 0, 0, 0, 0]
+    raw.write_bytes(isa.to_bytes(isa.encode(np.array([load] * 12), pynq)))
+    began = time.perf_counter()
+    with pytest.raises(OneShotError, match="bursts; timed are at most"):
+        command(inspect_program, str(raw), "--accelerator", "pynq", "--timing")
+    assert time.perf_counter() - began < 5
+    assert command(inspect_program, str(raw), "--accelerator", "pynq") == 0
+
+
+def test_runs_that_compute_for_years_are_refused(copy: Path) -> None:
+    with h5py.File(copy, "r+") as file:
+        sums = file["dram_sha256"][:]
+        run = int(np.flatnonzero(sums != b"")[0])
+        insns = file["insns"][:]
+        begin = int(file["insn_offset"][run])
+        # A GEMM whose loops are all 0, which go around once: 2^14 x 2^14 x all micro-ops.
+        insns[begin] = [2, *[0] * 15]
+        file["insns"][...] = insns
+    with pytest.raises(OneShotError, match=r"computes .* operations"):
+        replay.replay(replay.read_runs(copy))
+
+
+def test_a_stream_has_instructions(tmp_path: Path) -> None:
+    raw = tmp_path / "program.bin"
+    raw.write_bytes(b"")
+    with pytest.raises(OneShotError, match="no instructions"):
+        inspect_program.read_program(raw, Accelerator.load("pynq"))
+    raw.write_bytes(bytes(16))
+    with pytest.raises(OneShotError, match="--address"):
+        command(inspect_program, str(raw), "--accelerator", "pynq", "--timing", "--address", "-16")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import subprocess
@@ -11,6 +12,7 @@ import networks
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from oneshot_ml2 import training
 from oneshot_ml2.corpus import open_corpus
@@ -204,3 +206,28 @@ def test_the_command_trains(folder: Path, tmp_path: Path, run_command):
     assert Predictor.load(out.with_suffix(".safetensors")).card["settings"]["epochs"] == 1
     code, _, err = run_command("train", "--corpus", tmp_path / "absent", "--out", out)
     assert code == 2 and "absent" in err
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape", "dtype"])
+def test_checkpoints_without_their_tensors_are_refused(change, tmp_path):
+    path = tmp_path / "c.safetensors"
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(network.parameters())
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    average = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    training.save_checkpoint(path, network, average, optimizer, {"fingerprint": "f"})
+    assert training.load_checkpoint(path, network, average, optimizer, "f") == {"fingerprint": "f"}
+    tensors = load_file(path)
+    if change == "missing":
+        del tensors["optimizer.weight.exp_avg"]
+    elif change == "unknown":
+        tensors["network.more"] = torch.ones(1)
+    else:
+        old = tensors["network.weight"]
+        tensors["network.weight"] = old[:1].clone() if change == "shape" else old.double()
+    save_file(tensors, path, {"state": json.dumps({"fingerprint": "f"})})
+    before = network.weight.clone()
+    with pytest.raises(OneShotError, match="damaged checkpoint"):
+        training.load_checkpoint(path, network, average, optimizer, "f")
+    assert torch.equal(network.weight, before)
