@@ -342,29 +342,6 @@ def test_an_honest_board_is_asked_twice_in_the_first_round_only(board: Board) ->
     assert finetune.collect(board, open_device("sim"), 64).attempts.sum() == 64
 
 
-def test_a_single_lie_is_too_good_to_be_true(board: Board) -> None:
-    class LiesOnce(PerturbedDevice):
-        """Says less than the truth of one schedule, the first time, when it has been seen to be honest."""
-
-        asked, victim = 0, -1
-
-        def measure_schedules(self, space: ScheduleSpace, indices: np.ndarray) -> BatchResult:
-            found = super().measure_schedules(space, indices)
-            self.asked += len(indices)
-            if self.asked > 60 and self.victim < 0 and found.reason[0] == Reason.VALID:
-                self.victim = int(indices[0])
-                found.cycles[0] = int(found.cycles[0] * 0.6)
-            return found
-
-    device = LiesOnce("paged", 1, Differences(latency=6.0, bandwidth=0.6))
-    measured = finetune.collect(board, device, 64)
-    assert device.victim >= 0
-    (place,) = np.flatnonzero((measured.index == device.victim) & (measured.attempts > 1))[-1:]
-    space = SPACES[int(measured.task[place])]
-    true = device.true_cycles(space, np.array([device.victim])).cycles[0]
-    assert measured.cycles[place] == true
-
-
 # The command -----------------------------------------------------------------------------------
 @pytest.fixture
 def arguments(tmp_path: Path, board: Board, monkeypatch: pytest.MonkeyPatch) -> list[str]:
