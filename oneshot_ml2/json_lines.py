@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.files import locked, write_whole
-from oneshot_ml2.reading import DECODER, parse_json
+from oneshot_ml2.reading import LINES_DECODER, parse_json
 
 Entry = TypeVar("Entry")
 
@@ -65,6 +65,10 @@ class Found(Generic[Entry]):
         return f"line{'s' if len(self.skipped) > 1 else ''} {shown}"
 
 
+def _parsed(text: str) -> Any:
+    return parse_json(text, "a line", decoder=LINES_DECODER)
+
+
 def _documents(text: str) -> tuple[list[tuple[Any, str]], bool]:
     """The JSON documents of a line with their texts, and whether it is one document and nothing else.
 
@@ -72,7 +76,7 @@ def _documents(text: str) -> tuple[list[tuple[Any, str]], bool]:
     become, or lines that were glued together.
     """
     with contextlib.suppress(OneShotError):
-        return [(parse_json(text, "a line"), text)], True
+        return [(_parsed(text), text)], True
     found, at = [], 0
     for _ in range(_PLACES):
         places = [place for place in (text.find("{", at), text.find("[", at)) if place >= 0]
@@ -80,8 +84,8 @@ def _documents(text: str) -> tuple[list[tuple[Any, str]], bool]:
             break
         begin = min(places)
         try:
-            _, end = DECODER.raw_decode(text, begin)
-            found.append((parse_json(text[begin:end], "a line"), text[begin:end]))
+            _, end = LINES_DECODER.raw_decode(text, begin)
+            found.append((_parsed(text[begin:end]), text[begin:end]))
             at = end
         except (ValueError, RecursionError, OneShotError):
             at = begin + 1

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import math
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -274,7 +275,7 @@ def _check_row(row: Optimum) -> None:
         if field.type == "int":
             whole_number(value, field.name, -1)
         elif field.type == "float":
-            fits = type(value) in (int, float) and value >= 0
+            fits = type(value) in (int, float) and 0 <= value < math.inf
         elif field.type == "list[int]":
             fits = isinstance(value, list)
             for cycles in value if fits else ():

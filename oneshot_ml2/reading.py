@@ -47,15 +47,17 @@ def _decoded(content: bytes, what: object, error: type[OneShotError]) -> str:
         raise error(f"{what}: cannot read it as UTF-8 ({failure}); save it as UTF-8 text") from failure
 
 
-def parse_json(text: str | bytes, what: object, error: type[OneShotError] = OneShotError) -> Any:
-    """The value of a JSON text; ``what`` names it in errors.
+def parse_json(
+    text: str | bytes, what: object, error: type[OneShotError] = OneShotError, decoder: json.JSONDecoder | None = None
+) -> Any:
+    """The value of a JSON text; ``what`` names it in errors; ``decoder``: `DECODER` (the default) or `LINES_DECODER`.
 
     Raises:
         ``error``: no UTF-8 or no JSON; nesting, a number or a text that no file of ours can have; a key twice.
     """
     text = _decoded(text, what, error) if isinstance(text, bytes) else text
     try:
-        tree = DECODER.decode(text)
+        tree = (decoder or DECODER).decode(text)
         _check_depth(tree)
         if _SURROGATE.search(text):
             # Half of a pair of escapes is no character, and cannot be printed or hashed.
@@ -117,6 +119,8 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 DECODER = json.JSONDecoder(
     parse_int=_whole, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_table
 )
+# As Python writes figures: one that nothing could be measured of is NaN. Who reads such lines checks their values.
+LINES_DECODER = json.JSONDecoder(parse_int=_whole, object_pairs_hook=_table)
 
 
 def shown(value: Any) -> str:

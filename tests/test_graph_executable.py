@@ -913,7 +913,7 @@ def _put(*path: Any, value: Any) -> Any:
         _put("segments", value={}),
         _put("inputs", 0, "shape", value=[-1]),
         _put("inputs", 0, "limit", value="x"),
-        _put("files", value=[]),
+        _put("files", value={}),
         _put("versions", value={}),
     ],
 )

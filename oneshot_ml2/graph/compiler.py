@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from oneshot_ml2 import report
 from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.errors import ModelError
+from oneshot_ml2.errors import ModelError, OneShotError
 from oneshot_ml2.graph import executable, importer, ir, layout, operators, partition, patches
 from oneshot_ml2.graph import quantize as quantizing
 from oneshot_ml2.graph.executable import Executable, Tensor
 from oneshot_ml2.graph.ir import Graph, Node
 from oneshot_ml2.graph.layout import Dram, Segment
 from oneshot_ml2.graph.quantize import Quantized
-from oneshot_ml2.reading import read_json
+from oneshot_ml2.reading import parse_json, read_text
 from oneshot_ml2.runtime import LayerProgram, programs_digest, register_model, watched
 from oneshot_ml2.schedule import backend as schedule_backend
 
@@ -474,15 +474,14 @@ def read_schedules(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ModelError: unreadable, or none.
     """
+    text = read_text(path, ModelError)
     try:
-        data = read_json(path, ModelError)
+        data = parse_json(text, "its text")
         entries = data["layers"]
         known = data["schema"] == executable.SCHEDULES_SCHEMA
         if not known or not all({"layer", "workload", "schedule"} <= set(entry) for entry in entries):
             raise ValueError(f"schema {data['schema']}")
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        if isinstance(error, ModelError):
-            raise
+    except (OneShotError, ValueError, KeyError, TypeError, IndexError) as error:
         raise ModelError(f"{path} is no schedules.json of a compiled model ({error})") from error
     return list(entries)
 
@@ -494,7 +493,6 @@ def _pinned(entry: Mapping[str, Any], node: Node, chip: Accelerator, weights: st
         ModelError: it is for another workload, or not legal on this accelerator.
     """
     from oneshot_ml2 import oneshot
-    from oneshot_ml2.errors import OneShotError
     from oneshot_ml2.schedule import Schedule, ScheduleSpace
     from oneshot_ml2.workload import workload_from_dict
 
