@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.accelerator import Accelerator
 
 # Bursts of a run of the timing model, and multiplications or other operations of a run of the functional one: some
-# seconds each. All of VGG-16 in one program has a quarter of the first on `pynq`.
+# seconds each.
 MOST_BURSTS = 1 << 25
 MOST_OPERATIONS = 1 << 32
 
