@@ -451,7 +451,7 @@ def _resigned(content: dict[str, bytes], manifest: Any) -> bytes:
     """The manifest with hashes that fit, as somebody who spoils a folder on purpose writes it."""
     from oneshot_ml2.graph import executable
 
-    files = {name: executable.hashlib.sha256(content[name]).hexdigest() for name in executable.FILES}
+    files = {name: executable._hash(content[name]) for name in executable.FILES}
     if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict):
         manifest = manifest | {"files": manifest["files"] | files}
     text = m.json_text(manifest)

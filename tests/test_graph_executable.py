@@ -870,7 +870,7 @@ def resigned(build: Path, change: Any) -> None:
     manifest = json.loads((build / executable.MANIFEST).read_text())
     change(arrays, manifest)
     np.savez(path, **arrays)
-    manifest["files"][executable.PROGRAMS] = executable._file_hash(path)
+    manifest["files"][executable.PROGRAMS] = executable._hash(path.read_bytes())
     manifest["sha256"] = executable._manifest_hash(manifest)
     (build / executable.MANIFEST).write_text(json.dumps(manifest))
 
@@ -926,5 +926,5 @@ def test_resigned_folders_are_refused(change: Any, build: Path, run_command: Run
 @pytest.mark.parametrize("content", [b"", b"PK", zip_of([("0.insns.npy", npy("(" * 5000, b""))])])
 def test_resigned_archives_are_refused(name: str, content: bytes, build: Path, run_command: RunCommand) -> None:
     (build / name).write_bytes(content)
-    rewritten(build, lambda manifest: manifest["files"].update({name: executable._file_hash(build / name)}))
+    rewritten(build, lambda manifest: manifest["files"].update({name: executable._hash((build / name).read_bytes())}))
     assert "does not fit its files" in refused(run_command, build)
