@@ -556,6 +556,7 @@ def _run_whole(args: argparse.Namespace, chip: Accelerator, folder: Path) -> int
     if args.layers:
         raise OneShotError("--layers chooses rows of a table; a whole model has all its layers: leave it out")
     # Whatever can be known to be wrong comes before the work.
+    executable.check_target(folder)
     check_writable(folder, "-o")
     for path, option in ((args.html, "--html"), (args.build and args.output, "--output")):
         if path:

@@ -379,7 +379,8 @@ def test_no_room_for_the_library(build: Path, run_command: RunCommand, monkeypat
 def test_a_foreign_model_of_the_same_identity(build: Path, run_command: RunCommand) -> None:
     """The programs of a loaded model never stand in for those of another one."""
     graph.load(build).run(example(SHAPE))
-    rewritten(build, lambda m: m["segments"][0].update(uop_address=m["segments"][0]["uop_address"] + 4096))
+    end = executable.read(build).segments[0].program.dram_bytes
+    rewritten(build, lambda m: m["segments"][0].update(uop_address=end))
     assert "same identity but other programs" in refused(run_command, build)
 
 
