@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from oneshot_ml2.errors import OneShotError
 from oneshot_ml2.files import locked, write_whole
-from oneshot_ml2.reading import LINES_DECODER, parse_json
+from oneshot_ml2.reading import FIGURES_DECODER, parse_json
 
 Entry = TypeVar("Entry")
 
@@ -66,7 +66,7 @@ class Found(Generic[Entry]):
 
 
 def _parsed(text: str) -> Any:
-    return parse_json(text, "a line", decoder=LINES_DECODER)
+    return parse_json(text, "a line", decoder=FIGURES_DECODER)
 
 
 def _documents(text: str) -> tuple[list[tuple[Any, str]], bool]:
@@ -84,7 +84,7 @@ def _documents(text: str) -> tuple[list[tuple[Any, str]], bool]:
             break
         begin = min(places)
         try:
-            _, end = LINES_DECODER.raw_decode(text, begin)
+            _, end = FIGURES_DECODER.raw_decode(text, begin)
             found.append((_parsed(text[begin:end]), text[begin:end]))
             at = end
         except (ValueError, RecursionError, OneShotError):

@@ -29,7 +29,7 @@ from oneshot_ml2.corpus import open_corpus
 from oneshot_ml2.errors import CorpusError, OneShotError
 from oneshot_ml2.files import write_whole
 from oneshot_ml2.oneshot import legal_positions
-from oneshot_ml2.reading import parse_json, read_json
+from oneshot_ml2.reading import FIGURES_DECODER, parse_json, read_json
 from oneshot_ml2.schedule import ScheduleSpace
 from oneshot_ml2.vta import plan
 from oneshot_ml2.workload import Workload
@@ -436,7 +436,7 @@ def _card(folder: Path, name: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        card = read_json(path)
+        card = read_json(path, decoder=FIGURES_DECODER)
         if not isinstance(card, dict):
             raise ValueError("not an object")
         return card

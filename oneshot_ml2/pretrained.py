@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oneshot_ml2.errors import WeightsError
-from oneshot_ml2.reading import read_json
+from oneshot_ml2.reading import FIGURES_DECODER, read_json
 
 if TYPE_CHECKING:
     from oneshot_ml2.predictor import Predictor
@@ -71,7 +71,7 @@ def read_card(weights: Path) -> dict[str, Any]:
     path = weights.with_suffix(".json")
     advice = "use the card that came with the weights, or remove it"
     try:
-        card = read_json(path, WeightsError) if path.exists() else {}
+        card = read_json(path, WeightsError, FIGURES_DECODER) if path.exists() else {}
     except WeightsError as error:
         raise WeightsError(f"cannot read the model card {path}: {error}; {advice}") from error
     fits = isinstance(card, dict) and type(card.get("samples", 0)) is int and type(card.get("settings", {})) is dict

@@ -50,7 +50,7 @@ def _decoded(content: bytes, what: object, error: type[OneShotError]) -> str:
 def parse_json(
     text: str | bytes, what: object, error: type[OneShotError] = OneShotError, decoder: json.JSONDecoder | None = None
 ) -> Any:
-    """The value of a JSON text; ``what`` names it in errors; ``decoder``: `DECODER` (the default) or `LINES_DECODER`.
+    """The value of a JSON text; ``what`` names it in errors; ``decoder``: `DECODER` (the default) or `FIGURES_DECODER`.
 
     Raises:
         ``error``: no UTF-8 or no JSON; nesting, a number or a text that no file of ours can have; a key twice.
@@ -69,13 +69,15 @@ def parse_json(
     return tree
 
 
-def read_json(path: str | Path, error: type[OneShotError] = OneShotError) -> Any:
+def read_json(
+    path: str | Path, error: type[OneShotError] = OneShotError, decoder: json.JSONDecoder | None = None
+) -> Any:
     """The value of a JSON file.
 
     Raises:
         ``error``: as `read_text` and `parse_json`.
     """
-    return parse_json(read_text(path, error), path, error)
+    return parse_json(read_text(path, error), path, error, decoder)
 
 
 def _check_depth(tree: Any) -> None:
@@ -119,8 +121,8 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 DECODER = json.JSONDecoder(
     parse_int=_whole, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_table
 )
-# As Python writes figures: one that nothing could be measured of is NaN. Who reads such lines checks their values.
-LINES_DECODER = json.JSONDecoder(parse_int=_whole, object_pairs_hook=_table)
+# For what holds figures: one that could not be measured is NaN, as Python writes it. Who reads it checks its values.
+FIGURES_DECODER = json.JSONDecoder(parse_int=_whole, object_pairs_hook=_table)
 
 
 def shown(value: Any) -> str:

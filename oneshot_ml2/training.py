@@ -42,7 +42,7 @@ from oneshot_ml2.encoding import encoding
 from oneshot_ml2.errors import CorpusError, OneShotError
 from oneshot_ml2.files import check_writable, locked, write_whole
 from oneshot_ml2.predictor import NETWORKS, OUTPUTS, Predictor, write_weights
-from oneshot_ml2.reading import parse_json, read_json, read_toml
+from oneshot_ml2.reading import FIGURES_DECODER, parse_json, read_json, read_toml
 from oneshot_ml2.schedule import Reason, ScheduleSpace
 
 
@@ -567,7 +567,7 @@ def load_checkpoint(
     try:
         tensors = load_file(str(path))
         with safe_open(str(path), framework="pt") as file:
-            state = parse_json(file.metadata()["state"], "its state")
+            state = parse_json(file.metadata()["state"], "its state", decoder=FIGURES_DECODER)
         if not isinstance(state, dict):
             raise ValueError("its state is no object")
         if state.get("fingerprint") == fingerprint:

@@ -5,7 +5,6 @@ Run as a program, it collects like the command line does, in a process (and work
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -52,8 +51,6 @@ def measure_batch(workload, accelerator, values):
 
 
 if __name__ == "__main__":
-    from oneshot_ml2 import collect
+    from oneshot_ml2.cli import main
 
-    arguments = argparse.ArgumentParser()
-    collect.add_arguments(arguments)
-    sys.exit(collect.run(arguments.parse_args()))
+    sys.exit(main(["collect", *sys.argv[1:]]))

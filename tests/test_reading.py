@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def test_toml_that_is_refused(content: str | bytes, says: str, tmp_path: Path) -
     "read",
     [
         Accelerator.load, optimum.read_tasks, optimum.read_optima, crosscheck.crosscheck, read_log, read_layers,
-        collect.read_plan, lambda path: pretrained.read_card(path), lambda path: read_compiled(path.parent),
+        collect.read_plan, lambda path: read_compiled(path.parent),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("content", [DEEP, '{"a": ' + "9" * 5000 + "}", '{"a": NaN}', "x = 0x" + "f" * 5000])
@@ -127,6 +128,16 @@ def test_a_knob_is_a_whole_number(value: Any) -> None:
         space.index_of(Schedule("full", tuple((knobs | {name: value}).items())))
 
 
+def test_cards_hold_figures(tmp_path: Path) -> None:
+    path = tmp_path / "some.safetensors"
+    path.with_suffix(".json").write_text('{"tau": NaN}')
+    assert math.isnan(pretrained.read_card(path)["tau"])
+    for content in (DEEP, '{"a": ' + "9" * 5000 + "}"):
+        path.with_suffix(".json").write_text(content)
+        with pytest.raises(OneShotError, match=r"some\.json"):
+            pretrained.read_card(path)
+
+
 def test_whole_numbers() -> None:
     assert whole_number(3, "x", 0, 3) == 3
     for value in (True, 1.0, "1", None, 4, -1, 10**5000):
@@ -145,13 +156,18 @@ def _optimum(**changes: Any) -> str:
     [{"best": 1.5}, {"best": True}, {"best": None}, {"closed": 1}, {"seconds": "1"}, {"seconds": -1.0}, {"task": 3},
      {"sample_cycles": 3}, {"sample_cycles": [0.5]}, {"best": -2}, {"sample_cycles": [[]]}],
 )  # fmt: skip
-def test_rows_of_optima_have_their_types(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_rows_of_optima_have_their_types(
+    changes: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "o.jsonl"
     path.write_text(_optimum())
     assert optimum.read_optima(path)["t"].best == 1
-    path.write_text(_optimum() + _optimum(**changes))
+    path.write_text(_optimum(**changes))
     with pytest.raises(OneShotError, match="not a table of optima"):
         optimum.read_optima(path)
+    path.write_text(_optimum() + _optimum(**changes))
+    assert optimum.read_optima(path)["t"].best == 1
+    assert "line 2 skipped" in capsys.readouterr().err
 
 
 def _log(**changes: Any) -> str:
@@ -170,14 +186,23 @@ def _log(**changes: Any) -> str:
         {"cycles": 0}, {"cycles": 1e300},
         {"cycles": None}, {"cycles": 1 << 63}, {"cycles": 100.5}, {"reason": "hang"}, {"reason": []},
         {"attempts": 0.5},
-        {"trial": True}, {"trial": 1}, {"seed": 0.5},
-        {"batch": 0}, {"batch": "10"}, {"settings": 3}, {"space": "other"},
+        {"trial": True},
     ],
 )  # fmt: skip
-def test_values_of_logs(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_values_of_trials(changes: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(_log())
     assert read_log(path).best == (3, 100)
+    path.write_text(_log(**changes))
+    assert len(read_log(path)) == 0
+    assert "line 2 skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seed": 0.5}, {"batch": 0}, {"batch": "10"}, {"settings": 3}, {"space": "other"}]
+)
+def test_values_of_a_logs_header(changes: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
     path.write_text(_log(**changes))
     with pytest.raises(OneShotError) as caught:
         read_log(path)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +171,13 @@ def read_log(path: str | Path) -> History:
     """
     path = Path(path)
     try:
-        found = find(path.read_bytes(), _parse_line, headed=True)
+        content = path.read_bytes()
+        found = find(content, _parse_line, headed=True)
         if found.header is None:
             raise ValueError(found.problem)
         header = _parse_header(found.header)
         size = len(ScheduleSpace(header.workload, header.accelerator, header.space))
+        found = find(content, partial(_parse_line, size=size), headed=True)
     except OSError as error:
         raise LogError(f"cannot read {path}: {error.strerror or error}") from error
     except FOREIGN as error:
@@ -184,8 +186,7 @@ def read_log(path: str | Path) -> History:
     told(path, found)
     trials: dict[int, Trial] = {}
     for number, trial in found.entries:
-        if trial.index < size:
-            trials.setdefault(number, trial)
+        trials.setdefault(number, trial)
     return History(header, tuple(trials[number] for number in sorted(trials)))
 
 
@@ -195,14 +196,14 @@ def _parse_header(data: dict[str, Any]) -> Header:
     return Header.from_dict(data)
 
 
-def _parse_line(data: Any) -> tuple[int, Trial]:
-    """A trial of a line, with its number; raises one of `FOREIGN`."""
+def _parse_line(data: Any, size: int = _MOST) -> tuple[int, Trial]:
+    """A trial of a line, with its number, of a space of ``size`` schedules; raises one of `FOREIGN`."""
     reason, cycles = _REASONS[data["reason"]], data["cycles"]
     if (reason == Reason.VALID) != (cycles is not None):
         raise ValueError(f"{reason.label}, but {cycles!r:.40} cycles")
     repeats = tuple(whole_number(value, "a repeat", -1, _MOST) for value in data.get("repeats", ()))
     attempts = whole_number(data["attempts"], "attempts", 1, _MOST)
-    index = whole_number(data["index"], "index", 0, _MOST)
+    index = whole_number(data["index"], "index", 0, size - 1)
     believed = -1 if cycles is None else whole_number(cycles, "cycles", 1, _MOST)
     return whole_number(data["trial"], "trial", 0, _MOST), Trial(index, int(reason), believed, attempts, repeats)
 
