@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.schedule import Reason, ScheduleSpace
-from oneshot_ml2.vta import autotvm
-from oneshot_ml2.workload import Conv2d
+from oneshot_ml2.spaces.autotvm import space as autotvm
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.reasons import Reason
+from oneshot_ml2.workload.conv2d import Conv2d
 
 LAYERS = {
     "C3": Conv2d(1, 64, 56, 56, 128, 3, 3, stride=2, padding=1),

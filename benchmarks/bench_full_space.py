@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from resnet18_layers import LAYERS
 
-from oneshot_ml2 import oneshot
-from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.metrics import geometric_mean
-from oneshot_ml2.optimum import search
-from oneshot_ml2.schedule import ScheduleSpace
+from oneshot_ml2.common.metrics import geometric_mean
+from oneshot_ml2.evaluation.optimum import search
+from oneshot_ml2.network import picking
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.bound import engine_bound
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     chip = Accelerator.load("pynq")
     bests, picks = [], []
     for name, layer in LAYERS.items():
-        picked = oneshot.pick(layer, chip)
+        picked = picking.pick(layer, chip)
         ours = int(picked.space.measure(np.array([picked.index])).cycles[0])
         found = search(picked.space, limit=1200.0)
         template = ScheduleSpace(layer, chip, "autotvm")

@@ -9,10 +9,11 @@ import argparse
 import resource
 import time
 
-from oneshot_ml2 import encode, oneshot
-from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.models import trace
-from oneshot_ml2.schedule import ScheduleSpace
+from oneshot_ml2.models.frontend.traced import trace
+from oneshot_ml2.network import picking
+from oneshot_ml2.spaces.full import features as full_features
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta.accelerator import Accelerator
 
 
 def _peak() -> float:
@@ -24,19 +25,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=3, help="the best of so many rounds counts")
     args = parser.parse_args()
-    chip, network = Accelerator.load("pynq"), oneshot.predictor_of(None)
+    chip, network = Accelerator.load("pynq"), picking.predictor_of(None)
     layers = trace("resnet18")
-    oneshot.pick(layers[1].workload, chip, network)
+    picking.pick(layers[1].workload, chip, network)
     before = _peak()
     best: dict[str, tuple[int, float, float]] = {}
     for _ in range(args.repeat):
         for layer in layers:
             space = ScheduleSpace(layer.workload, chip)
-            indices = encode.canonical_table(space)
+            indices = full_features.canonical_table(space)
             began = time.perf_counter()
             network.score(space, indices, "scan")
             scored = time.perf_counter() - began
-            seconds = oneshot.pick(layer.workload, chip, network).seconds
+            seconds = picking.pick(layer.workload, chip, network).seconds
             old = best.get(layer.name, (0, 1e9, 1e9))
             best[layer.name] = (len(indices), min(old[1], scored), min(old[2], seconds))
     for name, (size, scored, seconds) in best.items():

@@ -14,9 +14,8 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.replay import read_runs, replay
-from oneshot_ml2.vta import timing
+from oneshot_ml2.evaluation.replay import read_runs, replay
+from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import (
     ALU,
     COLUMNS,
@@ -33,6 +32,7 @@ from oneshot_ml2.vta.program import (
     UOP,
     WGT,
 )
+from oneshot_ml2.vta.timing import chisel
 
 
 def tiled_gemm(steps: int, rows: int, x: int, weights: int, operations: int) -> NDArray[np.int64]:
@@ -63,7 +63,7 @@ def tiled_gemm(steps: int, rows: int, x: int, weights: int, operations: int) -> 
 
 def main(files: list[str]) -> None:
     accelerator = Accelerator.load("pynq")
-    p = timing.params(accelerator)
+    p = chisel.params(accelerator)
     trace = np.empty((0, 2), np.int64)
     print("rows  x  wgt  operations  instructions      cycles  Mcycles/s  ns/instruction  ns/burst")
     for rows, x, weights, operations in (
@@ -75,15 +75,15 @@ def main(files: list[str]) -> None:
         (3, 56, 9, 1008),
     ):
         insns = tiled_gemm(30_000, rows, x, weights, operations)
-        timing.simulate(insns[:8], 0x1000, p, trace)
+        chisel.simulate(insns[:8], 0x1000, p, trace)
         seconds = np.inf
         for _ in range(3):
             start = time.perf_counter()
-            cycles, hang, counters = timing.simulate(insns, 0x1000, p, trace)
+            cycles, hang, counters = chisel.simulate(insns, 0x1000, p, trace)
             seconds = min(seconds, time.perf_counter() - start)
         if hang:
             raise RuntimeError("the benchmark program hangs")
-        bursts = counters[timing.B_READ_BURSTS] + counters[timing.B_WRITE_BURSTS]
+        bursts = counters[chisel.B_READ_BURSTS] + counters[chisel.B_WRITE_BURSTS]
         print(
             f"{rows:4d} {x:2d} {weights:4d} {operations:11d} {len(insns):13d} {cycles:11d}"
             f" {cycles / seconds / 1e6:10.0f} {seconds / len(insns) * 1e9:15.0f} {seconds / bursts * 1e9:9.1f}"

@@ -13,11 +13,12 @@ from unittest import mock
 
 import numpy as np
 
-from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.schedule import ScheduleSpace
-from oneshot_ml2.vta import emit, nest, steps
+from oneshot_ml2.spaces.full import emit, steps
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta import nest
+from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import COLUMNS
-from oneshot_ml2.workload import Conv2d
+from oneshot_ml2.workload.conv2d import Conv2d
 
 SCHEDULES, LOWERED = 100_000, 2_000
 

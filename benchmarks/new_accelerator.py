@@ -23,16 +23,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2 import baselines, calibrate, encode, finetune, oneshot, resources
-from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.device.perturbed import KINDS, PerturbedDevice, board_of
-from oneshot_ml2.json_lines import open_lines
-from oneshot_ml2.metrics import geometric_mean
-from oneshot_ml2.predictor import NETWORKS, Predictor, depth
-from oneshot_ml2.schedule import ScheduleSpace
-from oneshot_ml2.tuner import trees
-from oneshot_ml2.vta import plan
-from oneshot_ml2.workload import Workload, read_layers
+from oneshot_ml2.common import resources
+from oneshot_ml2.common.json_lines import open_lines
+from oneshot_ml2.common.metrics import geometric_mean
+from oneshot_ml2.devices.boards import KINDS, board_of
+from oneshot_ml2.devices.perturbed import PerturbedDevice
+from oneshot_ml2.evaluation import baselines
+from oneshot_ml2.network import picking
+from oneshot_ml2.network.predictor import NETWORKS, Predictor, depth
+from oneshot_ml2.spaces.full import features as full_features
+from oneshot_ml2.spaces.full import plan
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.tuning import calibrate, finetune, trees
+from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.workload.lists import read_layers
+from oneshot_ml2.workload.registry import Workload
 
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (64, 256, 1024)
@@ -61,11 +66,11 @@ def spread(names: tuple[str, str], counts: tuple[int, int], chip: Accelerator) -
     return chosen
 
 
-def lower_bound(space: ScheduleSpace, device: PerturbedDevice, given: encode.Candidates) -> NDArray[np.float64]:
+def lower_bound(space: ScheduleSpace, device: PerturbedDevice, given: full_features.Candidates) -> NDArray[np.float64]:
     """Cycles that schedules take at least on the device, float64 (n,): its rule, with what is certain of T, R and E."""
     d = device.differences
     board = ScheduleSpace(space.workload, board_of(space.accelerator, d))
-    summary = encode.Encoder.of(board).candidates(given.indices, given.values).summary
+    summary = full_features.Encoder.of(board).candidates(given.indices, given.values).summary
     port = summary[:, plan.S_INP_BEATS] + summary[:, plan.S_WGT_BEATS]
     bound, more = summary[:, plan.S_BOUND], port * (1.0 / d.bandwidth - 1.0)
     return np.asarray(bound + more * (port + more) / (bound + more))
@@ -93,8 +98,8 @@ class Held:
     def search(self, network: Predictor) -> bool:
         """Look for T*; whether the bound proves it."""
         board = ScheduleSpace(self.space.workload, board_of(self.space.accelerator, self.device.differences))
-        self.times(oneshot.rank(board, network).best(_FIRST))
-        given = encode.all_candidates(self.space, fitting=True)
+        self.times(picking.rank(board, network).best(_FIRST))
+        given = full_features.all_candidates(self.space, fitting=True)
         bound = lower_bound(self.space, self.device, given)
         order = np.argsort(bound, kind="stable")
         for at in range(0, min(_SEARCHED, len(order)), 250):
@@ -105,7 +110,7 @@ class Held:
 
     def picked(self, order: NDArray[np.int64]) -> tuple[int, bool]:
         """Cycles of the first valid one of a ranking (m,) among the legal ones, or 0; whether it is the pick."""
-        legal = order[oneshot.legal_positions(self.space, order, _SUCCESSORS)]
+        legal = order[picking.legal_positions(self.space, order, _SUCCESSORS)]
         for begin, end in ((0, 1), (1, 32), (32, _SUCCESSORS)):
             cycles = self.times(legal[begin:end])
             valid = np.flatnonzero(cycles > 0)
@@ -116,8 +121,8 @@ class Held:
 
 def ranking(space: ScheduleSpace, network: Predictor) -> NDArray[np.int64]:
     """Schedules in the order in which the network picks, those of least bounds behind what it trusts."""
-    first = oneshot.rank(space, network)
-    return np.concatenate([first.best(len(first.indices)), oneshot.promising(space).indices[:_SUCCESSORS]])
+    first = picking.rank(space, network)
+    return np.concatenate([first.best(len(first.indices)), picking.promising(space).indices[:_SUCCESSORS]])
 
 
 # From scratch ----------------------------------------------------------------------------------
@@ -126,7 +131,7 @@ class Scratch:
 
     def __init__(self, board: calibrate.Board, measured: calibrate.Measured, seed: int) -> None:
         usable = measured.take(measured.valid | measured.failed)
-        rows, ratios = np.empty((len(usable), len(encode.FEATURES)), np.float32), np.zeros(len(usable))
+        rows, ratios = np.empty((len(usable), len(full_features.FEATURES)), np.float32), np.zeros(len(usable))
         for task in np.unique(usable.task).tolist():
             own = np.flatnonzero(usable.task == task)
             features, bound = features_of(board.spaces[task], usable.index[own])
@@ -142,7 +147,7 @@ class Scratch:
     def ranking(self, space: ScheduleSpace) -> NDArray[np.int64]:
         """Of what has the least bounds, in the order of the predicted cycles, those that it distrusts last."""
         rng = np.random.default_rng(self._seed)
-        indices = oneshot.promising(space).indices
+        indices = picking.promising(space).indices
         indices = rng.choice(indices, size=min(_POOL, len(indices)), replace=False)
         features, bound = features_of(space, indices)
         cost = np.log(bound) + self._cycles.predict(features)
@@ -153,10 +158,10 @@ class Scratch:
 
 def features_of(space: ScheduleSpace, indices: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """`encode.FEATURES` (n, F) and the bounds (n,) of schedules."""
-    encoder, task = encode.Encoder.of(space), encode.task_features(space)
-    given = encode.candidates_at(space, indices)
-    out = np.empty((len(indices), len(encode.FEATURES)), dtype=np.float32)
-    own = np.empty((len(indices), len(encode.SCHEDULE_FEATURES)), dtype=np.float32)
+    encoder, task = full_features.Encoder.of(space), full_features.task_features(space)
+    given = full_features.candidates_at(space, indices)
+    out = np.empty((len(indices), len(full_features.FEATURES)), dtype=np.float32)
+    own = np.empty((len(indices), len(full_features.SCHEDULE_FEATURES)), dtype=np.float32)
     encoder.encode(given, own)
     out[:, : len(task)], out[:, len(task) :] = task, own
     return out, given.bound
@@ -168,10 +173,10 @@ def transplanted(board: calibrate.Board, measured: calibrate.Measured, space: Sc
     for task in np.unique(measured.task[measured.valid]).tolist():
         own = np.flatnonzero((measured.task == task) & measured.valid)
         fastest = measured.index[own[measured.cycles[own].argmin()]]
-        tasks.append(encode.task_features(board.spaces[task]))
+        tasks.append(full_features.task_features(board.spaces[task]))
         values.append(board.spaces[task].values(np.array([fastest]))[0])
     found = baselines.BestKnown(np.array(tasks), np.array(values, dtype=np.int64)).transplanted(space)
-    rest = oneshot.promising(space).indices[:_SUCCESSORS]
+    rest = picking.promising(space).indices[:_SUCCESSORS]
     return np.concatenate([np.array([] if found is None else [found], dtype=np.int64), rest])
 
 
@@ -185,7 +190,7 @@ def trained(board: calibrate.Board, measured: calibrate.Measured, way: str, step
     torch.manual_seed(0)
     torch.set_num_threads(1)
     usable = measured.take(measured.valid | measured.failed)
-    rows, ratios = np.empty((len(usable), len(encode.FEATURES)), np.float32), np.zeros(len(usable), np.float32)
+    rows, ratios = np.empty((len(usable), len(full_features.FEATURES)), np.float32), np.zeros(len(usable), np.float32)
     for task in np.unique(usable.task).tolist():
         own = np.flatnonzero(usable.task == task)
         rows[own], bound = features_of(board.spaces[task], usable.index[own])
@@ -261,8 +266,8 @@ def run_one(kind: str, seed: int, chip: Accelerator, network: Predictor) -> dict
 def deepen(held: list[Held], network: Predictor) -> None:
     """Time the best by adapted weights, too, so that T* is no worse than what is close to their picks."""
     for one in held:
-        first = oneshot.rank(one.space, network).best(2 * _LAST)
-        one.times(first[oneshot.legal_positions(one.space, first, _LAST)])
+        first = picking.rank(one.space, network).best(2 * _LAST)
+        one.times(first[picking.legal_positions(one.space, first, _LAST)])
 
 
 HELD = ("heldout.toml", "operators_heldout.toml")
@@ -411,7 +416,7 @@ def main() -> None:
         for seed, kind in itertools.product(range(0 if args.report else args.seeds), KINDS):
             if (kind, seed) in done:
                 continue
-            row = run_one(kind, seed, chip, oneshot.predictor_of(None))
+            row = run_one(kind, seed, chip, picking.predictor_of(None))
             results.append([row])
             rows.append(row)
             text = "  ".join(

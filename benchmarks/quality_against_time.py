@@ -18,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from oneshot_ml2 import baselines, evaluate, metrics, oneshot
-from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.files import write_whole
-from oneshot_ml2.optimum import Optimum, Task, version
-from oneshot_ml2.predictor import Predictor
+from oneshot_ml2.common import metrics
+from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.files import write_whole
+from oneshot_ml2.evaluation import baselines, evaluate
+from oneshot_ml2.evaluation.optimum import Optimum, Task, version
+from oneshot_ml2.network import picking
+from oneshot_ml2.network.predictor import Predictor
 
 VERIFIED = (0, 4, 16, 64, 256)
 TIMES = (1, 3, 10, 30)
@@ -53,11 +55,11 @@ def measure(tasks: list[tuple[Task, Optimum]], network: Predictor) -> list[Point
             found.setdefault(name, []).append((seconds, metrics.pick_quality(known.best, cycles)))
 
         if at == 0:
-            oneshot.pick(task.workload, task.accelerator, network, verify=4)
+            picking.pick(task.workload, task.accelerator, network, verify=4)
             baselines.simulated(space, 1.0)
         seconds = 0.0
         for n in VERIFIED:
-            picked = oneshot.pick(task.workload, task.accelerator, network, verify=n)
+            picked = picking.pick(task.workload, task.accelerator, network, verify=n)
             seconds = seconds or picked.seconds
             note(f"verify {n}" if n else "pick", picked.seconds, picked.index)
         for times in TIMES:
@@ -101,7 +103,7 @@ def main() -> int:
     parser.add_argument("--out", required=True, metavar="PATH", help="PATH.png and PATH.json")
     args = parser.parse_args()
     try:
-        network = oneshot.predictor_of(args.weights)
+        network = picking.predictor_of(args.weights)
         results = {name: measure(evaluate.known_tasks(name, args.tasks), network) for name in args.sets}
     except OneShotError as error:
         print(f"quality_against_time: {error}", file=sys.stderr)

@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from oneshot_ml2 import evaluate, metrics, oneshot
-from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.files import write_whole
-from oneshot_ml2.optimum import sample_of, version
-from oneshot_ml2.predictor import Predictor
+from oneshot_ml2.common import metrics
+from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.files import write_whole
+from oneshot_ml2.evaluation import evaluate
+from oneshot_ml2.evaluation.optimum import sample_of, version
+from oneshot_ml2.network import picking
+from oneshot_ml2.network.predictor import Predictor
 
 
 def measure(name: str, network: Predictor, limit: int) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def main() -> int:
     parser.add_argument("--out", required=True, metavar="PATH", help="PATH.png and PATH.json")
     args = parser.parse_args()
     try:
-        network = oneshot.predictor_of(args.weights)
+        network = picking.predictor_of(args.weights)
         results = {name: measure(name, network, args.tasks) for name in args.sets}
     except OneShotError as error:
         print(f"reliability: {error}", file=sys.stderr)

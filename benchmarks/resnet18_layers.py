@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oneshot_ml2.workload import Conv2d
+from oneshot_ml2.workload.conv2d import Conv2d
 
 LAYERS = {
     "C2": Conv2d(1, 64, 56, 56, 64, 3, 3, padding=1),

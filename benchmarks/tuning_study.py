@@ -21,17 +21,22 @@ from typing import Any
 import numpy as np
 import resnet18_layers
 
-from oneshot_ml2 import oneshot
-from oneshot_ml2 import report as text
-from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.device import open_device
-from oneshot_ml2.device.perturbed import PerturbedDevice
-from oneshot_ml2.json_lines import open_lines
-from oneshot_ml2.metrics import geometric_mean
-from oneshot_ml2.schedule import BatchResult, InvalidSchedule, Reason, ScheduleSpace
-from oneshot_ml2.tuner import Domain, Outcomes, make_tuner, ml2tuner, trees
-from oneshot_ml2.tuner.measurer import Limits
-from oneshot_ml2.tuner.runner import Run, trials_to
+from oneshot_ml2.common.json_lines import open_lines
+from oneshot_ml2.common.metrics import geometric_mean
+from oneshot_ml2.common.tables import finite
+from oneshot_ml2.devices.perturbed import PerturbedDevice
+from oneshot_ml2.devices.registry import open_device
+from oneshot_ml2.network import picking
+from oneshot_ml2.spaces.base import BatchResult
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.tuning import ml2, trees
+from oneshot_ml2.tuning.base import Domain, Outcomes
+from oneshot_ml2.tuning.log import trials_to
+from oneshot_ml2.tuning.measure import Limits
+from oneshot_ml2.tuning.registry import make_tuner
+from oneshot_ml2.tuning.run import Run
+from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 
 RESULTS = Path(__file__).parent / "results"
 LAYERS = {name: layer for name, layer in resnet18_layers.LAYERS.items() if name != "C2p"}
@@ -162,14 +167,14 @@ def run_one(task: Task, table: BatchResult, tuner: str, seed: int, batch: int, w
         "to_2": trials_to(true, 1.02 * best),
         "invalid_to_1": int((~until.valid).sum()),
         "invalid": int((~true.valid).sum()),
-        "best": {mark: text.finite(best / curve[mark - 1]) for mark in MARKS if len(curve) >= mark},
+        "best": {mark: finite(best / curve[mark - 1]) for mark in MARKS if len(curve) >= mark},
         "seconds": round(time.perf_counter() - began, 2),
     }
 
 
 def compare_models(task: Task, table: BatchResult, seed: int, training: int = 100) -> dict[str, Any]:
     """RMSE of log cycles of P (visible features) and A (with hidden ones), same training sample, held-out points."""
-    from oneshot_ml2.vta import hidden
+    from oneshot_ml2.vta import facts
 
     rng = np.random.default_rng([seed, 7])
     valid = np.flatnonzero(table.reason == Reason.VALID)
@@ -178,15 +183,15 @@ def compare_models(task: Task, table: BatchResult, seed: int, training: int = 10
     rows = []
     for place in chosen.tolist():
         try:
-            rows.append(hidden.features(task.domain.space.lower(int(task.domain.indices[place]))))
+            rows.append(facts.features(task.domain.space.lower(int(task.domain.indices[place]))))
         except InvalidSchedule as error:
             raise AssertionError("a valid schedule lowers") from error
     visible = trees.visible_features(task.domain, chosen)
     both = np.concatenate([np.array(rows, dtype=np.float32), visible], axis=1)
     labels = np.log(table.cycles[chosen].astype(np.float64))
     own = np.array(rows)
-    p = ml2tuner.fit_performance(visible[:cut], labels[:cut])
-    a, costs = ml2tuner.fit_with_costs(both[:cut], own[:cut], labels[:cut])
+    p = ml2.fit_performance(visible[:cut], labels[:cut])
+    a, costs = ml2.fit_with_costs(both[:cut], own[:cut], labels[:cut])
     predicted = {"P": p.predict(visible[cut:]), "A": a.predict(both[cut:], costs.log_cycles(own[cut:]))}
     rmse = {model: float(np.sqrt(np.mean((values - labels[cut:]) ** 2))) for model, values in predicted.items()}
     return {"task": task.name, "models": True, "seed": seed, "training": cut, "held_out": len(chosen) - cut, **rmse}
@@ -197,9 +202,9 @@ def compare_times(kind: str, seed: int) -> dict[str, Any]:
     zero-measurement picks and programs of the same layers, in this process."""
     chip, device = Accelerator.load("pynq"), open_device("sim")
     layers = list(LAYERS.values())
-    network = oneshot.predictor_of(None)
+    network = picking.predictor_of(None)
     # Compiled code is loaded, and both have run once, before anything is timed.
-    oneshot.pick(layers[-1], chip, network)
+    picking.pick(layers[-1], chip, network)
     space = ScheduleSpace(layers[-1], chip, kind)
     warm = Run(space, lambda: make_tuner(BASELINE, Domain.of(space), seed), device, BASELINE, seed, Limits(batch=80))
     with warm:
@@ -208,7 +213,7 @@ def compare_times(kind: str, seed: int) -> dict[str, Any]:
     compiling = []
     for _ in range(3):
         began = time.perf_counter()
-        oneshot.pick_all(layers, chip, network)
+        picking.pick_all(layers, chip, network)
         compiling.append(time.perf_counter() - began)
     seconds, trials, made = 0.0, 0, 0
     for layer in layers:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.errors import AcceleratorError
+from oneshot_ml2.common.errors import AcceleratorError
+from oneshot_ml2.vta.accelerator import Accelerator
 
 FOLDER = Path(__file__).parent / "accelerators"
 SEED = 20240
@@ -96,9 +96,7 @@ def draw(
             continue
 
 
-def legal_triples(
-    blocks: tuple[int, ...] = BLOCKS, buses: tuple[int, ...] = BUSES
-) -> list[tuple[int, int, int]]:
+def legal_triples(blocks: tuple[int, ...] = BLOCKS, buses: tuple[int, ...] = BUSES) -> list[tuple[int, int, int]]:
     """Every (block, batch, bus) whose batch rows are whole bus words, or whose elements fit in one."""
     every = [(block, batch, bus) for block in blocks for batch in (1, 2, 4) for bus in buses]
     return [(block, batch, bus) for block, batch, bus in every if block * 8 >= bus or batch * block * 8 <= bus]
@@ -155,9 +153,7 @@ def outside(rng: np.random.Generator, training: list[Accelerator]) -> list[Accel
     chosen: list[Accelerator] = []
     for block, bus, latency in itertools.product((False, True), repeat=3):
         if block or bus or latency:
-            triples = legal_triples(
-                (OUTSIDE_BLOCK,) if block else BLOCKS, (OUTSIDE_BUS,) if bus else BUSES
-            )
+            triples = legal_triples((OUTSIDE_BLOCK,) if block else BLOCKS, (OUTSIDE_BUS,) if bus else BUSES)
             count = len(chosen) + OUTSIDE_EACH
             chosen = spread(rng, chosen, count, triples, training, OUTSIDE_LATENCY if latency else None)
     return chosen

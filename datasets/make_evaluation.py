@@ -17,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.nest import nest
-from oneshot_ml2.workload import Conv2d, Layer, Workload, read_layers, read_workloads
+from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.lists import Layer, read_layers, read_workloads
+from oneshot_ml2.workload.registry import Workload
 
 HERE = Path(__file__).parent
 SEED = 7

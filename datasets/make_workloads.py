@@ -12,9 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from oneshot_ml2.errors import WorkloadError
-from oneshot_ml2.models import trace
-from oneshot_ml2.workload import Conv2d, Dense, Epilogue, Layer, Workload
+from oneshot_ml2.common.errors import WorkloadError
+from oneshot_ml2.models.frontend.traced import trace
+from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.dense import Dense
+from oneshot_ml2.workload.epilogue import Epilogue
+from oneshot_ml2.workload.lists import Layer
+from oneshot_ml2.workload.registry import Workload
 
 FOLDER = Path(__file__).parent / "workloads"
 SEED_TRAINING, SEED_HELD_OUT, SEED_TEMPLATE = 1801, 1802, 1803
@@ -288,9 +292,7 @@ def space_filling(
     chosen: list[Workload] = []
     places: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = []
     while len(chosen) < count:
-        candidates = [
-            work for work in (draw(rng) for _ in range(CANDIDATES)) if work.shape_key not in forbidden
-        ]
+        candidates = [work for work in (draw(rng) for _ in range(CANDIDATES)) if work.shape_key not in forbidden]
         if not candidates:
             continue
         gaps = [min((float(np.abs(place(c) - p).sum()) for p in places), default=0.0) for c in candidates]

@@ -8,40 +8,52 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from oneshot_ml2.accelerator import Accelerator as Accelerator
-    from oneshot_ml2.accelerator import preset_names as preset_names
-    from oneshot_ml2.compile import CompiledLayer as CompiledLayer
-    from oneshot_ml2.compile import CompiledModel as CompiledModel
-    from oneshot_ml2.compile import compile_layers as compile_layers
-    from oneshot_ml2.errors import AcceleratorError as AcceleratorError
-    from oneshot_ml2.errors import CorpusError as CorpusError
-    from oneshot_ml2.errors import DeviceError as DeviceError
-    from oneshot_ml2.errors import OneShotError as OneShotError
-    from oneshot_ml2.errors import WeightsError as WeightsError
-    from oneshot_ml2.errors import WorkloadError as WorkloadError
-    from oneshot_ml2.oneshot import Pick as Pick
-    from oneshot_ml2.oneshot import pick as pick
-    from oneshot_ml2.pretrained import list_pretrained as list_pretrained
-    from oneshot_ml2.schedule import InvalidSchedule as InvalidSchedule
-    from oneshot_ml2.schedule import Schedule as Schedule
-    from oneshot_ml2.schedule import ScheduleSpace as ScheduleSpace
-    from oneshot_ml2.workload import Conv2d as Conv2d
-    from oneshot_ml2.workload import Dense as Dense
-    from oneshot_ml2.workload import Epilogue as Epilogue
-    from oneshot_ml2.workload import Layer as Layer
+from oneshot_ml2.common.version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from oneshot_ml2.common.errors import AcceleratorError as AcceleratorError
+    from oneshot_ml2.common.errors import CorpusError as CorpusError
+    from oneshot_ml2.common.errors import DeviceError as DeviceError
+    from oneshot_ml2.common.errors import OneShotError as OneShotError
+    from oneshot_ml2.common.errors import WeightsError as WeightsError
+    from oneshot_ml2.common.errors import WorkloadError as WorkloadError
+    from oneshot_ml2.models.layerwise import CompiledLayer as CompiledLayer
+    from oneshot_ml2.models.layerwise import CompiledModel as CompiledModel
+    from oneshot_ml2.models.layerwise import compile_layers as compile_layers
+    from oneshot_ml2.network.picking import Pick as Pick
+    from oneshot_ml2.network.picking import pick as pick
+    from oneshot_ml2.network.weights import list_pretrained as list_pretrained
+    from oneshot_ml2.spaces.base import Schedule as Schedule
+    from oneshot_ml2.spaces.space import ScheduleSpace as ScheduleSpace
+    from oneshot_ml2.vta.accelerator import Accelerator as Accelerator
+    from oneshot_ml2.vta.accelerator import preset_names as preset_names
+    from oneshot_ml2.vta.reasons import InvalidSchedule as InvalidSchedule
+    from oneshot_ml2.workload.conv2d import Conv2d as Conv2d
+    from oneshot_ml2.workload.dense import Dense as Dense
+    from oneshot_ml2.workload.epilogue import Epilogue as Epilogue
+    from oneshot_ml2.workload.lists import Layer as Layer
 
 # Module -> the names that it lends the package.
 _EXPORTS = {
-    "accelerator": ("Accelerator", "preset_names"),
-    "compile": ("CompiledLayer", "CompiledModel", "compile_layers"),
-    "errors": ("AcceleratorError", "CorpusError", "DeviceError", "OneShotError", "WeightsError", "WorkloadError"),
-    "oneshot": ("Pick", "pick"),
-    "pretrained": ("list_pretrained",),
-    "schedule": ("InvalidSchedule", "Schedule", "ScheduleSpace"),
-    "workload": ("Conv2d", "Dense", "Epilogue", "Layer"),
+    "common.errors": (
+        "AcceleratorError",
+        "CorpusError",
+        "DeviceError",
+        "OneShotError",
+        "WeightsError",
+        "WorkloadError",
+    ),
+    "models.layerwise": ("CompiledLayer", "CompiledModel", "compile_layers"),
+    "network.picking": ("Pick", "pick"),
+    "network.weights": ("list_pretrained",),
+    "spaces.base": ("Schedule",),
+    "spaces.space": ("ScheduleSpace",),
+    "vta.accelerator": ("Accelerator", "preset_names"),
+    "vta.reasons": ("InvalidSchedule",),
+    "workload.conv2d": ("Conv2d",),
+    "workload.dense": ("Dense",),
+    "workload.epilogue": ("Epilogue",),
+    "workload.lists": ("Layer",),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

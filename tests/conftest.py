@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from oneshot_ml2 import cli
+from oneshot_ml2.commands import main
 
 RunCommand = Callable[..., tuple[int, str, str]]
 
@@ -30,7 +30,7 @@ def run_command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
     def run(*argv: str | Path) -> tuple[int, str, str]:
         capsys.readouterr()
         try:
-            code = cli.main([str(arg) for arg in argv])
+            code = main.main([str(arg) for arg in argv])
         except SystemExit as stop:
             code = int(stop.code or 0)
         out, err = capsys.readouterr()

@@ -11,12 +11,13 @@ import time
 
 import numpy as np
 
-from oneshot_ml2 import schedule
-from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.schedule import BatchResult, Knob, Reason
+from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.spaces import registry
+from oneshot_ml2.spaces.base import BatchResult, Knob
+from oneshot_ml2.vta.reasons import Reason
 
 SPACE_VERSION = 3
-schedule._BACKENDS["fake"] = "fake_space"
+registry._BACKENDS["fake"] = "fake_space"
 
 
 def knobs(workload, accelerator):
@@ -51,6 +52,6 @@ def measure_batch(workload, accelerator, values):
 
 
 if __name__ == "__main__":
-    from oneshot_ml2.cli import main
+    from oneshot_ml2.commands.main import main
 
     sys.exit(main(["collect", *sys.argv[1:]]))

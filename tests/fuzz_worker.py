@@ -27,10 +27,11 @@ import h5py
 import mutations as m
 import numpy as np
 
-from oneshot_ml2 import resources
-from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.workload import Conv2d, read_layers
+from oneshot_ml2.common import resources
+from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.lists import read_layers
 
 DATA = Path(__file__).parent / "data"
 SECONDS = 5.0
@@ -120,7 +121,7 @@ def _plan_seed() -> dict[str, Any]:
 
 
 def _read_plan(path: Path) -> None:
-    from oneshot_ml2.collect import read_plan
+    from oneshot_ml2.corpus.plan import read_plan
 
     read_plan(path)
 
@@ -128,7 +129,7 @@ def _read_plan(path: Path) -> None:
 def _settings_seed() -> dict[str, Any]:
     import dataclasses
 
-    from oneshot_ml2.training import Settings
+    from oneshot_ml2.training.settings import Settings
 
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(Settings()).items()
@@ -136,7 +137,7 @@ def _settings_seed() -> dict[str, Any]:
 
 
 def _read_settings(path: Path) -> None:
-    from oneshot_ml2.training import read_settings
+    from oneshot_ml2.training.settings import read_settings
 
     read_settings(path)
 
@@ -150,7 +151,7 @@ def _optima_seed() -> bytes:
 
 
 def _read_optima(path: Path) -> None:
-    from oneshot_ml2 import optimum
+    from oneshot_ml2.evaluation import optimum
 
     for row in optimum.read_optima(path).values():
         optimum._row(row)
@@ -168,7 +169,7 @@ def _tasks_seed(folder: Path, _: Path) -> bytes:
 
 
 def _read_tasks(folder: Path) -> None:
-    from oneshot_ml2.optimum import read_tasks
+    from oneshot_ml2.evaluation.optimum import read_tasks
 
     for task in read_tasks(folder / "base/sets/set.json"):
         task.id  # noqa: B018
@@ -180,7 +181,7 @@ def _best_seed() -> bytes:
 
 
 def _read_best(path: Path) -> None:
-    from oneshot_ml2.baselines import read_best_known
+    from oneshot_ml2.evaluation.baselines import read_best_known
 
     read_best_known.__wrapped__(path)
 
@@ -218,14 +219,14 @@ def _board_seed() -> bytes:
 
 
 def _read_table(path: Path) -> None:
-    from oneshot_ml2.crosscheck import crosscheck
+    from oneshot_ml2.evaluation.crosscheck import crosscheck
 
     json.dumps(crosscheck(path, picks=False))
 
 
 # Logs ------------------------------------------------------------------------------------------
 def _log_seed(folder: Path, seeds: Path) -> bytes:
-    from oneshot_ml2 import cli
+    from oneshot_ml2.commands import main as commands_main
 
     kept = seeds / "log.jsonl"
     if not kept.exists():
@@ -234,7 +235,7 @@ def _log_seed(folder: Path, seeds: Path) -> bytes:
             m.toml_text({"workload": [{"name": "a"} | _plain(CONV.to_dict())]}), encoding="utf-8"
         )
         options = ["--trials", "24", "--batch", "8", "--tuner", "random", "--no-check", "--logs", str(work / "logs")]
-        _quiet(lambda: cli.main(["refine", "--workload", str(work / "list.toml"), *options]))
+        _quiet(lambda: commands_main.main(["refine", "--workload", str(work / "list.toml"), *options]))
         (made,) = (work / "logs").glob("*.jsonl")
         shutil.copy(made, kept)
     shutil.copy(kept, folder / "log.jsonl")
@@ -242,17 +243,18 @@ def _log_seed(folder: Path, seeds: Path) -> bytes:
 
 
 def _read_log(folder: Path) -> None:
-    from oneshot_ml2 import history
-    from oneshot_ml2.tuner.runner import read_log
+    from oneshot_ml2.commands import history as history_command
+    from oneshot_ml2.tuning.log import read_log
 
-    read = history.summary(read_log(folder / "log.jsonl"))
-    history.table(["log"], [read])
+    read = history_command.summary(read_log(folder / "log.jsonl"))
+    history_command.table(["log"], [read])
     json.dumps(read)
 
 
 # HDF5 ------------------------------------------------------------------------------------------
 def _corpus_seed(folder: Path, _: Path) -> bytes:
-    from oneshot_ml2.corpus import TaskSamples, write_corpus
+    from oneshot_ml2.corpus.format import TaskSamples
+    from oneshot_ml2.corpus.write import write_corpus
 
     rng = np.random.default_rng(1)
     tasks = []
@@ -287,11 +289,11 @@ def _damage_hdf5(name: str) -> Callable[[bytes, Path, m.Rng], None]:
 
 
 def _read_corpus(folder: Path) -> None:
-    from oneshot_ml2 import corpus
+    from oneshot_ml2.corpus import manage
 
     path = folder / "corpus.h5"
     failures = []
-    for use in (lambda: corpus.verify_corpus(path), lambda: _info(path)):
+    for use in (lambda: manage.verify_corpus(path), lambda: _info(path)):
         try:
             use()
         except OneShotError as error:
@@ -301,14 +303,14 @@ def _read_corpus(folder: Path) -> None:
 
 
 def _info(path: Path) -> None:
-    from oneshot_ml2 import corpus
+    from oneshot_ml2.corpus.read import open_corpus
 
-    with corpus.open_corpus(path) as opened:
+    with open_corpus(path) as opened:
         json.dumps(opened.info())
 
 
 def _runs_seed(folder: Path, _: Path) -> bytes:
-    from oneshot_ml2 import replay
+    from oneshot_ml2.evaluation import replay
 
     replay._TIMED_SECONDS = 1e-9
     path = folder / "runs.h5"
@@ -334,7 +336,7 @@ def _runs_seed(folder: Path, _: Path) -> bytes:
 
 
 def _read_runs(folder: Path) -> None:
-    from oneshot_ml2 import replay
+    from oneshot_ml2.evaluation import replay
 
     replay.replay(replay.read_runs(folder / "runs.h5"))
 
@@ -347,12 +349,12 @@ def _words_seed() -> bytes:
 
 
 def _read_words(path: Path) -> None:
-    from oneshot_ml2 import inspect_program
+    from oneshot_ml2.commands import inspect as inspect_command
 
     parser = argparse.ArgumentParser()
-    inspect_program.add_arguments(parser)
+    inspect_command.add_arguments(parser)
     args = parser.parse_args([str(path), "--accelerator", "pynq", "--timing", "--json"])
-    _quiet(lambda: inspect_program.run(args))
+    _quiet(lambda: inspect_command.run(args))
 
 
 # Tensors and weights ---------------------------------------------------------------------------
@@ -369,13 +371,13 @@ def _npz_seed() -> bytes:
 
 
 def _read_tensors(path: Path) -> None:
-    from oneshot_ml2.graph.executable import read_tensors
+    from oneshot_ml2.models.executable import read_tensors
 
     read_tensors(path)
 
 
 def _weights_seed(folder: Path, _: Path) -> tuple[bytes, bytes]:
-    from oneshot_ml2.pretrained import find_pretrained
+    from oneshot_ml2.network.weights import find_pretrained
 
     path = find_pretrained("default@1")
     content, card = path.read_bytes(), path.with_suffix(".json").read_bytes()
@@ -395,7 +397,7 @@ def _damage_weights(seed: tuple[bytes, bytes], folder: Path, rng: m.Rng) -> None
 
 
 def _read_weights(folder: Path) -> None:
-    from oneshot_ml2.predictor import Predictor
+    from oneshot_ml2.network.predictor import Predictor
 
     card = Predictor.load(folder / "w.safetensors").card
     assert card.get("samples", 0) + len(card.get("settings", {})) >= 0
@@ -414,7 +416,7 @@ def _checkpoint(folder: Path) -> tuple[Any, Any, Any, Path]:
 
 
 def _checkpoint_seed(folder: Path, _: Path) -> bytes:
-    from oneshot_ml2.training import save_checkpoint
+    from oneshot_ml2.training.checkpoint import save_checkpoint
 
     network, average, optimizer, path = _checkpoint(folder)
     save_checkpoint(path, network, average, optimizer, {"fingerprint": "f", "epoch": 1})
@@ -422,7 +424,7 @@ def _checkpoint_seed(folder: Path, _: Path) -> bytes:
 
 
 def _read_checkpoint(folder: Path) -> None:
-    from oneshot_ml2.training import load_checkpoint
+    from oneshot_ml2.training.checkpoint import load_checkpoint
 
     network, average, optimizer, path = _checkpoint(folder)
     load_checkpoint(path, network, average, optimizer, "f")
@@ -436,9 +438,9 @@ def _model_seed(folder: Path, seeds: Path) -> dict[str, bytes]:
     if not kept.exists():
         import torch
 
-        from oneshot_ml2 import graph
+        from oneshot_ml2 import models
 
-        made = graph.compile_model(
+        made = models.compile_model(
             small_net(), example_inputs=(torch.zeros((1, 3, 12, 12)),), calibration=example((4, 3, 12, 12), 1)
         )
         made.save(seeds / "half")
@@ -449,7 +451,7 @@ def _model_seed(folder: Path, seeds: Path) -> dict[str, bytes]:
 
 def _resigned(content: dict[str, bytes], manifest: Any) -> bytes:
     """The manifest with hashes that fit, as somebody who spoils a folder on purpose writes it."""
-    from oneshot_ml2.graph import executable
+    from oneshot_ml2.models import executable
 
     files = {name: executable._hash(content[name]) for name in executable.FILES}
     if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict):
@@ -490,7 +492,7 @@ def _damage_model(seed: dict[str, bytes], folder: Path, rng: m.Rng) -> None:
 
 
 def _read_model(folder: Path) -> None:
-    from oneshot_ml2.graph import executable
+    from oneshot_ml2.models import executable
 
     model = executable.read(folder / "build")
     size = max((segment.program.dram_bytes for segment in model.segments), default=0)
@@ -513,8 +515,8 @@ def _damage_schedules(seed: dict[str, bytes], folder: Path, rng: m.Rng) -> None:
 
 
 def _read_schedules(folder: Path) -> None:
-    from oneshot_ml2.refine import read_compiled
-    from oneshot_ml2.schedule import ScheduleSpace
+    from oneshot_ml2.spaces.space import ScheduleSpace
+    from oneshot_ml2.tuning.refine import read_compiled
 
     layers, chip, starts = read_compiled(folder / "build")
     for layer in layers:

@@ -22,15 +22,22 @@ import fake_space
 import networks
 import numpy as np
 
-from oneshot_ml2 import collect, evaluate, finetune, optimum, refine
-from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.calibrate import Board
-from oneshot_ml2.corpus import verify_corpus
-from oneshot_ml2.device.perturbed import Differences, PerturbedDevice
-from oneshot_ml2.device.simulated import SimulatorDevice
-from oneshot_ml2.schedule import BatchResult, ScheduleSpace
-from oneshot_ml2.tuner.measurer import Limits, Measurer
-from oneshot_ml2.workload import Conv2d, Dense, Layer
+from oneshot_ml2.corpus import collect
+from oneshot_ml2.corpus.manage import verify_corpus
+from oneshot_ml2.corpus.plan import Plan
+from oneshot_ml2.devices.boards import Differences
+from oneshot_ml2.devices.perturbed import PerturbedDevice
+from oneshot_ml2.devices.simulated import SimulatorDevice
+from oneshot_ml2.evaluation import evaluate, optimum
+from oneshot_ml2.spaces.base import BatchResult
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.tuning import finetune, refine
+from oneshot_ml2.tuning.calibrate import Board
+from oneshot_ml2.tuning.measure import Limits, Measurer
+from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.dense import Dense
+from oneshot_ml2.workload.lists import Layer
 
 CHIP = Accelerator.load("pynq")
 NETWORK = networks.random_network(trusting=2.0)
@@ -75,7 +82,7 @@ def do_collect(folder: Path) -> Any:
     layers = (Layer("small", Conv2d(1, 16, 8, 8, 32, 3, 3, padding=1), 3), Layer("dense", Dense(1, 64, 16), 1))
     chips = tuple(Accelerator.load(name) for name in ("pynq", "b8", "b32", "lat1"))
     assert fake_space.SPACE_VERSION
-    plan = collect.Plan(layers, chips, tasks=8, samples=60, space="fake", shard_tasks=1)
+    plan = Plan(layers, chips, tasks=8, samples=60, space="fake", shard_tasks=1)
     collect.collect(plan, folder, progress=False)
     return sorted(path.name for path in folder.iterdir()), verify_corpus(folder)["digest"]
 

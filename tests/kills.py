@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from oneshot_ml2 import files
+from oneshot_ml2.common import files
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -58,7 +58,7 @@ def single_file(folder: Path, moments: int) -> int:
 def weights(folder: Path, moments: int) -> int:
     import networks
 
-    from oneshot_ml2.predictor import Predictor
+    from oneshot_ml2.network.predictor import Predictor
 
     network = networks.random_network(0, (400, 400))
 
@@ -74,26 +74,28 @@ def training(folder: Path, moments: int) -> int:
     import numpy as np
     import torch
 
-    from oneshot_ml2 import training
-    from oneshot_ml2.predictor import Predictor
+    from oneshot_ml2.network.predictor import Predictor
+    from oneshot_ml2.training import loop
+    from oneshot_ml2.training.data import read_data
+    from oneshot_ml2.training.settings import Settings
 
     torch.set_num_threads(1)
     corpus = networks.small_corpus(folder / "corpus")
-    settings = training.Settings(
+    settings = Settings(
         scan=(8,), main=(16, 8), epochs=20, tasks_per_batch=4, samples_per_task=32, validity_samples=40,
         held_workloads=0.25, held_accelerators=1, checkpoint_minutes=0.0,
     )  # fmt: skip
-    data = training.read_data([corpus], settings)
+    data = read_data([corpus], settings)
     (folder / "out").mkdir()
     # It also imports what draws the curves, so that the children do not.
     begin = time.perf_counter()
-    whole = training.train(data, settings, folder / "whole")
+    whole = loop.train(data, settings, folder / "whole")
     lasts = time.perf_counter() - begin
     rng, killed = random.Random(5), 0
     while killed < moments:
         child = os.fork()
         if child == 0:
-            training.train(data, settings, folder / "out" / "r1")
+            loop.train(data, settings, folder / "out" / "r1")
             os._exit(0)
         # Each goes on where the one before was killed, so parts of a run reach all of it.
         time.sleep(rng.uniform(0, 0.3 * lasts))
@@ -102,7 +104,7 @@ def training(folder: Path, moments: int) -> int:
         killed += 1
         if (folder / "out" / "r1.safetensors").exists():
             Predictor.load(folder / "out" / "r1.safetensors")
-    resumed = training.train(data, settings, folder / "out" / "r1")
+    resumed = loop.train(data, settings, folder / "out" / "r1")
     assert all(np.array_equal(whole.tensors[name], resumed.tensors[name]) for name in whole.tensors)
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["r1.json", "r1.png", "r1.safetensors"]
     return killed

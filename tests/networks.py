@@ -7,10 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from oneshot_ml2 import collect, encode
-from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.predictor import NETWORKS, OUTPUTS, Predictor
-from oneshot_ml2.workload import Conv2d, Dense, Epilogue, Layer, Workload
+from oneshot_ml2.corpus import collect
+from oneshot_ml2.corpus.plan import Plan
+from oneshot_ml2.network.predictor import NETWORKS, OUTPUTS, Predictor
+from oneshot_ml2.spaces.full import features as full_features
+from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.dense import Dense
+from oneshot_ml2.workload.epilogue import Epilogue
+from oneshot_ml2.workload.lists import Layer
+from oneshot_ml2.workload.registry import Workload
 
 SMALL = Conv2d(1, 32, 6, 6, 48, 3, 3, padding=1)
 LAYERS = (
@@ -25,7 +31,7 @@ CHIPS = ("pynq", "b8", "b2x16")
 def random_network(seed: int = 0, widths: tuple[int, ...] = (8, 6), trusting: float = 0.0) -> Predictor:
     """A network of random weights; ``trusting`` is added to every validity logit."""
     rng = np.random.default_rng(seed)
-    features, tasks = len(encode.FEATURES), len(encode.TASK_FEATURES)
+    features, tasks = len(full_features.FEATURES), len(full_features.TASK_FEATURES)
     tensors = {
         "mean": rng.normal(size=features),
         "scale": rng.uniform(0.5, 2.0, size=features),
@@ -44,7 +50,7 @@ def random_network(seed: int = 0, widths: tuple[int, ...] = (8, 6), trusting: fl
 def small_corpus(folder: Path, samples: int = 60) -> Path:
     """A corpus of every pair of `LAYERS` and `CHIPS`."""
     chips = tuple(Accelerator.load(name) for name in CHIPS)
-    plan = collect.Plan(layers=LAYERS, accelerators=chips, tasks=len(LAYERS) * len(CHIPS), samples=samples, seed=3)
+    plan = Plan(layers=LAYERS, accelerators=chips, tasks=len(LAYERS) * len(CHIPS), samples=samples, seed=3)
     collect.collect(plan, folder, progress=False)
     return folder
 

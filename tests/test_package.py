@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 import oneshot_ml2
-from oneshot_ml2 import resources
-from oneshot_ml2.accelerator import preset_names
-from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.common import resources
+from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.vta.accelerator import preset_names
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "numba", "h5py", "tvm", "numpy", "tqdm", "safetensors", "matplotlib")
@@ -76,7 +76,7 @@ def test_resources() -> None:
 
 def test_readme_names_what_exists() -> None:
     """Local links, and the commands that the README and the documents quote."""
-    from oneshot_ml2 import cli
+    from oneshot_ml2.commands import main
 
     for path in (
         ROOT / "README.md",
@@ -89,7 +89,7 @@ def test_readme_names_what_exists() -> None:
             assert (path.parent / link).exists(), f"{path.name} links to {link}"
         shell = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
         for command in re.findall(r"oneshot-ml2 ([a-z]+)", shell) + re.findall(r"`oneshot-ml2 ([a-z]+)", text):
-            assert command in cli.COMMANDS, f"{path.name}: oneshot-ml2 {command}"
+            assert command in main.COMMANDS, f"{path.name}: oneshot-ml2 {command}"
         for script in re.findall(r"python ((?:benchmarks|train|datasets)/\S+\.py)", text):
             assert (ROOT / script).is_file(), f"{path.name}: {script}"
 
@@ -125,7 +125,7 @@ def test_wheel_works_away_from_the_checkout(tmp_path: Path) -> None:
     for kind in resources.KINDS:
         here = {name for name in resources.names(kind) if name[0] not in "._"}
         assert set(eval(run(f"from oneshot_ml2 import resources; print(resources.names({kind!r}))"))) == here
-    listing = run("from oneshot_ml2.cli import main; main(['accelerators'])")
+    listing = run("from oneshot_ml2.commands.main import main; main(['accelerators'])")
     assert all(name in listing for name in preset_names())
-    table = run("from oneshot_ml2.cli import main; exit(main(['compile', 'resnet18', '--size', '64']))")
+    table = run("from oneshot_ml2.commands.main import main; exit(main(['compile', 'resnet18', '--size', '64']))")
     assert "results equal the reference bit for bit" in table

@@ -12,12 +12,15 @@ import networks
 import numpy as np
 import pytest
 
-from oneshot_ml2 import encode, evaluate, optimum, training
-from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.optimum import Optimum, Task
-from oneshot_ml2.schedule import ScheduleSpace
-from oneshot_ml2.training import Data, Settings
-from oneshot_ml2.workload import Layer
+from oneshot_ml2.evaluation import evaluate, optimum
+from oneshot_ml2.evaluation.optimum import Optimum, Task
+from oneshot_ml2.spaces.full import features as full_features
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.training import loop
+from oneshot_ml2.training.data import Data, read_data
+from oneshot_ml2.training.settings import Settings, read_settings
+from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.workload.lists import Layer
 
 ROOT = Path(__file__).parent.parent
 SPACE = ScheduleSpace(networks.SMALL, Accelerator.load("pynq"))
@@ -40,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(folder: Path) -> Data:
-    return training.read_data([folder], Settings(validity_samples=20))
+    return read_data([folder], Settings(validity_samples=20))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +84,7 @@ def test_the_learning_curve_goes_on_where_it_was(folder: Path, tmp_path: Path, m
     assert few == round(all_of_them / 2)
     assert 0 < points["share 1.0000"]["sets"]["workloads"]["geomean"] <= 1
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
-    monkeypatch.setattr(training, "train", None)
+    monkeypatch.setattr(loop, "train", None)
     assert run(script, monkeypatch, *given, "--epochs", 1) == 0
     with pytest.raises(TypeError):
         run(script, monkeypatch, *given, "--epochs", 2)
@@ -103,14 +106,14 @@ def test_every_variant_is_trained_and_used(folder: Path, tmp_path: Path, monkeyp
 
 def test_variants_change_what_they_say_and_nothing_else(data: Data, load):
     script = load("train/ablation")
-    assert [encode.TASK_FEATURES[i] for i in script.ACCELERATOR][:2] == ["batch", "block"]
-    assert "memory latency" in [encode.TASK_FEATURES[i] for i in script.ACCELERATOR]
+    assert [full_features.TASK_FEATURES[i] for i in script.ACCELERATOR][:2] == ["batch", "block"]
+    assert "memory latency" in [full_features.TASK_FEATURES[i] for i in script.ACCELERATOR]
 
     for features in (script.ACCELERATOR, script.BOUNDED):
         less = script.without(data, features)
         both = [np.hstack([np.repeat(d.tasks, np.diff(d.offsets), axis=0), d.schedules]) for d in (less, data)]
         assert not both[0][:, list(features)].any()
-        rest = np.setdiff1d(np.arange(len(encode.FEATURES)), features)
+        rest = np.setdiff1d(np.arange(len(full_features.FEATURES)), features)
         assert np.array_equal(both[0][:, rest], both[1][:, rest])
 
     cycles = script.absolute(data)
@@ -132,17 +135,17 @@ def test_variants_change_what_they_say_and_nothing_else(data: Data, load):
     absolute = script.Unbounded(network.tensors, {}).score(SPACE, few)
     assert np.allclose(absolute.cycles * plain.bound, plain.cycles)
     # What a blind network does not see may change: its bias from the standardisation stays.
-    seen = script.blind(network, tuple(range(len(encode.FEATURES)))).score(SPACE, few)
+    seen = script.blind(network, tuple(range(len(full_features.FEATURES)))).score(SPACE, few)
     assert np.ptp(seen.log_ratio) == 0
 
 
 def test_a_share_of_the_tasks_is_trained_on(data: Data, tmp_path: Path):
     settings = dataclasses.replace(
-        training.read_settings(ROOT / "train/pretrain.toml"),
+        read_settings(ROOT / "train/pretrain.toml"),
         scan=(4,), main=(4,), epochs=1, task_share=0.5, held_workloads=0.25, held_accelerators=1,
     )  # fmt: skip
-    whole = training.train(data, dataclasses.replace(settings, task_share=1.0), tmp_path / "whole")
-    half = training.train(data, settings, tmp_path / "half")
+    whole = loop.train(data, dataclasses.replace(settings, task_share=1.0), tmp_path / "whole")
+    half = loop.train(data, settings, tmp_path / "half")
     assert (half.tensors["low"] >= whole.tensors["low"]).all()
     assert not np.array_equal(half.tensors["mean"], whole.tensors["mean"])
 

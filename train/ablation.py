@@ -21,24 +21,26 @@ import numpy as np
 import studies
 from numpy.typing import NDArray
 
-from oneshot_ml2 import encode, training
-from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.predictor import NETWORKS, Predictor, Scores, depth
-from oneshot_ml2.schedule import ScheduleSpace
-from oneshot_ml2.training import Data, Settings
+from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.network.predictor import NETWORKS, Predictor, Scores, depth
+from oneshot_ml2.spaces.full import features as full_features
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.training import loop
+from oneshot_ml2.training.data import Data
+from oneshot_ml2.training.settings import Settings
 
 # Task features that describe the accelerator alone come first, those that mix it with the workload last.
-ACCELERATOR = tuple(range(encode.TASK_FEATURES.index("batch blocks")))
+ACCELERATOR = tuple(range(full_features.TASK_FEATURES.index("batch blocks")))
 # Features of bounds and closed-form totals, which are all given beside the bound; positions among all features.
-BOUNDED = tuple(i for i, name in enumerate(encode.FEATURES) if "bound" in name)
-TASKS = len(encode.TASK_FEATURES)
+BOUNDED = tuple(i for i, name in enumerate(full_features.FEATURES) if "bound" in name)
+TASKS = len(full_features.TASK_FEATURES)
 
 
 @dataclass(frozen=True)
 class Unbounded(Predictor):
     """A network whose second output is log T itself."""
 
-    def judge(self, space: ScheduleSpace, given: encode.Candidates, network: str = "main") -> Scores:
+    def judge(self, space: ScheduleSpace, given: full_features.Candidates, network: str = "main") -> Scores:
         return _unbound(super().judge(space, given, network))
 
     def score(self, space: ScheduleSpace, indices: NDArray[np.int64], network: str = "main") -> Scores:
@@ -177,7 +179,7 @@ def main() -> int:
 
             def make(name: str = name, variant: Variant = variant) -> dict[str, Any]:
                 weights = Path(args.work) / name
-                trained = training.train(variant.data(data), variant.settings(base), weights, progress=True)
+                trained = loop.train(variant.data(data), variant.settings(base), weights, progress=True)
                 sets = studies.quality(variant.network(trained), args.sets, args.tasks)
                 return {"label": variant.label, "sets": sets}
 

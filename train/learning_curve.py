@@ -18,8 +18,11 @@ from typing import Any
 
 import studies
 
-from oneshot_ml2 import evaluate, training
-from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.evaluation import evaluate
+from oneshot_ml2.training import loop
+from oneshot_ml2.training.data import split_tasks
+from oneshot_ml2.training.settings import Settings
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
@@ -49,13 +52,13 @@ def main() -> int:
     out, points = Path(args.out), []
     try:
         base, data = studies.load(args)
-        every = len(training.split_tasks(data, base)["train"])
+        every = len(split_tasks(data, base)["train"])
         for share in SHARES:
             settings = dataclasses.replace(base, task_share=share, epochs=max(1, round(base.epochs / share)))
 
-            def make(settings: training.Settings = settings) -> dict[str, Any]:
+            def make(settings: Settings = settings) -> dict[str, Any]:
                 weights = Path(args.work) / f"share-{settings.task_share:.4f}"
-                network = training.train(data, settings, weights, progress=True)
+                network = loop.train(data, settings, weights, progress=True)
                 sets = studies.quality(network, args.sets, args.tasks)
                 return {"trained_on": round(settings.task_share * every), "sets": sets}
 

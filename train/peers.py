@@ -12,8 +12,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from oneshot_ml2 import baselines, peers, training
-from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.training import peers
+from oneshot_ml2.training.settings import read_settings
 
 
 def main() -> int:
@@ -23,9 +24,9 @@ def main() -> int:
     parser.add_argument("--settings", metavar="FILE", default=str(Path(__file__).with_suffix(".toml")))
     args = parser.parse_args()
     try:
-        settings = training.read_settings(args.settings, peers.Settings)
+        settings = read_settings(args.settings, peers.Settings)
         for name in peers.train_peers(args.corpus, settings, args.out, lambda text: print(text, flush=True)):
-            print(f"{args.out}: {baselines.PEERS[name]}", flush=True)
+            print(f"{args.out}: {peers.PEERS[name]}", flush=True)
         return 0
     except OneShotError as error:
         print(f"peers: {error}", file=sys.stderr)

@@ -12,10 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from oneshot_ml2 import evaluate, metrics, oneshot, training
-from oneshot_ml2.files import write_whole
-from oneshot_ml2.optimum import sample_of, version
-from oneshot_ml2.predictor import Predictor
+from oneshot_ml2.common import metrics
+from oneshot_ml2.common.files import write_whole
+from oneshot_ml2.evaluation import evaluate
+from oneshot_ml2.evaluation.optimum import sample_of, version
+from oneshot_ml2.network import picking
+from oneshot_ml2.network.predictor import Predictor
+from oneshot_ml2.training.data import Data, map_features, write_features
+from oneshot_ml2.training.settings import Settings, read_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,16 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=int, default=0, metavar="N", help="only N tasks a set, evenly spread")
 
 
-def load(args: argparse.Namespace) -> tuple[training.Settings, training.Data]:
+def load(args: argparse.Namespace) -> tuple[Settings, Data]:
     """Settings and features; these are made once and kept in the work folder.
 
     Raises:
         OneShotError: bad settings or corpora.
     """
-    settings = dataclasses.replace(training.read_settings(args.settings), epochs=args.epochs)
+    settings = dataclasses.replace(read_settings(args.settings), epochs=args.epochs)
     features = Path(args.work) / "features"
-    training.write_features(args.corpus, settings, features)
-    return settings, training.map_features(features)
+    write_features(args.corpus, settings, features)
+    return settings, map_features(features)
 
 
 def quality(network: Predictor, sets: list[str], limit: int) -> dict[str, dict[str, float]]:
@@ -49,7 +53,7 @@ def quality(network: Predictor, sets: list[str], limit: int) -> dict[str, dict[s
     for name in sets:
         qualities, taus, truths, scores = [], [], [], []
         for task, known in evaluate.known_tasks(name, limit):
-            picked = oneshot.pick(task.workload, task.accelerator, network)
+            picked = picking.pick(task.workload, task.accelerator, network)
             cycles = int(picked.space.measure(np.array([picked.index])).cycles[0])
             qualities.append(metrics.pick_quality(known.best, cycles))
             sample, truth = sample_of(picked.space), np.array(known.sample_cycles)
@@ -77,7 +81,7 @@ def point(path: Path, name: str, facts: dict[str, Any], make: Callable[[], dict[
     return dict(found)
 
 
-def facts_of(args: argparse.Namespace, settings: training.Settings, data: training.Data) -> dict[str, Any]:
+def facts_of(args: argparse.Namespace, settings: Settings, data: Data) -> dict[str, Any]:
     """What a point depends on."""
     return {
         "settings": dataclasses.asdict(settings),

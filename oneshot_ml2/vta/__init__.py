@@ -1,1 +1,1 @@
-"""The VTA backend: workload and accelerator to nest, plan, instructions, results and cycles (no TVM, no torch)."""
+"""The machine: accelerators, programs, what they compute and how many cycles they take. No TVM and no torch in here."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from oneshot_ml2.accelerator import Accelerator
+from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.nest import channel_blocks
 from oneshot_ml2.vta.packing import blocks
-from oneshot_ml2.workload import BatchMatmul, Dense, MaxPool2d, Workload
+from oneshot_ml2.workload.batch_matmul import BatchMatmul
+from oneshot_ml2.workload.dense import Dense
+from oneshot_ml2.workload.max_pool2d import MaxPool2d
+from oneshot_ml2.workload.registry import Workload
 
 
 @dataclass(frozen=True)

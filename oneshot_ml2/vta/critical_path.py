@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.kernels import njit
+from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.vta import program as G
-from oneshot_ml2.vta.timing import ITERATIONS
+from oneshot_ml2.vta.timing.chisel import ITERATIONS
 
 # What is told of a path: its cycles; LOADs of the load module, GEMM and ALU instructions, STOREs, and LOADs of the
 # compute module on it; requests and bursts of all these LOADs and STOREs.

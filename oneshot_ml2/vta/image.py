@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.errors import WorkloadError
+from oneshot_ml2.common.errors import WorkloadError
 from oneshot_ml2.vta import nest, packing, simulator
+from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Program, element_bytes
-from oneshot_ml2.workload import BatchMatmul, Conv2d, Conv2dTranspose, MaxPool2d, Tensors, Workload
+from oneshot_ml2.workload.batch_matmul import BatchMatmul
+from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
+from oneshot_ml2.workload.epilogue import Tensors
+from oneshot_ml2.workload.max_pool2d import MaxPool2d
+from oneshot_ml2.workload.registry import Workload
 
 _BIAS_SCALE = 127
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.vta.program import (
     ALU,
     C_ALU_OP,
@@ -49,7 +49,7 @@ from oneshot_ml2.vta.program import (
 )
 
 if TYPE_CHECKING:
-    from oneshot_ml2.accelerator import Accelerator
+    from oneshot_ml2.vta.accelerator import Accelerator
 
 # One field: (name, column of the decoded instruction, lowest bit of the 128, width).
 Field = tuple[str, int, int, int]

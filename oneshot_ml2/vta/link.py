@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.errors import OneShotError
+from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.vta import tokens
+from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import (
     C_DRAM,
     C_FLAGS,

@@ -21,13 +21,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.schedule import NoSchedule, Reason
 from oneshot_ml2.vta.packing import blocks
 from oneshot_ml2.vta.program import ACC, ADDRESSES, INP, INSN_BYTES, OUT, PAGE, UOP, WGT, Buffer, element_bytes
-from oneshot_ml2.workload import BatchMatmul, Conv2d, Conv2dTranspose, Dense, MaxPool2d, Workload
+from oneshot_ml2.vta.reasons import NoSchedule, Reason
+from oneshot_ml2.workload.batch_matmul import BatchMatmul
+from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
+from oneshot_ml2.workload.dense import Dense
+from oneshot_ml2.workload.max_pool2d import MaxPool2d
+from oneshot_ml2.workload.registry import Workload
 
 if TYPE_CHECKING:
-    from oneshot_ml2.accelerator import Accelerator
+    from oneshot_ml2.vta.accelerator import Accelerator
 
 # Loop extents: batch blocks, channel blocks (of a group), spatial sizes, kernel, stride, dilation, leading pads.
 NB, CO, CI, OH, OW, IH, IW, KH, KW, SH, SW, DH, DW, PT, PL, MINOR = range(16)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.accelerator import Accelerator
-from oneshot_ml2.errors import WorkloadError
+from oneshot_ml2.common.errors import WorkloadError
+from oneshot_ml2.vta.accelerator import Accelerator
 
 
 def blocks(size: int, block: int) -> int:

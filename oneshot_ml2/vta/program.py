@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from oneshot_ml2.accelerator import Accelerator
+    from oneshot_ml2.vta.accelerator import Accelerator
 
 # Opcodes, memory ids and ALU opcodes (VTA reference, section 2).
 LOAD, STORE, GEMM, FINISH, ALU = 0, 1, 2, 3, 4

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.kernels import njit
+from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.vta import isa, tokens
 from oneshot_ml2.vta.program import (
     ACC,
@@ -59,7 +59,7 @@ from oneshot_ml2.vta.program import (
 )
 
 if TYPE_CHECKING:
-    from oneshot_ml2.accelerator import Accelerator
+    from oneshot_ml2.vta.accelerator import Accelerator
     from oneshot_ml2.vta.program import Program
 
 # Entries of `params`.

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.kernels import njit
+from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.vta.program import (
     C_FLAGS,
     C_MEM,

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.errors import OneShotError
-from oneshot_ml2.vta import timing
+from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.vta.program import (
     ALU,
     C_DRAM,
@@ -27,9 +26,10 @@ from oneshot_ml2.vta.program import (
     STORE,
     element_bytes,
 )
+from oneshot_ml2.vta.timing import chisel
 
 if TYPE_CHECKING:
-    from oneshot_ml2.accelerator import Accelerator
+    from oneshot_ml2.vta.accelerator import Accelerator
 
 # Bursts of a run of the timing model, and multiplications or other operations of a run of the functional one: some
 # seconds each.
@@ -51,7 +51,7 @@ def operations(insns: NDArray[np.int64], accelerator: Accelerator) -> float:
     rows = insns[(insns[:, C_OP] == GEMM) | (insns[:, C_OP] == ALU)]
     mask = (2 << accelerator.isa_uop_bits) - 1
     uops = (rows[:, C_UOP_END] - rows[:, C_UOP_BGN]) & mask
-    outer, inner = (np.where(rows[:, c] == 0, timing.ITERATIONS, rows[:, c]) for c in (C_ITER_OUT, C_ITER_IN))
+    outer, inner = (np.where(rows[:, c] == 0, chisel.ITERATIONS, rows[:, c]) for c in (C_ITER_OUT, C_ITER_IN))
     times = outer.astype(np.float64) * inner * np.where(uops == 0, mask + 1, uops)
     each = np.where(rows[:, C_OP] == GEMM, accelerator.block, 1) * accelerator.batch * accelerator.block
     return float((times * each).sum())

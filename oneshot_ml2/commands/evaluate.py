@@ -1,0 +1,111 @@
+"""``oneshot-ml2 evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.files import check_output, locked, write_whole
+from oneshot_ml2.common.tables import finite, table
+from oneshot_ml2.evaluation.evaluate import BASELINES, PICK, SETS, evaluate_set
+from oneshot_ml2.evaluation.optimum import version
+from oneshot_ml2.network import picking
+from oneshot_ml2.training.peers import PEERS, load_peers
+
+if TYPE_CHECKING:
+    from oneshot_ml2.training.peers import Peer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``oneshot-ml2 evaluate``."""
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS), metavar="SET",
+                        help=f"of {', '.join(SETS)}; default: all")  # fmt: skip
+    parser.add_argument("--weights", metavar="NAME|FILE", help="shipped weights or a file (*.safetensors)")
+    parser.add_argument("--tasks", type=int, default=0, metavar="N", help="only N tasks a set, evenly spread")
+    parser.add_argument("--peers", metavar="FOLDER", help="compare with the predictors that train/peers.py left there")
+    parser.add_argument("--out", default="evaluation.json", metavar="FILE", help="default evaluation.json")
+    parser.add_argument("--json", action="store_true", help="print the JSON that is saved")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; raises OneShotError for what the user can mend."""
+    if args.tasks < 0:
+        raise OneShotError(f"--tasks {args.tasks}: allowed: 0 (all) and more")
+    check_output(args.out, "--out")
+    network = picking.predictor_of(args.weights)
+    others: dict[str, Peer] = {}
+    if args.peers:
+        others = load_peers(args.peers)
+    if not Path(args.out).resolve().parent.is_dir():
+        raise OneShotError(f"no folder {Path(args.out).parent}; make it, or choose another place for --out")
+    # Beside the result until it is complete: the same command goes on there.
+    log = Path(f"{args.out}.part")
+    with locked(args.out, f"{args.out}: another evaluation is at work on it; wait for it, or give another --out"):
+        sets = [evaluate_set(name, network, args.tasks, others, log) for name in args.sets]
+        card = {key: network.card.get(key) for key in ("commit", "date", "corpus")}
+        result = {"version": version(), "weights": card, "sets": sets}
+        text = json.dumps(_jsonable(result), indent=1)
+        write_whole(args.out, text + "\n")
+        log.unlink()
+    print(text if args.json else describe(sets) + f"\nSaved with each task's row: {args.out}")
+    return 0
+
+
+def _jsonable(value: Any) -> Any:
+    """The same with None for what is not finite."""
+    if isinstance(value, dict):
+        return {key: _jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_jsonable(entry) for entry in value]
+    return finite(value) if isinstance(value, float) else value
+
+
+def describe(sets: list[dict[str, Any]]) -> str:
+    """Tables of the sets' figures for people: one row a set, then each set in detail."""
+    rows = []
+    for result in sets:
+        pick, order, validity = result["pick"], result["order"], result["validity"]
+        shares = [f"{pick[key]:.2%}" for key in ("geomean", "worst")] + [f"{pick['share_95']:.1%}"]
+        ranks = [f"{order['kendall_tau']:.4f}", f"{validity['auroc']:.4f}", f"{result['invalid_of_50']:.2%}"]
+        rows.append([result["set"], str(result["tasks"]), *shares, *ranks, f"{result['pick_seconds']['mean']:.2f} s"])
+    head = ["set", "tasks", "geomean", "worst", ">= 95 %", "tau", "AUROC", "invalid of 50", "a pick"]
+    return "\n".join([table(head, rows, left={"set"}), "", *map(_describe_set, sets)])
+
+
+def _describe_set(result: dict[str, Any]) -> str:
+    """A set's tables."""
+    peers = result["peers"]
+    qualities = {PICK: result["pick"], "  best of its first 5": result["top5"]}
+    qualities |= {PEERS[name]: figures["pick"] for name, figures in peers.items()}
+    qualities |= {BASELINES[name]: figures for name, figures in result["baselines"].items()}
+    rows = [[name, f"{q['geomean']:.2%}", f"{q['worst']:.2%}", f"{q['share_95']:.1%}"] for name, q in qualities.items()]
+    orders = {PICK: result["order"]} | {PEERS[name]: figures["order"] for name, figures in peers.items()}
+    columns = {
+        "top-1": "top1",
+        "top-5": "top5",
+        "peak@1": "peak1",
+        "peak@5": "peak5",
+        "pairwise": "pairwise_accuracy",
+        "tau": "kendall_tau",
+    }
+    ranks = [[name, *(f"{order[key]:.4f}" for key in columns.values())] for name, order in orders.items()]
+    validity, seconds = result["validity"], result["pick_seconds"]
+    return (
+        f"{result['set']}: {result['what']}; {result['tasks']} tasks, T* exact for {result['exact']}\n"
+        + table(["T* / T(pick)", "geomean", "worst", ">= 95 %"], rows, left={"T* / T(pick)"})
+        + "\nof 2,000 random schedules, the valid ones, by the definitions of TenSet and TLP:\n"
+        + table(["order", *columns], ranks, left={"order"})
+        + f"\nvalidity: F1 {validity['f1']:.4f}, AUROC {validity['auroc']:.4f}\n"
+        f"first try lowers: {result['first_try_lowers']:.1%} by p_valid alone, "
+        f"{result['first_try_lowers_with_closed_form']:.1%} with the closed form; "
+        f"invalid of the first 50 by p_valid alone: {result['invalid_of_50']:.2%}; "
+        f"fallbacks: {result['fallbacks']}\n"
+        f"weighted by how often a layer occurs: {result['network_quality']:.2%}, "
+        f"best of the first 5: {result['network_top5']:.2%}\n"
+        f"the space: {result['near_share']:.2%} of the valid schedules within 5 % of T*, "
+        f"the median one at {result['median_ratio']:.1%} of T*'s speed\n"
+        f"a pick: {seconds['mean']:.2f} s on average, {seconds['max']:.2f} s at most\n"
+    )

@@ -1,0 +1,109 @@
+"""``oneshot-ml2 run``: a compiled model on an input, in a process that needs neither PyTorch nor the network."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oneshot_ml2.common.errors import ModelError
+from oneshot_ml2.common.files import check_output, write_whole
+from oneshot_ml2.devices.registry import open_device
+from oneshot_ml2.models import executable
+from oneshot_ml2.models.executable import read_tensors
+from oneshot_ml2.vta.accelerator import Accelerator
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from oneshot_ml2.models.executable import Executable
+
+# How many of the largest elements of a row of scores are shown.
+_SHOWN = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``oneshot-ml2 run``."""
+    parser.add_argument("model", help="folder that `oneshot-ml2 compile MODEL -o DIR` wrote")
+    parser.add_argument(
+        "--input",
+        action="append",
+        metavar="[NAME=]FILE",
+        help=".npy, or .npz with the inputs by name; repeat it for several inputs",
+    )
+    parser.add_argument("--output", metavar="FILE", help="write the result here: .npy, or .npz with outputs by name")
+    parser.add_argument("--accelerator", metavar="NAME", help="refuse a model that is compiled for another one")
+    parser.add_argument("--device", default="sim", metavar="SPEC", help="what runs the programs (default: sim)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, run, print and write."""
+    open_device(args.device)
+    output = None if args.output is None else Path(args.output)
+    if output is not None and output.suffix not in (".npy", ".npz"):
+        raise ModelError(f"--output is {args.output}; allowed: a file ending in .npy or .npz")
+    if output is not None:
+        check_output(output, "--output")
+    chip = None if args.accelerator is None else Accelerator.load(args.accelerator)
+    begin = time.perf_counter()
+    model = executable.load(args.model, chip)
+    loaded = time.perf_counter()
+    results = model.run(_inputs(model, args.input or []))
+    done = time.perf_counter()
+    if output is not None:
+        write_whole(output, _as_file(results, output.suffix))
+    if args.json:
+        print(json.dumps({"outputs": {name: array.tolist() for name, array in results.items()}}))
+        return 0
+    for name, array in results.items():
+        print(f"{name}: {'x'.join(map(str, array.shape))} {array.dtype}, {array.min():.4g} to {array.max():.4g}")
+        if array.ndim == 2:
+            for row, scores in enumerate(array):
+                best = scores.argsort(kind="stable")[::-1][:_SHOWN]
+                print(f"  row {row}, largest: " + ", ".join(f"[{index}] {scores[index]:.4g}" for index in best))
+    times = f"loaded in {loaded - begin:.2f} s, ran in {done - loaded:.2f} s"
+    where = f"; written to {output}" if output is not None else ""
+    print(f"{model.name} on {model.accelerator.name} (simulated): {times}{where}")
+    return 0
+
+
+def _inputs(model: Executable, given: list[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of ``--input`` by name.
+
+    Raises:
+        ModelError: a file that cannot be read, or a missing name.
+    """
+    takes = ", ".join(f"{tensor.name} {'x'.join(map(str, tensor.shape))}" for tensor in model.inputs)
+    if not given:
+        raise ModelError(f"give the model's inputs with --input FILE; it takes {takes} (float32)")
+    arrays: dict[str, NDArray[Any]] = {}
+    names = {tensor.name for tensor in model.inputs}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not (equals and name in names):
+            name, path = "", text
+        content = read_tensors(path)
+        if isinstance(content, dict):
+            arrays |= content
+        elif name or len(model.inputs) == 1:
+            arrays[name or model.inputs[0].name] = content
+        else:
+            raise ModelError(f"the model takes {takes}; say which one {path} is: --input NAME={path}")
+    return arrays
+
+
+def _as_file(results: dict[str, NDArray[Any]], suffix: str) -> bytes:
+    import numpy as np
+
+    buffer = io.BytesIO()
+    if suffix == ".npz":
+        np.savez(buffer, **results)  # type: ignore[arg-type]
+    elif len(results) == 1:
+        np.save(buffer, next(iter(results.values())), allow_pickle=False)
+    else:
+        raise ModelError(f"the model's outputs are {', '.join(results)}; give --output a file ending in .npz")
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Measured schedules in HDF5: how they are collected, written, read and managed."""

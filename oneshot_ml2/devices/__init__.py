@@ -1,0 +1,1 @@
+"""Who runs programs and times them."""

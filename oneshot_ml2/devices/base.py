@@ -1,0 +1,73 @@
+"""What a device is, and what it says of a program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.spaces.base import BatchResult
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta.reasons import Reason
+
+if TYPE_CHECKING:
+    from oneshot_ml2.vta.program import Program
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Outcome of one program.
+
+    ``cycles``: clock cycles, -1 where invalid; ``seconds``: cycles at the accelerator's clock, NaN where
+    invalid; ``busy``: busy cycles of load, compute and store.
+    """
+
+    valid: bool
+    reason: Reason
+    cycles: int
+    seconds: float
+    busy: tuple[int, int, int]
+
+
+class Device(Protocol):
+    """Something that runs programs and times them.
+
+    A device may also have ``deterministic``, a bool: the same program always takes the same time, so that asking again
+    tells nothing; and ``warm_up(space)``, which loads and compiles what measuring schedules of a space takes.
+    """
+
+    @property
+    def name(self) -> str:
+        """What corpora record as the device, e.g. ``sim``."""
+
+    def measure_schedules(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> BatchResult:
+        """Lower and time the schedules at ``indices`` (n,) of a space; invalid ones carry their reason."""
+
+    def measure(self, programs: Sequence[Program]) -> list[Measurement]:
+        """Time lowered programs, one `Measurement` each, in order."""
+
+
+def is_deterministic(device: Device) -> bool:
+    """Whether a device says that measuring again tells nothing."""
+    return bool(getattr(device, "deterministic", False))
+
+
+def legal_schedule(space: ScheduleSpace) -> NDArray[np.int64]:
+    """A schedule that lowers, int64 (1,), always the same one of a space; (0,) if none of a few does."""
+    drawn = space.canonical(np.random.default_rng(0).integers(0, len(space), size=256))
+    return drawn[space.validity(drawn) == Reason.VALID][:1]
+
+
+def warm_up(device: Device, space: ScheduleSpace) -> None:
+    """Have a device load and compile what it needs for a space, so that no measurement's time goes there.
+
+    Where the device does not say how, a schedule is lowered.
+    """
+    if hasattr(device, "warm_up"):
+        device.warm_up(space)
+        return
+    for index in legal_schedule(space).tolist():
+        space.lower(index)

@@ -1,0 +1,98 @@
+"""How a perturbed board differs from the simulator, drawn by kind and seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from oneshot_ml2.common.errors import DeviceError
+
+if TYPE_CHECKING:
+    from oneshot_ml2.vta.accelerator import Accelerator
+
+RULES = ("none", "short_strided_store", "long_gemm", "wide_load")
+
+
+@dataclass(frozen=True)
+class Differences:
+    """How a board differs from the simulation.
+
+    Attributes:
+        latency: factor on the memory latency.
+        bandwidth: beats per cycle of a busy port, 0..1.
+        page_bytes, page_miss: DRAM page, and the cycles that a request to another one than before costs.
+        clock_ratio: the memory's clock over the core's; latency and page misses take so many times fewer core cycles.
+        noise: standard deviation of the logarithm of measured cycles.
+        failures, timeouts: shares of the measurements that fail so.
+        lies, lie: share of the measurements whose cycles are so many times the true ones.
+        uop_share: of the micro-op SRAM that the description promises, what there is.
+        rule: of `RULES`, when results are wrong: a strided STORE of rows of ``limit`` elements or less; a GEMM of more
+            than ``limit`` operations; a LOAD of more than ``limit`` elements. ``rule_share`` places ``limit``.
+    """
+
+    latency: float = 1.0
+    bandwidth: float = 1.0
+    page_bytes: int = 2048
+    page_miss: float = 0.0
+    clock_ratio: float = 1.0
+    noise: float = 0.0
+    failures: float = 0.0
+    timeouts: float = 0.0
+    lies: float = 0.0
+    lie: float = 0.6
+    uop_share: float = 1.0
+    rule: str = "none"
+    rule_share: float = 0.5
+
+
+# Kind -> (what it is, lowest and highest of the figures that a seed draws, the others).
+KINDS: dict[str, tuple[str, dict[str, tuple[float, float]], Differences]] = {
+    "slow-memory": (
+        "a memory of higher latency and lower bandwidth",
+        {"latency": (4.0, 10.0), "bandwidth": (0.45, 0.7), "noise": (0.003, 0.01)},
+        Differences(),
+    ),
+    "paged": (
+        "DRAM pages whose misses cost",
+        {"page_miss": (15.0, 40.0), "latency": (1.5, 3.0), "noise": (0.003, 0.01)},
+        Differences(page_bytes=1024),
+    ),
+    "small-uop": (
+        "a smaller micro-op SRAM than described, and a fast core clock",
+        {"uop_share": (0.03, 0.1), "clock_ratio": (0.4, 0.6), "noise": (0.003, 0.01)},
+        Differences(page_miss=6.0),
+    ),
+    "faulty": (
+        "wrong results under a hidden rule",
+        {"rule_share": (0.08, 0.2), "latency": (1.5, 3.0), "noise": (0.003, 0.01)},
+        Differences(rule="wide_load", bandwidth=0.8),
+    ),
+    "noisy": (
+        "noise, failures and timeouts, and a slower memory",
+        {"noise": (0.02, 0.04), "failures": (0.05, 0.1), "timeouts": (0.03, 0.08), "latency": (2.0, 5.0)},
+        Differences(bandwidth=0.75, page_miss=8.0, rule="short_strided_store"),
+    ),
+}
+
+
+def draw(kind: str, seed: int) -> Differences:
+    """The figures of a kind for a seed.
+
+    Raises:
+        DeviceError: no such kind.
+    """
+    if kind not in KINDS:
+        raise DeviceError(f"no perturbed device {kind!r}; there are: {', '.join(KINDS)}")
+    _, ranges, base = KINDS[kind]
+    rng = np.random.default_rng([seed, sorted(KINDS).index(kind)])
+    figures = {name: float(rng.uniform(low, high)) for name, (low, high) in ranges.items()}
+    return dataclasses.replace(base, **figures)  # type: ignore[arg-type]
+
+
+def board_of(chip: Accelerator, d: Differences) -> Accelerator:
+    """The description with the board's own memory latency."""
+    latency = max(1, round(chip.memory_latency * d.latency / d.clock_ratio))
+    return dataclasses.replace(chip, memory_latency=min(latency, 65535))

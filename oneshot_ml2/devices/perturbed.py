@@ -1,0 +1,127 @@
+"""A device that is not the simulator: seeded differences that real boards have, for studies of refinement.
+
+It stands for hardware that the shipped network has never seen. Its rules are hidden from the tuners, which learn of
+them only by trials. `KINDS` documents five kinds; a seed draws each one's figures. What it does to a program:
+
+1. The program runs on the simulator with the board's own memory latency.
+2. Cycles that the memory needs more: a beat takes 1 / ``bandwidth`` cycles, a request that leaves the DRAM page of the
+   one before costs ``page_miss``. They hide behind compute as far as the port has been idle:
+   T' = T + E * (R + E) / (T + E) with R the port's busy cycles and E the additional ones.
+3. Micro-ops beyond the board's smaller SRAM overwrite others, and a hidden rule (`RULES`) makes some programs' results
+   wrong: both end as ``wrong_result``.
+4. A measurement fails at random (``device_error``, ``timeout``); trying again may help. One that does not has noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.common.errors import DeviceError
+from oneshot_ml2.devices import perturbed_batch
+from oneshot_ml2.devices.base import Measurement, legal_schedule
+from oneshot_ml2.devices.boards import RULES, board_of, draw
+from oneshot_ml2.spaces.base import BatchResult
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta import program as G
+from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
+from oneshot_ml2.vta.timing import chisel
+
+if TYPE_CHECKING:
+    from oneshot_ml2.devices.boards import Differences
+    from oneshot_ml2.vta.program import Program
+
+
+class PerturbedDevice:
+    """See the module. Measuring the same again gives other noise and other failures, in a fixed order."""
+
+    def __init__(self, kind: str, seed: int = 0, differences: Differences | None = None) -> None:
+        """Raises DeviceError: no such kind. ``differences``: instead of those of :func:`draw`."""
+        self.name = f"perturbed:{kind}:{seed}"
+        self.differences = differences or draw(kind, seed)
+        if self.differences.rule not in RULES:
+            raise DeviceError(f"no rule {self.differences.rule!r}; there are: {', '.join(RULES)}")
+        self._seed = seed
+        # How often each schedule or program has been measured, by its digest.
+        self._times: dict[bytes, int] = {}
+
+    def warm_up(self, space: ScheduleSpace) -> None:
+        """See `Device`; no measurement is counted."""
+        self._schedules(space, legal_schedule(space), exact=True)
+
+    def measure_schedules(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> BatchResult:
+        """See `Device.measure_schedules`."""
+        return self._schedules(space, indices, exact=False)
+
+    def true_cycles(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> BatchResult:
+        """What measurements would say without noise, failures and timeouts: for scoring, never for a tuner.
+
+        Of the ``full`` space in one batch, with the same results as one by one.
+        """
+        if space.kind == "full":
+            return perturbed_batch.true_cycles(space, np.asarray(indices, dtype=np.int64), self.differences)
+        return self._schedules(space, indices, exact=True)
+
+    def _schedules(self, space: ScheduleSpace, indices: NDArray[np.int64], exact: bool) -> BatchResult:
+        n = len(indices)
+        reason, cycles = np.zeros(n, np.uint8), np.full(n, -1, np.int64)
+        busy = np.zeros((n, 3), np.int64)
+        for i, index in enumerate(np.asarray(indices).tolist()):
+            try:
+                program = space.lower(int(index))
+            except InvalidSchedule as error:
+                reason[i] = error.reason
+                continue
+            measured = self._measure(program, exact, int(index))
+            reason[i], cycles[i], busy[i] = measured.reason, measured.cycles, measured.busy
+        return BatchResult(reason, cycles, busy)
+
+    def measure(self, programs: Sequence[Program]) -> list[Measurement]:
+        """See `Device.measure`."""
+        return [self._measure(program, exact=False) for program in programs]
+
+    def _measure(self, program: Program, exact: bool, index: int = -1) -> Measurement:
+        d = self.differences
+        # With the index: schedules whose programs happen to be equal are measurements of their own.
+        digest = hashlib.sha256(b"%d" % index + np.ascontiguousarray(program.insns).tobytes()).digest()
+        normal, chance, factor = 0.0, 1.0, 1.0
+        if not exact:
+            times = self._times.get(digest, 0)
+            self._times[digest] = times + 1
+            rng = np.random.default_rng([self._seed, times, *np.frombuffer(digest[:16], np.uint32).tolist()])
+            normal, chance = float(rng.standard_normal()), float(rng.random())
+            factor = d.lie if float(rng.random()) < d.lies else 1.0
+        if chance < d.failures:
+            return _failed(Reason.DEVICE_ERROR)
+        if chance < d.failures + d.timeouts:
+            return _failed(Reason.TIMEOUT)
+        chip = program.accelerator
+        if perturbed_batch.is_wrong(program.insns, perturbed_batch.limits_of(chip, d)):
+            return _failed(Reason.WRONG_RESULT)
+        board = dataclasses.replace(program, accelerator=board_of(chip, d))
+        timed = chisel.measure(board)
+        if not timed.ends_cleanly:
+            return _failed(Reason.DEADLOCK)
+        port = timed.read_beats + timed.write_beats
+        more = port * (1.0 / d.bandwidth - 1.0) + page_misses(program, d.page_bytes) * d.page_miss / d.clock_ratio
+        total = timed.cycles + more * (port + more) / (timed.cycles + more)
+        cycles = max(1, round(total * factor * math.exp(d.noise * normal)))
+        seconds = cycles / (chip.clock_mhz * 1e6)
+        return Measurement(True, Reason.VALID, cycles, seconds, (timed.load_busy, timed.compute_busy, timed.store_busy))
+
+
+def _failed(reason: Reason) -> Measurement:
+    return Measurement(False, reason, -1, float("nan"), (0, 0, 0))
+
+
+def page_misses(program: Program, page_bytes: int) -> int:
+    """Requests of LOADs and STOREs, in program order, that begin in another DRAM page than the one before ended in,
+    and page borders within requests."""
+    sizes = np.array(G.element_bytes(program.accelerator), dtype=np.int64)
+    return int(perturbed_batch.page_misses(program.insns, sizes, page_bytes))

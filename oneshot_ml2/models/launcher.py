@@ -1,0 +1,105 @@
+"""The launcher that TVM's virtual machine calls.
+
+TVM loads `_autoload` by its entry point at every ``import tvm``, so this module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from oneshot_ml2.common.errors import ModelError
+from oneshot_ml2.models.runtime import programs_digest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from oneshot_ml2.models.runtime import LayerProgram
+
+LAUNCHER = "oneshot_ml2.launch"
+# (number of a launch, its operands, its results) -> what the host gets as its results.
+Watch: TypeAlias = "Callable[[int, Sequence[NDArray[Any]], Sequence[NDArray[Any]]], Sequence[NDArray[Any]]]"
+
+
+@dataclass
+class _Model:
+    """The programs of a model by number, and the DRAM that they share, which no launch reads before it wrote it."""
+
+    segments: tuple[LayerProgram, ...]
+    digest: str
+    dram: NDArray[np.uint8] = field(repr=False)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    watch: Watch | None = None
+
+
+# Identity of a loaded model -> what its launches need.
+_models: dict[str, _Model] = {}
+
+
+def register_model(identity: str, segments: Sequence[LayerProgram]) -> None:
+    """Make a model's programs known to the launcher, and the launcher to TVM.
+
+    Raises:
+        ModelError: another model has this identity, one of other programs.
+    """
+    digest = programs_digest(segments)
+    if identity not in _models:
+        size = max((segment.program.dram_bytes for segment in segments), default=0)
+        dram = np.zeros(size, dtype=np.uint8)
+        for segment in segments:
+            segment.place(dram)
+        _models[identity] = _Model(tuple(segments), digest, dram)
+    elif _models[identity].digest != digest:
+        raise ModelError("a model of the same identity but other programs is loaded already; compile this one again")
+    _autoload()
+
+
+@contextlib.contextmanager
+def watched(identity: str, watch: Watch) -> Iterator[None]:
+    """Call ``watch`` at every launch of a registered model: what it returns stands for the program's results."""
+    model = _models[identity]
+    model.watch = watch
+    try:
+        yield
+    finally:
+        model.watch = None
+
+
+def as_numpy(tensor: Any) -> NDArray[Any]:
+    """A contiguous CPU tensor of TVM as an array that shares its memory; also of borrowed ones."""
+    dtype = np.dtype(str(tensor.dtype))
+    shape = tuple(int(size) for size in tensor.shape)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    memory = memoryview((ctypes.c_uint8 * size).from_address(tensor.data_ptr()))
+    return np.frombuffer(memory, dtype).reshape(shape)
+
+
+def _launch(identity: str, number: int, *tensors: Any) -> None:
+    """Run program ``number`` of a model: its operands, then the tensors that take the results."""
+    model = _models.get(str(identity))
+    if model is None:
+        raise ModelError(
+            "this model's programs are not loaded; load its folder with oneshot_ml2.models.executable.load"
+        )
+    segment = model.segments[int(number)]
+    arrays = [as_numpy(tensor) for tensor in tensors]
+    count = len(segment.inputs)
+    with model.lock:
+        results = segment.launch(model.dram, arrays[:count])
+        if model.watch is not None:
+            results = list(model.watch(int(number), arrays[:count], results))
+    for target, result in zip(arrays[count:], results, strict=True):
+        target[...] = result
+
+
+def _autoload() -> None:
+    """Register the launcher with TVM."""
+    import tvm_ffi
+
+    tvm_ffi.register_global_func(LAUNCHER, _launch, override=True)

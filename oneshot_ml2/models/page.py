@@ -1,0 +1,231 @@
+"""One self-contained HTML page about a compiled model: figures, table, timeline, and what each layer does over time.
+
+The figures are those of ``report.json``; what a layer does over time is drawn from its program's `trace.Timeline`. The
+page fetches nothing, and says so to the browser. All that a model can name reaches the page as JSON, and from there
+the document as text, never as markup.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.common.version import __version__
+from oneshot_ml2.spaces import space
+from oneshot_ml2.spaces.base import Schedule
+from oneshot_ml2.vta import timeline
+from oneshot_ml2.vta.timeline import FETCH, LOAD, READ, ROWS, STORE, WORK, WRITE, Slice, Timeline
+from oneshot_ml2.workload import base
+from oneshot_ml2.workload.registry import workload_from_dict
+
+if TYPE_CHECKING:
+    from oneshot_ml2.vta.program import Program
+
+_TEMPLATE = "page.html"
+# Steps of a layer's utilisation over time, and slices of its windows in full.
+_STEPS = 240
+_WINDOW = 110
+# A share of 0..1 as one character, 64 levels.
+_CODES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_COLOURS = {
+    timeline.FETCH: "host", timeline.LOAD: "load", timeline.STORE: "store",
+    timeline.READ: "port", timeline.WRITE: "write",
+}  # fmt: skip
+
+
+def page(content: Mapping[str, Any], programs: Mapping[str, Program]) -> str:
+    """The page of a model: ``content`` is what ``report.json`` holds, ``programs`` the VTA programs by layer.
+
+    Layers without a program have no utilisation over time.
+    """
+    data = json.dumps(_data(content, programs), separators=(",", ":"), allow_nan=False)
+    # Within a script element nothing but these can end it, or start a comment.
+    for character in "<>&\u2028\u2029":
+        data = data.replace(character, f"\\u{ord(character):04x}")
+    template = (resources.files("oneshot_ml2.models") / _TEMPLATE).read_text(encoding="utf-8")
+    title = html.escape(f"{content['model']} on {content['accelerator']['name']}: compiled")
+    before, _, rest = template.partition("@TITLE@")
+    between, _, after = rest.partition("@DATA@")
+    return f"{before}{title}{between}{data}{after}"
+
+
+def _data(content: Mapping[str, Any], programs: Mapping[str, Program]) -> dict[str, Any]:
+    chip = content["accelerator"]
+    details: list[dict[str, Any]] = []
+    known: dict[bytes, int] = {}
+
+    def detail_of(name: str) -> int | None:
+        program = programs.get(name)
+        if program is None:
+            return None
+        # Layers of the same program share what is drawn.
+        key = program.insns.tobytes() + program.insn_address.to_bytes(8, "little")
+        if key not in known:
+            known[key] = len(details)
+            details.append(_detail(timeline.timeline(program)))
+        return known[key]
+
+    layers = [_layer(entry, detail_of(str(entry["layer"]))) for entry in content["layers"]]
+    sources = Counter(layer["source"] for layer in layers if layer["source"])
+    seconds = content["seconds"]
+    return {
+        "model": content["model"],
+        "accelerator": chip["name"],
+        "chip": f"batch {1 << chip['LOG_BATCH']}, block {1 << chip['LOG_BLOCK']}, "
+        f"{chip['BUS_BITS']} bit bus, {chip['CLOCK_MHZ']} MHz",
+        "clock_mhz": chip["CLOCK_MHZ"],
+        "warnings": [*content["warnings"], *content["changes"]],
+        "ok": content["ok"],
+        "check": _check(content),
+        "cycles": content["cycles"],
+        "engine_bound": content["engine_bound"],
+        "milliseconds": content["milliseconds"],
+        "macs_vta": content["macs_vta"],
+        "macs_host": content["macs_host"],
+        "submissions": [entry["layers"] for entry in content["submissions"]],
+        "sources": ", ".join(f"{count} {source}" for source, count in sources.most_common()) or "none",
+        "stages": [[{"build": "TVM build"}.get(name, name), value] for name, value in seconds.items()],
+        "total_seconds": sum(seconds.values()),
+        "peak_mib": content["peak_bytes"] / 2**20,
+        "about": {"float": "Float model, quantized to int8", "qdq": "Quantized model (QDQ)"}.get(
+            content["quantization"], str(content["quantization"])
+        )
+        + f"; rounding: {content['rounding']}.",
+        "command": "oneshot-ml2 trace FOLDER -o trace.json",
+        "footer": f"Written by oneshot-ml2 {__version__}. Simulated cycles, cycle-exact for the VTA; the same figures "
+        "are in report.json.",
+        "layers": layers,
+        "details": details,
+    }
+
+
+def _check(content: Mapping[str, Any]) -> tuple[str, str]:
+    checked = content["checked"]
+    if checked is None:
+        return "not checked", "against the integer reference (--no-check)"
+    layers, submissions = (
+        sum(bool(entry.get("wrong_outputs")) for entry in content[kind]) for kind in ("layers", "submissions")
+    )
+    if layers or submissions or not content["ok"]:
+        return "WRONG", f"{layers} layers, {submissions} submissions differ from the integer reference; this is a bug"
+    if checked["outputs"]:
+        return "exact layers", f"outputs differ by at most {checked['largest_difference']:.2g}, the host's float math"
+    return "exact", "all layers, submissions and outputs equal the integer reference bit for bit"
+
+
+def _layer(entry: Mapping[str, Any], detail: int | None) -> dict[str, Any]:
+    """A row of the table; ``cycles`` is None on the host."""
+    row: dict[str, Any] = {
+        "name": entry["layer"],
+        "operator": entry["operator"],
+        "shape": "x".join(map(str, entry["shape"][1:])),
+        "error": entry["error"],
+        "reason": entry.get("reason") or "",
+        "source": "",
+        "cycles": None,
+        "result": "",
+        "wrong": False,
+        "detail": detail,
+    }
+    if "cycles" not in entry:
+        return row
+    schedule = Schedule(str(entry.get("space", "full")), tuple(entry["schedule"].items()))
+    wrong = entry["wrong_outputs"]
+    return row | {
+        "shape": base.short_workload(workload_from_dict(entry["workload"])).removesuffix(f" {entry['operator']}"),
+        "schedule": space.short_schedule(schedule),
+        "knobs": str(schedule),
+        "source": str(entry["source"]),
+        "predicted": entry["predicted_cycles"],
+        "cycles": entry["cycles"],
+        "bound": entry["bound"],
+        "bytes": entry["dram_bytes"],
+        "wrong": bool(wrong),
+        "result": "" if wrong is None else f"WRONG: {wrong}" if wrong else "exact",
+    }
+
+
+def utilisation(slices: Sequence[timeline.Slice], cycles: int, steps: int) -> NDArray[np.float64]:
+    """How much of each of ``steps`` equal parts of [0, cycles) the slices cover, float64 (steps,), 0..1.
+
+    The slices are in order, and do not overlap.
+    """
+    if not slices or cycles == 0:
+        return np.zeros(steps)
+    bounds = np.array([(piece.start, piece.end) for piece in slices], np.float64)
+    covered = np.concatenate(([0.0], np.cumsum(bounds[:, 1] - bounds[:, 0])))
+    # Covered cycles before any cycle: flat between slices, rising within them.
+    before = np.stack([covered[:-1], covered[1:]], axis=1).reshape(-1)
+    edges = np.linspace(0, cycles, steps + 1)
+    return np.clip(np.diff(np.interp(edges, bounds.reshape(-1), before)) * steps / cycles, 0, 1)
+
+
+def _encode(shares: NDArray[np.float64]) -> str:
+    return "".join(_CODES[level] for level in np.rint(shares * 63).astype(int).tolist())
+
+
+def _colour(piece: timeline.Slice) -> str:
+    if piece.kind != timeline.WORK:
+        return "wait"
+    if piece.row == timeline.COMPUTE:
+        return "gemm" if piece.name == "GEMM" else "load" if piece.name.startswith("LOAD") else "alu"
+    return _COLOURS[piece.row]
+
+
+def _detail(timeline: Timeline) -> dict[str, Any]:
+    """What a layer does over time, coarse; three windows of it in full; and where its cycles go."""
+    cycles = timeline.cycles
+    outer = [piece for piece in timeline.slices if not piece.inner]
+    work: dict[str, list[Slice]] = {name: [] for name in ("load", "gemm", "alu", "move", "store", "read", "write")}
+    rows = {LOAD: "load", STORE: "store", READ: "read", WRITE: "write"}
+    parts = {"gemm": "gemm", "alu": "alu", "load": "move"}
+    busy = dict.fromkeys(ROWS, 0)
+    for piece in outer:
+        if piece.kind == WORK:
+            busy[ROWS[piece.row]] += piece.end - piece.start
+            if piece.row != FETCH:
+                work[rows.get(piece.row) or parts[_colour(piece)]].append(piece)
+    looks = {(piece.row, piece.name): (piece.kind, _colour(piece)) for piece in outer}
+    names = {key: number for number, key in enumerate(looks)}
+    steps = max(1, min(_STEPS, cycles))
+    return {
+        "cycles": cycles,
+        "bins": {name: _encode(utilisation(slices, cycles, steps)) for name, slices in work.items()},
+        "busy": busy,
+        "rows": ROWS,
+        "names": [(name, *look) for (_, name), look in looks.items()],
+        "windows": [_window(outer, share, names) for share in (0.0, 0.5, 1.0)],
+        "totals": {
+            row: [
+                (name, count, *looks[number, name]) for name, count in sorted(found.items(), key=lambda item: -item[1])
+            ]
+            for number, (row, found) in enumerate(timeline.totals().items())
+            if found
+        },
+        "port_waits": {row: waits for row, waits in timeline.port_waits().items() if waits},
+    }
+
+
+def _window(slices: Sequence[timeline.Slice], share: float, names: Mapping[tuple[int, str], int]) -> dict[str, Any]:
+    """About ``_WINDOW`` slices around a point of the program (0: from its start on, 1: up to its end)."""
+    ordered = sorted(slices, key=lambda piece: piece.start)
+    first = round(share * max(len(ordered) - _WINDOW, 0))
+    chosen = ordered[first : first + _WINDOW]
+    begin = chosen[0].start
+    end = max(piece.end for piece in ordered) if first + _WINDOW >= len(ordered) else chosen[-1].start
+    end = max(end, begin + 1)
+    return {
+        "cycles": (begin, end),
+        "slices": [
+            (p.row, names[p.row, p.name], p.start, p.end, p.args.get("instruction", p.args.get("for", -1)))
+            for p in ordered
+            if p.start < end and p.end > begin
+        ],
+    }

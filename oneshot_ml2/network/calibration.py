@@ -1,0 +1,125 @@
+"""What measurements on a board say about it that its description does not: a few figures beside the networks.
+
+A board with hardware in it that is like the described one differs in what is physical: its memory answers later, a beat
+or a request costs more, or something is smaller than promised. So few figures that a few dozen measurements tell them:
+
+- ``latency``: the memory latency, in cycles, that the networks are told in place of the described one;
+- ``costs``: what is added to log T: a constant, then for each of `COSTS` how much of it. They are at least 0;
+- ``limits``: what no schedule may exceed, as hypotheses with their probabilities: of a column of `traffic.TRAFFIC`, up
+  or down, and the two measured values between which the limit lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.spaces.full import features as full_features
+from oneshot_ml2.spaces.full import plan, traffic
+from oneshot_ml2.spaces.full.traffic import TRAFFIC
+from oneshot_ml2.vta import nest
+
+if TYPE_CHECKING:
+    from oneshot_ml2.spaces.full.features import Candidates
+    from oneshot_ml2.spaces.space import ScheduleSpace
+
+# Raised when figures change their meaning; other versions are refused.
+VERSION = 1
+PREFIX = "calibration."
+# A port that is busy for a share r of the time and gets q requests a cycle: r r, and r q times `_REQUEST` cycles. Both
+# with r, as what a port has to do more hides where it has been idle.
+COSTS = ("constant", "port", "requests")
+_REQUEST = 16.0
+# Columns of ``limits``: which limit (hypotheses of one add up to at most 1), probability, column, +1 for an upper limit
+# and -1 for a lower one, then the logarithms between which it lies, times that sign.
+L_GROUP, L_SHARE, L_COLUMN, L_SIGN, L_LOW, L_HIGH = range(6)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """See the module. ``costs``: float (len(COSTS),); ``limits``: float (n, 6), columns ``L_*``."""
+
+    latency: int
+    costs: NDArray[np.float64]
+    limits: NDArray[np.float64]
+
+    @classmethod
+    def none(cls, latency: int) -> Calibration:
+        """That of a board which is as described."""
+        return cls(latency, np.zeros(len(COSTS)), np.zeros((0, 6)))
+
+    def board(self, space: ScheduleSpace) -> ScheduleSpace:
+        """The space as the networks are told it; its schedules have the same indices."""
+        return replace(space, accelerator=replace(space.accelerator, memory_latency=self.latency))
+
+    def added(self, terms: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What is added to log T, float64 (n,), of `cost_terms` (n, len(COSTS))."""
+        return terms @ self.costs
+
+    def risk(self, traffic: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Probability that a limit is exceeded, float64 (n,), of `traffic.traffic` (n, columns)."""
+        fine = np.ones(len(traffic))
+        for group in np.unique(self.limits[:, L_GROUP]):
+            beyond = np.zeros(len(traffic))
+            for row in self.limits[self.limits[:, L_GROUP] == group]:
+                x = row[L_SIGN] * logarithm(traffic[:, int(row[L_COLUMN])])
+                width = max(row[L_HIGH] - row[L_LOW], 1e-9)
+                beyond += row[L_SHARE] * np.clip((x - row[L_LOW]) / width, 0.0, 1.0)
+            fine *= 1.0 - np.minimum(beyond, 1.0)
+        return 1.0 - fine
+
+    def to_tensors(self) -> dict[str, NDArray[np.float32]]:
+        """As they stand in a weights file, float32."""
+        parts = {"latency": np.array([self.latency]), "costs": self.costs, "limits": self.limits}
+        return {PREFIX + name: np.asarray(value, dtype=np.float32) for name, value in parts.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> Calibration | None:
+        """The inverse of :meth:`to_tensors`; None if there is none among the tensors.
+
+        Raises:
+            ValueError: tensors of other shapes, or figures that cannot be.
+        """
+        given = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
+        if not given:
+            return None
+        if set(given) != {"latency", "costs", "limits"} or given["latency"].shape != (1,):
+            raise ValueError("a calibration has a latency, costs and limits")
+        costs, limits = given["costs"].astype(np.float64), given["limits"].astype(np.float64)
+        if costs.shape != (len(COSTS),) or limits.ndim != 2 or limits.shape[1] != 6:
+            raise ValueError("costs or limits of another shape")
+        latency = int(given["latency"][0])
+        if not 1 <= latency <= 65535 or (costs < 0).any() or not _possible(limits):
+            raise ValueError("a latency, cost or limit that cannot be")
+        return cls(latency, costs, limits)
+
+
+def _possible(limits: NDArray[np.float64]) -> bool:
+    column, sign = limits[:, L_COLUMN], limits[:, L_SIGN]
+    return bool(np.isin(column, np.arange(len(TRAFFIC))).all() and np.isin(sign, (-1.0, 1.0)).all())
+
+
+def logarithm(column: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of sizes, which may be 0."""
+    return np.log(np.maximum(column, 1e-3))
+
+
+def traffic_of(board: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
+    """`traffic.traffic` of candidates of a space, float64 (n, columns)."""
+    return traffic.traffic(full_features.nest_of(board), given.values, given.summary)
+
+
+def cost_terms(
+    board: ScheduleSpace, given: Candidates, traffic: NDArray[np.float64], cycles: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """How much of each of `COSTS` candidates have that take some cycles (n,), float64 (n, len(COSTS))."""
+    p, summary = full_features.nest_of(board), given.summary
+    stored = p[nest.NB] * p[nest.OH] * p[nest.OW] * p[nest.OUT_BLOCKS] * p[nest.INP_B] / p[nest.BUS]
+    beats = summary[:, plan.S_INP_BEATS] + summary[:, plan.S_WGT_BEATS] + stored + 2 * summary[:, plan.S_INSTRUCTIONS]
+    columns = [TRAFFIC.index(f"{kind} requests") for kind in ("input", "weight", "output")]
+    busy, requests = beats / cycles, _REQUEST * traffic[:, columns].sum(axis=1) / cycles
+    return np.stack([np.ones(len(cycles)), busy * busy, busy * requests], axis=1)

@@ -1,0 +1,339 @@
+"""The zero-measurement pick: score a whole space, lower a few of the best, take the first that lowers."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.network.predictor import Predictor, Scores
+from oneshot_ml2.network.weights import load_pretrained
+from oneshot_ml2.spaces.base import Schedule
+from oneshot_ml2.spaces.encoding import encoding, weights_of
+from oneshot_ml2.spaces.full import features as full_features
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta.reasons import InvalidSchedule, NoSchedule, Reason
+
+if TYPE_CHECKING:
+    from oneshot_ml2.vta.accelerator import Accelerator
+    from oneshot_ml2.vta.program import Program
+    from oneshot_ml2.workload.registry import Workload
+
+# Lowerings that a pick may take (design, section 4.5).
+MOST_LOWERED = 8
+# How many schedules of the least proven bounds the small network scores: a slow bound cannot be fast.
+_SCANNED = 1 << 15
+# How many of the best by the small network the large one judges.
+_SHORTLIST = 4096
+# Least p_valid that is trusted: what lies between an even chance and this is overrated (docs/evaluation.md).
+TRUSTED = 0.9
+# What has less p_valid is not picked, even where nothing has more.
+_HOPELESS = 1e-3
+# Of how many of those the closed-form validity is asked.
+_CHECKED = 256
+# Picks that are made at the same time.
+_AT_ONCE = 2
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A schedule picked for a task.
+
+    Attributes:
+        space: the space it is from.
+        index: its index in the space.
+        schedule: its knobs.
+        predicted_cycles: what the network predicts.
+        p_valid: the network's probability that it is valid.
+        spread: the network's standard deviation of log(T / LB): a warning if large.
+        program: lowered.
+        source: ``network``; ``fallback``, the least closed-form estimate, when none of the network's best lowers;
+            ``verified`` when timed on the simulator, as ``verify`` asks for.
+        lowered: how many schedules were lowered for it.
+        scored: how many schedules the network scored.
+        warnings: lines on what lies outside the trained range.
+        seconds: wall time of the pick.
+    """
+
+    space: ScheduleSpace
+    index: int
+    schedule: Schedule
+    predicted_cycles: float
+    p_valid: float
+    spread: float
+    program: Program = field(repr=False, compare=False)
+    source: str
+    lowered: int
+    scored: int
+    warnings: tuple[str, ...]
+    seconds: float = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best schedules of a space by the small network, judged by the large one.
+
+    ``indices``: int64 (n,), ascending; ``scores``: the large network's scores of them; ``scored``: how many schedules
+    the small one scored.
+    """
+
+    indices: NDArray[np.int64]
+    scores: Scores
+    scored: int
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """Positions (m,) of what is trusted, that of the least predicted cycles first: see `best_of`."""
+        return best_of(self.scores, len(self.indices))
+
+    def best(self, k: int) -> NDArray[np.int64]:
+        """Indices of the first ``k`` in :attr:`order`, int64 (<= k,)."""
+        return self.indices[self.order[:k]]
+
+
+def best_of(scores: Scores, k: int) -> NDArray[np.int64]:
+    """Positions (<= k,) of the ``k`` of least `Scores.cost` with p_valid >= `TRUSTED`, least first.
+
+    Where no p_valid is as high, as on a board with a limit that most of a space may exceed, the bar is `TRUSTED` of the
+    highest one, but never below `_HOPELESS`.
+    """
+    most = float(scores.p_valid.max(initial=0.0))
+    bar = TRUSTED if most >= TRUSTED else max(TRUSTED * most, _HOPELESS)
+    trusted = np.flatnonzero(scores.p_valid >= bar)
+    cycles = scores.cost[trusted]
+    if len(trusted) > k:
+        near = np.argpartition(cycles, k - 1)[:k]
+        trusted, cycles = trusted[near], cycles[near]
+    return trusted[np.argsort(cycles, kind="stable")]
+
+
+def predictor_of(weights: str | Path | Predictor | None, kind: str = "full") -> Predictor:
+    """A network from shipped weights (a name; None: those of a kind of space), a file, or itself.
+
+    Raises:
+        WeightsError: no such weights, or unusable ones.
+    """
+    if isinstance(weights, Predictor):
+        return weights
+    if isinstance(weights, Path) or (weights is not None and str(weights).endswith(".safetensors")):
+        return Predictor.load(weights)
+    return load_pretrained(weights or weights_of(kind))
+
+
+def score(space: ScheduleSpace, indices: NDArray[np.int64], weights: str | Path | Predictor | None = None) -> Scores:
+    """The network's scores of schedules (n,) of a space: see `Scores`.
+
+    Raises:
+        WeightsError: unusable weights.
+        OneShotError: a space that the network does not know.
+    """
+    return predictor_of(weights, space.kind).score(space, indices)
+
+
+def promising(space: ScheduleSpace) -> full_features.Candidates:
+    """Canonical schedules that the SRAMs hold, of the least proven bounds if there are many.
+
+    Raises:
+        OneShotError: a space that there are no features for.
+    """
+    given = encoding(space.kind).all_candidates(space, fitting=True)
+    if len(given) > _SCANNED:
+        given = given.take(np.sort(np.argpartition(given.bound, _SCANNED)[:_SCANNED]))
+    return given
+
+
+def rank(space: ScheduleSpace, network: Predictor, closed_form: bool = True) -> Ranking:
+    """Score the canonical schedules of a space with the small network, and the best of them with the large one.
+
+    Of a large space, those of the least proven bounds that the SRAMs hold; with ``closed_form`` false all of it, so
+    that the networks alone decide.
+
+    Raises:
+        OneShotError: a space that the network does not know.
+    """
+    network.check_space(space)
+    scanned = promising(space) if closed_form else network.features.all_candidates(space)
+    near = scanned.take(np.sort(best_of(network.judge(space, scanned, "scan"), _SHORTLIST)))
+    return Ranking(near.indices, network.judge(space, near), len(scanned))
+
+
+def closed_form_pick(space: ScheduleSpace) -> int:
+    """The closed-form-legal schedule with the least closed-form estimate.
+
+    Raises:
+        NoSchedule: none is legal; of how many of the canonical schedules each reason is.
+    """
+    indices = full_features.canonical_table(space)
+    indices = indices[np.argsort(space.estimate(indices), kind="stable")]
+    counts: Counter[Reason] = Counter()
+    for begin, reasons in _reasons(space, indices):
+        legal = np.flatnonzero(reasons == Reason.VALID)
+        if len(legal):
+            return int(indices[begin + legal[0]])
+        counts.update({Reason(reason): int(n) for reason, n in enumerate(np.bincount(reasons)) if n})
+    raise NoSchedule.counted(space.workload, space.accelerator, counts)
+
+
+def _reasons(space: ScheduleSpace, indices: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """The closed-form validity of some schedules (n,) part by part, and where each part begins.
+
+    Parts grow, as mostly a first schedule is legal, and many at once take less time each.
+    """
+    begin, step = 0, _CHECKED
+    while begin < len(indices):
+        yield begin, space.validity(indices[begin : begin + step])
+        begin, step = begin + step, min(2 * step, _SCANNED)
+
+
+def first_legal(space: ScheduleSpace, indices: NDArray[np.int64]) -> int | None:
+    """Position of the first of some schedules (n,) that the closed form calls legal; None if none is."""
+    found = legal_positions(space, indices, 1)
+    return int(found[0]) if len(found) else None
+
+
+def legal_positions(space: ScheduleSpace, indices: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """Positions of the first ``k`` of some schedules (n,) that the closed form calls legal, int64 (<= k,)."""
+    found = np.empty(0, dtype=np.int64)
+    for begin, reasons in _reasons(space, indices):
+        found = np.concatenate([found, begin + np.flatnonzero(reasons == Reason.VALID)])
+        if len(found) >= k:
+            break
+    return found[:k]
+
+
+def pick(
+    workload: Workload,
+    accelerator: Accelerator,
+    weights: str | Path | Predictor | None = None,
+    verify: int = 0,
+) -> Pick:
+    """Pick a schedule of the ``full`` space without executing or timing anything.
+
+    The closed-form validity passes over those that the network trusts in vain, so that the first lowering succeeds.
+
+    Args:
+        weights: shipped weights by name (default: ``default``), a safetensors file, or a `Predictor`.
+        verify: if above 0, time so many of the best on the simulator and take the fastest: then no longer a
+            zero-measurement pick, and its ``source`` says so.
+
+    Raises:
+        WeightsError: unusable weights.
+        NoSchedule: no schedule of the space is legal, or the workload is larger than VTA can address.
+    """
+    began = time.perf_counter()
+    space = ScheduleSpace(workload, accelerator, "full")
+    network = predictor_of(weights)
+    ranking = rank(space, network)
+    best = ranking.best(len(ranking.indices))
+    # Mostly the very first are legal; where none of many is, the network has not seen what makes them illegal.
+    start = first_legal(space, best)
+    candidates = best[start : start + _CHECKED] if start is not None else best[:0]
+    candidates = candidates[space.validity(candidates) == Reason.VALID]
+    source = "network"
+    if verify > 0 and len(candidates):
+        candidates = candidates[:verify]
+        cycles = space.measure(candidates).cycles
+        candidates = candidates[np.argsort(np.where(cycles > 0, cycles, np.inf), kind="stable")]
+        source = "verified"
+    program, lowered, index = None, 0, -1
+    for index in candidates[:MOST_LOWERED].tolist():
+        lowered += 1
+        try:
+            program = space.lower(index)
+        except InvalidSchedule:
+            continue
+        break
+    if program is None:
+        index, source = closed_form_pick(space), "fallback"
+        program = space.lower(index)
+        lowered += 1
+    place = np.flatnonzero(ranking.indices == index)
+    return as_pick(
+        space,
+        index,
+        program,
+        ranking.scores.take(place) if len(place) else network.score(space, np.array([index])),
+        source,
+        began,
+        lowered,
+        ranking.scored,
+        tuple(network.outside(space)),
+    )
+
+
+def pick_all(
+    workloads: Sequence[Workload],
+    accelerator: Accelerator,
+    weights: str | Path | Predictor | None = None,
+    done: Callable[[Workload], None] | None = None,
+) -> dict[Workload, Pick | InvalidSchedule]:
+    """`pick` of every workload, two at a time: while one waits for Python, the other computes.
+
+    Args:
+        done: called with each workload as soon as it has its pick, in any order.
+
+    Returns:
+        By workload its pick, or why there is none.
+
+    Raises:
+        WeightsError: unusable weights.
+    """
+    network = predictor_of(weights)
+
+    def one(workload: Workload) -> Pick | InvalidSchedule:
+        try:
+            return pick(workload, accelerator, network)
+        except InvalidSchedule as error:
+            return error
+
+    found: dict[Workload, Pick | InvalidSchedule] = {}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        futures = {pool.submit(one, workload): workload for workload in dict.fromkeys(workloads)}
+        try:
+            for future in as_completed(futures):
+                found[futures[future]] = future.result()
+                if done is not None:
+                    done(futures[future])
+        except BaseException:
+            # What has not begun yet need not delay an interrupt.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return found
+
+
+def as_pick(
+    space: ScheduleSpace,
+    index: int,
+    program: Program,
+    scores: Scores,
+    source: str,
+    began: float,
+    lowered: int = 1,
+    scored: int = 1,
+    warnings: tuple[str, ...] = (),
+) -> Pick:
+    """A schedule, however it was chosen, as a pick with the network's ``scores`` of it alone; ``began``: by
+    `perf_counter`.
+    """
+    return Pick(
+        space=space,
+        index=index,
+        schedule=space.schedule(index),
+        predicted_cycles=float(scores.cycles[0]),
+        p_valid=float(scores.p_valid[0]),
+        spread=float(scores.spread[0]),
+        program=program,
+        source=source,
+        lowered=lowered,
+        scored=scored,
+        warnings=warnings,
+        seconds=time.perf_counter() - began,
+    )

@@ -1,0 +1,345 @@
+"""The networks: validity and latency of schedules, conditioned on the accelerator. Inference only, in numpy.
+
+Two of the same form share their inputs: ``scan``, small enough for a whole space, and ``main``, which judges the best
+of its scores. A schedule's latency is predicted as log(T / LB), LB its proven lower bound. The first layer is split:
+the part that sees the task is computed once for all schedules, so that a schedule costs only its own features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.common.errors import OneShotError, WeightsError
+from oneshot_ml2.common.files import write_whole
+from oneshot_ml2.common.parallel import in_parallel, one_blas_thread
+from oneshot_ml2.network import calibration
+from oneshot_ml2.network.card import read_card
+from oneshot_ml2.spaces.encoding import Encoding, encoding, kinds, weights_of
+from oneshot_ml2.spaces.full import features as full_features
+
+if TYPE_CHECKING:
+    from oneshot_ml2.spaces.full.features import Candidates
+    from oneshot_ml2.spaces.space import ScheduleSpace
+
+FORMAT = "oneshot-ml2 predictor"
+# The small network and the large one; the prefixes of their tensors.
+NETWORKS = ("scan", "main")
+# Outputs of each, in order.
+OUTPUTS = ("validity logit", "log(T / LB)", "log variance")
+# Rows at once: what is made of them stays in a core's cache.
+_CHUNK = 1 << 11
+# How far (in log2) a size may lie outside the trained range before a warning: a factor of 1.5.
+_MARGIN = math.log2(1.5)
+# What certain failure is worth in log T. A failed pick is twice as slow and more; risks are estimated from few trials.
+_RISK = 2.0
+_ADVICE = "use the weights that came with this version, or train new ones with `oneshot-ml2 train`"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the network says of n schedules.
+
+    ``p_valid``: float32 (n,), probability of being valid; ``log_ratio``: float32 (n,), log(T / LB); ``spread``:
+    float32 (n,), its standard deviation; ``bound``: float64 (n,), LB in cycles; ``risk``: float64 (n,), probability
+    that a limit of a calibrated board is exceeded, part of ``p_valid`` already; None without a calibration.
+    """
+
+    p_valid: NDArray[np.float32]
+    log_ratio: NDArray[np.float32]
+    spread: NDArray[np.float32]
+    bound: NDArray[np.float64]
+    risk: NDArray[np.float64] | None = None
+
+    def take(self, places: NDArray[np.int64]) -> Scores:
+        """Those at some positions (m,)."""
+        risk = None if self.risk is None else self.risk[places]
+        return Scores(self.p_valid[places], self.log_ratio[places], self.spread[places], self.bound[places], risk)
+
+    @cached_property
+    def cycles(self) -> NDArray[np.float64]:
+        """Predicted cycles, float64 (n,); never below the proven bound."""
+        return self.bound * np.exp(np.maximum(self.log_ratio, 0.0))
+
+    @property
+    def cost(self) -> NDArray[np.float64]:
+        """What schedules are ranked by, float64 (n,): predicted cycles, more where a board's limits may be exceeded."""
+        return self.cycles if self.risk is None else self.cycles * np.exp(_RISK * self.risk)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Weights of the networks and their card.
+
+    Attributes:
+        tensors: ``mean``, ``scale`` (F,): standardisation of the space's ``FEATURES``; ``low``, ``high`` (T,): ranges
+            of its ``TASK_FEATURES`` in training; ``<network>.<i>.weight`` (out, in) and ``<network>.<i>.bias`` of each
+            of `NETWORKS`, the last with as many outputs as `OUTPUTS`; with a calibration those of
+            `Calibration.to_tensors`. All float32.
+        card: the model card, JSON-able.
+        kind: of the schedule spaces that they know.
+    """
+
+    tensors: dict[str, NDArray[np.float32]]
+    card: dict[str, Any]
+    kind: str = "full"
+
+    def check_space(self, space: ScheduleSpace) -> None:
+        """Raise OneShotError unless the space is of the kind that these weights know."""
+        if space.kind != self.kind:
+            hint = f": the shipped weights {weights_of(space.kind)!r} do" if space.kind in kinds() else ""
+            raise OneShotError(f"these weights know the schedule space {self.kind!r}, not {space.kind!r}{hint}")
+
+    @cached_property
+    def features(self) -> Encoding:
+        """The features of :attr:`kind`."""
+        return encoding(self.kind)
+
+    @cached_property
+    def calibration(self) -> calibration.Calibration | None:
+        """What the weights were told of one board by `finetune`; None for those of any accelerator."""
+        return calibration.Calibration.from_tensors(self.tensors)
+
+    @cached_property
+    def _bare(self) -> Predictor:
+        """The networks without the calibration."""
+        return replace(self, tensors=bare(self.tensors))
+
+    @cached_property
+    def _layers(self) -> dict[str, list[NDArray[np.float32]]]:
+        """Each network's layers (inputs + 1, outputs), the last row the bias, the standardisation in the first."""
+        networks = {}
+        for network in NETWORKS:
+            names = [f"{network}.{i}" for i in range(depth(self.tensors, network))]
+            layers = [np.vstack([self.tensors[f"{name}.weight"].T, self.tensors[f"{name}.bias"]]) for name in names]
+            first = layers[0].astype(np.float64)
+            first[:-1] /= self.tensors["scale"].astype(np.float64)[:, None]
+            first[-1] -= self.tensors["mean"].astype(np.float64) @ first[:-1]
+            layers[0] = first.astype(np.float32)
+            networks[network] = layers
+        return networks
+
+    def outside(self, space: ScheduleSpace) -> list[str]:
+        """A line for each property of the accelerator or the workload far outside what the network was trained on."""
+        self.check_space(space)
+        row = self.features.task_features(space)
+        found = []
+        for name, value in self.features.accelerator_and_workload(row).items():
+            i = self.features.TASK_FEATURES.index(name)
+            low, high = float(self.tensors["low"][i]), float(self.tensors["high"][i])
+            if not low - _MARGIN <= value <= high + _MARGIN:
+                size, least, most = (round(2**x - 1) for x in (value, low, high))
+                found.append(f"{name} is {size}; trained on {least} to {most}: the prediction may be poor")
+        return found
+
+    def score(self, space: ScheduleSpace, indices: NDArray[np.int64], network: str = "main") -> Scores:
+        """Scores of the schedules at ``indices`` (n,) of a space by one of `NETWORKS`.
+
+        Raises:
+            OneShotError: a space of another kind.
+        """
+        self.check_space(space)
+        if self.calibration is not None:
+            return self.judge(space, full_features.candidates_at(space, indices), network)
+        encoder, indices = self.features.Encoder.of(space), np.ascontiguousarray(indices, dtype=np.int64)
+        bound = np.empty(len(indices))
+
+        def fill(begin: int, end: int, out: NDArray[np.float32]) -> None:
+            # Part by part: what is read again is still in the cache.
+            given = encoder.candidates_at(indices[begin:end])
+            bound[begin:end] = given.bound
+            encoder.encode(given, out)
+
+        return self._scores(network, self.features.task_features(space), bound, fill)
+
+    def judge(self, space: ScheduleSpace, given: Candidates, network: str = "main") -> Scores:
+        """Scores of candidates of a space by one of `NETWORKS`.
+
+        Raises:
+            OneShotError: a space of another kind.
+        """
+        self.check_space(space)
+        if self.calibration is not None:
+            board = self.calibration.board(space)
+            seen = full_features.Encoder.of(board).candidates(given.indices, given.values)
+            return _corrected(self.calibration, board, seen, self._bare.judge(board, seen, network))
+        encoder = self.features.Encoder.of(space)
+
+        def fill(begin: int, end: int, out: NDArray[np.float32]) -> None:
+            encoder.encode(given.take(slice(begin, end)), out)
+
+        return self._scores(network, self.features.task_features(space), given.bound.copy(), fill)
+
+    def _scores(
+        self,
+        network: str,
+        task: NDArray[np.float32],
+        bound: NDArray[np.float64],
+        fill: Callable[[int, int, NDArray[np.float32]], None],
+    ) -> Scores:
+        """Scores of n schedules with the bounds (n,), which ``fill(begin, end, out)`` puts in place, and features."""
+        first, *others, last = self._layers[network]
+        # What all schedules share is the bias of their first layer.
+        own = np.vstack([first[len(task) : -1], task @ first[: len(task)] + first[-1]])
+        layers = (own, *others, last)
+        outputs = np.empty((len(bound), len(OUTPUTS)), dtype=np.float32)
+
+        def part(begin: int, end: int) -> None:
+            rows = min(end - begin, _CHUNK)
+            # A last column of ones in each layer's inputs brings its bias.
+            features, *hidden = (np.ones((rows, len(weight)), dtype=np.float32) for weight in layers)
+            for start in range(begin, end, _CHUNK):
+                n = min(_CHUNK, end - start)
+                fill(start, start + n, features[:n])
+                x = features[:n]
+                for weight, buffer in zip(layers[:-1], hidden, strict=True):
+                    np.matmul(x, weight, out=buffer[:n, :-1])
+                    x = np.maximum(buffer[:n], 0.0, out=buffer[:n])
+                np.matmul(x, last, out=outputs[start : start + n])
+
+        with one_blas_thread():
+            in_parallel(part, len(bound))
+        logit, log_ratio, log_variance = outputs.T
+        p_valid = 1.0 / (1.0 + np.exp(-np.clip(logit, -60.0, 60.0)))
+        spread = np.exp(0.5 * np.clip(log_variance, -30.0, 30.0))
+        return Scores(p_valid, log_ratio.copy(), spread, bound)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``path`` (safetensors) and its card beside it (``.json``), each whole or not at all.
+
+        Raises:
+            WeightsError: the files cannot be written.
+        """
+        from safetensors.numpy import save
+
+        path = Path(path).with_suffix(".safetensors")
+        head = {"format": FORMAT, "space": self.kind, "feature_version": str(self.features.FEATURE_VERSION)}
+        if self.calibration is not None:
+            head["calibration_version"] = str(calibration.VERSION)
+        content = save({name: np.ascontiguousarray(t) for name, t in self.tensors.items()}, metadata=head)
+        text = json.dumps(self.card, indent=1, sort_keys=True) + "\n"
+        for target, data in ((path, content), (path.with_suffix(".json"), text.encode())):
+            write_weights(target, data)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Predictor:
+        """Read weights (safetensors) and the card beside them, if there is one.
+
+        Raises:
+            WeightsError: no such file, a truncated or foreign one, or weights of another feature version.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise WeightsError(f"{path}: not weights (*.safetensors); {_ADVICE}")
+        try:
+            with safe_open(str(path), framework="numpy") as file:
+                head = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, SafetensorError, ValueError) as error:
+            raise WeightsError(f"cannot read weights {path}: {error}; {_ADVICE}") from error
+        if head.get("format") != FORMAT:
+            raise WeightsError(f"{path}: no weights of oneshot-ml2; {_ADVICE}")
+        kind, version = head.get("space", "full"), head.get("feature_version")
+        if kind not in kinds():
+            raise WeightsError(f"{path}: weights of a schedule space {kind!r} that this version has not; {_ADVICE}")
+        features = encoding(kind)
+        if version != str(features.FEATURE_VERSION):
+            raise WeightsError(
+                f"{path}: weights of feature version {version}, this version has {features.FEATURE_VERSION}; {_ADVICE}"
+            )
+        _check_calibration(path, head.get("calibration_version"), tensors)
+        _check_shapes(path, bare(tensors), features)
+        card = read_card(path)
+        if card.get("feature_version", features.FEATURE_VERSION) != features.FEATURE_VERSION:
+            raise WeightsError(f"{path}: the card beside it is that of other weights; use its own, or remove it")
+        return cls(tensors, card, kind)
+
+
+def _corrected(
+    known: calibration.Calibration, board: ScheduleSpace, given: full_features.Candidates, scores: Scores
+) -> Scores:
+    """The networks' scores of candidates with what a calibration adds."""
+    traffic = calibration.traffic_of(board, given)
+    added = known.added(calibration.cost_terms(board, given, traffic, scores.cycles))
+    risk = known.risk(traffic)
+    ratio = np.maximum(scores.log_ratio, 0.0) + added.astype(np.float32)
+    p_valid = scores.p_valid * (1.0 - risk).astype(np.float32)
+    return Scores(p_valid, ratio.astype(np.float32), scores.spread, scores.bound, risk)
+
+
+def digest(network: Predictor) -> str:
+    """SHA-256 of weights."""
+    text = hashlib.sha256()
+    for name, tensor in sorted(network.tensors.items()):
+        text.update(name.encode() + np.ascontiguousarray(tensor).tobytes())
+    return text.hexdigest()
+
+
+def bare(tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Weights without a calibration."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(calibration.PREFIX)}
+
+
+def depth(tensors: Mapping[str, Any], network: str) -> int:
+    """How many layers a network has among named tensors."""
+    return sum(name.startswith(f"{network}.") and name.endswith(".weight") for name in tensors)
+
+
+def _check_calibration(path: Path, version: str | None, tensors: dict[str, NDArray[Any]]) -> None:
+    """Raise WeightsError unless the calibration among the tensors, if there is one, is of this version and possible."""
+    try:
+        found = calibration.Calibration.from_tensors(tensors)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}; make them anew with `oneshot-ml2 finetune`") from error
+    wanted = None if found is None else str(calibration.VERSION)
+    if version != wanted:
+        raise WeightsError(
+            f"{path}: weights with a calibration of version {version}, this version has {wanted}; "
+            "make them anew with `oneshot-ml2 finetune`"
+        )
+
+
+def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]], known: Encoding) -> None:
+    """Raise WeightsError unless the tensors make up `NETWORKS` of the features that are known and `OUTPUTS`."""
+    features, tasks = len(known.FEATURES), len(known.TASK_FEATURES)
+    shapes: dict[str, tuple[int, ...]] = {"mean": (features,), "scale": (features,), "low": (tasks,), "high": (tasks,)}
+    for network in NETWORKS:
+        layers = depth(tensors, network)
+        if layers < 2:
+            raise WeightsError(f"{path}: {layers} layers of the network {network!r}, at least 2 are needed; {_ADVICE}")
+        width = features
+        for i in range(layers):
+            name = f"{network}.{i}"
+            out = len(OUTPUTS) if i == layers - 1 else tensors.get(f"{name}.bias", np.empty(0)).size
+            shapes |= {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
+            width = out
+    for name in set(shapes) | set(tensors):
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != shapes.get(name) or tensor.dtype != np.float32:
+            raise WeightsError(f"{path}: tensor {name!r} does not fit the network; {_ADVICE}")
+        if not np.isfinite(tensor).all():
+            raise WeightsError(f"{path}: tensor {name!r} holds values that are not finite; {_ADVICE}")
+
+
+def write_weights(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, in a folder that is made if need be.
+
+    Raises:
+        WeightsError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    except OSError as error:
+        raise WeightsError(f"cannot write {path}: {error.strerror or error}") from error

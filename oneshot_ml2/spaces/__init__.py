@@ -1,0 +1,1 @@
+"""What may be chosen: the schedule spaces, one a folder."""

@@ -1,0 +1,1 @@
+"""The `full` space: own loop nests, dataflows, buffers and orders."""

@@ -1,0 +1,422 @@
+"""What the network sees of a task and of its schedules: logarithms of sizes, one-hots of choices, closed-form cycles.
+
+Features come in two parts: those of the task (accelerator and workload), the same for all of its schedules, and those
+of a schedule. Every closed-form figure is `plan.summaries`'s; nothing here knows a formula of the hardware.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parallel import in_parallel
+from oneshot_ml2.spaces.full import emit, plan
+from oneshot_ml2.vta import nest as N
+from oneshot_ml2.vta.bound import engine_bound
+
+if TYPE_CHECKING:
+    from oneshot_ml2.spaces.space import ScheduleSpace
+
+Geometries = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+# Raised whenever a feature changes its meaning; weights of another version are refused.
+FEATURE_VERSION = 5
+
+# Logarithms of nest columns, by name.
+_ACCELERATOR_LOGS = {
+    "batch": N.BATCH,
+    "block": N.BLOCK,
+    "bus bytes": N.BUS,
+    "burst beats": N.BURST,
+    "memory latency": N.LATENCY,
+    "input elements": N.INP_DEPTH,
+    "weight elements": N.WGT_DEPTH,
+    "accumulator elements": N.ACC_DEPTH,
+    "micro-ops": N.UOP_LIMIT,
+    "instruction queue": N.QUEUE,
+}
+_WORKLOAD_LOGS = {
+    "batch blocks": N.NB,
+    "output channel blocks": N.CO,
+    "input channel blocks": N.CI,
+    "output height": N.OH,
+    "output width": N.OW,
+    "input height": N.IH,
+    "input width": N.IW,
+    "kernel height": N.KH,
+    "kernel width": N.KW,
+    "stride height": N.SH,
+    "stride width": N.SW,
+    "dilation height": N.DH,
+    "dilation width": N.DW,
+    "pad top": N.PT,
+    "pad left": N.PL,
+    "groups": N.GROUPS,
+    "output step height": N.TH,
+    "output step width": N.TW,
+}
+_FLAGS = {
+    "channels innermost": N.MINOR,
+    "bias": N.BIAS,
+    "bias by GEMM": N.BIAS_GEMM_FITS,
+    "residual": N.RES,
+    "depthwise": N.DEPTHWISE,
+    "pooling": N.POOL,
+    "half to even": N.EVEN,
+}
+_EXTRA = ("stage cycles", "engine bound", "compute share", "read share", "store share")
+TASK_FEATURES = (*_ACCELERATOR_LOGS, *_WORKLOAD_LOGS, *_FLAGS, *_EXTRA)
+
+_TILES = (("co", plan.K_CO, N.CO), ("h", plan.K_H, N.OH), ("w", plan.K_W, N.OW), ("ci", plan.K_CI, N.CI))
+_CHOICES = (("dataflow", plan.K_FLOW, 6), ("fold", plan.K_FOLD, 3), ("head", plan.K_HEAD, 3), ("bias", plan.K_BIAS, 3))
+_NUMBERS = (
+    ("inp_buffers", plan.K_INP_BUF),
+    ("wgt_buffers", plan.K_WGT_BUF),
+    ("acc_buffers", plan.K_ACC_BUF),
+    ("pad", plan.K_PAD),
+    ("drain", plan.K_DRAIN),
+)
+# A tile: logarithms of its size and of how many there are, and the share of the last one that is filled.
+_TILE_FEATURES = tuple(f"{kind} {name}" for name, _, _ in _TILES for kind in ("tile", "tiles", "last tile"))
+_CHOICE_FEATURES = tuple(f"{name}={value}" for name, _, values in _CHOICES for value in range(values))
+# How a summary column is shown: cycles beside the bound, counts that cost a few cycles each, sizes, shares of an SRAM.
+_COUNTS = ("loads", "gemms", "steps", "tiles", "instructions")
+_SIZES = ("uops", "recurrence")
+_USES = ("inp_use", "wgt_use", "acc_use")
+_CYCLES = tuple(name for name in plan.SUMMARY[1:] if name not in _COUNTS + _SIZES + _USES)
+SCHEDULE_FEATURES = (
+    *_TILE_FEATURES,
+    *_CHOICE_FEATURES,
+    *(name for name, _ in _NUMBERS),
+    "log bound / engine bound",
+    *(f"{form} {name} / bound" for name in _CYCLES for form in ("log", "linear")),
+    *(text for name in _COUNTS for text in (f"log {name}", f"linear {name} x 16 / bound")),
+    *(f"log {name}" for name in _SIZES),
+    "near recurrence",
+    "recurs",
+    "log micro-ops / limit",
+    *(f"{form} {name}" for name in ("micro-ops", "instructions") for form in ("sharp", "sharper", "many")),
+    *(f"{form} {name}" for name in _USES for form in ("log", "linear", "fits")),
+)
+FEATURES = TASK_FEATURES + SCHEDULE_FEATURES
+
+_TILE_COLUMNS = np.array([[knob, extent] for _, knob, extent in _TILES], dtype=np.int64)
+_CHOICE_COLUMNS = np.array([[knob, values] for _, knob, values in _CHOICES], dtype=np.int64)
+_NUMBER_COLUMNS = np.array([knob for _, knob in _NUMBERS], dtype=np.int64)
+_CYCLE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _CYCLES], dtype=np.int64)
+_COUNT_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _COUNTS], dtype=np.int64)
+_SIZE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _SIZES], dtype=np.int64)
+_USE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _USES], dtype=np.int64)
+# Columns of a summary that count or measure something, and the cycles that computing and storing take by themselves: no
+# latencies, overlap, limits or verdicts.
+_COUNTED = (
+    "compute", "store", "read_beats", "inp_beats", "wgt_beats", "loads", "gemms", "steps", "tiles", "instructions",
+    "uops", "inp_use", "wgt_use", "acc_use", "recurrence",
+)  # fmt: skip
+COUNTED = np.array([plan.SUMMARY.index(name) for name in _COUNTED], dtype=np.int64)
+_BOUND, _UOPS, _INSTRUCTIONS, _RECURRENCE = (
+    plan.SUMMARY.index(name) for name in ("bound", "uops", "instructions", "recurrence")
+)
+# Linear ratios to the bound are cut here: what is so much slower need not be told apart finely.
+_LINEAR_LIMIT = np.float32(4.0)
+_USE_FLOOR = np.float32(1 / 64)
+# More parts than cores, as some stretches of a space have fewer canonical schedules.
+_PARTS = 8
+_ONE, _FEW, _SOON = np.float32(1.0), np.float32(8.0), np.float32(plan.RECURRENCE)
+_SHARP, _SHARPER, _MANY = np.float32(4.0), np.float32(64.0), np.float32(emit.MAX_INSNS)
+
+
+def check_space(space: ScheduleSpace) -> None:
+    """Raise OneShotError unless the space is one that features are defined for."""
+    if space.kind != "full":
+        raise OneShotError(f"the network knows the schedule space 'full', not {space.kind!r}")
+
+
+def nest_of(space: ScheduleSpace) -> NDArray[np.int64]:
+    """The space's nest vector, int64 (nest.SIZE,)."""
+    return N.nest(space.workload, space.accelerator)
+
+
+def task_features(space: ScheduleSpace) -> NDArray[np.float32]:
+    """`TASK_FEATURES` of a space's workload and accelerator, float32 (len(TASK_FEATURES),)."""
+    check_space(space)
+    p = nest_of(space)
+    bound = engine_bound(space.workload, space.accelerator)
+    logs = [*_ACCELERATOR_LOGS.values(), *_WORKLOAD_LOGS.values()]
+    row = [math.log2(1 + p[column]) for column in logs]
+    row += [float(p[column]) for column in _FLAGS.values()]
+    row += [float(space.workload.epilogue.stage_cycles), math.log2(bound.bound)]
+    row += [part / bound.bound for part in (bound.compute, bound.read_beats, bound.store_cycles)]
+    return np.array(row, dtype=np.float32)
+
+
+def accelerator_and_workload(row: NDArray[np.float32]) -> dict[str, float]:
+    """The named task features that a person can read a range of: all but the derived ones."""
+    return {name: float(value) for name, value in zip(TASK_FEATURES, row, strict=True) if name not in _EXTRA}
+
+
+def candidates(space: ScheduleSpace) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Knob candidates as int64 (knobs, most), filled with zeros, and how many each knob has, int64 (knobs,)."""
+    radix = np.array([len(knob.values) for knob in space.knobs], dtype=np.int64)
+    table = np.zeros((len(radix), int(radix.max())), dtype=np.int64)
+    for row, knob in zip(table, space.knobs, strict=True):
+        row[: len(knob.values)] = knob.values
+    return table, radix
+
+
+@njit(cache=True, nogil=True)
+def _canonical_rows(p, begin, end, candidates, radix, indices, values):  # type: ignore[no-untyped-def]
+    """Indices (n,) and knob values (n, knobs) of those of begin..end that stand for themselves, in place; returns n."""
+    knobs = len(radix)
+    digits, given = np.empty(knobs, dtype=np.int64), np.empty(knobs, dtype=np.int64)
+    work = np.empty(knobs, dtype=np.int64)
+    rest, n = begin, 0
+    for j in range(knobs):
+        digits[j] = rest % radix[j]
+        given[j] = candidates[j, digits[j]]
+        rest //= radix[j]
+    for index in range(begin, end):
+        if plan.is_canonical(p, given, work):
+            indices[n] = index
+            values[n] = given
+            n += 1
+        # The next index, without the divisions that decoding it anew would take.
+        for j in range(knobs):
+            digits[j] += 1
+            if digits[j] < radix[j]:
+                given[j] = candidates[j, digits[j]]
+                break
+            digits[j] = 0
+            given[j] = candidates[j, 0]
+    return n
+
+
+@njit(cache=True, nogil=True)
+def _encode_rows(p, values, summary, log_engine_bound, out):  # type: ignore[no-untyped-def]
+    """Schedule features of knob values (n, knobs) with their summaries (n, len(plan.SUMMARY)), in place."""
+    for i in range(len(values)):
+        v = values[i]
+        at = 0
+        for t in range(len(_TILE_COLUMNS)):
+            size, extent = v[_TILE_COLUMNS[t, 0]], p[_TILE_COLUMNS[t, 1]]
+            count = -(-extent // size)
+            out[i, at] = np.log2(np.float32(size))
+            out[i, at + 1] = np.log2(np.float32(count))
+            out[i, at + 2] = np.float32(extent - (count - 1) * size) / np.float32(size)
+            at += 3
+        for c in range(len(_CHOICE_COLUMNS)):
+            for value in range(_CHOICE_COLUMNS[c, 1]):
+                out[i, at] = 1.0 if v[_CHOICE_COLUMNS[c, 0]] == value else 0.0
+                at += 1
+        for c in range(len(_NUMBER_COLUMNS)):
+            out[i, at] = np.float32(v[_NUMBER_COLUMNS[c]])
+            at += 1
+        bound = max(summary[i, _BOUND], 1.0)
+        log_bound = np.log2(np.float32(bound))
+        scale = np.float32(1.0 / bound)
+        out[i, at] = log_bound - log_engine_bound
+        at += 1
+        for c in _CYCLE_COLUMNS:
+            value = np.float32(summary[i, c])
+            out[i, at] = np.log2(np.float32(1.0) + value) - log_bound
+            out[i, at + 1] = min(value * scale, _LINEAR_LIMIT)
+            at += 2
+        for c in _COUNT_COLUMNS:
+            value = np.float32(summary[i, c])
+            out[i, at] = np.log2(np.float32(1.0) + value)
+            out[i, at + 1] = min(np.float32(16.0) * value * scale, _LINEAR_LIMIT)
+            at += 2
+        for c in _SIZE_COLUMNS:
+            out[i, at] = np.log2(np.float32(1.0 + summary[i, c]))
+            at += 1
+        # What limits sharply is shown sharply too: a network is smooth.
+        out[i, at] = min(np.float32(summary[i, _RECURRENCE]), _FEW)
+        out[i, at + 1] = 1.0 if summary[i, _RECURRENCE] < _SOON else 0.0
+        out[i, at + 2] = np.log2(max(np.float32(summary[i, _UOPS]), _ONE) / np.float32(p[N.UOP_LIMIT]))
+        at += 3
+        for over in (out[i, at - 1], np.log2(np.float32(summary[i, _INSTRUCTIONS]) / _MANY)):
+            out[i, at] = min(max(_SHARP * over, -_ONE), _ONE)
+            out[i, at + 1] = min(max(_SHARPER * over, -_ONE), _ONE)
+            out[i, at + 2] = 1.0 if over > 0 else 0.0
+            at += 3
+        for c in _USE_COLUMNS:
+            value = np.float32(summary[i, c])
+            out[i, at] = np.log2(_USE_FLOOR + value)
+            out[i, at + 1] = min(value, _LINEAR_LIMIT)
+            out[i, at + 2] = 1.0 if value <= _ONE else 0.0
+            at += 3
+
+
+@njit(cache=True, nogil=True)
+def _decode_canonical(p, indices, candidates, radix, values):  # type: ignore[no-untyped-def]
+    """Canonical knob values (n, knobs) of mixed-radix indices (n,), in place; ``candidates``: int64 (knobs, most)."""
+    for i in range(len(indices)):
+        rest = indices[i]
+        for j in range(len(radix)):
+            values[i, j] = candidates[j, rest % radix[j]]
+            rest //= radix[j]
+        plan.canonical_row(p, values[i])
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Schedules of a space and what closed forms say of them.
+
+    ``indices``: int64 (n,); ``values``: their canonical knob values, int64 (n, knobs); ``summary``: `plan.SUMMARY` of
+    them, float64 (n, len(plan.SUMMARY)).
+    """
+
+    indices: NDArray[np.int64]
+    values: NDArray[np.int64]
+    summary: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def bound(self) -> NDArray[np.float64]:
+        """The proven lower bound LB of the cycles, float64 (n,)."""
+        return self.summary[:, _BOUND]
+
+    def take(self, places: NDArray[np.int64] | slice) -> Candidates:
+        """Those at some positions."""
+        return Candidates(self.indices[places], self.values[places], self.summary[places])
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What turns schedules of one space into numbers, on all cores.
+
+    ``p``: the nest; ``table``, ``radix``: `candidates`; ``size``: of the space; ``log_bound``: log2 of the engine
+    bound; ``tables``: `plan.geometry_table` that no thread uses now.
+    """
+
+    p: NDArray[np.int64]
+    table: NDArray[np.int64]
+    radix: NDArray[np.int64]
+    size: int
+    log_bound: float
+    tables: list[Geometries] = field(default_factory=list, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, space: ScheduleSpace) -> Encoder:
+        """Raises OneShotError: a space other than ``full``."""
+        check_space(space)
+        bound = engine_bound(space.workload, space.accelerator).bound
+        return cls(nest_of(space), *candidates(space), len(space), math.log2(bound))
+
+    def canonical(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Indices (m,), ascending, and knob values (m, knobs) of all canonical schedules."""
+        found: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+
+        def part(begin: int, end: int) -> None:
+            indices = np.empty(end - begin, dtype=np.int64)
+            values = np.empty((end - begin, len(self.radix)), dtype=np.int64)
+            n = _canonical_rows(self.p, begin, end, self.table, self.radix, indices, values)
+            found[begin] = (indices[:n], values[:n])
+
+        in_parallel(part, self.size, _PARTS)
+        parts = [found[begin] for begin in sorted(found)]
+        return np.concatenate([indices for indices, _ in parts]), np.concatenate([values for _, values in parts])
+
+    @contextlib.contextmanager
+    def _geometries(self) -> Iterator[Geometries]:
+        """A table that no other thread uses now; tables are kept, as making their records takes time."""
+        try:
+            table = self.tables.pop()
+        except IndexError:
+            table = plan.geometry_table()
+        yield table
+        self.tables.append(table)
+
+    def fits(self, values: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the SRAMs hold what schedules of canonical knob values (n, knobs) keep in them, bool (n,)."""
+        out = np.empty(len(values), dtype=np.bool_)
+
+        def part(begin: int, end: int) -> None:
+            with self._geometries() as table:
+                plan.fits_into(self.p, values[begin:end], out[begin:end], *table)
+
+        in_parallel(part, len(values))
+        return out
+
+    def candidates(self, indices: NDArray[np.int64], values: NDArray[np.int64]) -> Candidates:
+        """Indices (n,) and their canonical knob values (n, knobs) with their closed forms."""
+        summary = np.empty((len(values), len(plan.SUMMARY)))
+
+        def part(begin: int, end: int) -> None:
+            with self._geometries() as table:
+                plan.summaries_into(self.p, values[begin:end], summary[begin:end], *table)
+
+        in_parallel(part, len(values))
+        return Candidates(indices, values, summary)
+
+    def candidates_at(self, indices: NDArray[np.int64]) -> Candidates:
+        """The schedules at some indices (n,), aliases by the values of those that stand for them; on this thread."""
+        values = np.empty((len(indices), len(self.radix)), dtype=np.int64)
+        _decode_canonical(self.p, indices, self.table, self.radix, values)
+        summary = np.empty((len(values), len(plan.SUMMARY)))
+        with self._geometries() as table:
+            plan.summaries_into(self.p, values, summary, *table)
+        return Candidates(indices, values, summary)
+
+    def encode(self, given: Candidates, out: NDArray[np.float32]) -> None:
+        """`SCHEDULE_FEATURES` of candidates into the first columns of float32 (n, at least so many), on this thread."""
+        _encode_rows(self.p, given.values, given.summary, np.float32(self.log_bound), out)
+
+
+def canonical_table(space: ScheduleSpace) -> NDArray[np.int64]:
+    """What `ScheduleSpace.table` gives, on all cores: the canonical schedules of a space, int64 (m,), ascending."""
+    return Encoder.of(space).canonical()[0]
+
+
+def all_candidates(space: ScheduleSpace, fitting: bool = False) -> Candidates:
+    """All canonical schedules of a space; with ``fitting`` those that the SRAMs hold."""
+    encoder = Encoder.of(space)
+    indices, values = encoder.canonical()
+    if fitting:
+        fits = encoder.fits(values)
+        indices, values = indices[fits], values[fits]
+    return encoder.candidates(indices, values)
+
+
+def candidates_at(space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates:
+    """The schedules at some indices (n,), on all cores; aliases by the values of those that stand for them."""
+    encoder, indices = Encoder.of(space), np.ascontiguousarray(indices, dtype=np.int64)
+    values = np.empty((len(indices), len(encoder.radix)), dtype=np.int64)
+    summary = np.empty((len(indices), len(plan.SUMMARY)))
+
+    def part(begin: int, end: int) -> None:
+        given = encoder.candidates_at(indices[begin:end])
+        values[begin:end], summary[begin:end] = given.values, given.summary
+
+    in_parallel(part, len(indices))
+    return Candidates(indices, values, summary)
+
+
+def summaries(space: ScheduleSpace, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`plan.summaries` of indices (n,) of a space, on all cores: float64 (n, len(plan.SUMMARY))."""
+    return candidates_at(space, indices).summary
+
+
+def encode(space: ScheduleSpace, values: NDArray[np.int64]) -> NDArray[np.float32]:
+    """All `FEATURES` of knob values (n, knobs) of a space, float32 (n, len(FEATURES)).
+
+    Raises:
+        OneShotError: a space other than ``full``.
+    """
+    task = task_features(space)
+    out = np.empty((len(values), len(FEATURES)), dtype=np.float32)
+    out[:, : len(task)] = task
+    encoder = Encoder.of(space)
+    given = encoder.candidates(np.arange(len(values)), plan.canonical(encoder.p, values))
+    encoder.encode(given, out[:, len(task) :])
+    return out

@@ -1,0 +1,201 @@
+"""The `full` schedule space: what VTA's instruction set allows beyond AutoTVM's template (design: nest, plan, emit)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.spaces.base import BatchResult, Knob
+from oneshot_ml2.spaces.full import emit, plan, steps
+from oneshot_ml2.vta import nest
+from oneshot_ml2.vta.program import COLUMNS, Program
+from oneshot_ml2.vta.reasons import InvalidSchedule, NoSchedule, Reason
+from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.registry import Workload
+
+if TYPE_CHECKING:
+    from oneshot_ml2.vta.accelerator import Accelerator
+
+SPACE_VERSION = 2
+
+# Largest number of canonical schedules that candidate lists are thinned to (before aliases are removed).
+_LIMIT = 380_000
+_BUFFERS = (1, 2)
+# What an empty last tile weighs beside a factor of e between the wanted size and the chosen one.
+_SLIVER = 0.3
+
+
+def _ceilings(extent: int) -> list[int]:
+    """Distinct tile sizes ceil(extent / m), descending: all that an even cut of a loop can give."""
+    root = math.isqrt(extent - 1)
+    return sorted({1, *range(2, root + 2), *((extent - 1) // m + 1 for m in range(1, root + 1))}, reverse=True)
+
+
+def _thin(sizes: list[int], extent: int, count: int) -> tuple[int, ...]:
+    """About ``count`` of the tile sizes of a loop of ``extent``, spread in the logarithm, both ends kept; ascending.
+
+    Near each place a size is preferred whose last tile is well filled: a sliver of a tile costs much, and where its
+    accumulators recur too soon it makes the schedule illegal.
+    """
+    if len(sizes) <= count:
+        return tuple(sorted(sizes))
+    tiles = np.array(sizes, dtype=float)
+    last = (extent - 1) % tiles + 1
+    wanted = np.linspace(0.0, np.log(tiles.max()), count)
+    cost = np.abs(np.log(tiles) - wanted[:, None]) + _SLIVER * (1.0 - last / tiles)
+    return tuple(sorted({1, max(sizes), *(sizes[int(best)] for best in cost.argmin(axis=1))}))
+
+
+def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
+    """Knobs and candidates (``plan.KNOBS`` in order) of a workload on an accelerator.
+
+    Raises:
+        NoSchedule: a workload that VTA cannot address, or with a kernel of more taps a side than there are micro-ops.
+    """
+    p = nest.nest(workload, accelerator)
+    if max(p[nest.KH], p[nest.KW]) > nest.PORTABLE_UOPS:
+        raise NoSchedule(
+            workload,
+            accelerator,
+            Reason.UOP_OVERFLOW,
+            f"its kernel has {p[nest.KH]:,} x {p[nest.KW]:,} taps, and a program has {nest.PORTABLE_UOPS:,} micro-ops, "
+            f"one for each at least; allowed: {nest.PORTABLE_UOPS:,} a side",
+        )
+    co, ci, oh, ow = (int(p[i]) for i in (nest.CO, nest.CI, nest.OH, nest.OW))
+    # Tiles whose accumulators or inputs cannot fit are left out of the lists; smaller ones are thinned.
+    fits = [s for s in _ceilings(co) if s <= p[nest.ACC_DEPTH]]
+    padded = isinstance(workload, Conv2d) and any(workload.pads)
+    strided = int(p[nest.KH]) == 1 and int(p[nest.SH]) > 1
+    pool = bool(p[nest.POOL])
+    head = (ci > 1 or co > 5) and not pool
+    fixed = {
+        "dataflow": plan.dataflows(p),
+        "inp_buffers": _BUFFERS,
+        "wgt_buffers": (1,) if pool else _BUFFERS,
+        "acc_buffers": _BUFFERS,
+        "fold": (plan.FOLD_SPACE, plan.FOLD_CI_ROWS, plan.FOLD_CI_CO),
+        "pad": (plan.PAD_SKIP, plan.PAD_LOAD) if padded or strided else (plan.PAD_SKIP,),
+        "head": (plan.HEAD_WHOLE, plan.HEAD_SINGLE, plan.HEAD_DOUBLING) if head else (plan.HEAD_WHOLE,),
+        "drain": plan.DRAIN,
+        "bias": plan.bias_forms(p),
+    }
+    rest = int(np.prod([len(v) for v in fixed.values()]))
+    counts = {"tile_co": 8, "tile_h": 10, "tile_w": 4 if oh > 1 else 14, "tile_ci": 4}
+    if pool:
+        counts |= {"tile_co": 16, "tile_h": 16, "tile_w": 16}
+    sizes = {"tile_co": fits, "tile_h": _ceilings(oh), "tile_w": _ceilings(ow), "tile_ci": _ceilings(ci)}
+    extents = {"tile_co": co, "tile_h": oh, "tile_w": ow, "tile_ci": ci}
+    while True:
+        tiles = {name: _thin(sizes[name], extents[name], counts[name]) for name in counts}
+        if np.prod([len(v) for v in tiles.values()]) * rest <= _LIMIT:
+            break
+        longest = max(counts, key=lambda name: (len(tiles[name]), name))
+        counts[longest] = len(tiles[longest]) - 1
+    candidates = tiles | fixed
+    if _recurs_always(p, candidates):
+        candidates["fold"] = (*candidates["fold"], plan.FOLD_TAPS)
+    return tuple(Knob(name, candidates[name]) for name in plan.KNOBS)
+
+
+def _recurs_always(p: NDArray[np.int64], candidates: dict[str, tuple[int, ...]]) -> bool:
+    """Whether no schedule of some candidates is legal, as the accumulators of all that the SRAMs hold recur too soon.
+
+    Chunks of one channel, streamed, with biases loaded into ACC, fit and are free of hazards if any schedule is.
+    """
+    taps = p[nest.KH] * p[nest.KW]
+    if taps == 1 or (taps >= p[nest.WGT_DEPTH] and not p[nest.POOL]):
+        # No accumulator recurs; or no SRAM holds a kernel, however large.
+        return False
+    least = dict.fromkeys(plan.KNOBS, (1,)) | {"dataflow": (plan.FLOW_CO_STREAM,), "head": (plan.HEAD_WHOLE,)}
+    least |= {"bias": (plan.BIAS_LOAD if p[nest.BIAS] else 0,)}
+    varied = {name: candidates[name] for name in ("tile_co", "tile_h", "tile_w", "fold", "pad")}
+    grid = np.meshgrid(*(least | varied).values(), indexing="ij")
+    values = np.stack([column.ravel() for column in grid], axis=1).astype(np.int64)
+    return bool(steps.recurs_always(p, plan.canonical(p, values)))
+
+
+def canonical(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Knob values (n, knobs) of the aliases that stand for each schedule."""
+    return plan.canonical(nest.nest(workload, accelerator), values)
+
+
+@njit(cache=True, nogil=True)
+def _measure(p, values, insns, uops, tables, insn_address, params, reason, cycles, busy):  # type: ignore[no-untyped-def]
+    """Lower and time the rows whose ``reason`` is 0 so far."""
+    trace = np.empty((0, 2), dtype=np.int64)
+    for i in range(len(values)):
+        if reason[i] != 0:
+            continue
+        why, n, _ = emit.lower_into(p, values[i], insns, uops, tables)
+        reason[i] = why
+        if why == 0:
+            total, hang, times = chisel.simulate(insns[:n], insn_address, params, trace)
+            cycles[i] = total
+            if hang:
+                reason[i] = emit.DEADLOCK
+                cycles[i] = -1
+            busy[i, 0] = times[0]
+            busy[i, 1] = times[1]
+            busy[i, 2] = times[2]
+
+
+def work_arrays() -> tuple[NDArray[np.int64], NDArray[np.int64], emit.Tables]:
+    """What `emit.lower_into` writes a program's instructions and micro-ops into, and its tables."""
+    insns = np.zeros((emit.MAX_INSNS, COLUMNS), dtype=np.int64)
+    return insns, np.zeros((nest.PORTABLE_UOPS, 3), dtype=np.int64), emit.tables()
+
+
+def validity(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """`Reason` of each row of knob values, uint8 (n,), in closed form: what lowering says, without emitting."""
+    return steps.reasons(nest.nest(workload, accelerator), values)
+
+
+def estimate(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Closed-form guess of the cycles of each row of knob values, float64 (n,); infinite where an SRAM is too small."""
+    totals = plan.summaries(nest.nest(workload, accelerator), values)
+    fits = (totals[:, [plan.S_INP_USE, plan.S_WGT_USE, plan.S_ACC_USE]] <= 1.0).all(axis=1)
+    return np.where(fits, totals[:, plan.S_ESTIMATE], np.inf)
+
+
+def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Program:
+    """The program of one row of knob values.
+
+    Raises:
+        InvalidSchedule: with the reason.
+    """
+    insns, uops, tables = work_arrays()
+    p = nest.nest(workload, accelerator)
+    reason, n, m = emit.lower_into(p, np.ascontiguousarray(values), insns, uops, tables)
+    if reason:
+        raise InvalidSchedule(Reason(reason))
+    placed, end = nest.buffers(workload, accelerator)
+    uop_address = next(b.address for b in placed if b.name == "uops")
+    features = dict(zip(plan.SUMMARY, plan.summaries(p, values[None])[0].tolist(), strict=True))
+    return Program(accelerator, insns[:n].copy(), uops[:m].copy(), end, uop_address, placed, features)
+
+
+def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> BatchResult:
+    """Lower and time every row of knob values that is valid."""
+    n = len(values)
+    reason, cycles = validity(workload, accelerator, values), np.full(n, -1, dtype=np.int64)
+    busy = np.zeros((n, 3), dtype=np.int64)
+    insns, uops, tables = work_arrays()
+    _, end = nest.buffers(workload, accelerator)
+    _measure(
+        nest.nest(workload, accelerator),
+        np.ascontiguousarray(values),
+        insns,
+        uops,
+        tables,
+        end,
+        chisel.params(accelerator),
+        reason,
+        cycles,
+        busy,
+    )
+    return BatchResult(reason, cycles, busy)

@@ -1,0 +1,170 @@
+"""All schedules of a workload on an accelerator: mixed-radix indices over the knobs, and aliases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.reading import shown
+from oneshot_ml2.spaces.base import Schedule
+from oneshot_ml2.spaces.registry import backend
+
+if TYPE_CHECKING:
+    from oneshot_ml2.spaces.base import BatchResult, Knob
+    from oneshot_ml2.vta.accelerator import Accelerator
+    from oneshot_ml2.vta.program import Program
+    from oneshot_ml2.workload.registry import Workload
+
+# `vta.plan`'s dataflows in order: the outer loop, then what stays resident while it is reused.
+DATAFLOWS = ("co", "co/wgt", "co/wgt+inp", "sp/inp", "sp/inp+wgt", "sp/wgt")
+_BUFFERS = ("inp_buffers", "wgt_buffers", "acc_buffers")
+
+
+def short_schedule(schedule: Schedule) -> str:
+    """A `full` schedule's tile (co x h x w x ci), dataflow, and buffers of INP, WGT and ACC: ``8x28x1x3 co/wgt 2/2/1``.
+
+    Schedules of other spaces are given in full.
+    """
+    knobs = dict(schedule.knobs)
+    if "dataflow" not in knobs:
+        return str(schedule)
+    tile = "x".join(str(knobs[f"tile_{axis}"]) for axis in ("co", "h", "w", "ci"))
+    return f"{tile} {DATAFLOWS[knobs['dataflow']]} {'/'.join(str(knobs[name]) for name in _BUFFERS)}"
+
+
+@dataclass(frozen=True)
+class ScheduleSpace:
+    """All schedules of a workload on an accelerator, valid or not.
+
+    The index is mixed radix over the knobs' digits, first knob fastest.
+    """
+
+    workload: Workload
+    accelerator: Accelerator
+    kind: str = "full"
+
+    @cached_property
+    def knobs(self) -> tuple[Knob, ...]:
+        return backend(self.kind).knobs(self.workload, self.accelerator)
+
+    @cached_property
+    def _radix(self) -> NDArray[np.int64]:
+        return np.array([len(knob.values) for knob in self.knobs], dtype=np.int64)
+
+    @cached_property
+    def _weights(self) -> NDArray[np.int64]:
+        return np.concatenate(([1], np.cumprod(self._radix)[:-1])).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(np.prod(self._radix))
+
+    def digits(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Indices (n,) to digits (n, knobs): the position of each knob's value among its candidates."""
+        indices = np.asarray(indices, dtype=np.int64)
+        if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
+            raise IndexError(f"schedule index out of range: this space has {len(self)} schedules")
+        return (indices[:, None] // self._weights) % self._radix
+
+    def values(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Indices (n,) to knob values, int64 (n, knobs)."""
+        digits = self.digits(indices)
+        columns = [np.array(knob.values, dtype=np.int64)[digits[:, j]] for j, knob in enumerate(self.knobs)]
+        return np.stack(columns, axis=1)
+
+    def index(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Knob values (n, knobs) to indices (n,).
+
+        Raises:
+            OneShotError: a value that is no candidate of its knob.
+        """
+        values = np.asarray(values, dtype=np.int64)
+        total = np.zeros(len(values), dtype=np.int64)
+        for j, knob in enumerate(self.knobs):
+            order = np.argsort(knob.values, kind="stable")
+            candidates = np.array(knob.values, dtype=np.int64)[order]
+            place = np.minimum(np.searchsorted(candidates, values[:, j]), len(candidates) - 1)
+            if (candidates[place] != values[:, j]).any():
+                raise OneShotError(f"knob {knob.name}: value not among its candidates {list(knob.values)}")
+            total += order[place] * self._weights[j]
+        return total
+
+    def canonical(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The canonical index (n,) of each schedule: aliases lower to the same program."""
+        values = backend(self.kind).canonical(self.workload, self.accelerator, self.values(indices))
+        return self.index(values)
+
+    @cached_property
+    def _table(self) -> NDArray[np.int64]:
+        found = []
+        step = 1 << 18
+        for begin in range(0, len(self), step):
+            found.append(np.unique(self.canonical(np.arange(begin, min(begin + step, len(self))))))
+        return np.unique(np.concatenate(found))
+
+    def table(self) -> NDArray[np.int64]:
+        """Indices of all canonical schedules, int64 (m,), ascending."""
+        return self._table
+
+    def schedule(self, index: int) -> Schedule:
+        """The schedule at an index."""
+        row = self.values(np.array([index]))[0]
+        return Schedule(self.kind, tuple((knob.name, int(v)) for knob, v in zip(self.knobs, row, strict=True)))
+
+    def index_of(self, schedule: Schedule) -> int:
+        """The index of a schedule of this space."""
+        given = dict(schedule.knobs)
+        names = [knob.name for knob in self.knobs]
+        if schedule.kind != self.kind or set(given) != set(names):
+            raise OneShotError(f"not a schedule of this space; its knobs are {', '.join(names)}")
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or abs(int(value)) >= 1 << 63:
+                raise OneShotError(f"knob {name} is {shown(value)}; allowed: one of its candidates, whole numbers")
+        return int(self.index(np.array([[given[name] for name in names]], dtype=np.int64))[0])
+
+    def neighbours(self, index: int) -> NDArray[np.int64]:
+        """Schedules one step away in one knob's ordered list (Rieber et al., Algorithm 1), int64 (m,)."""
+        digits = self.digits(np.array([index]))[0]
+        steps = [
+            index + step * int(self._weights[j])
+            for j in range(len(digits))
+            for step in (-1, 1)
+            if 0 <= digits[j] + step < self._radix[j]
+        ]
+        return np.array(steps, dtype=np.int64)
+
+    def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.int64]:
+        """``n`` different canonical schedules (all of them if there are fewer), drawn uniformly, int64."""
+        table = self.table()
+        return np.sort(rng.choice(table, size=min(n, len(table)), replace=False))
+
+    def validity(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Closed-form validity: `Reason` of each schedule, uint8 (n,). Agrees with :meth:`lower` exactly."""
+        return backend(self.kind).validity(self.workload, self.accelerator, self.values(indices))
+
+    def estimate(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Closed-form guess of the cycles of each schedule, float64 (n,); infinite where capacity rules it out."""
+        return backend(self.kind).estimate(self.workload, self.accelerator, self.values(indices))
+
+    def lower(self, schedule: Schedule | int) -> Program:
+        """The program of a schedule.
+
+        Raises:
+            InvalidSchedule: the schedule does not lower.
+        """
+        index = schedule if isinstance(schedule, int | np.integer) else self.index_of(schedule)
+        return backend(self.kind).lower(self.workload, self.accelerator, self.values(np.array([index]))[0])
+
+    def measure(self, indices: NDArray[np.int64]) -> BatchResult:
+        """Lower and time schedules on the simulator in one batch."""
+        return backend(self.kind).measure_batch(self.workload, self.accelerator, self.values(indices))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"workload": self.workload, "accelerator": self.accelerator, "kind": self.kind}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)

@@ -1,0 +1,260 @@
+"""Training the network on corpora: features, losses, checkpoints, the model card.
+
+Corpora are read one task after another; their features go to a file that is mapped, not loaded, so that memory is
+bounded whatever their size. Under ``torchrun`` several processes share each batch's tasks.
+
+The loss of a batch, drawn by tasks: cross-entropy of validity over all samples, a Huber loss of log(T / LB) over the
+valid ones weighted towards the fast ones, a pairwise ranking loss within each task, and the likelihood of the spread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import io
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from oneshot_ml2.common import metrics
+from oneshot_ml2.common.errors import CorpusError
+from oneshot_ml2.common.files import write_whole
+from oneshot_ml2.network.predictor import NETWORKS, Predictor
+from oneshot_ml2.spaces.encoding import encoding
+from oneshot_ml2.training.checkpoint import commit, fingerprint_of, load_checkpoint, save_checkpoint
+from oneshot_ml2.training.data import draw_rows, split_tasks
+from oneshot_ml2.training.network import Network, losses, standardisation, to_predictor
+from oneshot_ml2.training.processes import Processes
+
+if TYPE_CHECKING:
+    from oneshot_ml2.training.data import Data
+    from oneshot_ml2.training.settings import Settings
+
+
+def _best(data: Data) -> NDArray[np.float32]:
+    """log T* of each task's samples, float32 (T,); 0 where none is valid."""
+    best = np.zeros(len(data), dtype=np.float32)
+    for t in range(len(data)):
+        rows = data.rows(t)
+        own = (data.log_bound[rows] + data.log_ratio[rows])[data.timed[rows]]
+        best[t] = own.min() if len(own) else 0.0
+    return best
+
+
+def _batch(
+    data: Data, best: NDArray[np.float32], tasks: NDArray[np.int64], samples: int, rng: np.random.Generator
+) -> list[Tensor]:
+    """Task features (B, T), schedule features (B, M, S), then what `losses` takes after the outputs."""
+    rows = np.empty((len(tasks), samples), dtype=np.int64)
+    for i, t in enumerate(tasks):
+        rows[i] = draw_rows(rng, data.offsets[t], data.offsets[t + 1], samples)
+    arrays = (
+        data.tasks[tasks],
+        data.schedules[rows],
+        data.valid[rows].astype(np.float32),
+        data.timed[rows].astype(np.float32),
+        data.log_bound[rows],
+        data.log_ratio[rows],
+        best[tasks],
+    )
+    return [torch.from_numpy(array) for array in arrays]
+
+
+# Validation ----------------------------------------------------------------------------------
+
+
+def validate(network: Network, data: Data, tasks: NDArray[np.int64]) -> dict[str, float]:
+    """Figures over tasks, each averaged over tasks: see `metrics`. ``pick``: T* / T of the pick among the samples."""
+    truths, logits, errors, taus, picks = [], [], [], [], []
+    network.eval()
+    with torch.inference_mode():
+        for t in tasks:
+            rows = data.rows(int(t))
+            outputs = network(torch.from_numpy(data.tasks[t : t + 1]), torch.from_numpy(data.schedules[rows])[None])
+            logit, ratio, _ = outputs[NETWORKS.index("main")][0].numpy().T
+            valid = data.timed[rows]
+            truths.append(data.valid[rows])
+            logits.append(logit)
+            if not valid.any():
+                continue
+            truth, guess = data.log_bound[rows] + data.log_ratio[rows], data.log_bound[rows] + ratio
+            errors.append(float(np.abs(truth - guess)[valid].mean()))
+            tau = metrics.kendall_tau(truth[valid], guess[valid])
+            if not math.isnan(tau):
+                taus.append(tau)
+            trusted = valid & (logit >= 0)
+            if trusted.any():
+                first = np.flatnonzero(trusted)[guess[trusted].argmin()]
+                picks.append(float(np.exp(truth[valid].min() - truth[first])))
+    network.train()
+    if not len(tasks):
+        return {}
+    truth_all, logit_all = np.concatenate(truths), np.concatenate(logits)
+    validity = metrics.validity_scores(truth_all, logit_all, threshold=0.0)
+    figures = {
+        "tasks": float(len(tasks)),
+        "error": float(np.mean(errors)) if errors else float("nan"),
+        "tau": float(np.mean(taus)) if taus else float("nan"),
+        "pick": metrics.geometric_mean(picks) if picks else float("nan"),
+    }
+    return figures | {name: validity[name] for name in ("f1", "auroc")}
+
+
+# The loop ------------------------------------------------------------------------------------
+
+
+def train(
+    data: Data,
+    settings: Settings,
+    out: str | Path,
+    progress: bool = False,
+    stop_after: int = 0,
+    processes: Processes = Processes(),
+) -> Predictor:
+    """Train on a corpus and write ``out`` (.safetensors), its card (.json) and its loss curves (.png).
+
+    Progress is kept in ``<out>.checkpoint`` and taken up from there by the next call with the same arguments: a run
+    that was killed gives the same weights as one that was not. ``stop_after``: leave after so many epochs (a test
+    of that). Of several ``processes`` all call this, and the first one writes.
+
+    Raises:
+        CorpusError: no task is left to train on.
+        OneShotError: a damaged or foreign checkpoint.
+        WeightsError: the result cannot be written.
+    """
+    out = Path(out).with_suffix(".safetensors")
+    checkpoint = out.with_suffix(".checkpoint")
+    torch.manual_seed(settings.seed)
+    splits = split_tasks(data, settings)
+    best = _best(data)
+    usable = np.array([data.timed[data.rows(t)].any() for t in range(len(data))])
+    tasks = splits["train"][usable[splits["train"]]]
+    if not len(tasks):
+        raise CorpusError("no task with a valid sample is left to train on; collect more of them")
+    if settings.task_share < 1:
+        count = max(1, round(settings.task_share * len(tasks)))
+        tasks = np.sort(np.random.default_rng([settings.seed, 4]).permutation(tasks)[:count])
+    mean, scale = standardisation(data, tasks)
+    network = Network(settings, mean, scale)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    average = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    fingerprint = fingerprint_of(data, settings)
+    state: dict[str, Any] = {"epoch": 0, "history": [], "seconds": 0.0, "fingerprint": fingerprint}
+    if checkpoint.exists():
+        state = load_checkpoint(checkpoint, network, average, optimizer, fingerprint)
+    processes.wait()
+    model = processes.together(network)
+
+    steps = -(-len(tasks) // settings.tasks_per_batch)
+    every = steps * settings.epochs
+
+    def rate(step: int) -> float:
+        rising = (step + 1) / max(settings.warmup * every, 1.0)
+        return settings.learning_rate * min(rising, 0.5 * (1 + math.cos(math.pi * step / every)))
+
+    began, saved = time.monotonic() - state["seconds"], time.monotonic()
+    shadow = Network(settings, mean, scale)
+    for epoch in range(state["epoch"], settings.epochs):
+        rng = np.random.default_rng([settings.seed, 1, epoch])
+        order, sum_of_losses = rng.permutation(tasks), 0.0
+        draws = rng if processes.count == 1 else np.random.default_rng([settings.seed, 3, epoch, processes.rank])
+        for step, chosen in enumerate(np.array_split(order, steps)):
+            own = processes.share(chosen)
+            features, schedules, *targets = _batch(data, best, own, settings.samples_per_task, draws)
+            for group in optimizer.param_groups:
+                group["lr"] = rate(epoch * steps + step)
+            loss = torch.stack([losses(outputs, targets, settings) for outputs in model(features, schedules)]).sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            sum_of_losses += float(loss.detach())
+            with torch.no_grad():
+                # Early on the average forgets faster, so that the first weights do not linger in it.
+                decay = min(settings.average, (1 + epoch * steps + step) / (10 + epoch * steps + step))
+                for name, tensor in network.state_dict().items():
+                    average[name].lerp_(tensor, 1 - decay)
+        last = epoch + 1 == settings.epochs
+        entry: dict[str, Any] = {"epoch": epoch + 1, "loss": processes.mean(sum_of_losses / steps)}
+        if processes.rank == 0 and (last or (epoch + 1) % max(settings.epochs // 20, 1) == 0):
+            shadow.load_state_dict(average)
+            entry |= {name: validate(shadow, data, splits[name]) for name in ("workload", "both") if len(splits[name])}
+        state["history"].append(entry)
+        state["epoch"] = epoch + 1
+        state["seconds"] = time.monotonic() - began
+        if progress and processes.rank == 0:
+            text = "  ".join(
+                f"{name}: " + " ".join(f"{key} {value:.4f}" for key, value in figures.items() if key != "tasks")
+                for name, figures in entry.items()
+                if isinstance(figures, dict)
+            )
+            head = f"epoch {epoch + 1}/{settings.epochs} loss {entry['loss']:.4f} {state['seconds']:.0f} s"
+            print(f"{head}  {text}".rstrip(), flush=True)
+        stopping = stop_after and epoch + 1 >= stop_after
+        due = last or stopping or time.monotonic() - saved > 60 * settings.checkpoint_minutes
+        if due and processes.rank == 0:
+            save_checkpoint(checkpoint, network, average, optimizer, state)
+            saved = time.monotonic()
+        if stopping:
+            break
+    shadow.load_state_dict(average)
+    predictor = to_predictor(shadow, data.tasks[tasks].min(axis=0), data.tasks[tasks].max(axis=0), {}, data.kind)
+    card = _card(data, settings, splits, state) | {"processes": processes.count}
+    predictor = dataclasses.replace(predictor, card=card)
+    if state["epoch"] == settings.epochs and processes.rank == 0:
+        predictor.save(out)
+        plot_losses(state["history"], out.with_suffix(".png"))
+        checkpoint.unlink(missing_ok=True)
+    return predictor
+
+
+def _card(
+    data: Data, settings: Settings, splits: dict[str, NDArray[np.int64]], state: dict[str, Any]
+) -> dict[str, Any]:
+    """The model card: what the weights come from and how good they were on tasks kept out of training."""
+    counts = {name: len(tasks) for name, tasks in splits.items()}
+    final = {name: figures for name, figures in state["history"][-1].items() if isinstance(figures, dict)}
+    return {
+        "space": data.kind,
+        "feature_version": encoding(data.kind).FEATURE_VERSION,
+        "corpus": sorted(data.digests),
+        "samples": int(data.offsets[-1]),
+        "invalid_share": float(1 - data.valid.mean()),
+        "split": counts | {"rule": "by workload shape and by accelerator, never by sample; 'accelerator' is unused"},
+        "validation": final,
+        "settings": dataclasses.asdict(settings),
+        "history": state["history"],
+        "training_seconds": round(state["seconds"], 1),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "torch": torch.__version__,
+    }
+
+
+def plot_losses(history: list[dict[str, Any]], path: Path) -> None:
+    """Loss curve and validation figures as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    left.plot([entry["epoch"] for entry in history], [entry["loss"] for entry in history])
+    left.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    for name, label in (("workload", "unseen workload"), ("both", "unseen workload and accelerator")):
+        points = [(entry["epoch"], entry[name]["error"]) for entry in history if name in entry]
+        if points:
+            right.plot(*zip(*points, strict=True), marker="o", label=label)
+    right.set(xlabel="epoch", ylabel="mean |error of log T|", yscale="log")
+    if right.lines:
+        right.legend()
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    pyplot.close(figure)
+    write_whole(path, picture.getvalue())

@@ -1,0 +1,1 @@
+"""Better schedules by measurements: the tuners, their runs and logs, refinement and fine-tuning."""

@@ -1,0 +1,97 @@
+"""Dense: a matrix product with constant weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.common.errors import WorkloadError
+from oneshot_ml2.workload.base import Operator
+from oneshot_ml2.workload.checks import LARGEST, integer
+from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.epilogue import Epilogue
+
+if TYPE_CHECKING:
+    from oneshot_ml2.workload.base import ShapeKey
+    from oneshot_ml2.workload.epilogue import Tensors
+
+
+@dataclass(frozen=True)
+class Dense(Operator):
+    """int8 matrix product: data (N, C) times weight (K, C) transposed.
+
+    Raises:
+        WorkloadError: a value out of range.
+    """
+
+    n: int
+    c: int
+    k: int
+    epilogue: Epilogue = Epilogue()
+
+    op = "dense"
+
+    def __post_init__(self) -> None:
+        for name in ("n", "c", "k"):
+            object.__setattr__(self, name, integer(f"dense {name}", getattr(self, name), 1, LARGEST))
+        if not isinstance(self.epilogue, Epilogue):
+            raise WorkloadError(f"dense epilogue is {self.epilogue!r}; allowed: an Epilogue")
+
+    @property
+    def out_h(self) -> int:
+        return 1
+
+    @property
+    def out_w(self) -> int:
+        return 1
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """(N, K)."""
+        return (self.n, self.k)
+
+    @property
+    def tensor_specs(self) -> dict[str, tuple[tuple[int, ...], type]]:
+        """data (N,C) int8, weight (K,C) int8, then bias (K,) int32 and residual (N,K) int8 if any."""
+        return {"data": ((self.n, self.c), np.int8), "weight": ((self.k, self.c), np.int8)} | self._epilogue_specs(
+            self.k
+        )
+
+    @property
+    def shape_key(self) -> ShapeKey:
+        """That of the 1x1 convolution that it is: (C, K, (1, 1), (1, 1), (1, 1)), whatever N."""
+        return self.as_conv2d().shape_key
+
+    @property
+    def macs(self) -> int:
+        return self.n * self.c * self.k
+
+    @property
+    def real_macs(self) -> int:
+        """As ``macs``: there is no padding."""
+        return self.macs
+
+    @property
+    def compulsory_bytes(self) -> int:
+        """Bytes that must cross the memory port at least once."""
+        return self.as_conv2d().compulsory_bytes
+
+    def as_conv2d(self) -> Conv2d:
+        """The same product as a 1x1 convolution of 1x1 images (VTA reference, 8.2)."""
+        return Conv2d(self.n, self.c, 1, 1, self.k, 1, 1, epilogue=self.epilogue)
+
+    def reference(self, tensors: Tensors) -> NDArray[np.int8]:
+        """The exact result, int8 (N, K).
+
+        Raises:
+            WorkloadError: a tensor is missing or has another shape or dtype.
+        """
+        self.check_inputs(tensors)
+        sums = tensors["data"].astype(np.float64) @ tensors["weight"].astype(np.float64).T
+        return self.epilogue.apply(sums.astype(np.int64), tensors)
+
+    def __str__(self) -> str:
+        return f"dense {self.n}x{self.c} -> {self.k}"

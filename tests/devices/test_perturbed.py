@@ -1,0 +1,131 @@
+"""The perturbed device: its differences are seeded, documented, and what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from oneshot_ml2.common.errors import DeviceError
+from oneshot_ml2.devices.boards import KINDS, RULES, Differences, draw
+from oneshot_ml2.devices.perturbed import PerturbedDevice, page_misses
+from oneshot_ml2.devices.registry import open_device
+from oneshot_ml2.devices.simulated import SimulatorDevice
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.reasons import Reason
+from oneshot_ml2.workload.conv2d import Conv2d
+
+SPACE = ScheduleSpace(Conv2d(1, 32, 14, 14, 64, 3, 3, padding=1), Accelerator.load("pynq"))
+
+
+@pytest.fixture(scope="module")
+def indices() -> np.ndarray:
+    drawn = SPACE.sample(np.random.default_rng(0), 60)
+    return drawn[SPACE.validity(drawn) == Reason.VALID][:12]
+
+
+def custom(**figures: float | str) -> PerturbedDevice:
+    return PerturbedDevice("paged", 0, Differences(**figures))  # type: ignore[arg-type]
+
+
+def test_without_differences_it_is_the_simulator(indices: np.ndarray) -> None:
+    ours, simulated = custom().measure_schedules(SPACE, indices), SimulatorDevice().measure_schedules(SPACE, indices)
+    assert np.array_equal(ours.cycles, simulated.cycles)
+    assert np.array_equal(ours.busy, simulated.busy)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_are_drawn_from_their_ranges_by_seed(kind: str) -> None:
+    _, ranges, base = KINDS[kind]
+    first, second = draw(kind, 1), draw(kind, 2)
+    assert first == draw(kind, 1) != second
+    for figure in dataclasses.fields(Differences):
+        value = getattr(first, figure.name)
+        low, high = ranges.get(figure.name, (getattr(base, figure.name),) * 2)
+        assert value == low == high if figure.name not in ranges else low <= value <= high
+    assert first.rule in RULES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_differs_from_the_simulator_and_leaves_something_valid(kind: str, indices: np.ndarray) -> None:
+    true = PerturbedDevice(kind, 3).true_cycles(SPACE, indices)
+    valid = true.reason == Reason.VALID
+    assert valid.any()
+    simulated = SPACE.measure(indices).cycles
+    assert (true.cycles[valid] != simulated[valid]).any()
+    assert (true.cycles[~valid] == -1).all()
+
+
+def test_memory_only_costs(indices: np.ndarray) -> None:
+    plain = custom().true_cycles(SPACE, indices).cycles
+    for figures in ({"latency": 8.0}, {"bandwidth": 0.5}, {"page_miss": 30.0}):
+        assert (custom(**figures).true_cycles(SPACE, indices).cycles > plain).all(), figures
+    # A faster core clock waits more of its cycles for the same memory.
+    assert (custom(clock_ratio=0.5).true_cycles(SPACE, indices).cycles > plain).all()
+
+
+def test_noise_is_seeded_and_averages_out(indices: np.ndarray) -> None:
+    one = indices[:1]
+    device = custom(noise=0.05)
+    measured = [int(device.measure_schedules(SPACE, one).cycles[0]) for _ in range(60)]
+    again = custom(noise=0.05)
+    assert [int(again.measure_schedules(SPACE, one).cycles[0]) for _ in range(60)] == measured
+    assert len(set(measured)) > 50
+    true = int(device.true_cycles(SPACE, one).cycles[0])
+    assert abs(np.mean(measured) / true - 1.0) < 0.03
+    assert 0.03 < np.std(np.log(measured)) < 0.08
+
+
+def test_failures_come_and_go(indices: np.ndarray) -> None:
+    device = custom(failures=0.3, timeouts=0.2)
+    reasons = np.concatenate([device.measure_schedules(SPACE, indices).reason for _ in range(20)])
+    assert abs(np.mean(reasons == Reason.DEVICE_ERROR) - 0.3) < 0.1
+    assert abs(np.mean(reasons == Reason.TIMEOUT) - 0.2) < 0.1
+    assert (device.true_cycles(SPACE, indices).reason == Reason.VALID).all()
+
+
+def test_a_small_micro_op_sram_and_the_rules_give_wrong_results() -> None:
+    drawn = SPACE.sample(np.random.default_rng(1), 200)
+    drawn = drawn[SPACE.validity(drawn) == Reason.VALID]
+    for figures in (
+        {"uop_share": 0.02},
+        {"rule": "long_gemm", "rule_share": 0.01},
+        {"rule": "wide_load", "rule_share": 0.05},
+        {"rule": "short_strided_store", "rule_share": 0.5},
+    ):
+        wrong = custom(**figures).true_cycles(SPACE, drawn).reason == Reason.WRONG_RESULT
+        assert 0 < wrong.sum() < len(drawn), figures
+
+
+def test_what_does_not_lower_keeps_its_reason() -> None:
+    drawn = SPACE.sample(np.random.default_rng(2), 100)
+    expected = SPACE.validity(drawn)
+    bad = drawn[expected != Reason.VALID]
+    assert len(bad)
+    found = custom().measure_schedules(SPACE, bad)
+    assert np.array_equal(found.reason, expected[expected != Reason.VALID])
+    assert (found.cycles == -1).all()
+
+
+def test_programs_are_measured_as_schedules_are(indices: np.ndarray) -> None:
+    measured = custom(page_miss=10.0).measure([SPACE.lower(int(i)) for i in indices])
+    assert [m.cycles for m in measured] == custom(page_miss=10.0).measure_schedules(SPACE, indices).cycles.tolist()
+
+
+def test_page_misses_of_one_page_and_of_many(indices: np.ndarray) -> None:
+    program = SPACE.lower(int(indices[0]))
+    assert page_misses(program, 1 << 40) == 1
+    counts = [page_misses(program, size) for size in (64, 256, 1024, 4096)]
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_specifications() -> None:
+    assert open_device("perturbed:paged:3").name == "perturbed:paged:3"
+    assert open_device("perturbed:noisy").name == "perturbed:noisy:0"
+    for spec, says in (("perturbed:nothing", "slow-memory"), ("perturbed:paged:x", "whole number")):
+        with pytest.raises(DeviceError, match=says):
+            open_device(spec)
+    with pytest.raises(DeviceError, match="short_strided_store"):
+        custom(rule="nothing")

@@ -1,0 +1,155 @@
+"""What is wrong with an ONNX model is told in its own terms: the operator and the node, never TVM's names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from oneshot_ml2 import models
+from oneshot_ml2.common.errors import ModelError
+from oneshot_ml2.models.frontend import from_onnx, importer
+
+SHAPE = (1, 16, 8, 8)
+node = helper.make_node
+CONV = node("Conv", ["x", "w"], ["c"], pads=[1] * 4, name="/first/Conv")
+WEIGHT = {"w": np.zeros((16, 16, 3, 3), np.float32)}
+
+
+def save(
+    path: Path, nodes: list[Any], constants: dict[str, Any], inputs: dict[str, Any] | None = None, opset: int = 17
+) -> Path:
+    """A model whose output is ``y``, of any shape with the rank of the first input."""
+    rank = len(next(iter((inputs or {"x": SHAPE}).values())) or SHAPE)
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (inputs or {"x": SHAPE}).items()]
+    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [f"d{axis}" for axis in range(rank)])
+    content = helper.make_graph(nodes, "g", infos, [output], tensors)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("my.own", 1)]
+    onnx.save(helper.make_model(content, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
+BRANCH = helper.make_graph([node("Relu", ["c"], ["b"])], "b", [], [helper.make_tensor_value_info("b", 1, SHAPE)])
+HEADS = {"q": (1, 2, 8, 16), "k": (1, 2, 16, 8)}
+# What fails at import, in TVM or in our reader -> how the message names the culprit.
+CASES: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any] | None, str]] = {
+    "unknown to the reader": ([CONV, node("Neg", ["c"], ["y"], name="n")], WEIGHT, None, "operator Neg (node 'n')"),
+    "of another domain": (
+        [CONV, node("Mine", ["c"], ["y"], domain="my.own")], WEIGHT, None, "operator my.own.Mine (the node of 'y')",
+    ),
+    "with attributes": (
+        [CONV, node("AveragePool", ["c"], ["y"], kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1, name="p")], WEIGHT,
+        None, "operator AveragePool (node 'p') with ceil_mode",
+    ),
+    "with pads of its own": (
+        [CONV, node("Conv", ["c", "w"], ["y"], auto_pad="SAME_UPPER", strides=[2, 2], name="s")], WEIGHT, None,
+        "operator Conv (node 's') is not supported with these attributes",
+    ),
+    "of other dimensions": (
+        [node("Conv", ["x", "w"], ["y"], name="d")], {"w": np.zeros((16, 16, 3), np.float32)}, {"x": (1, 16, 32)},
+        "operator Conv (node 'd')",
+    ),
+    "one of several that TVM makes of it": (
+        [CONV, node("Gather", ["c", "i"], ["y"], axis=1, name="g")], WEIGHT | {"i": np.arange(16)[::-1].copy()}, None,
+        "operator Gather (node 'g')",
+    ),
+    "between others": (
+        [node("MatMul", ["q", "k"], ["l"]), node("Softmax", ["l"], ["p"], axis=-1),
+         node("IsNaN", ["p"], ["b"], name="isnan"), node("Where", ["b", "zero", "p"], ["y"])],
+        {"zero": np.float32(0)}, HEADS, "operator IsNaN (node 'isnan')",
+    ),
+    "shapes that contradict": (
+        [CONV, node("Add", ["c", "t"], ["y"], name="a")], WEIGHT | {"t": np.zeros(5, np.float32)}, None,
+        "operator Add (node 'a')",
+    ),
+    "an attribute that TVM cannot read": (
+        [CONV, node("Constant", [], ["k"], value_float=2.0, name="k"), node("Mul", ["c", "k"], ["y"])], WEIGHT, None,
+        "operator Constant (node 'k')",
+    ),
+    "control flow": (
+        [CONV, node("If", ["t"], ["y"], then_branch=BRANCH, else_branch=BRANCH, name="i")],
+        WEIGHT | {"t": np.array(True)}, None, "operator If (node 'i')",
+    ),
+    "quantized to unsigned": (
+        [node("QuantizeLinear", ["x", "s", "z"], ["q"], name="u"), node("DequantizeLinear", ["q", "s", "z"], ["y"])],
+        {"s": np.float32(1), "z": np.uint8(0)}, None, "operator QuantizeLinear (node 'u') quantizes to uint8",
+    ),
+    "QOperator": (
+        [node("QLinearAdd", ["x", "s", "z", "x", "s", "z", "s", "z"], ["y"], domain="my.own", name="o")],
+        {"s": np.float32(1), "z": np.int8(0)}, None, "operator my.own.QLinearAdd (node 'o')",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_errors_name_the_onnx_node(case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    nodes, constants, inputs, says = CASES[case]
+    path = save(tmp_path / "m.onnx", nodes, constants, inputs)
+    with pytest.raises(ModelError) as caught:
+        from_onnx.import_onnx(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: {says}")
+    assert "relax" not in message and "\n" not in message and len(message) < 1000
+    del caught
+    # TVM prints about what it was doing, also natively.
+    assert capfd.readouterr() == ("", "")
+
+
+def test_every_binding_has_its_node(tmp_path: Path) -> None:
+    from oneshot_ml2.models.frontend import origins
+
+    nodes = [
+        CONV,
+        node("Clip", ["c", "low", "high"], ["d"], name="clip"),
+        node("Gather", ["d", "i"], ["e"], axis=1, name="gather"),
+        node("Split", ["e"], ["s", "t"], axis=1, name="split"),
+        node("Add", ["s", "t"], ["y"], name="add"),
+    ]
+    constants = WEIGHT | {"low": np.float32(0), "high": np.float32(6), "i": np.arange(16)}
+    path = save(tmp_path / "m.onnx", nodes, constants)
+    _, labels = origins.import_nodes(onnx.load(path), ())
+    found = list(dict.fromkeys(label.split("'")[1] for label in labels))
+    assert sorted(found) == ["/first/Conv", "add", "clip", "gather"] or sorted(found) == [
+        "/first/Conv", "add", "clip", "gather", "split",
+    ]  # fmt: skip
+    assert labels[-1] == "operator Add (node 'add')"
+
+
+def test_supported_operators_are_onnx_operators() -> None:
+    assert all(onnx.defs.has(name) for name in from_onnx._SUPPORTED_ONNX)
+
+
+def test_models_of_a_later_opset(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", [node("Conv", ["x", "w"], ["y"])], WEIGHT, opset=999)
+    with pytest.raises(ModelError, match=r"m\.onnx.*999"):
+        from_onnx.import_onnx(path)
+
+
+def test_external_data_that_are_missing(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", [node("Conv", ["x", "w"], ["y"])], WEIGHT)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    os.unlink(tmp_path / "weights.bin")
+    with pytest.raises(ModelError, match=r"weights\.bin"):
+        from_onnx.import_onnx(path)
+
+
+def test_dynamic_and_missing_shapes(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    for shape, says in ((("N", 16, 8, 8), r"dimension 0 of input 'x' is dynamic \(N\)"), (None, "shape")):
+        save(path, [node("Relu", ["x"], ["y"])], {}, {"x": shape})
+        with pytest.raises(ModelError, match=says):
+            from_onnx.import_onnx(path)
+
+
+def test_names_in_capitals(tmp_path: Path) -> None:
+    for name in ("m.onnx", "m.ONNX", "m.Onnx"):
+        path = save(tmp_path / name, [node("Relu", ["x"], ["y"])], {})
+        assert models.is_onnx(path) and models.is_onnx(str(path))
+        assert [entry.op for entry in importer.import_model(path).nodes] == ["relu"]
+    assert not models.is_onnx("resnet18") and not models.is_onnx(None)

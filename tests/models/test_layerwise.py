@@ -1,0 +1,291 @@
+"""compile: the order of its stages, where the cycles go, and that a wrong result cannot pass for a right one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import RunCommand, noted
+
+import oneshot_ml2 as o2
+from oneshot_ml2.common import tables
+from oneshot_ml2.models import layerwise
+from oneshot_ml2.network import picking
+from oneshot_ml2.spaces.space import DATAFLOWS, ScheduleSpace, short_schedule
+from oneshot_ml2.vta import breakdown, image
+from oneshot_ml2.vta.reasons import NoSchedule, Reason
+from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.workload import base
+from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.dense import Dense
+from oneshot_ml2.workload.epilogue import Epilogue
+from oneshot_ml2.workload.lists import Layer
+from oneshot_ml2.workload.registry import Workload
+
+FULL = Epilogue(bias=True, residual_shift=4)
+LAYERS = [
+    Layer("stem", Conv2d(1, 3, 20, 20, 24, 5, 5, 2, 2, epilogue=Epilogue(bias=True))),
+    Layer("block.conv", Conv2d(2, 40, 9, 7, 33, 3, 3, 1, 1, epilogue=FULL), 3),
+    Layer("block.shortcut", Conv2d(1, 64, 8, 8, 48, 1, 1, 2, 0)),
+    Layer("fc", Dense(3, 70, 45, Epilogue(bias=True, clip=(-128, 127)))),
+]
+
+
+def valid_index(space: ScheduleSpace, seed: int) -> int:
+    drawn = np.random.default_rng(seed).integers(0, len(space), 4000)
+    return int(drawn[space.validity(drawn) == 0][0])
+
+
+def some_pick(workload: Workload, accelerator: o2.Accelerator, weights: object = None) -> picking.Pick:
+    """A valid schedule at random, in the form of a pick."""
+    space = ScheduleSpace(workload, accelerator)
+    index = valid_index(space, 0)
+    return picking.Pick(
+        space=space,
+        index=index,
+        schedule=space.schedule(index),
+        predicted_cycles=1e4,
+        p_valid=0.5,
+        spread=0.1,
+        program=space.lower(index),
+        source="network",
+        lowered=1,
+        scored=1,
+        warnings=("channels outside 1..64",) if workload.c == 70 else (),
+        seconds=0.0,
+    )
+
+
+@pytest.fixture
+def picks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Picks that need no weights."""
+    monkeypatch.setattr(picking, "pick", some_pick)
+
+
+@pytest.fixture
+def four_layers(monkeypatch: pytest.MonkeyPatch, picks: None) -> None:
+    """``compile resnet18`` compiles the four small layers."""
+    monkeypatch.setattr("oneshot_ml2.models.layerwise.trace", lambda name, size: list(LAYERS))
+
+
+@pytest.mark.parametrize("chip", ["pynq", "b8", "b32", "b2x16", "b4x8", "bus256"])
+def test_layers_are_exact(chip: str, picks: None) -> None:
+    model = o2.compile_layers(LAYERS, chip)
+    assert model.ok
+    assert [entry.layer for entry in model.layers] == LAYERS
+    for entry in model.layers:
+        assert entry.outputs == math.prod(entry.layer.workload.output_shape)
+        assert 0 < entry.bound.bound <= entry.cycles == sum(entry.parts.values())
+        assert min(entry.parts.values()) >= 0
+        assert entry.dram_bytes > 0
+    assert model.cycles == sum(entry.cycles * entry.layer.count for entry in model.layers)
+    assert model.milliseconds == pytest.approx(model.cycles / model.accelerator.clock_mhz / 1e3)
+
+
+def test_parts_are_what_the_engines_did(picks: None) -> None:
+    chip = o2.Accelerator.load("pynq")
+    for seed in range(25):
+        space = ScheduleSpace(LAYERS[seed % 4].workload, chip)
+        program = space.lower(valid_index(space, seed))
+        timed = chisel.measure(program, trace=True)
+        assert timed.trace is not None
+        parts = breakdown.split_cycles(program.insns, timed.trace, timed.cycles)
+        assert sum(parts.values()) == timed.cycles
+        assert parts["gemm"] + parts["alu"] == timed.gemm + timed.alu
+        assert parts["load"] > chip.memory_latency
+
+
+def test_nothing_is_measured_before_the_last_pick(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(picking, "pick", noted(events, "pick", some_pick))
+    monkeypatch.setattr(ScheduleSpace, "lower", noted(events, "lower", ScheduleSpace.lower))
+    monkeypatch.setattr(chisel, "measure", noted(events, "measure", chisel.measure))
+    monkeypatch.setattr(chisel, "simulate", noted(events, "measure", chisel.simulate))
+    monkeypatch.setattr(image, "execute", noted(events, "measure", image.execute))
+    assert o2.compile_layers(LAYERS).ok
+    first = events.index("measure")
+    assert events[:first].count("pick") == 4
+    assert set(events[first:]) == {"measure"}
+
+
+def test_same_seed_same_result(picks: None) -> None:
+    first, second = (o2.compile_layers(LAYERS).to_dict() | {"seconds": None} for _ in range(2))
+    assert first == second
+
+
+def flip_one(program: Any, workload: Workload, tensors: Any) -> Any:
+    result = workload.reference(tensors)
+    result.flat[-1] ^= 1
+    return result
+
+
+def truncate(program: Any, workload: Workload, tensors: Any) -> Any:
+    return workload.reference(tensors)[:, :-1]
+
+
+def widen(program: Any, workload: Workload, tensors: Any) -> Any:
+    return workload.reference(tensors).astype(np.int32)
+
+
+@pytest.mark.parametrize("broken", [flip_one, truncate, widen])
+def test_a_wrong_result_shows_everywhere(
+    broken: Any, monkeypatch: pytest.MonkeyPatch, four_layers: None, tmp_path: Path, run_command: RunCommand
+) -> None:
+    monkeypatch.setattr(image, "execute", broken)
+    with pytest.warns(RuntimeWarning, match="differ from the reference: fc"):
+        model = o2.compile_layers(LAYERS[-1:])
+    assert not model.ok
+    assert not model.layers[0].ok
+    assert "WRONG" in model.report()
+    assert "0 of 1 results" in model.report()
+
+    code, out, err = run_command("compile", "resnet18", "--layers", "fc", "-o", tmp_path / "out.json")
+    assert code == 1
+    assert "WRONG RESULT in fc" in err
+    assert "WRONG" in out
+    saved = json.loads((tmp_path / "out.json").read_text())
+    assert saved["ok"] is False
+    assert saved["layers"][0]["wrong_outputs"] > 0
+
+    code, out, _ = run_command("compile", "resnet18", "--layers", "fc", "--json")
+    assert (code, json.loads(out)["ok"]) == (1, False)
+
+
+def test_a_hang_is_a_wrong_result(monkeypatch: pytest.MonkeyPatch, four_layers: None, run_command: RunCommand) -> None:
+    def hangs(program: Any, trace: bool = False) -> chisel.Timing:
+        return dataclasses.replace(measure(program, trace), hang=True)
+
+    measure = chisel.measure
+    monkeypatch.setattr(chisel, "measure", hangs)
+    code, out, _ = run_command("compile", "resnet18")
+    assert code == 1
+    assert out.count("HANGS") == 4
+
+
+def test_table_and_json(four_layers: None, tmp_path: Path, run_command: RunCommand) -> None:
+    path = tmp_path / "out.json"
+    code, out, _ = run_command("compile", "resnet18", "--layers", "block.*", "fc", "-o", path)
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["layer", "block.conv", "block.shortcut", "fc", "total"]
+    assert all(line.endswith("exact") for line in lines[1:5])
+    assert "3 of 3 results equal the reference bit for bit" in out
+    assert all(stage in out for stage in layerwise.STAGES)
+    assert "\nPicks: 3 network.\n" in out
+
+    saved = json.loads(path.read_text())
+    code, out, _ = run_command("compile", "resnet18", "--layers", "block.*", "fc", "--json")
+    assert code == 0
+    printed = json.loads(out)
+    assert printed["layers"] == saved["layers"]
+    assert [entry["count"] for entry in saved["layers"]] == [3, 1, 1]
+    assert o2.Accelerator.from_json(saved["accelerator"]) == o2.Accelerator.load("pynq")
+
+
+def test_warnings_of_picks_go_to_stderr(four_layers: None, run_command: RunCommand) -> None:
+    code, out, err = run_command("compile", "resnet18", "--json")
+    assert code == 0
+    assert err == "oneshot-ml2: warning: fc: channels outside 1..64\n"
+    assert json.loads(out)["layers"][3]["warnings"] == ["channels outside 1..64"]
+    assert "warning: all layers: channels" in run_command("compile", "resnet18", "--layers", "fc")[2]
+
+
+def test_layers_without_a_schedule_are_named_everywhere(
+    four_layers: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_command: RunCommand
+) -> None:
+    def pick(workload: Workload, accelerator: o2.Accelerator, weights: object = None) -> picking.Pick:
+        if workload.n == 2:
+            raise NoSchedule.counted(workload, accelerator, {Reason.ACC_HAZARD: 64, Reason.FIELD_OVERFLOW: 32})
+        return some_pick(workload, accelerator)
+
+    monkeypatch.setattr(picking, "pick", pick)
+    path = tmp_path / "out.json"
+    code, out, err = run_command("compile", "resnet18", "-o", path)
+    warning = (
+        f"block.conv: on the host, no legal schedule for {LAYERS[1].workload} on pynq: of 96 schedules 64 acc_hazard, "
+        "32 field_overflow; what helps: more output channels or pixels, or fewer pixels or smaller strides"
+    )
+    assert code == 0
+    assert f"oneshot-ml2: warning: {warning}\n" in err
+    assert f"\nWarning: {warning}.\n" in out
+    (row,) = (line for line in out.splitlines() if line.startswith("block.conv "))
+    assert row.split()[1] == "3" and row.split()[-2:] == ["none", "host"]
+    assert "3 of 3 results equal" in out
+    saved = json.loads(path.read_text())
+    assert saved["warnings"][0] == warning
+    assert [entry["layer"] for entry in saved["layers"]] == ["stem", "block.shortcut", "fc"]
+    assert [(entry["layer"], entry["count"]) for entry in saved["host"]] == [("block.conv", 3)]
+    assert saved["host"][0]["reason"] in warning
+    # Nothing is left to compile.
+    code, out, err = run_command("compile", "resnet18", "--layers", "block.conv")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "no legal schedule for" in err
+
+
+def test_real_layers_without_a_schedule_stay_on_the_host() -> None:
+    kernel = Layer("kernel", Conv2d(1, 16, 33, 33, 16, 33, 33))
+    image = Layer("image", Conv2d(1, 16, 4096, 4096, 256, 3, 3, padding=1))
+    model = o2.compile_layers([kernel, *LAYERS[3:], image])
+    assert model.ok and [entry.layer.name for entry in model.layers] == ["fc"]
+    assert [entry.layer.name for entry in model.host] == ["kernel", "image"]
+    assert "sram_overflow" in model.host[0].reason and "32-bit addresses" in model.host[1].reason
+    assert [line.split(":")[0] for line in model.warnings()[:2]] == ["kernel", "image"]
+
+
+def test_fallbacks_are_counted(picks: None) -> None:
+    model = o2.compile_layers(LAYERS)
+    last = model.layers[-1]
+    fallen = dataclasses.replace(last, pick=dataclasses.replace(last.pick, source="fallback"))
+    text = dataclasses.replace(model, layers=(*model.layers[:-1], fallen)).report()
+    assert "\nPicks: 3 network, 1 fallback.\n" in text
+
+
+def test_unknown_layer(four_layers: None, run_command: RunCommand) -> None:
+    code, out, err = run_command("compile", "resnet18", "--layers", "block.conf")
+    assert (code, out) == (2, "")
+    assert "did you mean 'block.conv'?" in err
+    assert "stem" in err
+
+
+@pytest.mark.parametrize("options", [("-o", "nowhere/out.json"), ("--seed", "-1")])
+def test_bad_options_end_before_the_work(
+    options: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_command: RunCommand,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("oneshot_ml2.models.layerwise.trace", None)
+    code, out, err = run_command("compile", "resnet18", *options)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables() -> None:
+    text = tables.table(("name", "n"), [("a", "1"), ("long", "1,000")], left=("name",))
+    assert text.splitlines() == ["name      n", "a         1", "long  1,000"]
+    with pytest.raises(ValueError, match="cells"):
+        tables.table(("name", "n"), [("a",)])
+    assert base.short_workload(LAYERS[1].workload) == "2 x 40x9x7 > 33x9x7 3x3"
+    assert base.short_workload(LAYERS[2].workload) == "64x8x8 > 48x4x4 1x1/2"
+    assert base.short_workload(Dense(1, 512, 1000)) == "512 > 1000 dense"
+    assert tables.finite(float("nan")) is None
+
+
+def test_short_schedules_name_every_dataflow() -> None:
+    space = ScheduleSpace(LAYERS[0].workload, o2.Accelerator.load("pynq"))
+    (flows,) = (knob.values for knob in space.knobs if knob.name == "dataflow")
+    assert flows == tuple(range(len(DATAFLOWS)))
+    assert short_schedule(space.schedule(0)).count("/") >= 2
+
+
+def test_real_picks_of_small_layers() -> None:
+    """The shipped weights, from the workload to the checked program."""
+    model = o2.compile_layers(LAYERS)
+    assert model.ok
+    assert all(entry.pick.predicted_cycles > 0 for entry in model.layers)
