@@ -114,6 +114,11 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset:
     return found
 
 
+def is_text(found: h5py.Dataset) -> bool:
+    """Whether a column holds texts, of one length or each of its own."""
+    return h5py.check_string_dtype(found.dtype) is not None
+
+
 def check_sizes(datasets: Sequence[h5py.Dataset], path: Path) -> None:
     """Raise Unfit unless the file holds what the datasets' shapes claim, all together."""
     room = path.stat().st_size

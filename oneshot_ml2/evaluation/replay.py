@@ -119,16 +119,20 @@ def read_runs(path: str | Path) -> Runs:
         names = [*_COLUMNS, *(("dram_sha256",) if "dram_sha256" in file else ())]
         found = {name: hdf5.dataset(file, name) for name in names}
         for name, dataset in found.items():
-            kinds = _COLUMNS.get(name, "S")
-            if dataset.dtype.kind not in kinds or dataset.ndim != (2 if name in ("insns", "trace") else 1):
+            # Texts have one length, or each its own.
+            text = name not in _COLUMNS
+            fits = hdf5.is_text(dataset) if text else dataset.dtype.kind in _COLUMNS[name]
+            if not fits or dataset.ndim != (2 if name in ("insns", "trace") else 1):
                 raise CorpusError(f"{path}: {name} is {dataset.dtype} with {dataset.ndim} dimensions; it is foreign")
         hdf5.check_sizes(list(found.values()), path)
+        most = path.stat().st_size
+        sums = hdf5.read_texts(found.pop("dram_sha256"), most) if "dram_sha256" in found else None
         columns = {name: dataset[:] for name, dataset in found.items()}
     if not isinstance(described, dict):
         raise CorpusError(f"{path}: its accelerator is no JSON object; the file is foreign")
     pipelined = described.pop("PIPELINED_GEMM", True)
     accelerator = Accelerator.from_json(described, name=path.stem)
-    sums = columns.pop("dram_sha256", np.full(len(columns["cycles"]), b""))
+    sums = [""] * len(columns["cycles"]) if sums is None else sums
     _check_columns(path, columns, len(sums))
     insn_bytes = np.ascontiguousarray(columns["insns"], np.uint8)
     numbers = (
@@ -143,7 +147,7 @@ def read_runs(path: str | Path) -> Runs:
         uops=columns["uops"].astype(np.uint32),
         hang=columns["hang"].astype(bool),
         assertion=columns["assertion"].astype(bool),
-        dram_sha256=tuple(text.decode("ascii", "replace") for text in sums.tolist()),
+        dram_sha256=tuple(sums),
         **{name: columns[name].astype(np.int64) for name in numbers},
     )
 

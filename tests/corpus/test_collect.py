@@ -396,7 +396,7 @@ def command(module, *arguments: str) -> int:
 def test_command_lines(project, capsys):
     out = str(project / "out")
     options = ["--plan", str(project / "plan.toml"), "--out", out, "--workers", "1", "--quiet"]
-    assert command(collect, *options) == 0
+    assert command(collect_command, *options) == 0
     assert "6 tasks (0 were done before), 300 schedules" in capsys.readouterr().out
     assert command(corpus_command, "verify", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 300
@@ -410,4 +410,4 @@ def test_command_lines(project, capsys):
     with pytest.raises(CorpusError, match="nothing to split by"):
         command(corpus_command, *parts)
     with pytest.raises(CorpusError, match="workers"):
-        command(collect, *options[:-3], "--workers", "-1")
+        command(collect_command, *options[:-3], "--workers", "-1")

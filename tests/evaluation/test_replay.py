@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from oneshot_ml2.commands import inspect as inspect_command
+from oneshot_ml2.commands import replay as replay_command
 from oneshot_ml2.common.errors import CorpusError, OneShotError
 from oneshot_ml2.evaluation import replay
 from oneshot_ml2.vta import isa, program
@@ -46,7 +47,7 @@ def copy(tmp_path: Path) -> Path:
 
 def test_all_extracts_are_equal(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(FILES) == 7
-    assert command(replay, *map(str, FILES), "--json") == 0
+    assert command(replay_command, *map(str, FILES), "--json") == 0
     files = json.loads(capsys.readouterr().out)["files"]
     for entry in files:
         assert set(entry) == KEYS
@@ -57,8 +58,17 @@ def test_all_extracts_are_equal(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(entry["memories_checked"] for entry in files) > 50
 
 
+def test_texts_may_have_lengths_of_their_own(copy: Path) -> None:
+    expected = replay.read_runs(copy).dram_sha256
+    with h5py.File(copy, "r+") as file:
+        texts = [text.decode() for text in file["dram_sha256"][:]]
+        del file["dram_sha256"]
+        file.create_dataset("dram_sha256", data=texts, dtype=h5py.string_dtype())
+    assert replay.read_runs(copy).dram_sha256 == expected
+
+
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(replay, str(FILES[0])) == 0
+    assert command(replay_command, str(FILES[0])) == 0
     assert FILES[0].name in capsys.readouterr().out
 
 
@@ -91,9 +101,9 @@ def test_unpipelined_units_are_not_timed(copy: Path, capsys: pytest.CaptureFixtu
     report = replay.replay(replay.read_runs(copy))
     assert report.status == "not modelled"
     assert (report.cycles_equal, report.traces_checked, report.cycles_per_second) == (0, 0, 0)
-    assert command(replay, str(copy)) == 0
+    assert command(replay_command, str(copy)) == 0
     assert "not modelled" in capsys.readouterr().out
-    assert command(replay, str(copy), "--json") == 0
+    assert command(replay_command, str(copy), "--json") == 0
     assert json.loads(capsys.readouterr().out)["files"][0]["status"] == "not modelled"
 
 
