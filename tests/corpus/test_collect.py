@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from killing import alive
 
+from oneshot_ml2.commands import collect as collect_command
 from oneshot_ml2.commands import corpus as corpus_command
 from oneshot_ml2.common import files
 from oneshot_ml2.common.errors import CorpusError, DeviceError, OneShotError
