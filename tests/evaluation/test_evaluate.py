@@ -128,7 +128,7 @@ def test_bad_input_says_why(tmp_path: Path, run_command, monkeypatch):
     assert "absent" in run_command("evaluate", "--weights", tmp_path / "absent.safetensors")[2]
     code, _, err = run_command("evaluate", "--sets", "nonsense")
     assert code == 2 and "workloads" in err
-    monkeypatch.setattr(optimum, "version", lambda: "full-next")
+    monkeypatch.setattr(evaluate, "version", lambda: "full-next")
     code, _, err = run_command("evaluate", "--sets", "unseen", "--out", tmp_path / "e.json")
     assert code == 2 and "oneshot-ml2 optimum --tasks" in err
     assert not (tmp_path / "e.json").exists()

@@ -23,7 +23,7 @@ from mutations import npy, zip_of
 from oneshot_ml2 import models
 from oneshot_ml2.common import files
 from oneshot_ml2.common.errors import ModelError
-from oneshot_ml2.models import compile, executable, execute, host, partition, runtime
+from oneshot_ml2.models import compile, executable, execute, partition, runtime
 from oneshot_ml2.models.compiled import CompiledGraph
 from oneshot_ml2.models.quantize import sampling
 from oneshot_ml2.models.schedules import read_schedules
@@ -632,7 +632,7 @@ def test_the_trace_of_a_folder_runs_none_of_it(
     def refuse() -> None:
         raise AssertionError("TVM is imported")
 
-    monkeypatch.setattr(host, "import_tvm", refuse)
+    monkeypatch.setattr(executable, "import_tvm", refuse)
     assert run_command("trace", saved, "-o", tmp_path / "t.json")[0] == 0
     # What is damaged is refused all the same.
     copy = tmp_path / "copy"

@@ -257,7 +257,7 @@ def test_a_model_larger_than_the_address_space_is_refused(monkeypatch: pytest.Mo
     segments = [step for step in layout.arrange(net.graph("a"), net.layers) if isinstance(step, Segment)]
     (program,), dram = layout.plan(segments, net.layers, CHIP)
     assert program.name == "a" and dram.separate >= dram.activations > 0
-    monkeypatch.setattr("oneshot_ml2.vta.program.ADDRESSES", dram.total - 1)
+    monkeypatch.setattr("oneshot_ml2.models.layout.ADDRESSES", dram.total - 1)
     with pytest.raises(ModelError, match="bytes of DRAM"):
         layout.plan(segments, net.layers, CHIP)
 

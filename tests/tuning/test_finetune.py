@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from networks import LAYERS, random_network
 
+from oneshot_ml2.commands import finetune as finetune_command
 from oneshot_ml2.commands import main
 from oneshot_ml2.common.errors import OneShotError, WeightsError
 from oneshot_ml2.devices.boards import KINDS, Differences
@@ -354,7 +355,7 @@ def test_an_honest_board_is_asked_twice_in_the_first_round_only(board: Board) ->
 def arguments(tmp_path: Path, board: Board, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     weights = tmp_path / "base.safetensors"
     board.network.save(weights)
-    monkeypatch.setattr(finetune, "workloads_of", lambda source, size: [layer.workload for layer in LAYERS])
+    monkeypatch.setattr(finetune_command, "workloads_of", lambda source, size: [layer.workload for layer in LAYERS])
     return [
         *("finetune", "--accelerator", "pynq", "--device", "perturbed:slow-memory:0", "--budget", "24"),
         *("--weights", str(weights), "--out", str(tmp_path / "new.safetensors")),
