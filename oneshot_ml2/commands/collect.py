@@ -1,4 +1,4 @@
-"""``oneshot-ml2 collect``."""
+"""Measure schedules into a corpus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``oneshot-ml2 compile``."""
+"""Pick a schedule for every layer of a model with zero measurements, lower and run them."""
 
 from __future__ import annotations
 

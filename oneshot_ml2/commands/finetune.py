@@ -1,4 +1,4 @@
-"""``oneshot-ml2 finetune``."""
+"""Adapt shipped weights to a board by a few measurements."""
 
 from __future__ import annotations
 

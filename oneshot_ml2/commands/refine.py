@@ -1,4 +1,4 @@
-"""``oneshot-ml2 refine``."""
+"""Better schedules by a few measurements on a device: ML2Tuner, and other tuners."""
 
 from __future__ import annotations
 

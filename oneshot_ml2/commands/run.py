@@ -1,4 +1,7 @@
-"""``oneshot-ml2 run``: a compiled model on an input, in a process that needs neither PyTorch nor the network."""
+"""Run a compiled model on an input.
+
+The process needs neither PyTorch nor the network.
+"""
 
 from __future__ import annotations
 

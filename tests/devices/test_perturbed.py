@@ -38,7 +38,7 @@ def test_without_differences_it_is_the_simulator(indices: np.ndarray) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds_are_drawn_from_their_ranges_by_seed(kind: str) -> None:
-    _, ranges, base = KINDS[kind]
+    ranges, base = KINDS[kind].drawn, KINDS[kind].others
     first, second = draw(kind, 1), draw(kind, 2)
     assert first == draw(kind, 1) != second
     for figure in dataclasses.fields(Differences):
