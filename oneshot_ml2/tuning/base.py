@@ -1,8 +1,8 @@
 """Tuners: they propose schedules of a space, see what became of them, and learn.
 
 Validity is hidden from them but for the outcome of a trial. A trial is one schedule that a tuner spends, whether it
-fails in lowering, at run time or by its result (design, section 5). The product's exact check before a trial is the
-runner's (`runner.Limits.checked`).
+fails in lowering, at run time or by its result. The product's exact check before a trial is the measurer's
+(`measure.Limits.checked`).
 """
 
 from __future__ import annotations

@@ -35,14 +35,14 @@ def killed(process: subprocess.Popen[str]) -> None:
 
 HOLD = """
 import sys
-from oneshot_ml2 import files
+from oneshot_ml2.common import files
 with files.locked(sys.argv[1], "busy"):
     print("ready", flush=True)
     sys.stdin.read()
 """
 HALF = """
 import os, sys
-from oneshot_ml2 import files
+from oneshot_ml2.common import files
 with files.temporary(sys.argv[1], sys.argv[2] == "folder") as (path, handle):
     (path / "part" if path.is_dir() else path).write_bytes(b"half")
     print("ready", flush=True)

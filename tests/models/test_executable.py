@@ -450,8 +450,8 @@ def test_where_names_cannot_be_exchanged(compiled: CompiledGraph, build: Path, m
 _SAVES = """
 import os, random, signal, sys, time
 from pathlib import Path
-from oneshot_ml2 import files
-from oneshot_ml2.graph import executable
+from oneshot_ml2.common import files
+from oneshot_ml2.models import executable
 
 class Library:
     def __init__(self, content):
