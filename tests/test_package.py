@@ -41,10 +41,94 @@ def test_import_is_fast() -> None:
     assert min(float(in_a_new_process(code)) for _ in range(3)) < 0.3
 
 
-@pytest.mark.parametrize("module", ["accelerator", "schedule", "workload", "models", "resources", "cli", "report"])
+LIGHT = (
+    "vta.accelerator", "spaces.space", "workload.registry", "models.zoo", "common.resources", "commands.main",
+    "common.tables",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("module", LIGHT)
 def test_the_light_modules_leave_the_heavy_packages_alone(module: str) -> None:
     code = f"import oneshot_ml2.{module}, sys; print(sorted(set(sys.modules) & {{'torch', 'numba', 'h5py', 'tvm'}}))"
     assert in_a_new_process(code) == "[]\n"
+
+
+# The tree ------------------------------------------------------------------------------------
+PACKAGE = Path(str(oneshot_ml2.__file__)).parent
+
+
+def imports_within(package: Path) -> tuple[dict[str, set[str]], list[str]]:
+    """Module -> modules of the package that it imports when it runs, and a line for each such import in a function."""
+    paths = {}
+    for path in package.rglob("*.py"):
+        name = ".".join(path.relative_to(package.parent).with_suffix("").parts)
+        paths[name.removesuffix(".__init__")] = path
+    graph: dict[str, set[str]] = {name: set() for name in paths}
+    inside: list[str] = []
+
+    def visit(module: str, node: ast.AST, in_function: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+                continue
+            names = [alias.name for alias in child.names] if isinstance(child, (ast.Import, ast.ImportFrom)) else []
+            if isinstance(child, ast.ImportFrom):
+                names = [f"{child.module}.{name}" for name in names]
+            for name in names:
+                found = next((known for known in (name, name.rpartition(".")[0]) if known in paths), None)
+                if found is not None:
+                    graph[module].add(found)
+                    if in_function:
+                        inside.append(f"{module}:{child.lineno} {found}")
+            visit(module, child, in_function or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+    for module, path in paths.items():
+        visit(module, ast.parse(path.read_text(encoding="utf-8")), False)
+    return graph, inside
+
+
+def in_circles(graph: dict[str, set[str]]) -> set[str]:
+    """Modules that remain when those that import nothing, or are imported by nothing, are taken away in turns."""
+    left = set(graph)
+    while True:
+        imported = set().union(*(graph[module] for module in left)) if left else set()
+        free = {module for module in left if not graph[module] & left or module not in imported}
+        if not free:
+            return left
+        left -= free
+
+
+def test_the_root_of_the_package_holds_rooms_alone() -> None:
+    files = {path.name for path in PACKAGE.iterdir() if path.is_file()}
+    assert files == {"__init__.py", "__main__.py", "py.typed"}
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name not in ("__pycache__", "data")}
+    assert all((PACKAGE / room / "__init__.py").is_file() for room in rooms)
+    architecture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert {room for room in rooms if f"| `{room}/` |" not in architecture} == set()
+
+
+def test_imports_go_one_way_and_stand_at_the_top() -> None:
+    graph, inside = imports_within(PACKAGE)
+    assert len(graph) > 100
+    assert in_circles(graph) == set()
+    assert len(inside) < 15, inside
+
+
+def test_circles_and_imports_in_functions_are_seen(tmp_path: Path) -> None:
+    package = tmp_path / "some"
+    (package / "room").mkdir(parents=True)
+    for name, text in (
+        ("__init__", ""),
+        ("room/__init__", ""),
+        ("room/a", "from some.room import b"),
+        ("room/b", "def late():\n    if True:\n        from some.c import thing"),
+        ("c", "import some.room.a"),
+        ("d", "from some.c import x\nif TYPE_CHECKING:\n    from some.e import y"),
+        ("e", "import some.d"),
+    ):
+        (package / f"{name}.py").write_text(text)
+    graph, inside = imports_within(package)
+    assert in_circles(graph) == {"some.room.a", "some.room.b", "some.c"}
+    assert inside == ["some.room.b:3 some.c"]
 
 
 def test_every_exported_name_is_there() -> None:
@@ -58,7 +142,7 @@ def test_every_exported_name_is_there() -> None:
 def test_type_checkers_see_the_same_names() -> None:
     tree = ast.parse(Path(str(oneshot_ml2.__file__)).read_text(encoding="utf-8"))
     typed = {alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert typed - {None} == set(oneshot_ml2.__all__) - {"__version__"}
+    assert typed - {None} == set(oneshot_ml2.__all__)
 
 
 def test_resources() -> None:

@@ -1,4 +1,4 @@
-"""The ``accelerators`` subcommand: the shipped presets and their parameters."""
+"""List the shipped accelerators."""
 
 from __future__ import annotations
 

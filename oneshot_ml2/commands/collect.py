@@ -1,4 +1,4 @@
-"""``oneshot-ml2 collect``."""
+"""Measure schedules into a corpus."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import sys
 
+from oneshot_ml2.commands.options import add_device
 from oneshot_ml2.corpus.collect import collect
 from oneshot_ml2.corpus.plan import make_plan, read_plan
 
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=int, help="number of (workload, accelerator) pairs, in place of the plan's")
     parser.add_argument("--samples", type=int, help="schedules per task, in place of the plan's")
     parser.add_argument("--seed", type=int, help="seed, in place of the plan's")
-    parser.add_argument("--device", default="sim", help="who measures (default: %(default)s)")
+    add_device(parser, "who measures")
     parser.add_argument(
         "--workers", type=int, default=0, metavar="N", help="processes (default: one per core, of all nodes)"
     )

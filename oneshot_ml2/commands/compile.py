@@ -1,4 +1,4 @@
-"""``oneshot-ml2 compile``."""
+"""Pick a schedule for every layer of a model with zero measurements, lower and run them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from oneshot_ml2.commands.options import add_device
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.files import check_output, check_writable, write_whole
 from oneshot_ml2.devices.registry import open_device
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layers", nargs="+", default=[], metavar="NAME", help="only these; shell patterns work")
     parser.add_argument("--weights", metavar="NAME", help="shipped weights, or a .safetensors file (default: default)")
-    parser.add_argument("--device", default="sim", metavar="SPEC", help="what runs the programs (default: sim)")
+    add_device(parser, "what runs the programs")
     parser.add_argument("--seed", type=int, default=0, help="of the tensors that the programs run on (default 0)")
     parser.add_argument(
         "-o",

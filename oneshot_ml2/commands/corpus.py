@@ -1,4 +1,4 @@
-"""``oneshot-ml2 corpus info | verify | merge | split | best``."""
+"""Look into, check, merge and split corpora."""
 
 from __future__ import annotations
 

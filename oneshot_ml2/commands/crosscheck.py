@@ -1,4 +1,4 @@
-"""``oneshot-ml2 crosscheck``."""
+"""Hold the autotvm space against TVM's tables and tuning records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``oneshot-ml2 evaluate``."""
+"""Hold the zero-measurement picks and other ways to pick against the optimum."""
 
 from __future__ import annotations
 

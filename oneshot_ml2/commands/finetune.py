@@ -1,4 +1,4 @@
-"""``oneshot-ml2 finetune``."""
+"""Adapt shipped weights to a board by a few measurements."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oneshot_ml2.commands.options import add_device
 from oneshot_ml2.common import tables
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.files import check_output
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``oneshot-ml2 finetune``."""
     parser.add_argument("--accelerator", required=True, metavar="NAME", help="the board's preset or VTA JSON")
-    parser.add_argument("--device", required=True, metavar="SPEC", help="what measures: sim, or perturbed:KIND:SEED")
+    add_device(parser, "what measures", required=True)
     parser.add_argument("--workloads", metavar="LIST", help="a workload list (.toml) or a model's name")
     parser.add_argument("--size", type=int, default=224, metavar="N", help="height and width of a model's images")
     parser.add_argument("--budget", type=int, default=256, metavar="N", help="measurements in all (default 256)")

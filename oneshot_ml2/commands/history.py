@@ -1,4 +1,4 @@
-"""``oneshot-ml2 history``: what is in tuning logs: a row for each, the best schedules, and how the runs converged."""
+"""Show what is in tuning logs, and how the runs converged."""
 
 from __future__ import annotations
 

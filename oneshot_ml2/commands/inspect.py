@@ -1,4 +1,4 @@
-"""``oneshot-ml2 inspect``: a VTA program in readable form."""
+"""Disassemble a VTA program."""
 
 from __future__ import annotations
 

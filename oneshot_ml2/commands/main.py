@@ -1,6 +1,7 @@
 """The ``oneshot-ml2`` command: finds the subcommand's module, and turns errors into one line and an exit code.
 
-A subcommand's module has ``add_arguments(parser)`` and ``run(args) -> exit code``; only the chosen one is imported.
+A subcommand is a module in this folder, with what it does as the first line of its docstring, ``add_arguments(parser)``
+and ``run(args) -> exit code``; only the chosen one is imported.
 Exit codes: 0 done; 1 done, but a result is wrong; 2 an error; 128 + the signal that ended it (130 Ctrl-C, 143 SIGTERM,
 129 SIGHUP, 141 nobody reads the output).
 """
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import difflib
 import errno
 import importlib
 import os
@@ -20,31 +20,32 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.names import listing, unknown
 from oneshot_ml2.common.terminal import PROG, Interrupts, standard_streams, warnings_in_one_line
 from oneshot_ml2.common.version import __version__
 
-# Subcommand -> (module, what it does).
-COMMANDS: dict[str, tuple[str, str]] = {
-    "compile": ("compile", "pick a schedule for every layer of a model with zero measurements, lower and run them"),
-    "run": ("run", "run a compiled model on an input"),
-    "accelerators": ("accelerators", "list the shipped accelerators"),
-    "weights": ("weights", "list the shipped weights"),
-    "trace": ("trace", "write a trace of a layer or a compiled model, cycle by cycle, that Perfetto opens"),
-    "inspect": ("inspect", "disassemble a VTA program"),
-    "replay": ("replay", "hold the simulators against measured runs"),
-    "crosscheck": ("crosscheck", "hold the autotvm space against TVM's tables and tuning records"),
-    "collect": ("collect", "measure schedules into a corpus"),
-    "corpus": ("corpus", "look into, check, merge and split corpora"),
-    "train": ("train", "train the network on corpora"),
-    "evaluate": ("evaluate", "hold the zero-measurement picks and other ways to pick against the optimum"),
-    "refine": ("refine", "better schedules by a few measurements on a device: ML2Tuner, and other tuners"),
-    "finetune": ("finetune", "adapt shipped weights to a board by a few measurements"),
-    "history": ("history", "show what is in tuning logs, and how the runs converged"),
-    "optimum": ("optimum", "search the least latency of the tasks of an evaluation set, exactly"),
-}
+# Shown first, in the order in which one meets them; the others follow by name.
+_FIRST = ("compile", "run", "accelerators", "weights", "trace", "inspect")
+# Beside the commands in their folder.
+_NOT_COMMANDS = ("__init__", "main", "options")
+
+
+def _commands() -> dict[str, str]:
+    """Name -> what it does: the file in this folder, and the first line of its docstring; none of them is imported."""
+    found = {}
+    for path in Path(__file__).parent.glob("*.py"):
+        if path.stem not in _NOT_COMMANDS:
+            with path.open(encoding="utf-8") as file:
+                found[path.stem] = file.readline().strip().strip('"')
+    first = [name for name in _FIRST if name in found]
+    return {name: found[name] for name in [*first, *sorted(found.keys() - {*first})]}
+
+
+COMMANDS = _commands()
 # Third-party packages that only some commands need -> the extra that brings them.
 _EXTRAS = {"matplotlib": "train", "xgboost": "tuner", "ray": "cluster", "tvm": "tvm", "tvm_ffi": "tvm", "onnx": "onnx"}
 # What libraries say, under exceptions of many kinds, when they get no memory.
@@ -66,8 +67,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _overview() -> argparse.ArgumentParser:
-    width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    commands = listing({name: text[:1].lower() + text[1:].rstrip(".") for name, text in COMMANDS.items()})
     parser = _Parser(
         prog=PROG,
         usage=f"{PROG} [-h] [--version] [--debug] COMMAND ...",
@@ -81,12 +81,6 @@ def _overview() -> argparse.ArgumentParser:
     return parser
 
 
-def _unknown(command: str) -> OneShotError:
-    close = difflib.get_close_matches(command, COMMANDS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return OneShotError(f"no command {command!r}{hint} There are: {', '.join(COMMANDS)}")
-
-
 def _dispatch(argv: Sequence[str]) -> int:
     if not argv or argv[0].startswith("-"):
         parser = _overview()
@@ -94,10 +88,9 @@ def _dispatch(argv: Sequence[str]) -> int:
         parser.print_help()
         return 0
     if argv[0] not in COMMANDS:
-        raise _unknown(argv[0])
-    name, text = COMMANDS[argv[0]]
-    module = importlib.import_module(f"oneshot_ml2.commands.{name}")
-    parser = _Parser(prog=f"{PROG} {argv[0]}", description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+        raise OneShotError(unknown("command", argv[0], COMMANDS))
+    module = importlib.import_module(f"oneshot_ml2.commands.{argv[0]}")
+    parser = _Parser(prog=f"{PROG} {argv[0]}", description=COMMANDS[argv[0]], allow_abbrev=False)
     module.add_arguments(parser)
     # Taken by `main`, wherever it stands; here for the help.
     parser.add_argument("--debug", action="store_true", help=_DEBUG)

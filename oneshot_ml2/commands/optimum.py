@@ -1,4 +1,4 @@
-"""``oneshot-ml2 optimum``."""
+"""Search the least latency of the tasks of an evaluation set, exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``oneshot-ml2 refine``."""
+"""Better schedules by a few measurements on a device: ML2Tuner, and other tuners."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import time
 from pathlib import Path
 
+from oneshot_ml2.commands.options import add_device, add_listing
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.files import check_output, write_whole
 from oneshot_ml2.devices.registry import open_device
@@ -17,7 +18,7 @@ from oneshot_ml2.network.picking import predictor_of
 from oneshot_ml2.spaces.base import Schedule
 from oneshot_ml2.tuning.measure import Limits
 from oneshot_ml2.tuning.refine import read_compiled, refine, table
-from oneshot_ml2.tuning.registry import NETWORK_TUNERS, TUNERS, VALIDITY_FIRST, inner_name
+from oneshot_ml2.tuning.registry import find_tuner, initializations, tuner_kinds
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.workload.lists import Layer, read_layers
 
@@ -29,14 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", nargs="+", default=[], metavar="NAME", help="only these; shell patterns work")
     parser.add_argument("--accelerator", metavar="NAME", help="preset or VTA JSON (default: the folder's, or pynq)")
     parser.add_argument("--size", type=int, default=224, metavar="N", help="height and width of a model's images")
-    parser.add_argument("--device", default="sim", metavar="SPEC", help="what measures: sim, or perturbed:KIND:SEED")
+    add_device(parser, "what measures")
     parser.add_argument("--trials", type=int, default=64, metavar="N", help="of all layers together (default 64)")
     parser.add_argument(
         "--tuner",
         default="ml2-warm",
         metavar="NAME",
-        help=f"one of {', '.join(TUNERS)}, each also behind {' or '.join(VALIDITY_FIRST)} (default ml2-warm)",
+        help="how to search, see below (default ml2-warm)",
     )
+    plain = " or ".join(name for name, kind in tuner_kinds().items() if not kind.needs_xgboost)
+    title = f"tuners (all but {plain} need xgboost)"
+    add_listing(parser, title, {name: kind.help for name, kind in tuner_kinds().items()})
+    add_listing(parser, "in front of any tuner", {prefix: first.help for prefix, first in initializations().items()})
     parser.add_argument("--space", default="full", choices=("full", "autotvm"), help="of schedules (default full)")
     parser.add_argument("--no-check", action="store_true", help="spend trials on schedules that do not lower, too")
     parser.add_argument("--batch", type=int, default=10, metavar="N", help="trials between two fits (default 10)")
@@ -72,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     layers, chip, starts = _sources(args)
     network = None
-    if args.space == "full" or inner_name(args.tuner) in NETWORK_TUNERS:
+    if args.space == "full" or find_tuner(args.tuner)[1].needs_network:
         network = predictor_of(args.weights, args.space)
     results = refine(
         layers,

@@ -1,4 +1,4 @@
-"""``oneshot-ml2 replay``."""
+"""Hold the simulators against measured runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``oneshot-ml2 run``: a compiled model on an input, in a process that needs neither PyTorch nor the network."""
+"""Run a compiled model on an input.
+
+The process needs neither PyTorch nor the network.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oneshot_ml2.commands.options import add_device
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.common.files import check_output, write_whole
 from oneshot_ml2.devices.registry import open_device
@@ -36,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", metavar="FILE", help="write the result here: .npy, or .npz with outputs by name")
     parser.add_argument("--accelerator", metavar="NAME", help="refuse a model that is compiled for another one")
-    parser.add_argument("--device", default="sim", metavar="SPEC", help="what runs the programs (default: sim)")
+    add_device(parser, "what runs the programs")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

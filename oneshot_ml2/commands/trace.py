@@ -1,4 +1,4 @@
-"""``oneshot-ml2 trace``."""
+"""Write a trace of a layer or a compiled model, cycle by cycle, that Perfetto opens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``oneshot-ml2 train``."""
+"""Train the network on corpora."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ``weights`` subcommand: the shipped weights and what their cards say."""
+"""List the shipped weights."""
 
 from __future__ import annotations
 

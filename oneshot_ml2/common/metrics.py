@@ -1,4 +1,4 @@
-"""What the figures mean, and how they are computed (design, section 5)."""
+"""What the figures mean, and how they are computed."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def geometric_mean(values: ArrayLike) -> float:
 
 
 def pick_quality(best: float, picked: float | None) -> float:
-    """T* / T(pick) (design, section 5): 1 at the optimum, 0 where there is no pick or it is invalid (None or < 0)."""
+    """T* / T(pick): 1 at the optimum, 0 where there is no pick or it is invalid (None or < 0)."""
     return best / picked if picked is not None and picked > 0 else 0.0
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import resources
 from pathlib import Path
 
 from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.names import unknown
 
 # Kind -> its folder in a checkout; a wheel carries each as ``oneshot_ml2/data/<kind>`` (pyproject.toml).
 KINDS = {
@@ -25,7 +25,7 @@ def folders(kind: str) -> tuple[Path, ...]:
         OneShotError: no such kind.
     """
     if kind not in KINDS:
-        raise OneShotError(f"no resources of kind {kind!r}; there are: {', '.join(KINDS)}")
+        raise OneShotError(unknown("resources of kind", kind, KINDS))
     package = Path(str(resources.files("oneshot_ml2")))
     places = [package / "data" / kind]
     # Beside an installed package may lie anything; only a checkout has this file.
@@ -48,7 +48,4 @@ def find(kind: str, name: str) -> Path:
     for place in folders(kind):
         if (place / name).exists():
             return place / name
-    there = names(kind)
-    close = difflib.get_close_matches(name, there, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
-    raise OneShotError(f"no {kind} file {name!r} is shipped{hint} There are: {', '.join(there) or 'none'}")
+    raise OneShotError(unknown(f"shipped {kind} file", name, names(kind)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,6 +48,31 @@ class Device(Protocol):
 
     def measure(self, programs: Sequence[Program]) -> list[Measurement]:
         """Time lowered programs, one `Measurement` each, in order."""
+
+
+@dataclass(frozen=True)
+class DeviceKind:
+    """How devices of a kind are named; a module of this folder that holds one has registered it.
+
+    Attributes:
+        form: how a specification is written: a scheme, behind a colon its argument, e.g. ``perturbed:KIND:SEED``.
+        help: what it is, for listings.
+        open: the device of an argument, what stands behind the colon ("" without one); raises `DeviceError`.
+    """
+
+    form: str
+    help: str
+    open: Callable[[str], Device]
+
+    @property
+    def scheme(self) -> str:
+        """What a specification begins with."""
+        return self.form.partition(":")[0]
+
+    @property
+    def takes_argument(self) -> bool:
+        """Whether more stands behind the scheme."""
+        return ":" in self.form
 
 
 def is_deterministic(device: Device) -> bool:

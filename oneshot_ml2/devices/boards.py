@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from oneshot_ml2.common.errors import DeviceError
+from oneshot_ml2.common.names import unknown
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
@@ -48,29 +50,37 @@ class Differences:
     rule_share: float = 0.5
 
 
-# Kind -> (what it is, lowest and highest of the figures that a seed draws, the others).
-KINDS: dict[str, tuple[str, dict[str, tuple[float, float]], Differences]] = {
-    "slow-memory": (
+@dataclass(frozen=True)
+class BoardKind:
+    """``help``: what such boards are; ``drawn``: lowest and highest of the figures that a seed draws; ``others``."""
+
+    help: str
+    drawn: Mapping[str, tuple[float, float]]
+    others: Differences
+
+
+KINDS: dict[str, BoardKind] = {
+    "slow-memory": BoardKind(
         "a memory of higher latency and lower bandwidth",
         {"latency": (4.0, 10.0), "bandwidth": (0.45, 0.7), "noise": (0.003, 0.01)},
         Differences(),
     ),
-    "paged": (
+    "paged": BoardKind(
         "DRAM pages whose misses cost",
         {"page_miss": (15.0, 40.0), "latency": (1.5, 3.0), "noise": (0.003, 0.01)},
         Differences(page_bytes=1024),
     ),
-    "small-uop": (
+    "small-uop": BoardKind(
         "a smaller micro-op SRAM than described, and a fast core clock",
         {"uop_share": (0.03, 0.1), "clock_ratio": (0.4, 0.6), "noise": (0.003, 0.01)},
         Differences(page_miss=6.0),
     ),
-    "faulty": (
+    "faulty": BoardKind(
         "wrong results under a hidden rule",
         {"rule_share": (0.08, 0.2), "latency": (1.5, 3.0), "noise": (0.003, 0.01)},
         Differences(rule="wide_load", bandwidth=0.8),
     ),
-    "noisy": (
+    "noisy": BoardKind(
         "noise, failures and timeouts, and a slower memory",
         {"noise": (0.02, 0.04), "failures": (0.05, 0.1), "timeouts": (0.03, 0.08), "latency": (2.0, 5.0)},
         Differences(bandwidth=0.75, page_miss=8.0, rule="short_strided_store"),
@@ -85,11 +95,10 @@ def draw(kind: str, seed: int) -> Differences:
         DeviceError: no such kind.
     """
     if kind not in KINDS:
-        raise DeviceError(f"no perturbed device {kind!r}; there are: {', '.join(KINDS)}")
-    _, ranges, base = KINDS[kind]
+        raise DeviceError(unknown("perturbed device", kind, KINDS))
     rng = np.random.default_rng([seed, sorted(KINDS).index(kind)])
-    figures = {name: float(rng.uniform(low, high)) for name, (low, high) in ranges.items()}
-    return dataclasses.replace(base, **figures)  # type: ignore[arg-type]
+    figures = {name: float(rng.uniform(low, high)) for name, (low, high) in KINDS[kind].drawn.items()}
+    return dataclasses.replace(KINDS[kind].others, **figures)  # type: ignore[arg-type]
 
 
 def board_of(chip: Accelerator, d: Differences) -> Accelerator:

@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import DeviceError
+from oneshot_ml2.common.names import unknown
 from oneshot_ml2.devices import perturbed_batch
-from oneshot_ml2.devices.base import Measurement, legal_schedule
-from oneshot_ml2.devices.boards import RULES, board_of, draw
+from oneshot_ml2.devices.base import DeviceKind, Measurement, legal_schedule
+from oneshot_ml2.devices.boards import KINDS, RULES, board_of, draw
 from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import program as G
@@ -46,7 +47,7 @@ class PerturbedDevice:
         self.name = f"perturbed:{kind}:{seed}"
         self.differences = differences or draw(kind, seed)
         if self.differences.rule not in RULES:
-            raise DeviceError(f"no rule {self.differences.rule!r}; there are: {', '.join(RULES)}")
+            raise DeviceError(unknown("rule", self.differences.rule, RULES))
         self._seed = seed
         # How often each schedule or program has been measured, by its digest.
         self._times: dict[bytes, int] = {}
@@ -125,3 +126,16 @@ def page_misses(program: Program, page_bytes: int) -> int:
     and page borders within requests."""
     sizes = np.array(G.element_bytes(program.accelerator), dtype=np.int64)
     return int(perturbed_batch.page_misses(program.insns, sizes, page_bytes))
+
+
+def _open(argument: str) -> PerturbedDevice:
+    """The device of ``KIND`` or ``KIND:SEED``."""
+    kind, _, seed = argument.partition(":")
+    if seed and not seed.isdecimal():
+        raise DeviceError(f"device 'perturbed:{argument}': the seed is {seed!r}; allowed: a whole number, 0 or more")
+    return PerturbedDevice(kind, int(seed or 0))
+
+
+PERTURBED = DeviceKind(
+    "perturbed:KIND:SEED", f"a board that differs from the simulator, for studies; kinds: {', '.join(KINDS)}", _open
+)

@@ -1,12 +1,14 @@
-"""The devices by their specification."""
+"""The devices by their specification; each is registered by the file of this folder that has it."""
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from oneshot_ml2.common.errors import DeviceError
-from oneshot_ml2.devices.perturbed import PerturbedDevice
-from oneshot_ml2.devices.simulated import SimulatorDevice
+from oneshot_ml2.common.names import unknown
+from oneshot_ml2.common.records import records
+from oneshot_ml2.devices.base import DeviceKind
 
 if TYPE_CHECKING:
     from oneshot_ml2.devices.base import Device
@@ -14,22 +16,25 @@ if TYPE_CHECKING:
 _LATER = {"driver": "a VTA driver library", "rpc": "a board behind a TVM RPC tracker"}
 
 
+@functools.cache
+def device_kinds() -> dict[str, DeviceKind]:
+    """The kinds of devices by scheme, those that take no argument first."""
+    found = records("oneshot_ml2.devices", DeviceKind)
+    return {kind.scheme: kind for kind in sorted(found, key=lambda kind: (kind.takes_argument, kind.scheme))}
+
+
 def open_device(spec: str) -> Device:
-    """The device that a specification names: ``sim``, the embedded simulator, or ``perturbed:KIND[:SEED]``.
+    """The device that a specification names, e.g. ``sim``; `device_kinds` lists the forms.
 
     Raises:
-        DeviceError: a device that this version does not have.
+        DeviceError: a device that this version does not have, or one that its kind does not know.
     """
-    if spec == "sim":
-        return SimulatorDevice()
-    scheme, _, rest = spec.partition(":")
-    if scheme == "perturbed":
-        kind, _, seed = rest.partition(":")
-        if seed and not seed.isdecimal():
-            raise DeviceError(f"device {spec!r}: the seed is {seed!r}; allowed: a whole number, 0 or more")
-        return PerturbedDevice(kind, int(seed or 0))
+    scheme, colon, rest = spec.partition(":")
+    kind = device_kinds().get(scheme)
+    if kind is not None and (kind.takes_argument or not colon):
+        return kind.open(rest)
     if scheme in _LATER:
         raise DeviceError(
             f"device {spec!r}: {scheme}: devices ({_LATER[scheme]}) come in a later version; use 'sim' until then"
         )
-    raise DeviceError(f"no device {spec!r}; there are: sim, perturbed:KIND:SEED")
+    raise DeviceError(unknown("device", spec, [kind.form for kind in device_kinds().values()]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.devices.base import Measurement, legal_schedule
+from oneshot_ml2.devices.base import DeviceKind, Measurement, legal_schedule
 from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.reasons import Reason
@@ -49,3 +49,6 @@ class SimulatorDevice:
                 )
             )
         return measurements
+
+
+SIMULATED = DeviceKind("sim", "the embedded simulator, cycle-exact with VTA's RTL", lambda _: SimulatorDevice())

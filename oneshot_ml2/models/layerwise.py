@@ -6,7 +6,6 @@ All layers are picked and lowered before the first program is executed or timed:
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fnmatch
 import json
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 
 from oneshot_ml2.common import tables
 from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.names import unknown
 from oneshot_ml2.models.frontend.traced import trace
 from oneshot_ml2.models.unfold import unfolded
 from oneshot_ml2.network import picking
@@ -295,9 +295,7 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     """
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.4)
-            hint = f"; did you mean {close[0]!r}?" if close else ";"
-            raise OneShotError(f"no layer {pattern!r}{hint} There are: {', '.join(names)}")
+            raise OneShotError(unknown("layer", pattern, names, cutoff=0.4))
     return [name for name in names if not patterns or any(fnmatch.fnmatch(name, p) for p in patterns)]
 
 

@@ -1,4 +1,4 @@
-"""Layers of few channels that read what the host makes, over patches: see `oneshot_ml2.unfold`."""
+"""Layers of few channels that read what the host makes, over patches: see `models.unfold`."""
 
 from __future__ import annotations
 

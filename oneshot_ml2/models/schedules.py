@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oneshot_ml2.common.errors import ModelError, OneShotError
+from oneshot_ml2.common.names import unknown
 from oneshot_ml2.common.reading import parse_json, read_text
 from oneshot_ml2.models import executable
 from oneshot_ml2.models.ir import Node
@@ -84,9 +85,9 @@ def pick_layers(
     picks: dict[str, Pick] = {}
     pinned = {str(entry["layer"]): entry for entry in schedules}
     there = [node.name for node in quantized.graph.nodes if node.attrs.get("workload") is not None]
-    unknown = sorted(set(pinned) - set(there))
-    if unknown:
-        raise ModelError(f"there is a schedule for {unknown[0]!r}, but no such layer; there are: {', '.join(there)}")
+    strange = sorted(set(pinned) - set(there))
+    if strange:
+        raise ModelError(f"a schedule for no such layer: {unknown('layer', strange[0], there)}")
     layers = [node for node in quantized.graph.nodes if node.attrs.get("workload") is not None]
     free = [node.attrs["workload"] for node in layers if node.name not in pinned]
     names = {node.attrs["workload"]: node.name for node in reversed(layers)}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.names import unknown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -296,9 +296,7 @@ def build(name: str) -> nn.Module:
         OneShotError: no such model (names those there are), or torch is not installed.
     """
     if name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise OneShotError(f"no model {name!r}{hint} There are: {', '.join(model_names())}")
+        raise OneShotError(unknown("model", name, model_names()))
     try:
         return MODELS[name]().eval()
     except ImportError as error:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
     from oneshot_ml2.workload.registry import Workload
 
-# Lowerings that a pick may take (design, section 4.5).
+# Lowerings that a pick may take.
 MOST_LOWERED = 8
 # How many schedules of the least proven bounds the small network scores: a slow bound cannot be fast.
 _SCANNED = 1 << 15

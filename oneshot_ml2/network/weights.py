@@ -6,16 +6,29 @@ better ones get the next number. A name without a tag stands for its highest.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from oneshot_ml2.common.errors import WeightsError
+from oneshot_ml2.common.names import unknown
 from oneshot_ml2.network.predictor import Predictor
 
 _FILE = re.compile(r"(?P<name>[^@]+)@(?P<tag>[1-9][0-9]*)\.safetensors")
+
+
+@dataclass(frozen=True, order=True)
+class Shipped:
+    """A weights file that comes with the package."""
+
+    name: str
+    tag: int
+    path: Path
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.tag}"
 
 
 def _folders() -> list[Path]:
@@ -25,20 +38,20 @@ def _folders() -> list[Path]:
     return [folder for folder in (checkout, package / "data" / "pretrained") if folder.is_dir()]
 
 
-def _shipped() -> dict[tuple[str, int], Path]:
-    """Files by name and tag, sorted."""
+def _shipped() -> list[Shipped]:
+    """All there are, sorted by name and tag; of equal ones that of the first folder."""
     found: dict[tuple[str, int], Path] = {}
     for folder in _folders():
         for path in folder.iterdir():
             match = _FILE.fullmatch(path.name)
             if match:
                 found.setdefault((match["name"], int(match["tag"])), path)
-    return dict(sorted(found.items()))
+    return sorted(Shipped(name, tag, path) for (name, tag), path in found.items())
 
 
 def list_pretrained() -> list[str]:
     """The shipped weights with their tags, e.g. ``default@1``, sorted by name and tag."""
-    return [f"{name}@{tag}" for name, tag in _shipped()]
+    return [str(one) for one in _shipped()]
 
 
 def find_pretrained(name: str = "default") -> Path:
@@ -48,14 +61,14 @@ def find_pretrained(name: str = "default") -> Path:
         WeightsError: no such weights (names those there are).
     """
     bare, _, tag = name.partition("@")
-    for (known, number), path in reversed(_shipped().items()):
-        if bare == known and tag in ("", str(number)):
-            return path
-    names = list_pretrained()
-    close = difflib.get_close_matches(name, [*names, *(known for known, _ in _shipped())], n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    there = ", ".join(names) or "none: install the package again, or train some with `oneshot-ml2 train`"
-    raise WeightsError(f"no pretrained weights {name!r}{hint} There are: {there}")
+    shipped = _shipped()
+    for one in reversed(shipped):
+        if bare == one.name and tag in ("", str(one.tag)):
+            return one.path
+    message = unknown("pretrained weights", name, map(str, shipped), also=[one.name for one in shipped])
+    if not shipped:
+        message += ": install the package again, or train some with `oneshot-ml2 train`"
+    raise WeightsError(message)
 
 
 @functools.lru_cache(maxsize=8)

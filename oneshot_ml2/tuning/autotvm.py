@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.tuning import trees
-from oneshot_ml2.tuning.base import Domain, Outcomes, draw_unseen
+from oneshot_ml2.tuning.base import Domain, Outcomes, TunerKind, draw_unseen
 
 _BOOSTING = {
     "max_depth": 3,
@@ -195,3 +195,11 @@ def average_recall(predicted: NDArray[np.float64], labels: NDArray[np.float64], 
     n = min(top, len(labels))
     recall = [np.count_nonzero(rank[:i] <= i) / (i + 1) for i in range(n)]
     return float(np.sum(recall) / top)
+
+
+AUTOTVM = TunerKind(
+    "autotvm",
+    "AutoTVM-like: a ranking model on knobs, simulated annealing",
+    lambda given: AutoTVM(given.domain, given.seed),
+    needs_xgboost=True,
+)

@@ -1,8 +1,8 @@
 """Tuners: they propose schedules of a space, see what became of them, and learn.
 
 Validity is hidden from them but for the outcome of a trial. A trial is one schedule that a tuner spends, whether it
-fails in lowering, at run time or by its result (design, section 5). The product's exact check before a trial is the
-runner's (`runner.Limits.checked`).
+fails in lowering, at run time or by its result. The product's exact check before a trial is the measurer's
+(`measure.Limits.checked`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 from oneshot_ml2.spaces.full import features as full_features
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.reasons import Reason
+
+if TYPE_CHECKING:
+    from oneshot_ml2.network.predictor import Predictor
+    from oneshot_ml2.tuning.prior import Evidence
 
 
 @dataclass(frozen=True)
@@ -169,3 +173,51 @@ def draw_unseen(rng: np.random.Generator, seen: NDArray[np.bool_], n: int) -> ND
 
 
 TunerFactory = Callable[[Domain], Tuner]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a tuner is made from.
+
+    Attributes:
+        network: what those that need one start from; None: the shipped one of the space's kind.
+        closed_form: these may leave out what the bounds and the SRAM sizes rule out; off where validity is hidden.
+        evidence: what those that share it learn of the board together with the tuners of other layers; None: alone.
+    """
+
+    domain: Domain
+    seed: int = 0
+    network: Predictor | None = None
+    closed_form: bool = False
+    evidence: Evidence | None = None
+
+
+@dataclass(frozen=True)
+class TunerKind:
+    """A tuner by name; a module of this folder that holds one has registered it.
+
+    Attributes:
+        help: what it does, for listings.
+        needs_network: it starts from a network that knows the space.
+        needs_xgboost: it learns by trees.
+        shares_evidence: it takes `Given.evidence`.
+    """
+
+    name: str
+    help: str
+    make: Callable[[Given], Tuner]
+    needs_network: bool = False
+    needs_xgboost: bool = False
+    shares_evidence: bool = False
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """What may come before any tuner, by a prefix of its name; registered as a `TunerKind` is.
+
+    ``make``: of the whole domain, how to make the tuner behind it, and the seed.
+    """
+
+    prefix: str
+    help: str
+    make: Callable[[Domain, TunerFactory, int], Tuner]

@@ -91,7 +91,7 @@ def _judged(board: Board, known: Calibration, measured: Measured) -> tuple[NDArr
     seen = board.seen(measured, known.latency)
     log_cycles = seen.log_cycles + known.added(seen.terms)
     risk = known.risk(seen.traffic)
-    # What is more likely to fail than not comes last; a pick is stricter, see `oneshot.TRUSTED`.
+    # What is more likely to fail than not comes last; a pick is stricter, see `picking.TRUSTED`.
     return log_cycles + 2.0 * risk + 1e3 * (seen.p_valid * (1.0 - risk) < 0.5), log_cycles
 
 
@@ -241,7 +241,7 @@ class _Session:
         return seen.log_cycles + known.added(seen.terms)
 
     def _doubt(self, task: int, indices: list[int]) -> Doubt:
-        """See `measurer.Doubt`, for schedules of a task."""
+        """See `measure.Doubt`, for schedules of a task."""
         if self._fitted is None:
             return lambda index, cycles, health: SURE if health.caught else _TWICE
         known, least = self._fitted

@@ -11,19 +11,19 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.names import unknown
+from oneshot_ml2.network.picking import predictor_of
 from oneshot_ml2.tuning import trees
-from oneshot_ml2.tuning.base import Domain, Outcomes, draw_unseen
+from oneshot_ml2.tuning.base import Domain, Given, Outcomes, TunerKind, draw_unseen
+from oneshot_ml2.tuning.prior import Prior
 from oneshot_ml2.vta import facts
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
-
-if TYPE_CHECKING:
-    from oneshot_ml2.tuning.prior import Prior
 
 SETTINGS = ("scratch", "warm", "frozen")
 # A needs so many valid trials; P so many.
@@ -90,7 +90,7 @@ class ML2Tuner:
             OneShotError: an unknown setting, or no prior where one is needed.
         """
         if setting not in SETTINGS:
-            raise OneShotError(f"no setting {setting!r} of ML2Tuner; there are: {', '.join(SETTINGS)}")
+            raise OneShotError(unknown("setting of ML2Tuner", setting, SETTINGS))
         if (setting != "scratch") != (prior is not None):
             raise OneShotError(f"ML2Tuner's setting {setting!r} takes {'no' if setting == 'scratch' else 'a'} network")
         self._domain, self._setting, self._options = domain, setting, options or Options()
@@ -358,3 +358,29 @@ def fit_with_costs(
     """A from scratch: costs of the hidden features ``own`` (n, h), corrected by trees on ``features`` (n, f)."""
     costs = trees.Costs.fit(own, log_cycles)
     return fit_performance(features, log_cycles, costs.log_cycles(own), seed=seed), costs
+
+
+def _scratch(given: Given) -> ML2Tuner:
+    return ML2Tuner(given.domain, given.seed, "scratch")
+
+
+def _with_network(given: Given, setting: str) -> ML2Tuner:
+    network = predictor_of(given.network, given.domain.space.kind)
+    return ML2Tuner(given.domain, given.seed, setting, Prior(given.domain, network, given.closed_form, given.evidence))
+
+
+SCRATCH = TunerKind("ml2-scratch", "ML2Tuner: P, V and A learn from the trials alone", _scratch, needs_xgboost=True)
+WARM = TunerKind(
+    "ml2-warm",
+    "ML2Tuner: P and V start from the shipped network",
+    functools.partial(_with_network, setting="warm"),
+    needs_network=True,
+    needs_xgboost=True,
+    shares_evidence=True,
+)
+FROZEN = TunerKind(
+    "ml2-frozen",
+    "the shipped network's ranking, nothing is learnt",
+    functools.partial(_with_network, setting="frozen"),
+    needs_network=True,
+)

@@ -66,7 +66,7 @@ class Evidence:
 class Prior:
     """The network's best candidates of a domain, and its scores of any others when they are asked for.
 
-    ``pool``: positions of the best, int64 (m,). ``closed_form``: as of `oneshot.rank`; off, the networks alone decide.
+    ``pool``: positions of the best, int64 (m,). ``closed_form``: as of `picking.rank`; off, the networks alone decide.
     ``evidence``: what is measured on the board, shared with other layers; None: of this domain alone.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.tuning.base import Domain, Outcomes, draw_unseen
+from oneshot_ml2.tuning.base import Domain, Outcomes, TunerKind, draw_unseen
 
 
 class RandomSearch:
@@ -28,3 +28,6 @@ class RandomSearch:
     def observe(self, results: Outcomes) -> None:
         """Trials that others proposed are not proposed again."""
         self._seen[self._domain.positions(results.indices)] = True
+
+
+RANDOM = TunerKind("random", "draws schedules at random", lambda given: RandomSearch(given.domain, given.seed))

@@ -32,7 +32,7 @@ from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.tuning.base import Domain, Outcomes, Tuner
 from oneshot_ml2.tuning.measure import Health, Limits
 from oneshot_ml2.tuning.prior import Evidence
-from oneshot_ml2.tuning.registry import inner_name, make_tuner
+from oneshot_ml2.tuning.registry import find_tuner, make_tuner
 from oneshot_ml2.tuning.run import Run
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.bound import engine_bound
@@ -196,7 +196,7 @@ def refine(
     limits = limits or Limits(checked=True)
     health = Health(limits.failures)
     evidence = None
-    if inner_name(tuner) == "ml2-warm":
+    if find_tuner(tuner)[1].shares_evidence:
         evidence = Evidence(predictor_of(network, kind))
     with (
         ExitStack() as stack,

@@ -150,7 +150,7 @@ class Run:
         return len(now)
 
     def _doubt(self, index: int, cycles: int, health: Health) -> int:
-        """See `measurer.Doubt`: what would be the best so far is measured again, by a leap more often."""
+        """See `measure.Doubt`: what would be the best so far is measured again, by a leap more often."""
         if cycles >= self._best:
             return 0
         leap = self._best < LARGEST and math.log(self._best / cycles) > AGREE

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.tuning import trees
-from oneshot_ml2.tuning.base import Domain, Outcomes, Tuner, TunerFactory, draw_unseen
+from oneshot_ml2.tuning.base import Domain, Initialization, Outcomes, Tuner, TunerFactory, draw_unseen
 from oneshot_ml2.vta.reasons import Reason
 
 # Probability of lowering below which the model of validity doubts a schedule; how many are judged at a time.
@@ -131,3 +131,15 @@ def far_apart(domain: Domain, positions: NDArray[np.int64], n: int, rng: np.rand
         distance = np.minimum(distance, np.abs(digits - digits[chosen[-1]]).sum(axis=1))
         chosen.append(int(distance.argmax()))
     return positions[chosen]
+
+
+def _rieber(domain: Domain, behind: TunerFactory, seed: int) -> ValidityInit:
+    return ValidityInit(domain, behind, seed)
+
+
+def _generalized(domain: Domain, behind: TunerFactory, seed: int) -> ValidityInit:
+    return ValidityInit(domain, behind, seed, generalize=True)
+
+
+RIEBER = Initialization("rieber+", "lowers neighbours of what lowers first, as Rieber et al. published it", _rieber)
+VALIDITY = Initialization("validity+", "the same, and trees (xgboost) tell from it what lowers elsewhere", _generalized)

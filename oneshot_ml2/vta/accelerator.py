@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oneshot_ml2.common.errors import AcceleratorError
+from oneshot_ml2.common.names import unknown
 from oneshot_ml2.common.reading import parse_json, read_text
 
 # JSON key -> (field, lowest, highest); the ranges that no other key can narrow.
@@ -283,11 +283,7 @@ class Accelerator:
             return cls.from_json(read_text(path, AcceleratorError), name=path.stem)
         names = preset_names()
         if str(name) not in names:
-            close = difflib.get_close_matches(str(name), names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise AcceleratorError(
-                f"no accelerator {str(name)!r}{hint} There are: {', '.join(names)}; or give a path to a VTA JSON"
-            )
+            raise AcceleratorError(f"{unknown('accelerator', str(name), names)}; or give a path to a VTA JSON")
         return cls.from_json(_presets().joinpath(f"{name}.json").read_text(encoding="utf-8"), name=str(name))
 
 

@@ -1,4 +1,4 @@
-"""The engine bound: cycles below which no schedule of a task can go, without any search (design, section 5)."""
+"""The engine bound: cycles below which no schedule of a task can go, without any search."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class EngineBound:
 
 
 def engine_bound(workload: Workload, accelerator: Accelerator) -> EngineBound:
-    """The engine bound of a task (design, section 5; rates from VTA reference 6.1, 6.2 and 6.4).
+    """The engine bound of a task (rates: `vta.timing.chisel`).
 
     A bias takes the cheapest of: a tensor ADD (2 cycles an element), a GEMM with a constant input tile (1 for as many
     as ``bias_bits`` needs), or a LOAD ACC at its beats in place of the reset. A residual takes one GEMM with an

@@ -210,7 +210,7 @@ class Windowed(Operator):
 
     @property
     def shape_key(self) -> ShapeKey:
-        """(C of a group, K, kernel, output size, steps): what the splits call the same workload (design, section 5)."""
+        """(C of a group, K, kernel, output size, steps): what the splits call the same workload."""
         steps = (self.in_steps[0] * self.out_steps[0], self.in_steps[1] * self.out_steps[1])
         return (self.c // self.groups, self.k, (self.r, self.s), (self.out_h, self.out_w), steps)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import re
@@ -43,6 +44,27 @@ def test_every_command_has_help(command: str, run_command: RunCommand) -> None:
     code, out, err = run_command(command, "--help")
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: oneshot-ml2 {command}")
+
+
+def test_a_command_is_a_file_that_says_in_its_first_line_what_it_does() -> None:
+    assert tuple(main.COMMANDS)[:2] == ("compile", "run")
+    for name, text in main.COMMANDS.items():
+        module = importlib.import_module(f"oneshot_ml2.commands.{name}")
+        assert str(module.__doc__).splitlines()[0] == text
+        assert re.fullmatch(r"[A-Z][a-z].*\.", text), f"{name}: {text}"
+        assert callable(module.add_arguments) and callable(module.run)
+
+
+def test_the_overview_imports_no_command_and_no_heavy_package() -> None:
+    code = (
+        "import sys; from oneshot_ml2.commands.main import main; main(['--help']); "
+        "print(sorted(name for name in sys.modules if name in ('numpy', 'numba', 'torch', 'tqdm') "
+        "or name.startswith('oneshot_ml2.commands.')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines()[-1] == "['oneshot_ml2.commands.main']"
 
 
 ROOT = Path(__file__).parent.parent.parent

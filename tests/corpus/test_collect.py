@@ -384,7 +384,7 @@ def test_devices():
     for spec in ("driver:libvta.so", "rpc://tracker:9190/pynq", "rpc:x"):
         with pytest.raises(DeviceError, match="later version"):
             open_device(spec)
-    with pytest.raises(DeviceError, match="there are: sim"):
+    with pytest.raises(DeviceError, match="There are: sim"):
         open_device("simulator")
 
 

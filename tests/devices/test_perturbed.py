@@ -10,7 +10,7 @@ import pytest
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.devices.boards import KINDS, RULES, Differences, draw
 from oneshot_ml2.devices.perturbed import PerturbedDevice, page_misses
-from oneshot_ml2.devices.registry import open_device
+from oneshot_ml2.devices.registry import device_kinds, open_device
 from oneshot_ml2.devices.simulated import SimulatorDevice
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -38,7 +38,7 @@ def test_without_differences_it_is_the_simulator(indices: np.ndarray) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds_are_drawn_from_their_ranges_by_seed(kind: str) -> None:
-    _, ranges, base = KINDS[kind]
+    ranges, base = KINDS[kind].drawn, KINDS[kind].others
     first, second = draw(kind, 1), draw(kind, 2)
     assert first == draw(kind, 1) != second
     for figure in dataclasses.fields(Differences):
@@ -127,5 +127,10 @@ def test_specifications() -> None:
     for spec, says in (("perturbed:nothing", "slow-memory"), ("perturbed:paged:x", "whole number")):
         with pytest.raises(DeviceError, match=says):
             open_device(spec)
+    assert [kind.form for kind in device_kinds().values()] == ["sim", "perturbed:KIND:SEED"]
+    with pytest.raises(DeviceError, match=r"no device 'sim:1'.*There are: sim, perturbed:KIND:SEED"):
+        open_device("sim:1")
+    with pytest.raises(DeviceError, match="did you mean 'small-uop'"):
+        open_device("perturbed:small_uop:1")
     with pytest.raises(DeviceError, match="short_strided_store"):
         custom(rule="nothing")

@@ -17,7 +17,7 @@ from oneshot_ml2.tuning.base import Domain, Outcomes, Tuner, draw_unseen
 from oneshot_ml2.tuning.ml2 import ML2Tuner, Options
 from oneshot_ml2.tuning.prior import Evidence, Prior
 from oneshot_ml2.tuning.random_search import RandomSearch
-from oneshot_ml2.tuning.registry import NETWORK_TUNERS, TUNERS, VALIDITY_FIRST, make_tuner
+from oneshot_ml2.tuning.registry import find_tuner, initializations, make_tuner, tuner_kinds
 from oneshot_ml2.tuning.validity_first import ValidityInit, doubted, far_apart, initial, presampled
 from oneshot_ml2.vta import facts
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -86,7 +86,9 @@ def any_tuner(name: str, domain: Domain, seed: int = 0) -> Tuner:
     return make_tuner(name, domain, seed, random_network(trusting=2.0))
 
 
-@pytest.mark.parametrize("name", [*TUNERS, "rieber+autotvm", "rieber+ml2-scratch", "rieber+random", "validity+autotvm"])
+@pytest.mark.parametrize(
+    "name", [*tuner_kinds(), "rieber+autotvm", "rieber+ml2-scratch", "rieber+random", "validity+autotvm"]
+)
 def test_proposals_are_new_and_follow_from_the_seed(name: str) -> None:
     domain = Domain.of(FULL)
     result = FULL.measure(domain.indices[:0])
@@ -105,7 +107,7 @@ def test_proposals_are_new_and_follow_from_the_seed(name: str) -> None:
     assert len(set(first)) == len(first) >= 90
     assert set(first) <= set(domain.indices.tolist())
     assert go(1) == first
-    if name not in NETWORK_TUNERS:
+    if not find_tuner(name)[1].needs_network:
         assert go(2) != first
 
 
@@ -118,7 +120,7 @@ def test_a_small_space_is_exhausted_once(name: str) -> None:
     done = tune(any_tuner(name, domain), domain, truth, 10_000)
     assert len(np.unique(done.indices)) == len(done)
     # What is known not to lower is not tried, unless as one of the first.
-    if name.startswith(VALIDITY_FIRST):
+    if name.startswith(tuple(initializations())):
         assert set(done.indices[done.valid].tolist()) == set(truth.indices[truth.valid].tolist())
     else:
         assert len(done) == len(domain)
@@ -127,6 +129,9 @@ def test_a_small_space_is_exhausted_once(name: str) -> None:
 def test_unknown_tuners_and_spaces_are_refused(domain: Domain) -> None:
     for name in ("xgboost", "rieber+xgboost", "rieber+", "validity+xgboost", "rieber+validity+random"):
         with pytest.raises(OneShotError, match="ml2-scratch"):
+            make_tuner(name, domain)
+    for name, close in (("ml2-wram", "ml2-warm"), ("rieber+randon", r"rieber\+random")):
+        with pytest.raises(OneShotError, match=rf"did you mean '{close}'\? There are: .*, each also behind rieber"):
             make_tuner(name, domain)
     with pytest.raises(OneShotError, match="know the schedule space 'full'"):
         make_tuner("ml2-warm", domain, network=random_network())

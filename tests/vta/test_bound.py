@@ -19,7 +19,7 @@ from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.max_pool2d import MaxPool2d
 
 PYNQ = Accelerator.load("pynq")
-# (C, H, K, kernel, stride, padding) -> all taps, real taps, bound (design, section 5).
+# (C, H, K, kernel, stride, padding) -> all taps, real taps, bound.
 TABLE = {
     "C2": ((64, 56, 64, 3, 1, 1), 451_584, 440_896, 491_072),
     "C3": ((64, 56, 128, 3, 2, 1), 225_792, 220_448, 245_536),
