@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.spaces.base import BatchResult, Knob
 from oneshot_ml2.spaces.full import emit, plan, steps
+from oneshot_ml2.spaces.full import features as full_features
+from oneshot_ml2.spaces.full.shown import short as short
 from oneshot_ml2.vta import nest
 from oneshot_ml2.vta.program import COLUMNS, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule, NoSchedule, Reason
@@ -19,9 +21,11 @@ from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.registry import Workload
 
 if TYPE_CHECKING:
+    from oneshot_ml2.spaces.space import ScheduleSpace
     from oneshot_ml2.vta.accelerator import Accelerator
 
 SPACE_VERSION = 2
+KNOBS = plan.KNOBS
 
 # Largest number of canonical schedules that candidate lists are thinned to (before aliases are removed).
 _LIMIT = 380_000
@@ -122,6 +126,11 @@ def _recurs_always(p: NDArray[np.int64], candidates: dict[str, tuple[int, ...]])
 def canonical(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Knob values (n, knobs) of the aliases that stand for each schedule."""
     return plan.canonical(nest.nest(workload, accelerator), values)
+
+
+def table(space: ScheduleSpace) -> NDArray[np.int64]:
+    """Indices of all canonical schedules of a space, int64 (m,), ascending; on all cores."""
+    return full_features.canonical_table(space)
 
 
 @njit(cache=True, nogil=True)
