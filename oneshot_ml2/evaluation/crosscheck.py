@@ -42,8 +42,7 @@ def _traffic(space: ScheduleSpace, indices: NDArray[np.int64]) -> tuple[NDArray[
     """Instructions (n,) and counters (n, 6) [inp, wgt, uop, out bytes, gemm, alu operations] of valid schedules."""
     counts = np.zeros(len(indices), dtype=np.int64)
     counters = np.zeros((len(indices), 6), dtype=np.int64)
-    for i, index in enumerate(indices.tolist()):
-        insns = space.lower(index).insns
+    for i, insns in enumerate(space.programs(indices)):
         traffic = simulator.traffic(insns, space.accelerator)
         counts[i] = len(insns)
         counters[i] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -47,6 +48,12 @@ class Backend(Protocol):
     ) -> NDArray[np.float64]: ...
 
     def lower(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Program: ...
+
+    def programs(
+        self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]
+    ) -> Iterator[NDArray[np.int64]]:
+        """The instructions (m, program.COLUMNS) of valid schedules, each a view that the next one overwrites."""
+        ...
 
     def measure_batch(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> BatchResult: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -174,6 +175,14 @@ class ScheduleSpace:
         """
         index = schedule if isinstance(schedule, int | np.integer) else self.index_of(schedule)
         return self.record.schedules.lower(self.workload, self.accelerator, self.values(np.array([index]))[0])
+
+    def programs(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """The instructions (m, program.COLUMNS) of schedules (n,), each a view that the next one overwrites.
+
+        Raises:
+            InvalidSchedule: a schedule does not lower.
+        """
+        return self.record.schedules.programs(self.workload, self.accelerator, self.values(indices))
 
     def measure(self, indices: NDArray[np.int64]) -> BatchResult:
         """Lower and time schedules on the simulator in one batch."""

@@ -13,6 +13,7 @@ from oneshot_ml2.spaces.base import Schedule
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, TVM_KIND, kinds, listing, space_kind
 from oneshot_ml2.spaces.space import ScheduleSpace, short_schedule
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.lists import Layer
 
@@ -32,6 +33,17 @@ def test_every_kind_brings_what_its_record_says() -> None:
         assert f"{kind}: {space.record.about}" in listing()
 
 
+def test_programs_are_those_of_lowering() -> None:
+    for kind in (DEFAULT_KIND, TVM_KIND):
+        space = ScheduleSpace(CONV, CHIP, kind)
+        reasons = space.validity(space.table())
+        indices = space.table()[reasons == Reason.VALID][::101][:20]
+        for index, insns in zip(indices.tolist(), space.programs(indices), strict=True):
+            assert np.array_equal(insns, space.lower(index).insns)
+        with pytest.raises(InvalidSchedule):
+            next(space.programs(space.table()[reasons != Reason.VALID][:1]))
+
+
 def test_a_kind_without_networks_has_schedules_alone() -> None:
     space = ScheduleSpace(CONV, CHIP, "fake")
     assert space.record.schedules.SPACE_VERSION == fake_space.SPACE_VERSION
@@ -40,7 +52,7 @@ def test_a_kind_without_networks_has_schedules_alone() -> None:
         _ = space.record.features
     with pytest.raises(OneShotError, match="no weights know the schedule space 'fake'"):
         _ = space.record.shipped
-    with pytest.raises(OneShotError, match="know the schedule space 'full', not 'fake'$"):
+    with pytest.raises(OneShotError, match=r"know the schedule space 'full', not 'fake'$"):
         Predictor({}, {}).check_space(space)
 
 

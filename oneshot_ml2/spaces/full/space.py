@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -186,6 +187,21 @@ def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64
     uop_address = next(b.address for b in placed if b.name == "uops")
     features = dict(zip(plan.SUMMARY, plan.summaries(p, values[None])[0].tolist(), strict=True))
     return Program(accelerator, insns[:n].copy(), uops[:m].copy(), end, uop_address, placed, features)
+
+
+def programs(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """The instructions (m, COLUMNS) of valid rows of knob values, each a view that the next one overwrites.
+
+    Raises:
+        InvalidSchedule: a row that does not lower.
+    """
+    insns, uops, tables = work_arrays()
+    p = nest.nest(workload, accelerator)
+    for row in np.ascontiguousarray(values):
+        reason, n, _ = emit.lower_into(p, row, insns, uops, tables)
+        if reason:
+            raise InvalidSchedule(Reason(reason))
+        yield insns[:n]
 
 
 def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> BatchResult:
