@@ -73,6 +73,6 @@ def test_unknown_kinds_are_told_what_there_is(run_command) -> None:
     with pytest.raises(OneShotError, match="no schedule space 'magic'"):
         short_schedule(Schedule("magic", (("a", 1),)))
     code, _, err = run_command("refine", "resnet18", "--space", "autotvn")
-    assert code == 1 and unknown("schedule space", "autotvn", kinds()) in err
+    assert code == 2 and unknown("schedule space", "autotvn", kinds()) in err
     with pytest.raises(CorpusError, match="plan: no schedule space 'ful'; did you mean 'full'"):
         Plan((Layer("conv", CONV),), (CHIP,), tasks=1, space="ful")
