@@ -12,19 +12,29 @@ import time
 import numpy as np
 
 from oneshot_ml2.common.errors import OneShotError
-from oneshot_ml2.spaces import registry
 from oneshot_ml2.spaces.base import BatchResult, Knob
+from oneshot_ml2.spaces.registry import SpaceKind, register
+from oneshot_ml2.spaces.space import scan
 from oneshot_ml2.vta.reasons import Reason
 
 SPACE_VERSION = 3
-registry._BACKENDS["fake"] = "fake_space"
+KNOBS = tuple(f"k{j}" for j in range(6))
+register(SpaceKind("fake", "for tests", "fake_space"))
 
 
 def knobs(workload, accelerator):
     if workload.k == 13:
         raise OneShotError("13 channels do not fit")
     count = 8 if workload.c >= 64 else 3
-    return tuple(Knob(f"k{j}", tuple(1 << i for i in range(count))) for j in range(6))
+    return tuple(Knob(name, tuple(1 << i for i in range(count))) for name in KNOBS)
+
+
+def short(schedule):
+    return str(schedule)
+
+
+def table(space):
+    return scan(space)
 
 
 def canonical(workload, accelerator, values):
@@ -40,6 +50,9 @@ def validity(workload, accelerator, values):
 
 def lower(workload, accelerator, values):
     raise NotImplementedError
+
+
+programs = lower
 
 
 def measure_batch(workload, accelerator, values):

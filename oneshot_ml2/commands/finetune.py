@@ -14,6 +14,7 @@ from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.files import check_output
 from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.network import picking
+from oneshot_ml2.network.calibration import boards_of
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.tuning.calibrate import Board
 from oneshot_ml2.tuning.finetune import FOLDS, LEAST_BUDGET, adapt, collect, workloads_of
@@ -56,8 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if len(workloads) < FOLDS:
         raise OneShotError(f"{len(workloads)} different workloads; give {FOLDS} or more, as some are held out")
     network, device = picking.predictor_of(args.weights), open_device(args.device)
-    if network.kind != "full":
-        raise OneShotError(f"these weights know the schedule space {network.kind!r}; only those of 'full' are adapted")
+    boards_of(network.kind)
     if network.calibration is not None:
         raise OneShotError("these weights are fine-tuned already; give those that they were made from")
     board = Board([ScheduleSpace(workload, chip) for workload in workloads], network)

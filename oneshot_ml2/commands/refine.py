@@ -16,6 +16,7 @@ from oneshot_ml2.models.frontend import traced
 from oneshot_ml2.models.layerwise import select_layers
 from oneshot_ml2.network.picking import predictor_of
 from oneshot_ml2.spaces.base import Schedule
+from oneshot_ml2.spaces.registry import DEFAULT_KIND, listing, space_kind
 from oneshot_ml2.tuning.measure import Limits
 from oneshot_ml2.tuning.refine import read_compiled, refine, table
 from oneshot_ml2.tuning.registry import find_tuner, initializations, tuner_kinds
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     title = f"tuners (all but {plain} need xgboost)"
     add_listing(parser, title, {name: kind.help for name, kind in tuner_kinds().items()})
     add_listing(parser, "in front of any tuner", {prefix: first.help for prefix, first in initializations().items()})
-    parser.add_argument("--space", default="full", choices=("full", "autotvm"), help="of schedules (default full)")
+    parser.add_argument("--space", default=DEFAULT_KIND, metavar="NAME", help=listing())
     parser.add_argument("--no-check", action="store_true", help="spend trials on schedules that do not lower, too")
     parser.add_argument("--batch", type=int, default=10, metavar="N", help="trials between two fits (default 10)")
     parser.add_argument("--retries", type=int, default=2, metavar="N", help="after failures of the device (default 2)")
@@ -72,12 +73,13 @@ def run(args: argparse.Namespace) -> int:
             raise OneShotError(f"--{name} is {value}; allowed: {least} or more")
     if args.timeout is not None and args.timeout <= 0:
         raise OneShotError(f"--timeout is {args.timeout}; allowed: more than 0 seconds")
+    space_kind(args.space)
     if args.output:
         check_output(args.output, "--output")
     began = time.perf_counter()
     layers, chip, starts = _sources(args)
     network = None
-    if args.space == "full" or find_tuner(args.tuner)[1].needs_network:
+    if args.space == DEFAULT_KIND or find_tuner(args.tuner)[1].needs_network:
         network = predictor_of(args.weights, args.space)
     results = refine(
         layers,
@@ -119,8 +121,8 @@ def _sources(args: argparse.Namespace) -> tuple[list[Layer], Accelerator, dict[s
         layers = read_layers(args.workload)
     elif Path(args.source).is_dir():
         layers, made_for, starts = read_compiled(Path(args.source))
-        if args.space != "full":
-            raise OneShotError("the schedules of compiled models are of the space 'full'; leave --space out")
+        if args.space != DEFAULT_KIND:
+            raise OneShotError(f"the schedules of compiled models are of the space {DEFAULT_KIND!r}; leave --space out")
         chip = chip or made_for
         if chip != made_for:
             raise OneShotError(f"{args.source} is compiled for {made_for.name!r}, not for {chip.name!r}")

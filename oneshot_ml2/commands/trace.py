@@ -21,6 +21,7 @@ from oneshot_ml2.models.layerwise import matching, over_patches, select_layers
 from oneshot_ml2.models.trace import Part, document, part
 from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.base import Schedule
+from oneshot_ml2.spaces.registry import DEFAULT_KIND
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import work
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -184,4 +185,4 @@ def _picked(
         knobs = tuple((k, int(v)) for k, _, v in (word.partition("=") for word in args.schedule.split()))
     except ValueError as error:
         raise OneShotError(f"--schedule is {args.schedule!r}; write it as 'tile_co=4 tile_h=56 ...'") from error
-    return [((chosen[0].name,), ScheduleSpace(chosen[0].workload, chip).lower(Schedule("full", knobs)))]
+    return [((chosen[0].name,), ScheduleSpace(chosen[0].workload, chip).lower(Schedule(DEFAULT_KIND, knobs)))]

@@ -14,9 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from oneshot_ml2.common.errors import CorpusError
+from oneshot_ml2.common.names import unknown
 from oneshot_ml2.common.reading import read_toml
 from oneshot_ml2.corpus.format import task_id
-from oneshot_ml2.spaces.registry import backend
+from oneshot_ml2.spaces.registry import DEFAULT_KIND, backend, kinds
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.workload.lists import Layer, read_layers
 from oneshot_ml2.workload.registry import Workload
@@ -49,7 +50,7 @@ class Plan:
     accelerators: tuple[Accelerator, ...]
     tasks: int
     samples: int = 512
-    space: str = "full"
+    space: str = DEFAULT_KIND
     split: str = "train"
     seed: int = 0
     prior: float = 0.5
@@ -64,6 +65,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.layers or not self.accelerators:
             raise CorpusError("plan: no workloads or no accelerators are left to collect")
+        if self.space not in kinds():
+            raise CorpusError(f"plan: {unknown('schedule space', self.space, kinds())}")
         most = len(self.layers) * len(self.accelerators)
         _within("tasks", self.tasks, len(self.layers), most, "every workload once, up to every pair")
         _within("samples", self.samples, 1, 1 << 24)

@@ -7,8 +7,8 @@ them only by trials. `KINDS` documents five kinds; a seed draws each one's figur
 2. Cycles that the memory needs more: a beat takes 1 / ``bandwidth`` cycles, a request that leaves the DRAM page of the
    one before costs ``page_miss``. They hide behind compute as far as the port has been idle:
    T' = T + E * (R + E) / (T + E) with R the port's busy cycles and E the additional ones.
-3. Micro-ops beyond the board's smaller SRAM overwrite others, and a hidden rule (`RULES`) makes some programs' results
-   wrong: both end as ``wrong_result``.
+3. Micro-ops beyond the board's smaller SRAM overwrite others, and a hidden rule (`faults.RULES`) makes some programs'
+   results wrong: both end as ``wrong_result``.
 4. A measurement fails at random (``device_error``, ``timeout``); trying again may help. One that does not has noise.
 """
 
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.common.names import unknown
-from oneshot_ml2.devices import perturbed_batch
 from oneshot_ml2.devices.base import DeviceKind, Measurement, legal_schedule
-from oneshot_ml2.devices.boards import KINDS, RULES, board_of, draw
+from oneshot_ml2.devices.boards import KINDS, draw, faults_of
 from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta import faults
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 from oneshot_ml2.vta.timing import chisel
@@ -46,8 +46,8 @@ class PerturbedDevice:
         """Raises DeviceError: no such kind. ``differences``: instead of those of :func:`draw`."""
         self.name = f"perturbed:{kind}:{seed}"
         self.differences = differences or draw(kind, seed)
-        if self.differences.rule not in RULES:
-            raise DeviceError(unknown("rule", self.differences.rule, RULES))
+        if self.differences.rule not in faults.RULES:
+            raise DeviceError(unknown("rule", self.differences.rule, faults.RULES))
         self._seed = seed
         # How often each schedule or program has been measured, by its digest.
         self._times: dict[bytes, int] = {}
@@ -63,10 +63,12 @@ class PerturbedDevice:
     def true_cycles(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> BatchResult:
         """What measurements would say without noise, failures and timeouts: for scoring, never for a tuner.
 
-        Of the ``full`` space in one batch, with the same results as one by one.
+        In one batch where the space brings that, with the same results as one by one.
         """
-        if space.kind == "full":
-            return perturbed_batch.true_cycles(space, np.asarray(indices, dtype=np.int64), self.differences)
+        boards, chip = space.record.boards, space.accelerator
+        if boards is not None:
+            values = space.values(indices)
+            return boards.measure_faulty(space.workload, chip, values, faults_of(chip, self.differences))
         return self._schedules(space, indices, exact=True)
 
     def _schedules(self, space: ScheduleSpace, indices: NDArray[np.int64], exact: bool) -> BatchResult:
@@ -102,11 +104,10 @@ class PerturbedDevice:
             return _failed(Reason.DEVICE_ERROR)
         if chance < d.failures + d.timeouts:
             return _failed(Reason.TIMEOUT)
-        chip = program.accelerator
-        if perturbed_batch.is_wrong(program.insns, perturbed_batch.limits_of(chip, d)):
+        chip, found = program.accelerator, faults_of(program.accelerator, d)
+        if faults.is_wrong(program.insns, found.limits):
             return _failed(Reason.WRONG_RESULT)
-        board = dataclasses.replace(program, accelerator=board_of(chip, d))
-        timed = chisel.measure(board)
+        timed = chisel.measure(dataclasses.replace(program, accelerator=found.board))
         if not timed.ends_cleanly:
             return _failed(Reason.DEADLOCK)
         port = timed.read_beats + timed.write_beats
@@ -122,10 +123,9 @@ def _failed(reason: Reason) -> Measurement:
 
 
 def page_misses(program: Program, page_bytes: int) -> int:
-    """Requests of LOADs and STOREs, in program order, that begin in another DRAM page than the one before ended in,
-    and page borders within requests."""
+    """See `faults.page_misses`, of a program."""
     sizes = np.array(G.element_bytes(program.accelerator), dtype=np.int64)
-    return int(perturbed_batch.page_misses(program.insns, sizes, page_bytes))
+    return int(faults.page_misses(program.insns, sizes, page_bytes))
 
 
 def _open(argument: str) -> PerturbedDevice:

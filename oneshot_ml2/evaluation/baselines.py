@@ -11,7 +11,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,12 @@ from oneshot_ml2.common.parallel import in_parallel
 from oneshot_ml2.common.reading import read_json, whole_number
 from oneshot_ml2.corpus.read import open_corpus
 from oneshot_ml2.network import picking
-from oneshot_ml2.spaces.full import features as full_features
-from oneshot_ml2.spaces.full import plan
+from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.reasons import Reason
+
+if TYPE_CHECKING:
+    from oneshot_ml2.spaces.base import Candidates
 
 SCHEMA = 1
 # Schedules whose validity is told at once, and those timed between two looks at the clock.
@@ -34,40 +36,40 @@ _CHECKED, _ROUND = 512, 32
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """A space's canonical schedules and their closed-form totals.
-
-    ``indices``: int64 (n,), ascending; ``totals``: float64 (n, len(plan.SUMMARY)), see `plan.SUMMARY`.
-    """
+    """A space's canonical schedules, by ascending index, and their closed forms."""
 
     space: ScheduleSpace
-    indices: NDArray[np.int64]
-    totals: NDArray[np.float64]
+    given: Candidates
 
     @classmethod
     def of(cls, space: ScheduleSpace) -> ClosedForm:
-        indices = full_features.canonical_table(space)
-        return cls(space, indices, full_features.summaries(space, indices))
+        return cls(space, space.record.features.candidates_at(space, space.table()))
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """Of the schedules, int64 (n,)."""
+        return self.given.indices
 
     def first(self, key: NDArray[np.float64]) -> int | None:
         """The legal schedule with the least ``key`` (n,); of equal ones the least bound decides, then the index."""
-        order = np.lexsort((self.totals[:, plan.S_BOUND], key))
+        order = np.lexsort((self.given.bound, key))
         found = picking.first_legal(self.space, self.indices[order])
         return None if found is None else int(self.indices[order[found]])
 
 
 def fewest_bytes(table: ClosedForm) -> int | None:
     """The schedule that moves the fewest bytes (what is stored is the same for all)."""
-    return table.first(table.totals[:, plan.S_INP_BEATS] + table.totals[:, plan.S_WGT_BEATS])
+    return table.first(table.given.reads)
 
 
 def roofline(table: ClosedForm) -> int | None:
     """The schedule with the least max(compute cycles, cycles of the memory port)."""
-    return table.first(np.maximum(table.totals[:, plan.S_COMPUTE], table.totals[:, plan.S_READ_BEATS]))
+    return table.first(table.given.roofline)
 
 
 def closed_form(table: ClosedForm) -> int | None:
-    """The schedule with the least `plan` estimate, which knows of heads, tails and what is not overlapped."""
-    return table.first(table.totals[:, plan.S_ESTIMATE])
+    """The schedule with the least estimate in closed form, which knows of heads, tails and what is not overlapped."""
+    return table.first(table.given.estimate)
 
 
 def simulated(space: ScheduleSpace, seconds: float) -> tuple[int | None, int]:
@@ -79,7 +81,7 @@ def simulated(space: ScheduleSpace, seconds: float) -> tuple[int | None, int]:
     """
     deadline = time.perf_counter() + seconds
     table = ClosedForm.of(space)
-    order = table.indices[np.argsort(table.totals[:, plan.S_BOUND], kind="stable")]
+    order = table.indices[np.argsort(table.given.bound, kind="stable")]
     best: list[tuple[int, int]] = []
     timed = 0
     first = picking.first_legal(space, order)
@@ -112,7 +114,8 @@ def _timed(space: ScheduleSpace, indices: NDArray[np.int64]) -> NDArray[np.int64
 class BestKnown:
     """The fastest schedule in the training corpus of each of its tasks.
 
-    ``tasks``: float32 (T, len(encode.TASK_FEATURES)); ``values``: int64 (T, len(plan.KNOBS)), knob values.
+    All are of the default kind of space. ``tasks``: their task features, float32 (T, features); ``values``: int64
+    (T, knobs), knob values.
     """
 
     tasks: NDArray[np.float32]
@@ -125,7 +128,7 @@ class BestKnown:
         """
         scale = self.tasks.std(axis=0)
         scale[scale == 0] = 1.0
-        away = ((self.tasks - full_features.task_features(space)) / scale) ** 2
+        away = ((self.tasks - space.record.features.task_features(space)) / scale) ** 2
         nearest = np.argsort(away.sum(axis=1), kind="stable")
         rows = np.empty((len(nearest), len(space.knobs)), dtype=np.int64)
         for j, knob in enumerate(space.knobs):
@@ -150,14 +153,21 @@ def gather(corpora: list[str]) -> BestKnown:
             for task in corpus:
                 if task.valid.any():
                     cycles = np.where(task.valid, task.cycles, np.iinfo(np.int64).max)
-                    tasks.append(full_features.task_features(task.space()))
+                    space = task.space()
+                    tasks.append(space.record.features.task_features(space))
                     values.append(task.values[cycles.argmin()])
     return BestKnown(np.array(tasks), np.array(values, dtype=np.int64))
 
 
+def _columns() -> dict[str, list[str]]:
+    """What the columns of `BestKnown` are."""
+    record = space_kind(DEFAULT_KIND)
+    return {"features": list(record.features.TASK_FEATURES), "knobs": list(record.schedules.KNOBS)}
+
+
 def write_best_known(known: BestKnown, path: Path) -> None:
     """Write JSON that `read_best_known` reads."""
-    head = {"schema": SCHEMA, "features": list(full_features.TASK_FEATURES), "knobs": list(plan.KNOBS)}
+    head = {"schema": SCHEMA} | _columns()
     rows = [
         json.dumps([[round(float(x), 4) for x in task], values.tolist()], separators=(",", ":"))
         for task, values in zip(known.tasks, known.values)
@@ -175,16 +185,15 @@ def read_best_known(path: Path) -> BestKnown:
     """
     try:
         data: dict[str, Any] = read_json(path)
-        if data["schema"] != SCHEMA or data["features"] != list(full_features.TASK_FEATURES):
+        features, names = _columns().values()
+        if data["schema"] != SCHEMA or data["features"] != features:
             raise ValueError("another schema")
-        if data["knobs"] != list(plan.KNOBS):
+        if data["knobs"] != names:
             raise ValueError("of another schedule space")
         rows = data["tasks"]
-        tasks = np.array([row[0] for row in rows], dtype=np.float32).reshape(
-            len(rows), len(full_features.TASK_FEATURES)
-        )
+        tasks = np.array([row[0] for row in rows], dtype=np.float32).reshape(len(rows), len(features))
         knobs = [whole_number(value, "a knob") for row in rows for value in row[1]]
-        values = np.array(knobs, dtype=np.int64).reshape(len(rows), len(plan.KNOBS))
+        values = np.array(knobs, dtype=np.int64).reshape(len(rows), len(names))
         if not np.isfinite(tasks).all():
             raise ValueError("features beyond the range of numbers")
         return BestKnown(tasks, values)

@@ -18,7 +18,7 @@ from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.metrics import geometric_mean, kendall_tau
 from oneshot_ml2.common.reading import read_json, whole_number
 from oneshot_ml2.network import picking
-from oneshot_ml2.spaces.autotvm import space as autotvm
+from oneshot_ml2.spaces.registry import TVM_KIND, backend
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import simulator
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -26,7 +26,7 @@ from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.workload.conv2d import Conv2d
 
 SCHEMA = "vta-autotvm-space/1"
-KNOBS = ("tile_b", "tile_h", "tile_w", "tile_ci", "tile_co", "oc_nthread", "h_nthread")
+KNOBS = backend(TVM_KIND).KNOBS
 
 
 # --- tables of TVM's whole space -------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ def _traffic(space: ScheduleSpace, indices: NDArray[np.int64]) -> tuple[NDArray[
     """Instructions (n,) and counters (n, 6) [inp, wgt, uop, out bytes, gemm, alu operations] of valid schedules."""
     counts = np.zeros(len(indices), dtype=np.int64)
     counters = np.zeros((len(indices), 6), dtype=np.int64)
-    for i, insns in enumerate(autotvm.programs(space.workload, space.accelerator, space.values(indices))):
+    for i, insns in enumerate(space.programs(indices)):
         traffic = simulator.traffic(insns, space.accelerator)
         counts[i] = len(insns)
         counters[i] = [
@@ -60,7 +60,7 @@ def _traffic(space: ScheduleSpace, indices: NDArray[np.int64]) -> tuple[NDArray[
 
 
 def time_pick(workload: Conv2d, accelerator: Accelerator) -> int:
-    """Cycles of our zero-measurement pick in the `full` space, timed after it was made; -1 if it is invalid."""
+    """Cycles of our zero-measurement pick, timed after it was made; -1 if it is invalid."""
     pick = picking.pick(workload, accelerator)
     return int(pick.space.measure(np.array([pick.index], dtype=np.int64)).cycles[0])
 
@@ -75,7 +75,7 @@ def check_layer(
     workload, rows = _layer_workload(layer["workload"]), layer["rows"]
     indices = np.array([row[0] for row in rows], dtype=np.int64)
     knobs = np.array([row[1] for row in rows], dtype=np.int64).reshape(len(rows), len(KNOBS))
-    space = ScheduleSpace(workload, next(iter(accelerators.values())), "autotvm")
+    space = ScheduleSpace(workload, next(iter(accelerators.values())), TVM_KIND)
     if indices.size and (indices.min() < 0 or indices.max() >= len(space)):
         raise OneShotError(f"layer {name}: an index beyond our space of {len(space)} configurations")
     if not np.array_equal(space.values(indices), knobs):
@@ -95,7 +95,7 @@ def check_layer(
     results: dict[str, Any] = {}
     for column, (label, accelerator) in enumerate(accelerators.items()):
         measured = np.array([rows[i][2][column] for i in both], dtype=np.int64)
-        cycles = ScheduleSpace(workload, accelerator, "autotvm").measure(indices[both]).cycles
+        cycles = ScheduleSpace(workload, accelerator, TVM_KIND).measure(indices[both]).cycles
         error = np.abs(cycles - measured) / measured
         best = [row[2][column] for row in rows if row[5] is None]
         results[label] = {
@@ -184,7 +184,7 @@ def check_tophub(data: Mapping[str, Any], picks: bool = True) -> dict[str, Any]:
             kernel[0], kernel[1], stride=layer["stride"], padding=(top, bottom, left, right),
         )  # fmt: skip
         result = {"line": record["line"], "target": record["target"], "genuine": not record["suspect"]}
-        result |= _measure_record(ScheduleSpace(workload, accelerator, "autotvm"), record)
+        result |= _measure_record(ScheduleSpace(workload, accelerator, TVM_KIND), record)
         if picks and result["cycles"] > 0:
             result["gain"] = result["cycles"] / time_pick(workload, accelerator)
         records.append(result | {"seconds": float(np.mean(record["cost_s"]))})
@@ -238,7 +238,7 @@ def check_board(data: Mapping[str, Any]) -> dict[str, Any]:
             1, layer["in_channels"], layer["height"], layer["width"], layer["out_channels"],
             layer["kernel"], layer["kernel"], stride=layer["stride"], padding=layer["padding"],
         )  # fmt: skip
-        space = ScheduleSpace(workload, accelerator, "autotvm")
+        space = ScheduleSpace(workload, accelerator, TVM_KIND)
         result = {"layer": layer["name"], "ms": record["median_ms"]} | _measure_record(space, record)
         equal = False
         if result["cycles"] > 0:

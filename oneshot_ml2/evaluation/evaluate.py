@@ -24,7 +24,6 @@ from oneshot_ml2.evaluation import baselines
 from oneshot_ml2.evaluation.optimum import Optimum, Task, read_optima, read_tasks, sample_of, version
 from oneshot_ml2.network import picking
 from oneshot_ml2.network.predictor import Predictor, digest
-from oneshot_ml2.spaces.full import features as full_features
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.training import peers
 from oneshot_ml2.vta.reasons import Reason
@@ -240,7 +239,7 @@ def _peer_result(
 ) -> PeerResult:
     """A peer's figures: of its choice, and of its order of a valid sample (n,) with its true cycles (n,)."""
     cycles = _cycles(space, chosen)
-    guess = -peers.score(other, space, full_features.candidates_at(space, sample))
+    guess = -peers.score(other, space, space.record.features.candidates_at(space, sample))
     return PeerResult(
         metrics.top_k_quality(best, cycles, 1), metrics.top_k_quality(best, cycles, 5), Order.of(truth, guess)
     )

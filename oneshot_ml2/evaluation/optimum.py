@@ -27,9 +27,7 @@ from oneshot_ml2.common.json_lines import find, open_lines, told
 from oneshot_ml2.common.reading import read_json, shown, whole_number
 from oneshot_ml2.corpus.format import task_id
 from oneshot_ml2.network import picking
-from oneshot_ml2.spaces.full import features as full_features
-from oneshot_ml2.spaces.full import plan
-from oneshot_ml2.spaces.registry import backend
+from oneshot_ml2.spaces.registry import DEFAULT_KIND, backend
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.workload.conv2d import Conv2d
@@ -101,7 +99,7 @@ def version() -> str:
     space = ScheduleSpace(Conv2d(1, 32, 14, 14, 64, 3, 3, padding=1), Accelerator.load("pynq"))
     cycles = space.measure(sample_of(space)[:64]).cycles
     digest = hashlib.sha256(np.ascontiguousarray(cycles, dtype="<i8").data).hexdigest()[:12]
-    return f"full-{backend('full').SPACE_VERSION}-{digest}"
+    return f"{DEFAULT_KIND}-{backend(DEFAULT_KIND).SPACE_VERSION}-{digest}"
 
 
 def sample_of(space: ScheduleSpace) -> NDArray[np.int64]:
@@ -127,8 +125,8 @@ def search(space: ScheduleSpace, limit: float, first: NDArray[np.int64] | None =
     ``first``: schedules to time before all others; a fast one among them makes the search short, and T* no other.
     """
     began = time.perf_counter()
-    indices = full_features.canonical_table(space)
-    bound = full_features.summaries(space, indices)[:, plan.S_BOUND]
+    indices = space.table()
+    bound = space.bound(indices)
     order = np.argsort(bound, kind="stable")
     indices, bound = indices[order], bound[order]
     best, best_index, timed = -1, -1, 0
@@ -175,11 +173,11 @@ class Task:
     @property
     def id(self) -> str:
         """See `corpus.task_id`."""
-        return task_id(self.workload, self.accelerator, "full")
+        return task_id(self.workload, self.accelerator, DEFAULT_KIND)
 
     def space(self) -> ScheduleSpace:
-        """The task's ``full`` space."""
-        return ScheduleSpace(self.workload, self.accelerator, "full")
+        """The task's space, of the default kind."""
+        return ScheduleSpace(self.workload, self.accelerator)
 
 
 def read_tasks(path: str | Path) -> list[Task]:

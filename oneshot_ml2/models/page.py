@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.version import __version__
 from oneshot_ml2.spaces import space
 from oneshot_ml2.spaces.base import Schedule
+from oneshot_ml2.spaces.registry import DEFAULT_KIND
 from oneshot_ml2.vta import timeline
 from oneshot_ml2.vta.timeline import FETCH, LOAD, READ, ROWS, STORE, WORK, WRITE, Slice, Timeline
 from oneshot_ml2.workload import base
@@ -136,7 +137,7 @@ def _layer(entry: Mapping[str, Any], detail: int | None) -> dict[str, Any]:
     }
     if "cycles" not in entry:
         return row
-    schedule = Schedule(str(entry.get("space", "full")), tuple(entry["schedule"].items()))
+    schedule = Schedule(str(entry.get("space", DEFAULT_KIND)), tuple(entry["schedule"].items()))
     wrong = entry["wrong_outputs"]
     return row | {
         "shape": base.short_workload(workload_from_dict(entry["workload"])).removesuffix(f" {entry['operator']}"),

@@ -18,6 +18,7 @@ from oneshot_ml2.models.ir import Node
 from oneshot_ml2.models.quantize.quantize import Quantized
 from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.base import Schedule
+from oneshot_ml2.spaces.registry import DEFAULT_KIND
 from oneshot_ml2.spaces.registry import backend as schedule_backend
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -53,7 +54,7 @@ def _pinned(entry: Mapping[str, Any], node: Node, chip: Accelerator, weights: st
         ModelError: it is for another workload, or not legal on this accelerator.
     """
     begin = time.perf_counter()
-    kind = str(entry.get("space", "full"))
+    kind = str(entry.get("space", DEFAULT_KIND))
     try:
         version = schedule_backend(kind).SPACE_VERSION
         if entry.get("space_version") != version:

@@ -5,7 +5,7 @@ or a request costs more, or something is smaller than promised. So few figures t
 
 - ``latency``: the memory latency, in cycles, that the networks are told in place of the described one;
 - ``costs``: what is added to log T: a constant, then for each of `COSTS` how much of it. They are at least 0;
-- ``limits``: what no schedule may exceed, as hypotheses with their probabilities: of a column of `traffic.TRAFFIC`, up
+- ``limits``: what no schedule may exceed, as hypotheses with their probabilities: of a column of `Boards.TRAFFIC`, up
   or down, and the two measured values between which the limit lies.
 """
 
@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.spaces.full import features as full_features
-from oneshot_ml2.spaces.full import plan, traffic
-from oneshot_ml2.spaces.full.traffic import TRAFFIC
-from oneshot_ml2.vta import nest
+from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.spaces.registry import DEFAULT_KIND, kinds, space_kind
 
 if TYPE_CHECKING:
-    from oneshot_ml2.spaces.full.features import Candidates
+    from oneshot_ml2.spaces.base import Candidates
+    from oneshot_ml2.spaces.protocols import Boards
     from oneshot_ml2.spaces.space import ScheduleSpace
 
 # Raised when figures change their meaning; other versions are refused.
@@ -61,7 +60,7 @@ class Calibration:
         return terms @ self.costs
 
     def risk(self, traffic: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Probability that a limit is exceeded, float64 (n,), of `traffic.traffic` (n, columns)."""
+        """Probability that a limit is exceeded, float64 (n,), of `traffic_of` (n, columns)."""
         fine = np.ones(len(traffic))
         for group in np.unique(self.limits[:, L_GROUP]):
             beyond = np.zeros(len(traffic))
@@ -78,11 +77,11 @@ class Calibration:
         return {PREFIX + name: np.asarray(value, dtype=np.float32) for name, value in parts.items()}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> Calibration | None:
-        """The inverse of :meth:`to_tensors`; None if there is none among the tensors.
+    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]], kind: str = DEFAULT_KIND) -> Calibration | None:
+        """The inverse of :meth:`to_tensors`; None if there is none among the tensors; ``kind``: of the spaces.
 
         Raises:
-            ValueError: tensors of other shapes, or figures that cannot be.
+            ValueError: tensors of other shapes, or figures that cannot be, as in a space that has no calibrations.
         """
         given = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
         if not given:
@@ -93,14 +92,30 @@ class Calibration:
         if costs.shape != (len(COSTS),) or limits.ndim != 2 or limits.shape[1] != 6:
             raise ValueError("costs or limits of another shape")
         latency = int(given["latency"][0])
-        if not 1 <= latency <= 65535 or (costs < 0).any() or not _possible(limits):
+        if not 1 <= latency <= 65535 or (costs < 0).any() or not _possible(limits, kind):
             raise ValueError("a latency, cost or limit that cannot be")
         return cls(latency, costs, limits)
 
 
-def _possible(limits: NDArray[np.float64]) -> bool:
-    column, sign = limits[:, L_COLUMN], limits[:, L_SIGN]
-    return bool(np.isin(column, np.arange(len(TRAFFIC))).all() and np.isin(sign, (-1.0, 1.0)).all())
+def _possible(limits: NDArray[np.float64], kind: str) -> bool:
+    boards = space_kind(kind).boards
+    columns, signs = np.arange(0 if boards is None else len(boards.TRAFFIC)), (-1.0, 1.0)
+    return boards is not None and bool(
+        np.isin(limits[:, L_COLUMN], columns).all() and np.isin(limits[:, L_SIGN], signs).all()
+    )
+
+
+def boards_of(kind: str) -> Boards:
+    """What a calibration asks of a kind of space.
+
+    Raises:
+        OneShotError: it has no calibrations.
+    """
+    boards = space_kind(kind).boards
+    if boards is None:
+        known = " and ".join(repr(other) for other in kinds() if space_kind(other).boards is not None)
+        raise OneShotError(f"there are no calibrations of the schedule space {kind!r}, only of {known}")
+    return boards
 
 
 def logarithm(column: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -109,17 +124,15 @@ def logarithm(column: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def traffic_of(board: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
-    """`traffic.traffic` of candidates of a space, float64 (n, columns)."""
-    return traffic.traffic(full_features.nest_of(board), given.values, given.summary)
+    """`Boards.traffic` of candidates of a space, float64 (n, columns)."""
+    return boards_of(board.kind).traffic(board, given)
 
 
 def cost_terms(
     board: ScheduleSpace, given: Candidates, traffic: NDArray[np.float64], cycles: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """How much of each of `COSTS` candidates have that take some cycles (n,), float64 (n, len(COSTS))."""
-    p, summary = full_features.nest_of(board), given.summary
-    stored = p[nest.NB] * p[nest.OH] * p[nest.OW] * p[nest.OUT_BLOCKS] * p[nest.INP_B] / p[nest.BUS]
-    beats = summary[:, plan.S_INP_BEATS] + summary[:, plan.S_WGT_BEATS] + stored + 2 * summary[:, plan.S_INSTRUCTIONS]
-    columns = [TRAFFIC.index(f"{kind} requests") for kind in ("input", "weight", "output")]
-    busy, requests = beats / cycles, _REQUEST * traffic[:, columns].sum(axis=1) / cycles
+    boards = boards_of(board.kind)
+    busy = boards.beats(board, given) / cycles
+    requests = _REQUEST * traffic[:, list(boards.REQUESTS)].sum(axis=1) / cycles
     return np.stack([np.ones(len(cycles)), busy * busy, busy * requests], axis=1)

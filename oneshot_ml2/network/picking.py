@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from oneshot_ml2.network.predictor import Predictor, Scores
 from oneshot_ml2.network.weights import load_pretrained
 from oneshot_ml2.spaces.base import Schedule
-from oneshot_ml2.spaces.encoding import encoding, weights_of
-from oneshot_ml2.spaces.full import features as full_features
+from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.reasons import InvalidSchedule, NoSchedule, Reason
 
 if TYPE_CHECKING:
+    from oneshot_ml2.spaces.base import Candidates
     from oneshot_ml2.vta.accelerator import Accelerator
     from oneshot_ml2.vta.program import Program
     from oneshot_ml2.workload.registry import Workload
@@ -115,7 +115,7 @@ def best_of(scores: Scores, k: int) -> NDArray[np.int64]:
     return trusted[np.argsort(cycles, kind="stable")]
 
 
-def predictor_of(weights: str | Path | Predictor | None, kind: str = "full") -> Predictor:
+def predictor_of(weights: str | Path | Predictor | None, kind: str = DEFAULT_KIND) -> Predictor:
     """A network from shipped weights (a name; None: those of a kind of space), a file, or itself.
 
     Raises:
@@ -125,7 +125,7 @@ def predictor_of(weights: str | Path | Predictor | None, kind: str = "full") -> 
         return weights
     if isinstance(weights, Path) or (weights is not None and str(weights).endswith(".safetensors")):
         return Predictor.load(weights)
-    return load_pretrained(weights or weights_of(kind))
+    return load_pretrained(weights or space_kind(kind).shipped)
 
 
 def score(space: ScheduleSpace, indices: NDArray[np.int64], weights: str | Path | Predictor | None = None) -> Scores:
@@ -138,13 +138,13 @@ def score(space: ScheduleSpace, indices: NDArray[np.int64], weights: str | Path 
     return predictor_of(weights, space.kind).score(space, indices)
 
 
-def promising(space: ScheduleSpace) -> full_features.Candidates:
+def promising(space: ScheduleSpace) -> Candidates:
     """Canonical schedules that the SRAMs hold, of the least proven bounds if there are many.
 
     Raises:
         OneShotError: a space that there are no features for.
     """
-    given = encoding(space.kind).all_candidates(space, fitting=True)
+    given = space.record.features.all_candidates(space, fitting=True)
     if len(given) > _SCANNED:
         given = given.take(np.sort(np.argpartition(given.bound, _SCANNED)[:_SCANNED]))
     return given
@@ -171,7 +171,7 @@ def closed_form_pick(space: ScheduleSpace) -> int:
     Raises:
         NoSchedule: none is legal; of how many of the canonical schedules each reason is.
     """
-    indices = full_features.canonical_table(space)
+    indices = space.table()
     indices = indices[np.argsort(space.estimate(indices), kind="stable")]
     counts: Counter[Reason] = Counter()
     for begin, reasons in _reasons(space, indices):
@@ -215,7 +215,7 @@ def pick(
     weights: str | Path | Predictor | None = None,
     verify: int = 0,
 ) -> Pick:
-    """Pick a schedule of the ``full`` space without executing or timing anything.
+    """Pick a schedule of the default space without executing or timing anything.
 
     The closed-form validity passes over those that the network trusts in vain, so that the first lowering succeeds.
 
@@ -229,7 +229,7 @@ def pick(
         NoSchedule: no schedule of the space is legal, or the workload is larger than VTA can address.
     """
     began = time.perf_counter()
-    space = ScheduleSpace(workload, accelerator, "full")
+    space = ScheduleSpace(workload, accelerator)
     network = predictor_of(weights)
     ranking = rank(space, network)
     best = ranking.best(len(ranking.indices))

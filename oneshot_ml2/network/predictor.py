@@ -24,11 +24,11 @@ from oneshot_ml2.common.files import write_whole
 from oneshot_ml2.common.parallel import in_parallel, one_blas_thread
 from oneshot_ml2.network import calibration
 from oneshot_ml2.network.card import read_card
-from oneshot_ml2.spaces.encoding import Encoding, encoding, kinds, weights_of
-from oneshot_ml2.spaces.full import features as full_features
+from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 
 if TYPE_CHECKING:
-    from oneshot_ml2.spaces.full.features import Candidates
+    from oneshot_ml2.spaces.base import Candidates
+    from oneshot_ml2.spaces.protocols import Encoding
     from oneshot_ml2.spaces.space import ScheduleSpace
 
 FORMAT = "oneshot-ml2 predictor"
@@ -91,23 +91,24 @@ class Predictor:
 
     tensors: dict[str, NDArray[np.float32]]
     card: dict[str, Any]
-    kind: str = "full"
+    kind: str = DEFAULT_KIND
 
     def check_space(self, space: ScheduleSpace) -> None:
         """Raise OneShotError unless the space is of the kind that these weights know."""
         if space.kind != self.kind:
-            hint = f": the shipped weights {weights_of(space.kind)!r} do" if space.kind in kinds() else ""
+            shipped = space.record.weights
+            hint = f": the shipped weights {shipped!r} do" if shipped is not None else ""
             raise OneShotError(f"these weights know the schedule space {self.kind!r}, not {space.kind!r}{hint}")
 
     @cached_property
     def features(self) -> Encoding:
         """The features of :attr:`kind`."""
-        return encoding(self.kind)
+        return space_kind(self.kind).features
 
     @cached_property
     def calibration(self) -> calibration.Calibration | None:
         """What the weights were told of one board by `finetune`; None for those of any accelerator."""
-        return calibration.Calibration.from_tensors(self.tensors)
+        return calibration.Calibration.from_tensors(self.tensors, self.kind)
 
     @cached_property
     def _bare(self) -> Predictor:
@@ -149,7 +150,7 @@ class Predictor:
         """
         self.check_space(space)
         if self.calibration is not None:
-            return self.judge(space, full_features.candidates_at(space, indices), network)
+            return self.judge(space, self.features.candidates_at(space, indices), network)
         encoder, indices = self.features.Encoder.of(space), np.ascontiguousarray(indices, dtype=np.int64)
         bound = np.empty(len(indices))
 
@@ -170,7 +171,7 @@ class Predictor:
         self.check_space(space)
         if self.calibration is not None:
             board = self.calibration.board(space)
-            seen = full_features.Encoder.of(board).candidates(given.indices, given.values)
+            seen = self.features.Encoder.of(board).candidates(given.indices, given.values)
             return _corrected(self.calibration, board, seen, self._bare.judge(board, seen, network))
         encoder = self.features.Encoder.of(space)
 
@@ -250,15 +251,17 @@ class Predictor:
             raise WeightsError(f"cannot read weights {path}: {error}; {_ADVICE}") from error
         if head.get("format") != FORMAT:
             raise WeightsError(f"{path}: no weights of oneshot-ml2; {_ADVICE}")
-        kind, version = head.get("space", "full"), head.get("feature_version")
-        if kind not in kinds():
-            raise WeightsError(f"{path}: weights of a schedule space {kind!r} that this version has not; {_ADVICE}")
-        features = encoding(kind)
+        kind, version = head.get("space", DEFAULT_KIND), head.get("feature_version")
+        try:
+            features = space_kind(kind).features
+        except OneShotError as error:
+            text = f"{path}: weights of a schedule space {kind!r} that this version has not; {_ADVICE}"
+            raise WeightsError(text) from error
         if version != str(features.FEATURE_VERSION):
             raise WeightsError(
                 f"{path}: weights of feature version {version}, this version has {features.FEATURE_VERSION}; {_ADVICE}"
             )
-        _check_calibration(path, head.get("calibration_version"), tensors)
+        _check_calibration(path, head.get("calibration_version"), tensors, kind)
         _check_shapes(path, bare(tensors), features)
         card = read_card(path)
         if card.get("feature_version", features.FEATURE_VERSION) != features.FEATURE_VERSION:
@@ -266,9 +269,7 @@ class Predictor:
         return cls(tensors, card, kind)
 
 
-def _corrected(
-    known: calibration.Calibration, board: ScheduleSpace, given: full_features.Candidates, scores: Scores
-) -> Scores:
+def _corrected(known: calibration.Calibration, board: ScheduleSpace, given: Candidates, scores: Scores) -> Scores:
     """The networks' scores of candidates with what a calibration adds."""
     traffic = calibration.traffic_of(board, given)
     added = known.added(calibration.cost_terms(board, given, traffic, scores.cycles))
@@ -296,10 +297,10 @@ def depth(tensors: Mapping[str, Any], network: str) -> int:
     return sum(name.startswith(f"{network}.") and name.endswith(".weight") for name in tensors)
 
 
-def _check_calibration(path: Path, version: str | None, tensors: dict[str, NDArray[Any]]) -> None:
+def _check_calibration(path: Path, version: str | None, tensors: dict[str, NDArray[Any]], kind: str) -> None:
     """Raise WeightsError unless the calibration among the tensors, if there is one, is of this version and possible."""
     try:
-        found = calibration.Calibration.from_tensors(tensors)
+        found = calibration.Calibration.from_tensors(tensors, kind)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}; make them anew with `oneshot-ml2 finetune`") from error
     wanted = None if found is None else str(calibration.VERSION)

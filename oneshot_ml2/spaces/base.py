@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -41,3 +46,43 @@ class BatchResult:
     reason: NDArray[np.uint8]
     cycles: NDArray[np.int64]
     busy: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Candidates(ABC):
+    """Schedules of a space and what closed forms say of them; each space names the columns of its ``summary``.
+
+    ``indices``: int64 (n,); ``values``: their canonical knob values, int64 (n, knobs); ``summary``: float64
+    (n, columns).
+    """
+
+    indices: NDArray[np.int64]
+    values: NDArray[np.int64]
+    summary: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    @abstractmethod
+    def bound(self) -> NDArray[np.float64]:
+        """Cycles that latencies are predicted beside, float64 (n,); proven lower bounds if `SpaceKind.proven`."""
+
+    @property
+    @abstractmethod
+    def estimate(self) -> NDArray[np.float64]:
+        """Cycles in closed form, with all that is known in closed form, float64 (n,)."""
+
+    @property
+    @abstractmethod
+    def reads(self) -> NDArray[np.float64]:
+        """Inputs and weights that are read, float64 (n,), in any unit that is the same for all schedules of a space."""
+
+    @property
+    @abstractmethod
+    def roofline(self) -> NDArray[np.float64]:
+        """Cycles of computing or of reading, whichever are more, float64 (n,)."""
+
+    def take(self, places: NDArray[np.int64] | slice) -> Self:
+        """Those at some positions."""
+        return type(self)(self.indices[places], self.values[places], self.summary[places])

@@ -1,51 +1,140 @@
-"""The schedule spaces by kind, and what each one's module offers."""
+"""The kinds of schedule spaces that there are: a record each, registered here, and nowhere else.
+
+The modules of a space are imported when they are first asked for, since they bring numba with them.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Protocol, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
 from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.names import unknown
 
 if TYPE_CHECKING:
-    from oneshot_ml2.spaces.base import BatchResult, Knob
-    from oneshot_ml2.vta.accelerator import Accelerator
-    from oneshot_ml2.vta.program import Program
-    from oneshot_ml2.workload.registry import Workload
+    from oneshot_ml2.spaces.protocols import Backend, Boards, Encoding
+
+# The space that picks are of, and files that name none.
+DEFAULT_KIND = "full"
+# TVM's own space, which measurements of others are of.
+TVM_KIND = "autotvm"
 
 
-class Backend(Protocol):
-    """What a space's module offers; ``values`` is int64 (n, number of knobs), knob values in order."""
+@dataclass(frozen=True)
+class SpaceKind:
+    """A kind of schedule space, and the modules that bring what it can.
 
-    SPACE_VERSION: int
+    Attributes:
+        name: what schedules, corpora, logs and weights call it.
+        about: what it is, in a line.
+        schedules_module: of a `protocols.Backend`.
+        features_module: of a `protocols.Encoding`; None: no network knows the space.
+        weights: the name of the shipped weights that know it; None: there are none.
+        boards_module: of `protocols.Boards`; None: no calibration to a board, and faulty boards only one by one.
+        proven: whether `Candidates.bound` is proven, so that T* can be found.
+    """
 
-    def knobs(self, workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]: ...
+    name: str
+    about: str
+    schedules_module: str
+    features_module: str | None = None
+    weights: str | None = None
+    boards_module: str | None = None
+    proven: bool = False
 
-    def canonical(
-        self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]
-    ) -> NDArray[np.int64]: ...
+    @cached_property
+    def schedules(self) -> Backend:
+        """The module of the schedules."""
+        return cast("Backend", importlib.import_module(self.schedules_module))
 
-    def validity(
-        self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]
-    ) -> NDArray[np.uint8]: ...
+    @cached_property
+    def features(self) -> Encoding:
+        """The module of the features.
 
-    def estimate(
-        self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]
-    ) -> NDArray[np.float64]: ...
+        Raises:
+            OneShotError: there is none.
+        """
+        if self.features_module is None:
+            known = ", ".join(kind for kind, record in _KINDS.items() if record.features_module)
+            raise OneShotError(f"no features of schedule space {self.name!r}; there are those of: {known}")
+        return cast("Encoding", importlib.import_module(self.features_module))
 
-    def lower(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Program: ...
+    @cached_property
+    def boards(self) -> Boards | None:
+        """The module of what boards do to its schedules, if there is one."""
+        return None if self.boards_module is None else cast("Boards", importlib.import_module(self.boards_module))
 
-    def measure_batch(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> BatchResult: ...
+    @property
+    def shipped(self) -> str:
+        """The name of the shipped weights that know it.
+
+        Raises:
+            OneShotError: there are none.
+        """
+        if self.weights is None:
+            known = ", ".join(kind for kind, record in _KINDS.items() if record.weights)
+            raise OneShotError(f"no weights know the schedule space {self.name!r}; there are some of: {known}")
+        return self.weights
 
 
-_BACKENDS = {"full": "oneshot_ml2.spaces.full.space", "autotvm": "oneshot_ml2.spaces.autotvm.space"}
+_KINDS: dict[str, SpaceKind] = {}
 
 
-def backend(kind: str) -> Backend:
-    """The module behind a space; imported on first use, since it brings numba with it."""
-    if kind not in _BACKENDS:
-        raise OneShotError(f"no schedule space {kind!r}; there are: {', '.join(_BACKENDS)}")
-    return cast(Backend, importlib.import_module(_BACKENDS[kind]))
+def register(record: SpaceKind) -> None:
+    """Make a kind of space known in this process; one of the same name is replaced."""
+    _KINDS[record.name] = record
+
+
+def kinds() -> tuple[str, ...]:
+    """The kinds of spaces that there are, in the order in which they were registered."""
+    return tuple(_KINDS)
+
+
+def space_kind(name: str) -> SpaceKind:
+    """The record of a kind of space.
+
+    Raises:
+        OneShotError: no such kind (names those there are).
+    """
+    if name not in _KINDS:
+        raise OneShotError(unknown("schedule space", name, _KINDS))
+    return _KINDS[name]
+
+
+def backend(name: str) -> Backend:
+    """The module of the schedules of a kind of space.
+
+    Raises:
+        OneShotError: no such kind.
+    """
+    return space_kind(name).schedules
+
+
+def listing() -> str:
+    """The kinds of spaces with what each is, for ``--help``."""
+    listed = "; ".join(f"{record.name}: {record.about}" for record in _KINDS.values())
+    return f"schedule space: {listed} (default {DEFAULT_KIND})"
+
+
+register(
+    SpaceKind(
+        DEFAULT_KIND,
+        "what VTA's instruction set allows",
+        "oneshot_ml2.spaces.full.space",
+        features_module="oneshot_ml2.spaces.full.features",
+        weights="default",
+        boards_module="oneshot_ml2.spaces.full.boards",
+        proven=True,
+    )
+)
+register(
+    SpaceKind(
+        TVM_KIND,
+        "TVM's own template of convolutions",
+        "oneshot_ml2.spaces.autotvm.space",
+        features_module="oneshot_ml2.spaces.autotvm.features",
+        weights="autotvm",
+    )
+)

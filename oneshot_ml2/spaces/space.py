@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.reading import shown
 from oneshot_ml2.spaces.base import Schedule
-from oneshot_ml2.spaces.registry import backend
+from oneshot_ml2.spaces.registry import DEFAULT_KIND, SpaceKind, space_kind
 
 if TYPE_CHECKING:
     from oneshot_ml2.spaces.base import BatchResult, Knob
@@ -20,21 +21,22 @@ if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
     from oneshot_ml2.workload.registry import Workload
 
-# `vta.plan`'s dataflows in order: the outer loop, then what stays resident while it is reused.
-DATAFLOWS = ("co", "co/wgt", "co/wgt+inp", "sp/inp", "sp/inp+wgt", "sp/wgt")
-_BUFFERS = ("inp_buffers", "wgt_buffers", "acc_buffers")
-
 
 def short_schedule(schedule: Schedule) -> str:
-    """A `full` schedule's tile (co x h x w x ci), dataflow, and buffers of INP, WGT and ACC: ``8x28x1x3 co/wgt 2/2/1``.
+    """A schedule, short enough for a column of a table.
 
-    Schedules of other spaces are given in full.
+    Raises:
+        OneShotError: of a kind of space that there is not.
     """
-    knobs = dict(schedule.knobs)
-    if "dataflow" not in knobs:
-        return str(schedule)
-    tile = "x".join(str(knobs[f"tile_{axis}"]) for axis in ("co", "h", "w", "ci"))
-    return f"{tile} {DATAFLOWS[knobs['dataflow']]} {'/'.join(str(knobs[name]) for name in _BUFFERS)}"
+    return space_kind(schedule.kind).schedules.short(schedule)
+
+
+def scan(space: ScheduleSpace) -> NDArray[np.int64]:
+    """Indices of all canonical schedules of any space, int64 (m,), ascending, by looking at every schedule."""
+    found, step = [], 1 << 18
+    for begin in range(0, len(space), step):
+        found.append(np.unique(space.canonical(np.arange(begin, min(begin + step, len(space))))))
+    return np.unique(np.concatenate(found))
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,20 @@ class ScheduleSpace:
 
     workload: Workload
     accelerator: Accelerator
-    kind: str = "full"
+    kind: str = DEFAULT_KIND
+
+    @cached_property
+    def record(self) -> SpaceKind:
+        """What this kind of space brings.
+
+        Raises:
+            OneShotError: no such kind.
+        """
+        return space_kind(self.kind)
 
     @cached_property
     def knobs(self) -> tuple[Knob, ...]:
-        return backend(self.kind).knobs(self.workload, self.accelerator)
+        return self.record.schedules.knobs(self.workload, self.accelerator)
 
     @cached_property
     def _radix(self) -> NDArray[np.int64]:
@@ -95,16 +106,12 @@ class ScheduleSpace:
 
     def canonical(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """The canonical index (n,) of each schedule: aliases lower to the same program."""
-        values = backend(self.kind).canonical(self.workload, self.accelerator, self.values(indices))
+        values = self.record.schedules.canonical(self.workload, self.accelerator, self.values(indices))
         return self.index(values)
 
     @cached_property
     def _table(self) -> NDArray[np.int64]:
-        found = []
-        step = 1 << 18
-        for begin in range(0, len(self), step):
-            found.append(np.unique(self.canonical(np.arange(begin, min(begin + step, len(self))))))
-        return np.unique(np.concatenate(found))
+        return self.record.schedules.table(self)
 
     def table(self) -> NDArray[np.int64]:
         """Indices of all canonical schedules, int64 (m,), ascending."""
@@ -144,11 +151,21 @@ class ScheduleSpace:
 
     def validity(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Closed-form validity: `Reason` of each schedule, uint8 (n,). Agrees with :meth:`lower` exactly."""
-        return backend(self.kind).validity(self.workload, self.accelerator, self.values(indices))
+        return self.record.schedules.validity(self.workload, self.accelerator, self.values(indices))
 
     def estimate(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Closed-form guess of the cycles of each schedule, float64 (n,); infinite where capacity rules it out."""
-        return backend(self.kind).estimate(self.workload, self.accelerator, self.values(indices))
+        return self.record.schedules.estimate(self.workload, self.accelerator, self.values(indices))
+
+    def bound(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The proven lower bound LB of the cycles of each schedule, float64 (n,), on all cores.
+
+        Raises:
+            OneShotError: a space without proven bounds.
+        """
+        if not self.record.proven:
+            raise OneShotError(f"the bounds of the schedule space {self.kind!r} are not proven")
+        return self.record.features.candidates_at(self, indices).bound
 
     def lower(self, schedule: Schedule | int) -> Program:
         """The program of a schedule.
@@ -157,11 +174,19 @@ class ScheduleSpace:
             InvalidSchedule: the schedule does not lower.
         """
         index = schedule if isinstance(schedule, int | np.integer) else self.index_of(schedule)
-        return backend(self.kind).lower(self.workload, self.accelerator, self.values(np.array([index]))[0])
+        return self.record.schedules.lower(self.workload, self.accelerator, self.values(np.array([index]))[0])
+
+    def programs(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """The instructions (m, program.COLUMNS) of schedules (n,), each a view that the next one overwrites.
+
+        Raises:
+            InvalidSchedule: a schedule does not lower.
+        """
+        return self.record.schedules.programs(self.workload, self.accelerator, self.values(indices))
 
     def measure(self, indices: NDArray[np.int64]) -> BatchResult:
         """Lower and time schedules on the simulator in one batch."""
-        return backend(self.kind).measure_batch(self.workload, self.accelerator, self.values(indices))
+        return self.record.schedules.measure_batch(self.workload, self.accelerator, self.values(indices))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"workload": self.workload, "accelerator": self.accelerator, "kind": self.kind}

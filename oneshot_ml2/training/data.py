@@ -19,7 +19,7 @@ from oneshot_ml2.common.files import write_whole
 from oneshot_ml2.common.reading import read_json
 from oneshot_ml2.corpus.format import SAMPLERS, TaskSamples
 from oneshot_ml2.corpus.read import Corpus, open_corpus
-from oneshot_ml2.spaces.encoding import encoding
+from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.reasons import Reason
@@ -51,7 +51,7 @@ class Data:
     shapes: list[Any]
     accelerators: list[Any]
     digests: list[str]
-    kind: str = "full"
+    kind: str = DEFAULT_KIND
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -66,7 +66,7 @@ def draw_unmeasured(
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Canonical knob values (<= n, knobs) drawn for `Settings.validity_samples`, and whether each lowers (<= n,)."""
     drawn = np.unique(space.canonical(rng.integers(0, len(space), size=8 * n)))
-    values, bound = space.values(drawn), encoding(space.kind).candidates_at(space, drawn).bound
+    values, bound = space.values(drawn), space.record.features.candidates_at(space, drawn).bound
     order = np.argsort(bound, kind="stable")
     places = (rng.random(n - n // 2) ** 2 * len(order)).astype(np.int64)
     chosen = np.unique(np.concatenate([rng.choice(len(drawn), size=n // 2), order[places]]))
@@ -95,7 +95,7 @@ def _columns_of(task: TaskSamples, validity_samples: int, seed: int) -> dict[str
         values, valid = np.concatenate([values, more]), np.concatenate([valid, lowers])
         timed, guided = (np.concatenate([flags, np.zeros(len(more), dtype=bool)]) for flags in (timed, guided))
         cycles = np.concatenate([cycles, np.full(len(more), -1)])
-    features = encoding(space.kind)
+    features = space.record.features
     block = np.empty((len(values), len(features.SCHEDULE_FEATURES)), dtype=np.float32)
     encoder = features.Encoder.of(space)
     given = encoder.candidates(np.arange(len(values)), values)
@@ -119,7 +119,7 @@ def make_data(tasks: Iterable[TaskSamples], digests: list[str], validity_samples
     Raises:
         CorpusError: no task has a sample.
     """
-    tables, shapes, chips, kind = [], [], [], "full"
+    tables, shapes, chips, kind = [], [], [], DEFAULT_KIND
     for task in tasks:
         if len(task):
             kind = task.kind
@@ -188,7 +188,7 @@ def write_features(paths: Sequence[str | Path], settings: Settings, folder: str 
     try:
         digests = [corpus.digest for corpus in corpora]
         kind = corpora[0].kind
-        made_of = [kind, encoding(kind).FEATURE_VERSION, digests, settings.validity_samples, settings.seed]
+        made_of = [kind, space_kind(kind).features.FEATURE_VERSION, digests, settings.validity_samples, settings.seed]
         head = folder / "head.json"
         if _made_of(head) == made_of:
             return
@@ -236,7 +236,7 @@ def map_features(folder: str | Path) -> Data:
     small = {name: dtype for name, dtype in _COLUMNS.items() if name != "schedules"}
     columns: dict[str, Any] = {name: np.fromfile(folder / f"{name}.bin", dtype=dtype) for name, dtype in small.items()}
     kind, _, digests, *_ = head["made_of"]
-    shape = (int(offsets[-1]), len(encoding(kind).SCHEDULE_FEATURES))
+    shape = (int(offsets[-1]), len(space_kind(kind).features.SCHEDULE_FEATURES))
     # Copy on write: torch takes arrays that may be written to.
     mapped = np.memmap(folder / "schedules.bin", dtype=np.float32, mode="c", shape=shape)
     known = {text: Accelerator.from_json(text) for text in set(head["accelerators"])}

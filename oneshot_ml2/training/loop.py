@@ -26,7 +26,7 @@ from oneshot_ml2.common import metrics
 from oneshot_ml2.common.errors import CorpusError
 from oneshot_ml2.common.files import write_whole
 from oneshot_ml2.network.predictor import NETWORKS, Predictor
-from oneshot_ml2.spaces.encoding import encoding
+from oneshot_ml2.spaces.registry import space_kind
 from oneshot_ml2.training.checkpoint import commit, fingerprint_of, load_checkpoint, save_checkpoint
 from oneshot_ml2.training.data import draw_rows, split_tasks
 from oneshot_ml2.training.network import Network, losses, standardisation, to_predictor
@@ -222,7 +222,7 @@ def _card(
     final = {name: figures for name, figures in state["history"][-1].items() if isinstance(figures, dict)}
     return {
         "space": data.kind,
-        "feature_version": encoding(data.kind).FEATURE_VERSION,
+        "feature_version": space_kind(data.kind).features.FEATURE_VERSION,
         "corpus": sorted(data.digests),
         "samples": int(data.offsets[-1]),
         "invalid_share": float(1 - data.valid.mean()),

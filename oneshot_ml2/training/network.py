@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oneshot_ml2.network.predictor import NETWORKS, OUTPUTS, Predictor
+from oneshot_ml2.spaces.registry import DEFAULT_KIND
 
 if TYPE_CHECKING:
     from oneshot_ml2.training.data import Data
@@ -95,7 +96,11 @@ def standardisation(data: Data, tasks: NDArray[np.int64]) -> tuple[NDArray[np.fl
 
 
 def to_predictor(
-    network: Network, low: NDArray[np.float32], high: NDArray[np.float32], card: dict[str, Any], kind: str = "full"
+    network: Network,
+    low: NDArray[np.float32],
+    high: NDArray[np.float32],
+    card: dict[str, Any],
+    kind: str = DEFAULT_KIND,
 ) -> Predictor:
     """The network's weights as they are shipped."""
     tensors = {name: tensor.detach().numpy().copy() for name, tensor in network.state_dict().items()}

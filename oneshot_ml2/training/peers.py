@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -28,11 +28,13 @@ from oneshot_ml2.common.files import write_whole
 from oneshot_ml2.common.reading import FIGURES_DECODER, parse_json, read_json
 from oneshot_ml2.corpus.read import open_corpus
 from oneshot_ml2.network.picking import legal_positions
-from oneshot_ml2.spaces.full import features as full_features
-from oneshot_ml2.spaces.full import plan
+from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.training import checkpoint, data
 from oneshot_ml2.workload.registry import Workload
+
+if TYPE_CHECKING:
+    from oneshot_ml2.spaces.base import Candidates
 
 # Predictors of others, see `peers`, by the names of their files.
 PEERS = {
@@ -42,8 +44,11 @@ PEERS = {
 }
 
 _CHUNK = 1 << 13
-_TASKS = len(full_features.TASK_FEATURES)
-_OWN = len(plan.KNOBS) + 8
+# Peers know the default space.
+_SPACE = space_kind(DEFAULT_KIND)
+_FEATURES = _SPACE.features
+_TASKS = len(_FEATURES.TASK_FEATURES)
+_OWN = len(_SPACE.schedules.KNOBS) + 8
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,14 @@ def own_inputs(space: ScheduleSpace, values: NDArray[np.int64]) -> NDArray[np.fl
     return np.concatenate([values.astype(np.float32), row], axis=1)
 
 
+def _features(space: ScheduleSpace, given: Candidates) -> NDArray[np.float32]:
+    """All features of candidates of a space, float32 (n, F)."""
+    out = np.empty((len(given), len(_FEATURES.FEATURES)), dtype=np.float32)
+    out[:, :_TASKS] = _FEATURES.task_features(space)
+    _FEATURES.Encoder.of(space).encode(given, out[:, _TASKS:])
+    return out
+
+
 def read_rows(paths: Sequence[str | Path], settings: Settings) -> Rows:
     """A subsample of corpora (files or folders of shards): every ``settings.every``-th task, of each at most
     ``settings.samples`` valid samples.
@@ -157,7 +170,7 @@ def read_rows(paths: Sequence[str | Path], settings: Settings) -> Rows:
                 places = np.sort(rng.permutation(places)[: settings.samples])
                 space = task.space()
                 values = np.array(task.values[places], dtype=np.int64, order="C")
-                features.append(full_features.encode(space, values))
+                features.append(_features(space, _FEATURES.candidates_at(space, space.index(values))))
                 own.append(own_inputs(space, values))
                 cycles.append(task.cycles[places].astype(np.float64))
                 work.append(operations(task.workload))
@@ -211,7 +224,7 @@ class OneShot(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        inputs = _OWN + len(full_features.SCHEDULE_FEATURES)
+        inputs = _OWN + len(_FEATURES.SCHEDULE_FEATURES)
         self.fill = -inputs % 4
         self.standard = _Standardised(inputs)
         layer = nn.TransformerEncoderLayer(inputs + self.fill, nhead=4, dim_feedforward=1024, dropout=0.25)
@@ -231,7 +244,7 @@ class TenSet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        inputs, width = len(full_features.FEATURES), 256
+        inputs, width = len(_FEATURES.FEATURES), 256
         self.standard = _Standardised(inputs)
         self.encoder = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.first = nn.Sequential(nn.Linear(width, width), nn.ReLU())
@@ -469,7 +482,7 @@ def train_peers(
     rows = read_rows(corpora, settings)
     report(f"{len(rows)} tasks, {len(rows.cycles)} valid samples")
     run = {
-        "feature_version": full_features.FEATURE_VERSION,
+        "feature_version": _FEATURES.FEATURE_VERSION,
         "corpus": sorted(rows.digests),
         "settings": dataclasses.asdict(settings),
         "tasks": len(rows),
@@ -500,11 +513,9 @@ def load_peers(folder: str | Path) -> dict[str, Peer]:
         card, path = _card(folder, name), _weights_path(folder, name)
         if card is None:
             raise OneShotError(f"{folder}: no peer {name!r}; {advice}")
-        if card.get("feature_version") != full_features.FEATURE_VERSION:
+        if card.get("feature_version") != _FEATURES.FEATURE_VERSION:
             version = card.get("feature_version")
-            raise OneShotError(
-                f"{path}: of feature version {version}, this is {full_features.FEATURE_VERSION}; {advice}"
-            )
+            raise OneShotError(f"{path}: of feature version {version}, this is {_FEATURES.FEATURE_VERSION}; {advice}")
         try:
             if name in _MODULES:
                 module = _MODULES[name]()
@@ -529,7 +540,7 @@ def _load_trees(path: Path) -> _Trees:
         booster.load_model(bytearray(content))
     except xgboost.core.XGBoostError as error:
         raise ValueError(str(error)) from error
-    if booster.num_features() != len(full_features.FEATURES):
+    if booster.num_features() != len(_FEATURES.FEATURES):
         raise ValueError("of other features")
     return _Trees(booster)
 
@@ -537,24 +548,16 @@ def _load_trees(path: Path) -> _Trees:
 # Use -----------------------------------------------------------------------------------------
 
 
-def score(peer: Peer, space: ScheduleSpace, given: full_features.Candidates) -> NDArray[np.float32]:
+def score(peer: Peer, space: ScheduleSpace, given: Candidates) -> NDArray[np.float32]:
     """A peer's scores (n,) of candidates of a space, higher for faster."""
     out = np.empty(len(given), dtype=np.float32)
-    encoder, task = full_features.Encoder.of(space), full_features.task_features(space)
     for begin in range(0, len(given), _CHUNK):
         part = given.take(slice(begin, begin + _CHUNK))
-        features = np.empty((len(part), len(full_features.FEATURES)), dtype=np.float32)
-        features[:, :_TASKS] = task
-        schedules = np.empty((len(part), len(full_features.SCHEDULE_FEATURES)), dtype=np.float32)
-        encoder.encode(part, schedules)
-        features[:, _TASKS:] = schedules
-        out[begin : begin + _CHUNK] = peer.score(features, own_inputs(space, part.values))
+        out[begin : begin + _CHUNK] = peer.score(_features(space, part), own_inputs(space, part.values))
     return out
 
 
-def first_legal(
-    space: ScheduleSpace, given: full_features.Candidates, scores: NDArray[np.float32], k: int
-) -> NDArray[np.int64]:
+def first_legal(space: ScheduleSpace, given: Candidates, scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Indices of the ``k`` legal schedules of the highest scores, highest first, int64 (<= k,)."""
     order = given.indices[np.argsort(-scores, kind="stable")]
     return order[legal_positions(space, order, k)]

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.spaces.full import features as full_features
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.reasons import Reason
 
@@ -94,10 +93,7 @@ class Domain:
     @classmethod
     def of(cls, space: ScheduleSpace) -> Domain:
         """All canonical schedules of a space, valid or not."""
-        if space.kind == "full":
-            indices = full_features.canonical_table(space)
-        else:
-            indices = space.table()
+        indices = space.table()
         return cls(space, indices, np.zeros(len(indices), dtype=np.int8))
 
     def __len__(self) -> int:

@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.network.calibration import COSTS, Calibration, cost_terms, logarithm, traffic_of
+from oneshot_ml2.network.calibration import COSTS, Calibration, boards_of, cost_terms, logarithm, traffic_of
 from oneshot_ml2.network.predictor import Predictor, bare
-from oneshot_ml2.spaces.full import features as full_features
-from oneshot_ml2.spaces.full.traffic import TRAFFIC
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.reasons import TRANSIENT, Reason
 
@@ -76,7 +74,7 @@ class Measured:
 class Seen:
     """What is known of n schedules before they are measured, at one memory latency.
 
-    ``log_cycles``: the networks' log T; ``p_valid``; ``terms``: (n, len(COSTS)); ``traffic``: (n, len(TRAFFIC)).
+    ``log_cycles``: the networks' log T; ``p_valid``; ``terms``: (n, len(COSTS)); ``traffic``: (n, columns).
     """
 
     log_cycles: NDArray[np.float64]
@@ -90,12 +88,16 @@ class Seen:
 
 
 class Board:
-    """A network, the spaces of some workloads, and what the network says of their schedules at several latencies."""
+    """A network, the spaces of some workloads, and what the network says of their schedules at several latencies.
+
+    ``traffic``: names of the columns of `Seen.traffic`.
+    """
 
     def __init__(self, spaces: Sequence[ScheduleSpace], network: Predictor) -> None:
         self.spaces, self.network = list(spaces), replace(network, tensors=bare(network.tensors))
         self.described = self.spaces[0].accelerator.memory_latency
-        place = full_features.TASK_FEATURES.index("memory latency")
+        self.traffic = boards_of(network.kind).TRAFFIC
+        place = network.features.TASK_FEATURES.index("memory latency")
         low, high = (2.0 ** float(network.tensors[name][place]) - 1.0 for name in ("low", "high"))
         tried = {min(max(round(self.described * factor), math.floor(low)), math.ceil(high)) for factor in _LATENCIES}
         self.latencies = sorted({max(1, latency) for latency in tried} | {self.described})
@@ -109,7 +111,7 @@ class Board:
             new = np.array([index for index in wanted.tolist() if index not in known], dtype=np.int64)
             if len(new):
                 space = Calibration.none(latency).board(self.spaces[task])
-                given = full_features.candidates_at(space, new)
+                given = self.network.features.candidates_at(space, new)
                 scores = self.network.judge(space, given)
                 traffic = traffic_of(space, given)
                 terms = cost_terms(space, given, traffic, scores.cycles)
@@ -118,7 +120,9 @@ class Board:
         keys = zip(measured.task.tolist(), measured.index.tolist())
         rows = [self._rows[task, latency][index] for task, index in keys]
         columns = [np.array([row[k] for row in rows], dtype=np.float64) for k in range(4)]
-        return Seen(columns[0], columns[1], columns[2].reshape(-1, len(COSTS)), columns[3].reshape(-1, len(TRAFFIC)))
+        return Seen(
+            columns[0], columns[1], columns[2].reshape(-1, len(COSTS)), columns[3].reshape(-1, len(self.traffic))
+        )
 
     def adapted(self, known: Calibration) -> Predictor:
         """The network with a calibration."""

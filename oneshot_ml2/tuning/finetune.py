@@ -30,7 +30,6 @@ from oneshot_ml2.models.frontend import traced
 from oneshot_ml2.network import picking
 from oneshot_ml2.network.calibration import COSTS, Calibration
 from oneshot_ml2.network.predictor import Predictor, digest
-from oneshot_ml2.spaces.full.traffic import TRAFFIC
 from oneshot_ml2.spaces.registry import backend
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.tuning.calibrate import Board, Measured, fit
@@ -176,7 +175,7 @@ def collect(
         "format": FORMAT,
         "schema": SCHEMA,
         "tasks": [task_id(space.workload, space.accelerator, space.kind) for space in board.spaces],
-        "space_version": backend("full").SPACE_VERSION,
+        "space_version": backend(board.network.kind).SPACE_VERSION,
         "device": device.name,
         "weights": digest(board.network),
         "seed": seed,
@@ -338,15 +337,15 @@ def adapt(board: Board, measured: Measured, about: dict[str, Any]) -> Finetuned:
             "after": {name: tables.finite(value) for name, value in after.items()},
             "memory_latency": known.latency,
             "costs": dict(zip(COSTS, known.costs.tolist())),
-            "limits": described_limits(known),
+            "limits": described_limits(known, board.traffic),
             "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         }
     }
     return Finetuned(replace(board.adapted(known), card=card), known, measured, before, after)
 
 
-def described_limits(known: Calibration) -> list[dict[str, Any]]:
-    """The likeliest hypothesis of each limit, and its column's share of the probability."""
+def described_limits(known: Calibration, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The likeliest hypothesis of each limit, and its column's share of the probability; ``names``: of the columns."""
     found = []
     for group in np.unique(known.limits[:, 0]):
         rows = known.limits[known.limits[:, 0] == group]
@@ -354,7 +353,7 @@ def described_limits(known: Calibration) -> list[dict[str, Any]]:
         ends = sorted(float(np.exp(best[3] * end)) for end in best[4:6])
         share = float(rows[(rows[:, 2] == best[2]) & (rows[:, 3] == best[3]), 1].sum())
         kind = "at most" if best[3] > 0 else "at least"
-        found.append({"what": TRAFFIC[int(best[2])], "kind": kind, "between": ends, "probability": round(share, 4)})
+        found.append({"what": names[int(best[2])], "kind": kind, "between": ends, "probability": round(share, 4)})
     return found
 
 

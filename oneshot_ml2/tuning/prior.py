@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.network import picking
+from oneshot_ml2.spaces.registry import space_kind
 from oneshot_ml2.tuning import calibrate
 from oneshot_ml2.tuning.base import Domain, Outcomes
 from oneshot_ml2.tuning.trees import Features
@@ -26,7 +27,7 @@ _LARGEST_LOGIT = 4.0
 class Evidence:
     """What was measured on one board, of all layers that are tuned there, and the network calibrated by it.
 
-    Only the space ``full`` has calibrations. That of weights which were fine-tuned on the board is kept.
+    Not every kind of space has calibrations. That of weights which were fine-tuned on the board is kept.
     """
 
     def __init__(self, network: Predictor) -> None:
@@ -37,7 +38,8 @@ class Evidence:
 
     def add(self, space: ScheduleSpace) -> int:
         """Another layer; its number."""
-        if self._board is None and self._given.kind == "full" and self._given.calibration is None:
+        calibrates = space_kind(self._given.kind).boards is not None and self._given.calibration is None
+        if self._board is None and calibrates:
             self._board = calibrate.Board([space], self._given)
         elif self._board is not None:
             self._board.spaces.append(space)

@@ -27,7 +27,7 @@ from oneshot_ml2.network import picking
 from oneshot_ml2.network.picking import predictor_of
 from oneshot_ml2.spaces import space
 from oneshot_ml2.spaces.base import Schedule
-from oneshot_ml2.spaces.registry import backend
+from oneshot_ml2.spaces.registry import DEFAULT_KIND, backend
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.tuning.base import Domain, Outcomes, Tuner
 from oneshot_ml2.tuning.measure import Health, Limits
@@ -166,7 +166,7 @@ def refine(
     trials: int,
     *,
     tuner: str = "ml2-warm",
-    kind: str = "full",
+    kind: str = DEFAULT_KIND,
     seed: int = 0,
     limits: Limits | None = None,
     network: Predictor | None = None,
@@ -177,7 +177,7 @@ def refine(
     """Refine layers with a budget of ``trials`` in all; equal workloads are one.
 
     Args:
-        starts: schedules that layers have, by name; the others begin with the network's pick (``full`` space).
+        starts: schedules that layers have, by name; the others begin with the network's pick (default space).
         network: of the tuner and the picks; None: the shipped one, where it is needed.
         logs: folder that gets a log for each workload; a run with the logs of an earlier one goes on where it ended.
 
@@ -243,7 +243,7 @@ def _prepare(
     start: int | None = None
     if given is not None:
         start = int(space.canonical(np.array([space.index_of(given)]))[0])
-    elif space.kind == "full":
+    elif space.kind == DEFAULT_KIND:
         start = picking.pick(space.workload, space.accelerator, network).index
 
     def make() -> Tuner:

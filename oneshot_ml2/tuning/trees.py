@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.spaces.encoding import encoding
 from oneshot_ml2.tuning.base import Domain
 from oneshot_ml2.vta.facts import NAMES
 
@@ -169,7 +168,7 @@ def visible_features(domain: Domain, positions: NDArray[np.int64]) -> Features:
     for size in range(2, len(tiles) + 1):
         for chosen in itertools.combinations(range(len(tiles)), size):
             columns.append(logs[:, list(chosen)].sum(axis=1, keepdims=True))
-    known = encoding(domain.space.kind)
+    known = domain.space.record.features
     counted = known.candidates_at(domain.space, domain.indices[positions]).summary[:, known.COUNTED]
     columns.append(np.log2(np.maximum(counted, 0.0) + _LEAST_COUNT))
     return np.concatenate(columns, axis=1).astype(np.float32)

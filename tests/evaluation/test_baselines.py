@@ -44,14 +44,14 @@ def test_each_takes_the_least_of_its_key_among_the_legal(form, legal, choose, ke
     index = choose(form)
     position = int(np.flatnonzero(form.indices == index)[0])
     assert position in legal
-    assert key(form.totals)[position] == key(form.totals)[legal].min()
+    assert key(form.given.summary)[position] == key(form.given.summary)[legal].min()
 
 
 def test_the_bytes_are_those_that_the_programs_move(form, legal):
     from oneshot_ml2.vta import simulator
 
     few = legal[np.linspace(0, len(legal) - 1, 40).astype(int)]
-    beats = form.totals[few][:, [plan.S_INP_BEATS, plan.S_WGT_BEATS]].sum(axis=1)
+    beats = form.given.summary[few][:, [plan.S_INP_BEATS, plan.S_WGT_BEATS]].sum(axis=1)
     moved = []
     for index in form.indices[few]:
         traffic = simulator.traffic(SPACE.lower(int(index)).insns, SPACE.accelerator)
@@ -62,7 +62,7 @@ def test_the_bytes_are_those_that_the_programs_move(form, legal):
 def test_simulation_keeps_to_its_time(form, legal):
     index, timed = baselines.simulated(SPACE, 0.0)
     assert timed == 0
-    bound = form.totals[:, plan.S_BOUND]
+    bound = form.given.summary[:, plan.S_BOUND]
     assert bound[form.indices == index][0] == bound[legal].min()
     baselines.simulated(SPACE, 0.5)  # compiles
     index, timed = baselines.simulated(SPACE, 2.0)

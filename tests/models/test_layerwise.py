@@ -16,7 +16,8 @@ import oneshot_ml2 as o2
 from oneshot_ml2.common import tables
 from oneshot_ml2.models import layerwise
 from oneshot_ml2.network import picking
-from oneshot_ml2.spaces.space import DATAFLOWS, ScheduleSpace, short_schedule
+from oneshot_ml2.spaces.full.shown import DATAFLOWS
+from oneshot_ml2.spaces.space import ScheduleSpace, short_schedule
 from oneshot_ml2.vta import breakdown, image
 from oneshot_ml2.vta.reasons import NoSchedule, Reason
 from oneshot_ml2.vta.timing import chisel

@@ -16,8 +16,8 @@ from oneshot_ml2.network.predictor import Predictor
 from oneshot_ml2.network.weights import load_pretrained
 from oneshot_ml2.spaces.autotvm import features as autotvm_features
 from oneshot_ml2.spaces.autotvm import plan
-from oneshot_ml2.spaces.encoding import encoding, weights_of
 from oneshot_ml2.spaces.full import features as full_features
+from oneshot_ml2.spaces.registry import space_kind
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.training import loop
 from oneshot_ml2.training.data import map_features, read_data, write_features
@@ -147,11 +147,9 @@ def test_other_kinds_are_refused() -> None:
     for refused in (lambda: network.score(full, np.arange(3)), lambda: picking.rank(full, network)):
         with pytest.raises(OneShotError, match=r"know the schedule space 'autotvm', not 'full': .* 'default' do"):
             refused()
-    with pytest.raises(OneShotError, match="'magic'; there are"):
-        encoding("magic")
-    with pytest.raises(OneShotError, match="'magic'; there are"):
-        weights_of("magic")
-    assert encoding("full") is full_features
+    with pytest.raises(OneShotError, match=r"'magic'\. There are: full, autotvm"):
+        space_kind("magic")
+    assert space_kind("full").features is full_features
 
 
 @pytest.mark.parametrize("space", HELD_OUT, ids=["C9", "C10"])

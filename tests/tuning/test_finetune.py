@@ -198,7 +198,7 @@ def test_a_limit_is_found_among_columns(sign: int) -> None:
     traffic = np.exp(rng.uniform(0, 8, (64, len(TRAFFIC))))
     failed = sign * np.log(traffic[:, 3]) > sign * 4.0
     known = Calibration(1, np.zeros(len(COSTS)), calibrate.fit_limits(traffic, failed))
-    (limit,) = finetune.described_limits(known)
+    (limit,) = finetune.described_limits(known, TRAFFIC)
     assert limit["what"] == TRAFFIC[3]
     assert limit["kind"] == ("at most" if sign > 0 else "at least")
     assert limit["probability"] > 0.9
@@ -213,7 +213,7 @@ def test_two_limits_and_none() -> None:
     logs = np.log(traffic)
     found = calibrate.fit_limits(traffic, (logs[:, 0] > 6.0) | (logs[:, 3] < 2.0))
     known = Calibration(1, np.zeros(len(COSTS)), found)
-    assert {limit["what"] for limit in finetune.described_limits(known)} == {TRAFFIC[0], TRAFFIC[3]}
+    assert {limit["what"] for limit in finetune.described_limits(known, TRAFFIC)} == {TRAFFIC[0], TRAFFIC[3]}
     assert len(calibrate.fit_limits(traffic, np.zeros(300, dtype=bool))) == 0
 
 

@@ -1,6 +1,6 @@
-"""What the network sees of a schedule of the space ``autotvm``; for the space ``full`` that is `encode`.
+"""What the network sees of a schedule of the space ``autotvm``.
 
-Every closed-form figure is `autotvm_plan`'s. What limits sharply (SRAM sizes, dimensions of a copy, what threads leave
+Every closed-form figure is `plan`'s. What limits sharply (SRAM sizes, dimensions of a copy, what threads leave
 over) is shown sharply, one fact at a time: which of them make a schedule invalid, and in what company, is learnt.
 """
 
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.common.parallel import in_parallel
+from oneshot_ml2.spaces import base
 from oneshot_ml2.spaces.autotvm import plan
 from oneshot_ml2.spaces.autotvm import space as A
-from oneshot_ml2.spaces.full import features as full_features
+from oneshot_ml2.spaces.registry import TVM_KIND
 from oneshot_ml2.vta.bound import engine_bound
 from oneshot_ml2.vta.timing import chisel
 
@@ -109,15 +110,15 @@ _CYCLE_COLUMNS, _COUNT_COLUMNS, _LOG_COLUMNS, _USE_COLUMNS, _LIMITED_COLUMNS = (
     np.array([plan.SUMMARY.index(name) for name in names], dtype=np.int64)
     for names in (_CYCLES, _COUNTS, _LOGS, _USES, _LIMITED)
 )
-# Columns of a summary that count or measure something: no cycles, limits or verdicts; see `encode.COUNTED`.
+# Columns of a summary that count or measure something: no cycles, limits or verdicts.
 COUNTED = np.arange(plan.S_INP_BYTES, len(plan.SUMMARY))
 _LINEAR_LIMIT, _USE_FLOOR, _SHARP, _TURN_LIMIT = 4.0, 1 / 64, 4.0, 8.0
 
 
 def check_space(space: ScheduleSpace) -> None:
     """Raise OneShotError unless the space is one that features are defined for here."""
-    if space.kind != "autotvm":
-        raise OneShotError(f"these are the features of the schedule space 'autotvm', not of {space.kind!r}")
+    if space.kind != TVM_KIND:
+        raise OneShotError(f"these are the features of the schedule space {TVM_KIND!r}, not of {space.kind!r}")
 
 
 def task_features(space: ScheduleSpace) -> NDArray[np.float32]:
@@ -198,24 +199,35 @@ def _encode_rows(p, values, summary, limits, log_engine_bound, out):  # type: ig
 
 
 @dataclass(frozen=True)
-class Candidates(full_features.Candidates):
-    """Schedules of a space and what closed forms say of them; ``summary``: `autotvm_plan.SUMMARY` of each."""
+class Candidates(base.Candidates):
+    """Schedules of a space and what closed forms say of them; ``summary``: `plan.SUMMARY` of each."""
 
     @property
     def bound(self) -> NDArray[np.float64]:
         """What latencies are predicted beside, float64 (n,): a share of the estimate; no proven bound."""
-        return _BELOW * self.summary[:, plan.S_ESTIMATE]
+        return _BELOW * self.estimate
 
-    def take(self, places: NDArray[np.int64] | slice) -> Candidates:
-        """Those at some positions."""
-        return Candidates(self.indices[places], self.values[places], self.summary[places])
+    @property
+    def estimate(self) -> NDArray[np.float64]:
+        """The `plan` estimate, float64 (n,)."""
+        return self.summary[:, plan.S_ESTIMATE]
+
+    @property
+    def reads(self) -> NDArray[np.float64]:
+        """Bytes of inputs and weights, float64 (n,)."""
+        return self.summary[:, plan.S_INP_BYTES] + self.summary[:, plan.S_WGT_BYTES]
+
+    @property
+    def roofline(self) -> NDArray[np.float64]:
+        """Cycles of the compute or of the load module with nothing beside it, whichever are more, float64 (n,)."""
+        return np.maximum(self.summary[:, plan.S_COMPUTE], self.summary[:, plan.S_LOAD])
 
 
 @dataclass(frozen=True)
 class Encoder:
     """What turns schedules of a ``space`` into numbers.
 
-    ``p``: `autotvm_plan.task_vector`; ``limits``: of `_LIMITED`, float64; ``log_bound``: log2 of the engine bound.
+    ``p``: `plan.task_vector`; ``limits``: of `_LIMITED`, float64; ``log_bound``: log2 of the engine bound.
     """
 
     space: ScheduleSpace
@@ -245,7 +257,7 @@ class Encoder:
         plan.summaries_into(self.p, values, summary)
         return Candidates(indices, values, summary)
 
-    def full_features(self, given: full_features.Candidates, out: NDArray[np.float32]) -> None:
+    def encode(self, given: base.Candidates, out: NDArray[np.float32]) -> None:
         """`SCHEDULE_FEATURES` of candidates into the first columns of float32 (n, at least so many), on this thread."""
         _encode_rows(self.p, given.values, given.summary, self.limits, self.log_bound, out)
 

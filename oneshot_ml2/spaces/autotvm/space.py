@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import WorkloadError
 from oneshot_ml2.common.kernels import njit
-from oneshot_ml2.spaces.base import BatchResult, Knob
+from oneshot_ml2.spaces.base import BatchResult, Knob, Schedule
+from oneshot_ml2.spaces.space import ScheduleSpace, scan
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import (
     ALU,
@@ -73,6 +74,7 @@ from oneshot_ml2.workload.registry import Workload
 SPACE_VERSION = 1
 
 # Columns of a schedule's values.
+KNOBS = ("tile_b", "tile_h", "tile_w", "tile_ci", "tile_co", "oc_nthread", "h_nthread")
 TILE_B, TILE_H, TILE_W, TILE_CI, TILE_CO, OC_NTHREAD, H_NTHREAD = range(7)
 
 # Fields of the task vector that the compiled functions read: shapes in blocks, SRAM depths, DRAM bases in elements.
@@ -715,6 +717,16 @@ def _emit(
         _pop(rows, state, _STORE, _COMPUTE)
     _append(rows, state, FINISH, _COMPUTE, _COMPUTE, 0)
     return int(state[S_COUNT]), int(state[S_IMAGE])
+
+
+def short(schedule: Schedule) -> str:
+    """All of its knobs."""
+    return str(schedule)
+
+
+def table(space: ScheduleSpace) -> NDArray[np.int64]:
+    """Indices of all canonical schedules of a space, int64 (m,), ascending."""
+    return scan(space)
 
 
 @njit(cache=True, nogil=True)

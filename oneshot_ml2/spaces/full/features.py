@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.common.parallel import in_parallel
+from oneshot_ml2.spaces import base
 from oneshot_ml2.spaces.full import emit, plan
+from oneshot_ml2.spaces.registry import DEFAULT_KIND
 from oneshot_ml2.vta import nest as N
 from oneshot_ml2.vta.bound import engine_bound
 
@@ -136,8 +138,8 @@ _SHARP, _SHARPER, _MANY = np.float32(4.0), np.float32(64.0), np.float32(emit.MAX
 
 def check_space(space: ScheduleSpace) -> None:
     """Raise OneShotError unless the space is one that features are defined for."""
-    if space.kind != "full":
-        raise OneShotError(f"the network knows the schedule space 'full', not {space.kind!r}")
+    if space.kind != DEFAULT_KIND:
+        raise OneShotError(f"the network knows the schedule space {DEFAULT_KIND!r}, not {space.kind!r}")
 
 
 def nest_of(space: ScheduleSpace) -> NDArray[np.int64]:
@@ -267,28 +269,28 @@ def _decode_canonical(p, indices, candidates, radix, values):  # type: ignore[no
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Schedules of a space and what closed forms say of them.
-
-    ``indices``: int64 (n,); ``values``: their canonical knob values, int64 (n, knobs); ``summary``: `plan.SUMMARY` of
-    them, float64 (n, len(plan.SUMMARY)).
-    """
-
-    indices: NDArray[np.int64]
-    values: NDArray[np.int64]
-    summary: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.indices)
+class Candidates(base.Candidates):
+    """Schedules of a space and what closed forms say of them; ``summary``: `plan.SUMMARY` of each."""
 
     @property
     def bound(self) -> NDArray[np.float64]:
         """The proven lower bound LB of the cycles, float64 (n,)."""
         return self.summary[:, _BOUND]
 
-    def take(self, places: NDArray[np.int64] | slice) -> Candidates:
-        """Those at some positions."""
-        return Candidates(self.indices[places], self.values[places], self.summary[places])
+    @property
+    def estimate(self) -> NDArray[np.float64]:
+        """The `plan` estimate, which knows of heads, tails and what is not overlapped, float64 (n,)."""
+        return self.summary[:, plan.S_ESTIMATE]
+
+    @property
+    def reads(self) -> NDArray[np.float64]:
+        """Beats of INP and WGT LOADs, float64 (n,)."""
+        return self.summary[:, plan.S_INP_BEATS] + self.summary[:, plan.S_WGT_BEATS]
+
+    @property
+    def roofline(self) -> NDArray[np.float64]:
+        """max(compute cycles, cycles of the memory port), float64 (n,)."""
+        return np.maximum(self.summary[:, plan.S_COMPUTE], self.summary[:, plan.S_READ_BEATS])
 
 
 @dataclass(frozen=True)
@@ -368,13 +370,13 @@ class Encoder:
             plan.summaries_into(self.p, values, summary, *table)
         return Candidates(indices, values, summary)
 
-    def encode(self, given: Candidates, out: NDArray[np.float32]) -> None:
+    def encode(self, given: base.Candidates, out: NDArray[np.float32]) -> None:
         """`SCHEDULE_FEATURES` of candidates into the first columns of float32 (n, at least so many), on this thread."""
         _encode_rows(self.p, given.values, given.summary, np.float32(self.log_bound), out)
 
 
 def canonical_table(space: ScheduleSpace) -> NDArray[np.int64]:
-    """What `ScheduleSpace.table` gives, on all cores: the canonical schedules of a space, int64 (m,), ascending."""
+    """Indices of the canonical schedules of a space, int64 (m,), ascending; on all cores."""
     return Encoder.of(space).canonical()[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.spaces.base import BatchResult, Knob
 from oneshot_ml2.spaces.full import emit, plan, steps
+from oneshot_ml2.spaces.full import features as full_features
+from oneshot_ml2.spaces.full.shown import short as short
 from oneshot_ml2.vta import nest
 from oneshot_ml2.vta.program import COLUMNS, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule, NoSchedule, Reason
@@ -19,9 +22,11 @@ from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.registry import Workload
 
 if TYPE_CHECKING:
+    from oneshot_ml2.spaces.space import ScheduleSpace
     from oneshot_ml2.vta.accelerator import Accelerator
 
 SPACE_VERSION = 2
+KNOBS = plan.KNOBS
 
 # Largest number of canonical schedules that candidate lists are thinned to (before aliases are removed).
 _LIMIT = 380_000
@@ -124,6 +129,11 @@ def canonical(workload: Workload, accelerator: Accelerator, values: NDArray[np.i
     return plan.canonical(nest.nest(workload, accelerator), values)
 
 
+def table(space: ScheduleSpace) -> NDArray[np.int64]:
+    """Indices of all canonical schedules of a space, int64 (m,), ascending; on all cores."""
+    return full_features.canonical_table(space)
+
+
 @njit(cache=True, nogil=True)
 def _measure(p, values, insns, uops, tables, insn_address, params, reason, cycles, busy):  # type: ignore[no-untyped-def]
     """Lower and time the rows whose ``reason`` is 0 so far."""
@@ -177,6 +187,21 @@ def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64
     uop_address = next(b.address for b in placed if b.name == "uops")
     features = dict(zip(plan.SUMMARY, plan.summaries(p, values[None])[0].tolist(), strict=True))
     return Program(accelerator, insns[:n].copy(), uops[:m].copy(), end, uop_address, placed, features)
+
+
+def programs(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """The instructions (m, COLUMNS) of valid rows of knob values, each a view that the next one overwrites.
+
+    Raises:
+        InvalidSchedule: a row that does not lower.
+    """
+    insns, uops, tables = work_arrays()
+    p = nest.nest(workload, accelerator)
+    for row in np.ascontiguousarray(values):
+        reason, n, _ = emit.lower_into(p, row, insns, uops, tables)
+        if reason:
+            raise InvalidSchedule(Reason(reason))
+        yield insns[:n]
 
 
 def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> BatchResult:

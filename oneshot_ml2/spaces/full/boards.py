@@ -1,0 +1,92 @@
+"""What boards that are not as described do to schedules of the space `full`; see `protocols.Boards`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.spaces.base import BatchResult, Candidates
+from oneshot_ml2.spaces.full import emit, plan
+from oneshot_ml2.spaces.full import traffic as closed_form
+from oneshot_ml2.spaces.full.features import nest_of
+from oneshot_ml2.spaces.full.space import validity, work_arrays
+from oneshot_ml2.spaces.full.traffic import TRAFFIC
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta import nest
+from oneshot_ml2.vta import program as G
+from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.faults import L_PAGE, Faults, is_wrong, page_misses
+from oneshot_ml2.vta.reasons import Reason
+from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.workload.registry import Workload
+
+REQUESTS = tuple(TRAFFIC.index(f"{kind} requests") for kind in ("input", "weight", "output"))
+_WRONG = int(Reason.WRONG_RESULT)
+
+
+def traffic(space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
+    """`TRAFFIC` of candidates of a space, float64 (n, len(TRAFFIC))."""
+    return closed_form.traffic(nest_of(space), given.values, given.summary)
+
+
+def beats(space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
+    """Beats of the memory port that candidates take, instructions included, float64 (n,)."""
+    p, summary = nest_of(space), given.summary
+    stored = p[nest.NB] * p[nest.OH] * p[nest.OW] * p[nest.OUT_BLOCKS] * p[nest.INP_B] / p[nest.BUS]
+    return np.asarray(
+        summary[:, plan.S_INP_BEATS] + summary[:, plan.S_WGT_BEATS] + stored + 2 * summary[:, plan.S_INSTRUCTIONS]
+    )
+
+
+@njit(cache=True, nogil=True)
+def _measure(p, values, insns, uops, tables, address, params, sizes, limits, slow, miss, reason, cycles, busy):  # type: ignore[no-untyped-def]
+    """Lower and time the rows whose ``reason`` is 0 so far; ``limits``, ``slow``, ``miss``: of `Faults`."""
+    trace = np.empty((0, 2), dtype=np.int64)
+    for i in range(len(values)):
+        if reason[i] != 0:
+            continue
+        why, n, _ = emit.lower_into(p, values[i], insns, uops, tables)
+        if why == 0 and is_wrong(insns[:n], limits):
+            why = _WRONG
+        reason[i] = why
+        if why != 0:
+            continue
+        total, hang, counters = chisel.simulate(insns[:n], address, params, trace)
+        if hang:
+            reason[i] = emit.DEADLOCK
+            continue
+        port = counters[chisel.B_READ_BEATS] + counters[chisel.B_WRITE_BEATS]
+        more = port * slow
+        if miss > 0.0:
+            more += page_misses(insns[:n], sizes, limits[L_PAGE]) * miss
+        cycles[i] = max(1, round(total + more * (port + more) / (total + more)))
+        for m in range(3):
+            busy[i, m] = counters[m]
+
+
+def measure_faulty(
+    workload: Workload, accelerator: Accelerator, values: NDArray[np.int64], faults: Faults
+) -> BatchResult:
+    """Lower every row of knob values that is valid, and time it on a board with faults, without noise."""
+    reason = validity(workload, accelerator, values)
+    cycles, busy = np.full(len(values), -1, dtype=np.int64), np.zeros((len(values), 3), dtype=np.int64)
+    insns, uops, tables = work_arrays()
+    _, end = nest.buffers(workload, accelerator)
+    _measure(
+        nest.nest(workload, accelerator),
+        np.ascontiguousarray(values),
+        insns,
+        uops,
+        tables,
+        end,
+        chisel.params(faults.board),
+        np.array(G.element_bytes(accelerator), dtype=np.int64),
+        faults.limits,
+        faults.slow,
+        faults.miss,
+        reason,
+        cycles,
+        busy,
+    )
+    return BatchResult(reason, cycles, busy)

@@ -1,0 +1,125 @@
+"""What the modules of a schedule space offer; see `registry.SpaceKind` for which module is which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from oneshot_ml2.spaces.base import BatchResult, Candidates, Knob, Schedule
+    from oneshot_ml2.spaces.space import ScheduleSpace
+    from oneshot_ml2.vta.accelerator import Accelerator
+    from oneshot_ml2.vta.faults import Faults
+    from oneshot_ml2.vta.program import Program
+    from oneshot_ml2.workload.registry import Workload
+
+
+class Backend(Protocol):
+    """The schedules themselves; ``values`` is int64 (n, number of knobs), knob values in the order of ``KNOBS``."""
+
+    SPACE_VERSION: int
+    KNOBS: tuple[str, ...]
+
+    def knobs(self, workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]: ...
+
+    def short(self, schedule: Schedule) -> str:
+        """What a schedule is, short enough for a column of a table."""
+        ...
+
+    def canonical(
+        self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]
+    ) -> NDArray[np.int64]: ...
+
+    def table(self, space: ScheduleSpace) -> NDArray[np.int64]:
+        """Indices of all canonical schedules, int64 (m,), ascending; `space.scan` is slow, but does for any space."""
+        ...
+
+    def validity(
+        self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]
+    ) -> NDArray[np.uint8]: ...
+
+    def estimate(
+        self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]
+    ) -> NDArray[np.float64]: ...
+
+    def lower(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Program: ...
+
+    def programs(
+        self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]
+    ) -> Iterator[NDArray[np.int64]]:
+        """The instructions (m, program.COLUMNS) of valid schedules, each a view that the next one overwrites."""
+        ...
+
+    def measure_batch(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> BatchResult: ...
+
+
+class SpaceEncoder(Protocol):
+    """What turns schedules of one space into numbers."""
+
+    @classmethod
+    def of(cls, space: ScheduleSpace) -> Self: ...
+
+    def candidates(self, indices: NDArray[np.int64], values: NDArray[np.int64]) -> Candidates:
+        """Indices (n,) and their canonical knob values (n, knobs) with their closed forms."""
+        ...
+
+    def candidates_at(self, indices: NDArray[np.int64]) -> Candidates:
+        """The schedules at some indices (n,), aliases by the values of those that stand for them; on this thread."""
+        ...
+
+    def encode(self, given: Candidates, out: NDArray[np.float32]) -> None:
+        """Schedule features of candidates into the first columns of float32 (n, at least so many), on this thread."""
+        ...
+
+
+class Encoding(Protocol):
+    """What the network sees of a task and of its schedules.
+
+    Columns of summaries that count or measure something, no verdicts, are ``COUNTED``.
+    """
+
+    FEATURE_VERSION: int
+    TASK_FEATURES: tuple[str, ...]
+    SCHEDULE_FEATURES: tuple[str, ...]
+    FEATURES: tuple[str, ...]
+    COUNTED: NDArray[np.int64]
+    Encoder: type[SpaceEncoder]
+
+    def task_features(self, space: ScheduleSpace) -> NDArray[np.float32]: ...
+
+    def accelerator_and_workload(self, row: NDArray[np.float32]) -> dict[str, float]: ...
+
+    def all_candidates(self, space: ScheduleSpace, fitting: bool = False) -> Candidates: ...
+
+    def candidates_at(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates: ...
+
+
+class Boards(Protocol):
+    """What boards that are not as described do to schedules.
+
+    Attributes:
+        TRAFFIC: what a schedule asks of memories, which a board may limit: names of the columns of :meth:`traffic`.
+        REQUESTS: those columns that count requests to memory.
+    """
+
+    TRAFFIC: tuple[str, ...]
+    REQUESTS: tuple[int, ...]
+
+    def traffic(self, space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
+        """`TRAFFIC` of candidates, float64 (n, len(TRAFFIC))."""
+        ...
+
+    def beats(self, space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
+        """Beats of the memory port that candidates take, instructions included, float64 (n,)."""
+        ...
+
+    def measure_faulty(
+        self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64], faults: Faults
+    ) -> BatchResult:
+        """What `Backend.measure_batch` does, on a board with faults."""
+        ...
