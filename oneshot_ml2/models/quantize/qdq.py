@@ -20,7 +20,7 @@ def calibrated(graph: Graph, chosen: Mapping[str, int]) -> dict[str, int]:
     Operators that only move data or pick the largest element keep the exponent. What follows from float operators only
     is quantized where a layer reads it. A ReLU's operand is not quantized apart from it.
     """
-    heads, moves = partition.HEADS, (*partition.MOVES, "max_pool2d")
+    heads, moves = partition.HEADS, partition.KEEP_SCALE
     integer_ops = (*heads, *moves, "relu", "clip", "avg_pool2d", "concat")
     users, producers = graph.users(), graph.producers()
     exponents: dict[str, int] = {}
