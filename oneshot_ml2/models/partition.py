@@ -42,9 +42,9 @@ class Composite:
 
 def bounds(node: Node) -> tuple[float, float] | None:
     """The bounds that a ReLU or clip gives its operand; None for other operators."""
-    if node.op == "relu":
-        return (0.0, float("inf"))
-    return (node.attrs["low"], node.attrs["high"]) if node.op == "clip" else None
+    # What stands for a second quantization has no record.
+    limits = ops()[node.op].bounds if node.op in ops() else None
+    return None if limits is None else limits(node.attrs)
 
 
 def composites(graph: Graph, quantized: Container[str]) -> list[Composite]:

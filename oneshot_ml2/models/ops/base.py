@@ -49,6 +49,8 @@ class Op:
         moves_data: it moves elements only.
         one_source: of those that move data, that its result holds elements of one operand as they are.
         keeps_type: its result has a type of its own, or its operand's.
+        bounds: of operators that bound their operand: (attributes) -> the least and the largest result.
+        scales: on int8 operands it has an int8 result of a scale of its own.
         keeps_scale: on int8 its result has the scale of its operand.
         layer: (attributes, shape of data, of weight, epilogue) -> workload, of sums of products; raises WorkloadError.
         plain_layer: (attributes, shape of data, of the result) -> workload, of those that ``keeps_scale``.
@@ -75,6 +77,8 @@ class Op:
     moves_data: bool = False
     one_source: bool = False
     keeps_type: bool = False
+    bounds: Callable[[Attrs], tuple[float, float]] | None = None
+    scales: bool = False
     keeps_scale: bool = False
     layer: Callable[[Attrs, Shape, Shape, Epilogue], Workload] | None = None
     plain_layer: Callable[[Attrs, Shape, Shape], Workload] | None = None

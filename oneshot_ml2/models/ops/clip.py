@@ -53,7 +53,16 @@ def _clip(args: Sequence[Array], attrs: Attrs, out: Shape) -> Array:
 
 
 OPS = (
-    Op("clip", relax={"relax.clip": _read}, onnx=("Clip",), compute=_clip, host=_clip_host, elementwise=True),
+    Op(
+        "clip",
+        relax={"relax.clip": _read},
+        onnx=("Clip",),
+        compute=_clip,
+        host=_clip_host,
+        elementwise=True,
+        bounds=lambda attrs: (attrs["low"], attrs["high"]),
+        scales=True,
+    ),
     # Halves of a clip, as TVM writes ONNX's.
     Op("half_clip", relax={"relax.call_tir": _read_half}, proposed=False),
 )

@@ -81,6 +81,7 @@ OPS = (
     _function(
         "relu", "relax.nn.relu", lambda args, attrs, out: np.maximum(args[0], 0),
         onnx=("Relu",), onnx_layers=("Relu",), torch_layers=("relu.default", "relu_.default"),
+        bounds=lambda attrs: (0.0, math.inf), scales=True,
     ),
     _function(
         "add", "relax.add", lambda args, attrs, out: args[0] + args[1],

@@ -175,6 +175,7 @@ OPS = (
         onnx=("Concat",),
         compute=lambda args, attrs, out: np.concatenate(args, attrs["axis"]),
         host=_concat_host,
+        scales=True,
         moves_data=True,
         reason=_MOVES,
     ),

@@ -213,6 +213,7 @@ OPS = (
         integer=_int_avg_pool2d,
         host=_avg_pool2d_host,
         integer_host=_int_avg_pool2d_host,
+        scales=True,
     ),
     Op(
         "adaptive_avg_pool2d",
