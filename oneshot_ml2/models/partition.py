@@ -6,22 +6,20 @@ import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
-from oneshot_ml2.common.errors import WorkloadError
 from oneshot_ml2.models.ir import Graph, Node
-from oneshot_ml2.workload.batch_matmul import BatchMatmul
+from oneshot_ml2.models.ops.registry import op_of, ops
 from oneshot_ml2.workload.conv2d import Conv2d
-from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
-from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
-from oneshot_ml2.workload.max_pool2d import MaxPool2d
 from oneshot_ml2.workload.registry import Workload
 
 # What an `Epilogue` can do.
 LARGEST_SHIFT, LARGEST_RESIDUAL_SHIFT, LARGEST_BIAS_BITS = 15, 6, 30
 # Operators with sums of products, which the VTA is for.
-HEADS = ("conv2d", "conv2d_transpose", "dense", "batch_matmul")
+HEADS = tuple(op.name for op in ops().values() if op.layer is not None)
 # Operators that keep every element, or pick some.
-MOVES = ("reshape", "permute", "slice", "broadcast")
+MOVES = tuple(op.name for op in ops().values() if op.one_source)
+# Those of int8 results that have the scale of their operand.
+KEEP_SCALE = tuple(op.name for op in ops().values() if op.keeps_scale)
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,9 @@ class Composite:
 
 def bounds(node: Node) -> tuple[float, float] | None:
     """The bounds that a ReLU or clip gives its operand; None for other operators."""
-    if node.op == "relu":
-        return (0.0, float("inf"))
-    return (node.attrs["low"], node.attrs["high"]) if node.op == "clip" else None
+    # What stands for a second quantization has no record.
+    limits = ops()[node.op].bounds if node.op in ops() else None
+    return None if limits is None else limits(node.attrs)
 
 
 def composites(graph: Graph, quantized: Container[str]) -> list[Composite]:
@@ -92,35 +90,9 @@ def layer_workload(node: Node, data: tuple[int, ...], weight: tuple[int, ...], e
     Raises:
         WorkloadError: VTA's layers cannot be that; says why.
     """
-    attrs = node.attrs
-    if node.op == "dense":
-        return Dense(data[0], data[1], weight[0], epilogue)
-    if node.op == "batch_matmul":
-        b, rows, c = data
-        return BatchMatmul(b, rows, c, weight[1], epilogue)
-    n, c, h, w = data
-    if node.op == "conv2d_transpose":
-        _, k, r, s = weight
-        more = attrs["output_padding"]
-        return Conv2dTranspose(n, c, h, w, k, r, s, attrs["strides"], attrs["pads"], more, epilogue)
-    k, _, r, s = weight
-    return Conv2d(n, c, h, w, k, r, s, attrs["strides"], attrs["pads"], attrs["dilation"], epilogue, attrs["groups"])
-
-
-def max_pool_workload(node: Node, data: Sequence[int], out: Sequence[int]) -> MaxPool2d:
-    """The workload of a max_pool2d of int8 images.
-
-    Raises:
-        WorkloadError: VTA's layers cannot be that; says why.
-    """
-    attrs = node.attrs
-    n, c, h, w = data
-    r, s = attrs["size"]
-    for ceil_mode in (False, True):
-        workload = MaxPool2d(n, c, h, w, r, s, attrs["strides"], attrs["pads"], ceil_mode)
-        if workload.output_shape == tuple(out):
-            return workload
-    raise WorkloadError(f"its output is {tuple(out)}; the VTA's would be {workload.output_shape}")
+    layer = op_of(node.op).layer
+    assert layer is not None
+    return layer(node.attrs, data, weight, epilogue)
 
 
 def pixelwise_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
@@ -143,16 +115,15 @@ def operand_names(node: Node) -> tuple[str, ...]:
 
 def node_macs(graph: Graph, node: Node) -> int:
     """Multiplications of a node whose sums are products of its operands, on the VTA or the host; 0 for the others."""
-    op = node.op.removeprefix("int_")
-    out = math.prod(graph.values[node.output].shape)
-    if op in ("matmul", "batch_matmul"):
-        return out * graph.shape(node.inputs[0])[-1]
-    if op not in HEADS:
+    macs = op_of(node.op).macs
+    if macs is None:
         return 0
-    weight = node.arrays["weight"].shape if "weight" in node.arrays else graph.shape(node.inputs[1])
-    if op == "conv2d_transpose":
-        return math.prod(graph.shape(node.inputs[0])) * math.prod(weight[1:])
-    return out * math.prod(weight[1:])
+    weight: tuple[int, ...] = ()
+    if "weight" in node.arrays:
+        weight = node.arrays["weight"].shape
+    elif len(node.inputs) > 1:
+        weight = graph.shape(node.inputs[1])
+    return macs(math.prod(graph.values[node.output].shape), graph.shape(node.inputs[0]), weight)
 
 
 def host_shares(graph: Graph) -> dict[str, float]:
@@ -168,12 +139,4 @@ def host_reason(node: Node) -> str | None:
         return None
     if "reason" in node.attrs:
         return str(node.attrs["reason"])
-    return _REASONS.get(node.op, "computed in float32")
-
-
-_REASONS = {
-    "to_int8": "float32 meets int8",
-    "to_float": "int8 meets float32",
-    "take": "looks up rows of a table",
-    **dict.fromkeys((*MOVES, "concat", "int_patches"), "moves data only"),
-}
+    return op_of(node.op).reason

@@ -11,16 +11,22 @@ import numpy as np
 
 from oneshot_ml2.models import operators, partition
 from oneshot_ml2.models.ir import Graph, Node
+from oneshot_ml2.models.ops.registry import op_of, ops
 
 if TYPE_CHECKING:
-    from oneshot_ml2.models.frontend.from_relax import Array
+    from oneshot_ml2.models.ops.base import Array
 
+# Those whose weights' scales are kept; products with constant matrices become dense.
+_SCALED = ("matmul", *(op.name for op in ops().values() if op.weight_outputs is not None and op.relax))
 # Those that have no module of their own in PyTorch.
 NAMELESS = ("batch_matmul", "add", "softmax")
 
 
 def simplify(graph: Graph, names: Mapping[str, list[tuple[str, str]]]) -> Graph:
     """Fold constants into layers, name nodes as the model does, and drop what nothing reads."""
+    for op in ops().values():
+        rewritten = graph if op.rewrite is None else op.rewrite(graph)
+        graph = graph if rewritten is graph else drop_unused(rewritten)
     graph = drop_unused(fold_moves(hoist_scales(fold_layers(fold_constants(graph)))))
     renamed, labels = [], {}
     taken: set[str] = set()
@@ -71,7 +77,7 @@ def fold_constants(graph: Graph) -> Graph:
     values = {name: value for name, value in graph.values.items() if name not in constants}
     nodes = [
         dataclasses.replace(node, attrs={**node.attrs, "weight_scale": scales[node.inputs[1]]})
-        if len(node.inputs) > 1 and node.inputs[1] in scales and node.op in ("conv2d", "conv2d_transpose", "matmul")
+        if len(node.inputs) > 1 and node.inputs[1] in scales and node.op in _SCALED
         else node
         for node in kept
     ]
@@ -107,7 +113,7 @@ def fold_layers(graph: Graph) -> Graph:
         elif (
             node.op in ("add", "multiply")
             and source is not None
-            and source.op in ("conv2d", "conv2d_transpose", "dense")
+            and op_of(source.op).weight_outputs is not None
             and alone
             and len(inputs) == 2
             and inputs[1] in constants
@@ -115,14 +121,15 @@ def fold_layers(graph: Graph) -> Graph:
             shape = graph.values[node.output].shape
             channels = _per_channel(constants[inputs[1]], shape, source.op)
             scales = node.op == "multiply"
-            grouped = source.op == "conv2d_transpose" and source.attrs["groups"] > 1
+            layer = op_of(source.op)
+            grouped = layer.ungrouped is not None and source.attrs["groups"] > 1
             if channels is not None and not (scales and ("weight_scale" in source.attrs or grouped)):
                 weight = constants[source.inputs[1]]
                 bias = constants[source.inputs[2]] if len(source.inputs) > 2 else np.zeros(len(channels), np.float32)
                 if node.op == "add":
                     bias = bias + channels
                 else:
-                    outer = (1,) if source.op == "conv2d_transpose" else ()
+                    outer = (1,) * (layer.weight_outputs or 0)
                     weight = weight * channels.reshape((*outer, -1) + (1,) * (weight.ndim - 1 - len(outer)))
                     bias = bias * channels
                 folded = (source.inputs[0], source.inputs[1] if node.op == "add" else constant(weight), constant(bias))
@@ -250,7 +257,7 @@ def _unflattened(graph: Graph) -> Graph:
 
 def _per_channel(array: Array, shape: tuple[int, ...], op: str) -> Array | None:
     """A constant as one number per output channel (K,), or None if it is not that."""
-    axis = len(shape) - 1 if op == "dense" else 1
+    axis = op_of(op).channels % len(shape)
     full = (1,) * (len(shape) - array.ndim) + tuple(array.shape)
     if len(full) != len(shape) or any(size != 1 for i, size in enumerate(full) if i != axis):
         return None

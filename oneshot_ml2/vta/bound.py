@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.nest import channel_blocks
 from oneshot_ml2.vta.packing import blocks
-from oneshot_ml2.workload.batch_matmul import BatchMatmul
-from oneshot_ml2.workload.dense import Dense
-from oneshot_ml2.workload.max_pool2d import MaxPool2d
 from oneshot_ml2.workload.registry import Workload
 
 
@@ -56,20 +53,17 @@ def engine_bound(workload: Workload, accelerator: Accelerator) -> EngineBound:
     (2 cycles) for every comparison; its outputs need not be initialised, as one of these inputs does that.
     """
     epilogue, bus = workload.epilogue, accelerator.bus_bytes
-    nb = blocks(workload.n, accelerator.batch)
-    channels = channel_blocks(workload, accelerator.block)
+    loops = workload.loops
+    nb = blocks(loops.images, accelerator.batch)
+    channels = channel_blocks(loops, accelerator.block)
     ib, ob = channels.inputs, channels.groups * channels.outputs
     inputs = ob if channels.depthwise else channels.groups * ib
-    if isinstance(workload, (Dense, BatchMatmul)):
-        out_pixels = pairs = all_pairs = taps = pixels = 1
-    else:
-        out_pixels, taps, pixels = workload.out_h * workload.out_w, workload.used_taps, workload.used_pixels
-        pairs, all_pairs = workload.real_tap_pairs, out_pixels * workload.r * workload.s
+    out_pixels, taps, pixels = loops.out_pixels, loops.used_taps, loops.used_pixels
+    pairs, all_pairs = loops.real_tap_pairs, out_pixels * loops.taps
     elements = nb * ob * out_pixels
     gemm_real, gemm_all, weights = nb * ob * ib * pairs, nb * ob * ib * all_pairs, ob * ib * taps
     compute = gemm_real
-    pool = isinstance(workload, MaxPool2d)
-    if pool:
+    if loops.pool:
         gemm_real = gemm_all = nb * inputs * pixels
         compute, weights = gemm_real + 2 * (nb * ob * pairs - elements), 1
 
@@ -80,7 +74,7 @@ def engine_bound(workload: Workload, accelerator: Accelerator) -> EngineBound:
         read_bytes += elements * accelerator.inp_bytes + accelerator.wgt_bytes
 
     # How an output element starts and gets its bias: (compute cycles, bytes read) of each form.
-    forms = [(0 if pool else elements, 0)]
+    forms = [(0 if loops.pool else elements, 0)]
     if epilogue.bias:
         constant_gemms = -(-(1 << epilogue.bias_bits) // (accelerator.block << 14))
         acc_bytes = elements * accelerator.acc_bytes

@@ -9,11 +9,7 @@ from oneshot_ml2.common.errors import WorkloadError
 from oneshot_ml2.vta import nest, packing, simulator
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Program, element_bytes
-from oneshot_ml2.workload.batch_matmul import BatchMatmul
-from oneshot_ml2.workload.conv2d import Conv2d
-from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
 from oneshot_ml2.workload.epilogue import Tensors
-from oneshot_ml2.workload.max_pool2d import MaxPool2d
 from oneshot_ml2.workload.registry import Workload
 
 _BIAS_SCALE = 127
@@ -47,29 +43,24 @@ def bias_tiles(bias: NDArray[np.int32], accelerator: Accelerator) -> tuple[NDArr
 def packed_weight(workload: Workload, tensors: Tensors, accelerator: Accelerator) -> NDArray[np.int8]:
     """The weight tiles of a nest, int8 (groups * OB, IB, KH, KW, BLOCK, BLOCK) or without KH, KW.
 
-    Groups that share blocks are block-diagonal; a transposed convolution's kernel is turned around; pooling has one
-    identity tile.
+    Groups that share blocks are block-diagonal; pooling has one identity tile.
     """
-    if isinstance(workload, MaxPool2d):
+    weight = workload.loop_weight(tensors)
+    if weight is None:
         return np.eye(accelerator.block, dtype=np.int8)[None, None, None, None]
-    weight = tensors["weight"]
-    if isinstance(workload, BatchMatmul):
-        return np.concatenate([packing.pack_weight(matrix, accelerator) for matrix in weight])
-    if isinstance(workload, Conv2dTranspose):
-        return packing.pack_weight(workload.turned(weight), accelerator)
-    if not isinstance(workload, Conv2d) or workload.groups == 1:
-        return packing.pack_weight(weight, accelerator)
-    block, channels = accelerator.block, nest.channel_blocks(workload, accelerator.block)
+    block, channels = accelerator.block, nest.channel_blocks(workload.loops, accelerator.block)
     # Nests side by side, each with the groups that its blocks hold.
     nests = channels.outputs if channels.depthwise else channels.groups
-    k, c = workload.k // workload.groups, workload.c // workload.groups
-    merged = -(-workload.groups // nests) if nests == 1 else channels.inputs * block // c
-    full = np.zeros((nests, merged * k, merged * c, workload.r, workload.s), dtype=np.int8)
-    for group in range(workload.groups):
-        nest_index, place = divmod(group, merged)
-        rows, columns = slice(place * k, (place + 1) * k), slice(place * c, (place + 1) * c)
-        full[nest_index, rows, columns] = weight[group * k : (group + 1) * k]
-    return np.concatenate([packing.pack_weight(part, accelerator) for part in full])
+    groups, k, c, *window = weight.shape
+    if nests < groups:
+        merged = groups if nests == 1 else channels.inputs * block // c
+        full = np.zeros((nests, merged * k, merged * c, *window), dtype=np.int8)
+        for group in range(groups):
+            nest_index, place = divmod(group, merged)
+            rows, columns = slice(place * k, (place + 1) * k), slice(place * c, (place + 1) * c)
+            full[nest_index, rows, columns] = weight[group]
+        weight = full
+    return np.concatenate([packing.pack_weight(part, accelerator) for part in weight])
 
 
 def packed_tensors(workload: Workload, tensors: Tensors, accelerator: Accelerator) -> dict[str, NDArray[np.generic]]:
@@ -83,7 +74,7 @@ def packed_tensors(workload: Workload, tensors: Tensors, accelerator: Accelerato
         if (np.abs(tensors["bias"].astype(np.int64)) > 1 << epilogue.bias_bits).any():
             raise WorkloadError(f"a bias exceeds 2**{epilogue.bias_bits}; declare more bias_bits")
         # The pairs of a batched product share one bias.
-        repeats = workload.b if isinstance(workload, BatchMatmul) else 1
+        repeats = workload.loops.groups if workload.loops.paired else 1
         packed["bias"] = np.concatenate([packing.pack_bias(tensors["bias"], accelerator)] * repeats)
         if nest.bias_gemm_fits(epilogue.bias_bits, accelerator.block):
             tiles, packed["constant"] = bias_tiles(tensors["bias"], accelerator)

@@ -24,15 +24,11 @@ from numpy.typing import NDArray
 from oneshot_ml2.vta.packing import blocks
 from oneshot_ml2.vta.program import ACC, ADDRESSES, INP, INSN_BYTES, OUT, PAGE, UOP, WGT, Buffer, element_bytes
 from oneshot_ml2.vta.reasons import NoSchedule, Reason
-from oneshot_ml2.workload.batch_matmul import BatchMatmul
-from oneshot_ml2.workload.conv2d import Conv2d
-from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
-from oneshot_ml2.workload.dense import Dense
-from oneshot_ml2.workload.max_pool2d import MaxPool2d
-from oneshot_ml2.workload.registry import Workload
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
+    from oneshot_ml2.workload.loops import LoopNest
+    from oneshot_ml2.workload.registry import Workload
 
 # Loop extents: batch blocks, channel blocks (of a group), spatial sizes, kernel, stride, dilation, leading pads.
 NB, CO, CI, OH, OW, IH, IW, KH, KW, SH, SW, DH, DW, PT, PL, MINOR = range(16)
@@ -77,26 +73,26 @@ class Blocks:
     depthwise: bool = False
 
 
-def channel_blocks(workload: Workload, block: int) -> Blocks:
+def channel_blocks(loops: LoopNest, block: int) -> Blocks:
     """How a workload's channels lie in blocks.
 
     Groups that do not fill blocks are merged until they do, their weights block-diagonal; where no number of them
     fills whole blocks and divides all, they become one dense group.
     """
-    if isinstance(workload, BatchMatmul):
-        return Blocks(workload.b, blocks(workload.c, block), blocks(workload.k, block))
-    if isinstance(workload, MaxPool2d):
-        return Blocks(1, 1, blocks(workload.c, block), depthwise=True)
-    groups = workload.groups if isinstance(workload, Conv2d) else 1
-    c, k = workload.c // groups, workload.k // groups
+    groups, c, k = loops.groups, loops.inputs, loops.outputs
+    if loops.paired:
+        return Blocks(groups, blocks(c, block), blocks(k, block))
+    if loops.pool:
+        return Blocks(1, 1, blocks(groups * c, block), depthwise=True)
+    dense = Blocks(1, blocks(groups * c, block), blocks(groups * k, block))
     merged = math.lcm(block // math.gcd(block, c), block // math.gcd(block, k))
     if groups == 1 or merged >= groups:
-        return Blocks(1, blocks(workload.c, block), blocks(workload.k, block))
+        return dense
     inputs, outputs = merged * c // block, merged * k // block
     if inputs == outputs == 1:
-        return Blocks(1, 1, blocks(workload.c, block), depthwise=True)
+        return Blocks(1, 1, dense.inputs, depthwise=True)
     if groups % merged:
-        return Blocks(1, blocks(workload.c, block), blocks(workload.k, block))
+        return dense
     return Blocks(groups // merged, inputs, outputs)
 
 
@@ -109,24 +105,21 @@ def buffers(workload: Workload, accelerator: Accelerator) -> tuple[tuple[Buffer,
     a = accelerator
     sizes = element_bytes(a)
     align = max(PAGE, a.burst_bytes)
-    nb = blocks(workload.n, a.batch)
-    channels = channel_blocks(workload, a.block)
+    loops = workload.loops
+    nb = blocks(loops.images, a.batch)
+    channels = channel_blocks(loops, a.block)
     inputs = channels.outputs if channels.depthwise else channels.groups * channels.inputs
     outputs = channels.groups * channels.outputs
-    if isinstance(workload, (Dense, BatchMatmul)):
-        pixels_in = pixels_out = taps = 1
-    else:
-        pixels_in, pixels_out, taps = workload.h * workload.w, workload.out_h * workload.out_w, workload.r * workload.s
-    weights = 1 if isinstance(workload, MaxPool2d) else outputs * channels.inputs * taps
+    weights = 1 if loops.pool else outputs * channels.inputs * loops.taps
     wanted = [
-        ("data", INP, nb * inputs * pixels_in),
+        ("data", INP, nb * inputs * loops.pixels),
         ("weight", WGT, weights),
-        ("output", OUT, nb * outputs * pixels_out),
+        ("output", OUT, nb * outputs * loops.out_pixels),
     ]
     if workload.epilogue.bias:
         wanted += [("bias", ACC, outputs), ("bias_weight", WGT, outputs), ("constant", INP, 1)]
     if workload.epilogue.residual:
-        wanted += [("residual", INP, nb * outputs * pixels_out), ("identity", WGT, 1)]
+        wanted += [("residual", INP, nb * outputs * loops.out_pixels), ("identity", WGT, 1)]
     wanted.append(("uops", UOP, PORTABLE_UOPS))
     address = align
     placed = []
@@ -145,39 +138,41 @@ def buffers(workload: Workload, accelerator: Accelerator) -> tuple[tuple[Buffer,
     return tuple(placed), address
 
 
-def is_one_row(workload: Conv2d | Conv2dTranspose | MaxPool2d) -> bool:
+def is_one_row(loops: LoopNest) -> bool:
     """Whether an image's pixels may be taken as one row: each output reads the input of its own place alone.
 
     Equal sizes do not tell: one column is as wide at any stride. A kernel of 1x1 has no pads. A longer row than 16 bits
     count is left as the image's rows, whose strides are smaller.
     """
-    steps = (*workload.in_steps, *workload.out_steps)
-    return (workload.r, workload.s, *steps) == (1,) * 6 and workload.h * workload.w <= MAX_SIZE
+    plain = all(axis.kernel == axis.stride == axis.spread == 1 for axis in (loops.height, loops.width))
+    return plain and loops.pixels <= MAX_SIZE
 
 
 def nest(workload: Workload, accelerator: Accelerator) -> NDArray[np.int64]:
     """The nest vector, int64 (SIZE,), of a workload on an accelerator."""
     a = accelerator
     p = np.zeros(SIZE, dtype=np.int64)
-    channels = channel_blocks(workload, a.block)
-    p[NB] = blocks(workload.n, a.batch)
+    loops = workload.loops
+    channels = channel_blocks(loops, a.block)
+    p[NB] = blocks(loops.images, a.batch)
     p[[GROUPS, CI, CO, DEPTHWISE]] = channels.groups, channels.inputs, channels.outputs, channels.depthwise
     p[OUT_BLOCKS] = channels.groups * channels.outputs
     p[INP_BLOCKS] = channels.outputs if channels.depthwise else channels.groups * channels.inputs
-    p[POOL] = isinstance(workload, MaxPool2d)
-    p[[TH, TW]] = 1
-    if isinstance(workload, (Dense, BatchMatmul)):
-        p[[OH, IH, KH, KW, SH, SW, DH, DW, MINOR]] = 1
+    p[POOL] = loops.pool
+    p[MINOR] = loops.flat
+    height, width = loops.height, loops.width
+    p[[OH, IH, KH, SH, TH, DH, PT]] = (
+        height.out, height.size, height.kernel, height.stride, height.spread, height.dilation, height.lead,
+    )  # fmt: skip
+    p[[OW, IW, KW, SW, TW, DW, PL]] = (
+        width.out, width.size, width.kernel, width.stride, width.spread, width.dilation, width.lead,
+    )  # fmt: skip
+    if loops.flat:
         p[[OW, IW]] = p[NB]
         p[NB] = 1
-    else:
-        p[[OH, OW, IH, IW]] = workload.out_h, workload.out_w, workload.h, workload.w
-        p[[KH, KW, SH, SW, DH, DW]] = workload.r, workload.s, *workload.in_steps, *workload.dilations
-        p[[TH, TW]] = workload.out_steps
-        p[[PT, PL]] = workload.leads
-        if is_one_row(workload):
-            p[[OW, IW]] = workload.h * workload.w
-            p[[OH, IH]] = 1
+    elif is_one_row(loops):
+        p[[OW, IW]] = loops.pixels
+        p[[OH, IH]] = 1
     epilogue = workload.epilogue
     fits = bias_gemm_fits(epilogue.bias_bits, a.block)
     p[[BIAS, BIAS_GEMM_FITS, RES, SHIFT]] = epilogue.bias, fits, epilogue.residual, epilogue.shift or -1

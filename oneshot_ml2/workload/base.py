@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import WorkloadError
 from oneshot_ml2.workload.checks import LARGEST, check_keys, integer, integers
 from oneshot_ml2.workload.epilogue import Epilogue
+from oneshot_ml2.workload.loops import Axis, LoopNest
 
 if TYPE_CHECKING:
     from oneshot_ml2.workload.epilogue import Tensors
@@ -39,6 +38,15 @@ class Operator:
     epilogue: Epilogue
 
     @property
+    def loops(self) -> LoopNest:
+        """Its loops in elements; what accelerators do with them follows from these alone."""
+        raise NotImplementedError
+
+    def loop_weight(self, tensors: Tensors) -> NDArray[np.int8] | None:
+        """The weights that the loops read, int8 (groups, K, C, R, S) or, of matrices, (groups, K, C); None: pooling."""
+        raise NotImplementedError
+
+    @property
     def tensor_specs(self) -> dict[str, tuple[tuple[int, ...], type]]:
         """Name -> (shape, numpy type) of every input tensor, the epilogue's included."""
         raise NotImplementedError
@@ -46,6 +54,34 @@ class Operator:
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of the int8 result."""
+        raise NotImplementedError
+
+    @property
+    def shape_key(self) -> ShapeKey:
+        """(C of a group, K, kernel, output size, steps): what the splits call the same workload (design, section 5)."""
+        raise NotImplementedError
+
+    @property
+    def macs(self) -> int:
+        """Multiplications that the operator is."""
+        raise NotImplementedError
+
+    @property
+    def real_macs(self) -> int:
+        """Multiplications with a real input element."""
+        raise NotImplementedError
+
+    @property
+    def compulsory_bytes(self) -> int:
+        """Bytes that must cross the memory port at least once."""
+        raise NotImplementedError
+
+    def reference(self, tensors: Tensors) -> NDArray[np.int8]:
+        """The exact result, int8.
+
+        Raises:
+            WorkloadError: a tensor is missing or has another shape or dtype.
+        """
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,47 +146,6 @@ class Operator:
         return specs
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """One axis of a window operator, counted in time and memory that grow with its sizes, not with their products.
-
-    Output ``o`` meets tap ``k`` at input ``(o * stride + k * dilation - lead) / spread``, where that is a whole number
-    from 0 to ``size - 1``; ``stride`` or ``spread`` is 1.
-    """
-
-    out: int
-    kernel: int
-    size: int
-    stride: int
-    spread: int
-    dilation: int
-    lead: int
-
-    @property
-    def met(self) -> NDArray[np.int64]:
-        """How many outputs read a real input with each tap, int64 (kernel,)."""
-        offset = np.arange(self.kernel, dtype=np.int64) * self.dilation - self.lead
-        first = np.maximum(-(offset // self.stride), 0)
-        first += -(offset + first) % self.spread if self.spread > 1 else 0
-        last = np.minimum(((self.size - 1) * self.spread - offset) // self.stride, self.out - 1)
-        return np.maximum((last - first) // self.spread + 1, 0)
-
-    @property
-    def used(self) -> int:
-        """Inputs that some output reads."""
-        # Where output o meets tap k, o * stride + k * dilation is this.
-        place = np.arange(self.size, dtype=np.int64) * self.spread + self.lead
-        # The least tap at which the place is within reach of the outputs, and leaves a multiple of the stride.
-        least = np.maximum(-((self.stride * (self.out - 1) - place) // self.dilation), 0)
-        common = math.gcd(self.dilation, self.stride)
-        period = self.stride // common
-        inverse = pow(self.dilation // common, -1, period)
-        wanted = place // common % period * inverse % period
-        tap = least + (wanted - least) % period
-        most = np.minimum(place // self.dilation, self.kernel - 1)
-        return int(np.count_nonzero((place % common == 0) & (tap <= most)))
-
-
 class Windowed(Operator):
     """Operators that slide a window over images: output ``o`` meets tap ``t`` at input ``(o * in_step + t * dilation -
     lead) / out_step``, where that is a whole number; one of the two steps is 1.
@@ -164,6 +159,13 @@ class Windowed(Operator):
     r: int
     s: int
     padding: int | Sequence[int]
+    # Of the loops: the largest of a window instead of a sum; outputs that read zeros around the image.
+    pool = False
+
+    @property
+    def zeros_around(self) -> bool:
+        """Whether an output may read zeros outside of its image."""
+        return False
 
     @property
     def groups(self) -> int:
@@ -214,38 +216,32 @@ class Windowed(Operator):
         steps = (self.in_steps[0] * self.out_steps[0], self.in_steps[1] * self.out_steps[1])
         return (self.c // self.groups, self.k, (self.r, self.s), (self.out_h, self.out_w), steps)
 
-    @property
-    def _axes(self) -> tuple[_Axis, _Axis]:
-        """Height and width."""
+    @cached_property
+    def loops(self) -> LoopNest:
         sizes = ((self.out_h, self.r, self.h), (self.out_w, self.s, self.w))
         height, width = (
-            _Axis(*sizes[i], self.in_steps[i], self.out_steps[i], self.dilations[i], self.leads[i]) for i in (0, 1)
+            Axis(*sizes[i], self.in_steps[i], self.out_steps[i], self.dilations[i], self.leads[i]) for i in (0, 1)
         )
-        return height, width
-
-    @cached_property
-    def _met(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """`_Axis.met` of height and width."""
-        height, width = self._axes
-        return height.met, width.met
+        groups = self.groups
+        return LoopNest(
+            self.n, groups, self.c // groups, self.k // groups, height, width, pool=self.pool,
+            zeros_around=self.zeros_around,
+        )  # fmt: skip
 
     @property
     def real_tap_pairs(self) -> int:
         """(output pixel, tap) pairs of one image that read a real input element."""
-        rows, cols = self._met
-        return int(rows.sum()) * int(cols.sum())
+        return self.loops.real_tap_pairs
 
     @property
     def used_taps(self) -> int:
         """Kernel taps that read a real input element for some output."""
-        rows, cols = self._met
-        return int(np.count_nonzero(rows)) * int(np.count_nonzero(cols))
+        return self.loops.used_taps
 
     @property
     def used_pixels(self) -> int:
         """Input pixels (h, w) that some output reads; the others need not be loaded."""
-        height, width = self._axes
-        return height.used * width.used
+        return self.loops.used_pixels
 
     @property
     def real_macs(self) -> int:

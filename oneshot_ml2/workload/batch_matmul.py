@@ -12,6 +12,7 @@ from oneshot_ml2.common.errors import WorkloadError
 from oneshot_ml2.workload.base import Operator
 from oneshot_ml2.workload.checks import LARGEST, integer
 from oneshot_ml2.workload.epilogue import Epilogue
+from oneshot_ml2.workload.loops import LoopNest, matrix_loops
 
 if TYPE_CHECKING:
     from oneshot_ml2.workload.base import ShapeKey
@@ -72,6 +73,13 @@ class BatchMatmul(Operator):
         """Bytes that must cross the memory port at least once."""
         bias = 4 * self.k if self.epilogue.bias else 0
         return self.b * (self.n * self.c + self.k * self.c + self.n * self.k) + bias
+
+    @property
+    def loops(self) -> LoopNest:
+        return matrix_loops(self.n, self.c, self.k, pairs=self.b)
+
+    def loop_weight(self, tensors: Tensors) -> NDArray[np.int8]:
+        return tensors["weight"]
 
     def reference(self, tensors: Tensors) -> NDArray[np.int8]:
         """The exact result, int8 (B, N, K).

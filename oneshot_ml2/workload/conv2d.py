@@ -96,6 +96,14 @@ class Conv2d(Windowed):
         """Multiplications of the textbook loop nest, those with zero padding included."""
         return self.n * self.k * self.out_h * self.out_w * (self.c // self.groups) * self.r * self.s
 
+    @property
+    def zeros_around(self) -> bool:
+        return any(self.pads)
+
+    def loop_weight(self, tensors: Tensors) -> NDArray[np.int8]:
+        weight = tensors["weight"]
+        return weight.reshape(self.groups, self.k // self.groups, *weight.shape[1:])
+
     def reference(self, tensors: Tensors) -> NDArray[np.int8]:
         """The exact result, int8 (N, K, OH, OW).
 

@@ -96,6 +96,9 @@ class Conv2dTranspose(Windowed):
         """The weight as that of a convolution over the spread inputs: (K, C, R, S), the kernel turned around."""
         return np.ascontiguousarray(weight.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1])
 
+    def loop_weight(self, tensors: Tensors) -> NDArray[np.int8]:
+        return self.turned(tensors["weight"])[None]
+
     def reference(self, tensors: Tensors) -> NDArray[np.int8]:
         """The exact result, int8 (N, K, OH, OW).
 

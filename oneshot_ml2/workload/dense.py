@@ -13,6 +13,7 @@ from oneshot_ml2.workload.base import Operator
 from oneshot_ml2.workload.checks import LARGEST, integer
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.epilogue import Epilogue
+from oneshot_ml2.workload.loops import LoopNest, matrix_loops
 
 if TYPE_CHECKING:
     from oneshot_ml2.workload.base import ShapeKey
@@ -82,6 +83,13 @@ class Dense(Operator):
     def as_conv2d(self) -> Conv2d:
         """The same product as a 1x1 convolution of 1x1 images (VTA reference, 8.2)."""
         return Conv2d(self.n, self.c, 1, 1, self.k, 1, 1, epilogue=self.epilogue)
+
+    @property
+    def loops(self) -> LoopNest:
+        return matrix_loops(self.n, self.c, self.k)
+
+    def loop_weight(self, tensors: Tensors) -> NDArray[np.int8]:
+        return tensors["weight"][None]
 
     def reference(self, tensors: Tensors) -> NDArray[np.int8]:
         """The exact result, int8 (N, K).

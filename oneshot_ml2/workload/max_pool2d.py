@@ -41,6 +41,7 @@ class MaxPool2d(Windowed):
     epilogue: Epilogue = Epilogue(shift=0, clip=None)
 
     op = "max_pool2d"
+    pool = True
 
     def __post_init__(self) -> None:
         self._normalised(("n", "c", "h", "w", "r", "s"))
@@ -96,6 +97,9 @@ class MaxPool2d(Windowed):
     @property
     def real_macs(self) -> int:
         return 0
+
+    def loop_weight(self, tensors: Tensors) -> None:
+        return None
 
     def reference(self, tensors: Tensors) -> NDArray[np.int8]:
         """The exact result, int8 (N, C, OH, OW).

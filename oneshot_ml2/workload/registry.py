@@ -1,22 +1,28 @@
-"""All operators by name."""
+"""All operators by name: one file of this folder each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypeAlias
 
 from oneshot_ml2.common.errors import WorkloadError
-from oneshot_ml2.workload.batch_matmul import BatchMatmul
-from oneshot_ml2.workload.conv2d import Conv2d
-from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
-from oneshot_ml2.workload.dense import Dense
-from oneshot_ml2.workload.max_pool2d import MaxPool2d
+from oneshot_ml2.common.folder import modules
+from oneshot_ml2.workload.base import Operator
 
-Workload: TypeAlias = Conv2d | Conv2dTranspose | MaxPool2d | Dense | BatchMatmul
+Workload: TypeAlias = Operator
 
-_OPERATORS: dict[str, type[Workload]] = {
-    kind.op: kind for kind in (Conv2d, Conv2dTranspose, MaxPool2d, Dense, BatchMatmul)
-}
+
+@cache
+def operators() -> dict[str, type[Workload]]:
+    """Name -> operator, of every class of the folder's files that says its ``op``."""
+    found = [
+        kind
+        for module in modules("oneshot_ml2.workload")
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, Operator) and "op" in vars(kind)
+    ]
+    return {kind.op: kind for kind in sorted(set(found), key=lambda kind: kind.op)}
 
 
 def workload_from_dict(data: Mapping[str, Any]) -> Workload:
@@ -26,7 +32,7 @@ def workload_from_dict(data: Mapping[str, Any]) -> Workload:
         WorkloadError: no or an unknown ``op``, an unknown or missing key, or a value out of range.
     """
     op = data.get("op") if isinstance(data, Mapping) else None
-    if not isinstance(op, str) or op not in _OPERATORS:
-        raise WorkloadError(f"op is {op!r}; allowed: {', '.join(_OPERATORS)}")
-    workload: Workload = _OPERATORS[op].from_dict(data)
+    if not isinstance(op, str) or op not in operators():
+        raise WorkloadError(f"op is {op!r}; allowed: {', '.join(operators())}")
+    workload: Workload = operators()[op].from_dict(data)
     return workload

@@ -16,6 +16,7 @@ from oneshot_ml2.common.errors import ModelError, OneShotError, WorkloadError
 from oneshot_ml2.models import execute, ir, operators, partition
 from oneshot_ml2.models.frontend import from_onnx, from_torch, importer
 from oneshot_ml2.models.ir import Graph, Node, Value
+from oneshot_ml2.models.ops import numeric
 from oneshot_ml2.models.quantize import integer, quantize, scales
 
 needs("tvm", "onnx")
@@ -158,7 +159,7 @@ def test_a_residual_that_needs_a_large_shift(tmp_path: Path) -> None:
 
 @given(st.integers(-(2**20), 2**20), st.integers(-20, 6), st.booleans())
 def test_rescaling_rounds_half_up_or_to_even(value: int, left: int, half_even: bool) -> None:
-    found = int(operators.shifted(np.array(value), left, {"clip": (-128, 127), "half_even": half_even}))
+    found = int(numeric.shifted(np.array(value), left, {"clip": (-128, 127), "half_even": half_even}))
     exact = value * 2.0**left
     assert found == min(max(np.rint(exact) if half_even else np.floor(exact + 0.5), -128), 127)
 
@@ -319,7 +320,7 @@ def half_even(node: Node, args: list[np.ndarray[Any, Any]], out: tuple[int, ...]
         total = sum(x.astype(np.int64) << left for x, left in zip(args, attrs["left"]))
         return np.clip(tie_free(np.asarray(total), attrs["shift"]).reshape(out), *attrs["clip"])
     if node.op == "int_avg_pool2d":
-        total = np.sum(operators.windows(args[0].astype(np.int64), attrs, attrs["size"], out[2:], 0), axis=0)
+        total = np.sum(numeric.windows(args[0].astype(np.int64), attrs, attrs["size"], out[2:], 0), axis=0)
         return np.clip(np.rint(total * 2.0 ** attrs["left"] / np.prod(attrs["size"])), -128, 127)
     return operators.compute(node, args, out)
 

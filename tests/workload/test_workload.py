@@ -356,7 +356,7 @@ def test_impossible_epilogues(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"op": "pool"}, "op is 'pool'; allowed: conv2d, conv2d_transpose, max_pool2d, dense, batch_matmul"),
+        ({"op": "pool"}, "op is 'pool'; allowed: batch_matmul, conv2d, conv2d_transpose, dense, max_pool2d"),
         ({"n": 1}, "op is None"),
         ([], "op is None"),
         ({"op": "dense", "n": 1, "c": 2}, "dense: missing k"),

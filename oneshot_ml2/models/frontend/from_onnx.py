@@ -12,31 +12,14 @@ from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models.frontend import origins
 from oneshot_ml2.models.frontend.from_relax import INPUTS, first_line, from_relax, quiet
 from oneshot_ml2.models.ir import Graph
+from oneshot_ml2.models.ops.registry import ops
 
 if TYPE_CHECKING:
-    from oneshot_ml2.models.frontend.from_relax import Array
+    from oneshot_ml2.models.ops.base import Array
 
 # ONNX operator -> ours, to give layers their names in the file.
-_ONNX_OPS = {
-    "Conv": "conv2d",
-    "ConvTranspose": "conv2d_transpose",
-    "Gemm": "dense",
-    "MatMul": "dense",
-    "Relu": "relu",
-    "Add": "add",
-    "QuantizeLinear": "quantize",
-    "MaxPool": "max_pool2d",
-    "AveragePool": "avg_pool2d",
-    "GlobalAveragePool": "avg_pool2d",
-    "Flatten": "reshape",
-}
-
-_SUPPORTED_ONNX = (
-    "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "ConvTranspose", "DequantizeLinear", "Div",
-    "Dropout", "Erf", "Exp", "Expand", "Flatten", "Gather", "Gelu", "Gemm", "GlobalAveragePool", "LayerNormalization",
-    "MatMul", "MaxPool", "Mul", "Pow", "QuantizeLinear", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Slice", "Softmax",
-    "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
-)  # fmt: skip
+_ONNX_OPS = {name: op.named or op.name for op in ops().values() for name in op.onnx_layers}
+_SUPPORTED_ONNX = tuple(sorted({name for op in ops().values() for name in op.onnx}))
 _FIX_SHAPES = (
     "export the model with fixed shapes, or fix them with python -m onnxruntime.tools.make_dynamic_shape_fixed"
 )

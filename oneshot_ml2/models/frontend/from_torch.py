@@ -8,27 +8,14 @@ from typing import TYPE_CHECKING, Any
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models.frontend.from_relax import INPUTS, SUPPORTED, first_line, from_relax, quiet
 from oneshot_ml2.models.ir import Graph
+from oneshot_ml2.models.ops.registry import ops
 from oneshot_ml2.models.simplify import NAMELESS
 
 if TYPE_CHECKING:
     from torch import nn
 
-_TORCH_OPS = {
-    "conv2d.default": "conv2d",
-    "conv_transpose2d.input": "conv2d_transpose",
-    "matmul.default": "batch_matmul",
-    "add.Tensor": "add",
-    "add_.Tensor": "add",
-    "softmax.int": "softmax",
-    "layer_norm.default": "layer_norm",
-    "gelu.default": "gelu",
-    "embedding.default": "take",
-    "linear.default": "dense",
-    "relu.default": "relu",
-    "relu_.default": "relu",
-    "max_pool2d.default": "max_pool2d",
-    "adaptive_avg_pool2d.default": "avg_pool2d",
-}
+# PyTorch operator -> ours, to give layers their names in the module.
+_TORCH_OPS = {name: op.named or op.name for op in ops().values() for name in op.torch_layers}
 
 
 def import_torch(module: nn.Module, example_inputs: Sequence[Any], name: str | None = None) -> Graph:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import ModelError, WorkloadError
 from oneshot_ml2.models import partition, simplify
 from oneshot_ml2.models.ir import Graph, Node, Value
+from oneshot_ml2.models.ops.registry import op_of
 from oneshot_ml2.models.partition import Composite
 from oneshot_ml2.models.quantize.qdq import single
 from oneshot_ml2.models.quantize.sampling import drawn_values
@@ -225,7 +226,7 @@ class IntegerBuilder:
 
     def bias(self, node: Node, exponent: int) -> NDArray[np.float64]:
         """A layer's bias (K,) in units of its sums, rounded."""
-        count = self.graph.shape(node.output)[-1 if node.op == "dense" else 1]
+        count = self.graph.shape(node.output)[op_of(node.op).channels]
         bias = self.graph.constants[node.inputs[2]] if len(node.inputs) > 2 else np.zeros(count)
         return np.rint(np.ldexp(bias.astype(np.float64), -exponent))
 
@@ -296,9 +297,10 @@ class IntegerBuilder:
         if composite.residual is not None:
             residual_shift = self.exponents[composite.residual] - sums
             inputs.append(self.int_name(composite.residual))
-        if head.op == "conv2d_transpose" and head.attrs["groups"] > 1:
+        ungrouped = op_of(head.op).ungrouped
+        if ungrouped is not None and head.attrs["groups"] > 1:
             # VTA's has one group: zeros between those that the model has.
-            weight = _one_group(weight, head.attrs["groups"])
+            weight = ungrouped(weight, head.attrs["groups"])
             head = dataclasses.replace(head, attrs={**head.attrs, "groups": 1})
         workload, reason = None, ""
         try:
@@ -409,14 +411,15 @@ class IntegerBuilder:
         if limits is not None or node.op == "identity":
             clip = integer_bounds(*(limits or (-math.inf, math.inf)), exponent)
             self.rescaled(self.int_name(source), exponent, node.output, node.name, clip)
-        elif node.op in (*partition.MOVES, "max_pool2d"):
+        elif op_of(node.op).keeps_scale:
             before = self.exponents[source]
             target = node.output if before == exponent else f"{node.output}.before"
             attrs = dict(node.attrs)
-            if node.op == "max_pool2d":
+            layer = op_of(node.op).plain_layer
+            if layer is not None:
                 attrs["workload"] = None
                 try:
-                    attrs["workload"] = partition.max_pool_workload(node, self.graph.shape(source), shape)
+                    attrs["workload"] = layer(attrs, self.graph.shape(source), shape)
                 except WorkloadError as error:
                     attrs["reason"] = str(error)
             self.emit(node.name, node.op, [self.int_name(source)], Value(target, shape, before), attrs)
@@ -515,17 +518,6 @@ def average_kernel(size: Sequence[int], left: int) -> tuple[NDArray[np.int8], in
     return np.diff(edges).astype(np.int8).reshape(tuple(size)), shift
 
 
-def _one_group(weight: NDArray[np.int8], groups: int) -> NDArray[np.int8]:
-    """A grouped IOHW weight as that of one group."""
-    c, k, r, s = weight.shape
-    full = np.zeros((c, groups * k, r, s), dtype=np.int8)
-    for group in range(groups):
-        inputs = slice(group * c // groups, (group + 1) * c // groups)
-        full[inputs, group * k : (group + 1) * k] = weight[inputs]
-    return full
-
-
 def _kernel_axes(node: Node, weight: Array) -> tuple[int, ...]:
     """The axes of a weight that are not those of the output's channels."""
-    outer = 1 if node.op == "conv2d_transpose" else 0
-    return tuple(axis for axis in range(weight.ndim) if axis != outer)
+    return tuple(axis for axis in range(weight.ndim) if axis != op_of(node.op).weight_outputs)

@@ -11,6 +11,7 @@ import numpy as np
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models import partition
 from oneshot_ml2.models.ir import Graph, Node
+from oneshot_ml2.models.ops.registry import ops
 from oneshot_ml2.models.quantize.scales import nearest_exponent
 
 
@@ -20,8 +21,8 @@ def calibrated(graph: Graph, chosen: Mapping[str, int]) -> dict[str, int]:
     Operators that only move data or pick the largest element keep the exponent. What follows from float operators only
     is quantized where a layer reads it. A ReLU's operand is not quantized apart from it.
     """
-    heads, moves = partition.HEADS, (*partition.MOVES, "max_pool2d")
-    integer_ops = (*heads, *moves, "relu", "clip", "avg_pool2d", "concat")
+    heads, moves = partition.HEADS, partition.KEEP_SCALE
+    integer_ops = (*heads, *moves, *(op.name for op in ops().values() if op.scales))
     users, producers = graph.users(), graph.producers()
     exponents: dict[str, int] = {}
     for name in graph.inputs:

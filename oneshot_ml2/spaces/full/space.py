@@ -18,7 +18,6 @@ from oneshot_ml2.vta import nest
 from oneshot_ml2.vta.program import COLUMNS, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule, NoSchedule, Reason
 from oneshot_ml2.vta.timing import chisel
-from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.registry import Workload
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
     co, ci, oh, ow = (int(p[i]) for i in (nest.CO, nest.CI, nest.OH, nest.OW))
     # Tiles whose accumulators or inputs cannot fit are left out of the lists; smaller ones are thinned.
     fits = [s for s in _ceilings(co) if s <= p[nest.ACC_DEPTH]]
-    padded = isinstance(workload, Conv2d) and any(workload.pads)
+    padded = workload.loops.zeros_around
     strided = int(p[nest.KH]) == 1 and int(p[nest.SH]) > 1
     pool = bool(p[nest.POOL])
     head = (ci > 1 or co > 5) and not pool

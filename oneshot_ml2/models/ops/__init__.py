@@ -1,0 +1,1 @@
+"""What the operators of a graph are: one file an operator, or a family of alike ones."""

@@ -1,0 +1,184 @@
+"""Reads the bindings of a Relax function as nodes, by what the operators' records say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from oneshot_ml2.common.errors import ModelError
+from oneshot_ml2.models.frontend import origins
+from oneshot_ml2.models.ir import Node, Value
+from oneshot_ml2.models.ops.base import Array
+from oneshot_ml2.models.ops.registry import ops, readers
+
+
+class Reader:
+    """Turns the bindings of a Relax function into nodes, one operator at a time."""
+
+    def __init__(self, supported: Sequence[str]) -> None:
+        """``supported``: the operators that an error proposes."""
+        self.supported = supported
+        self.nodes: list[Node] = []
+        self.inputs: list[str] = []
+        self.values: dict[str, Value] = {}
+        self.constants: dict[str, Array] = {}
+        # Values and constants of whole numbers; only indices are.
+        self.integers: set[str] = set()
+        # Values that follow from constants alone (dequantized weights).
+        self.fixed: set[str] = set()
+        # Relax variable -> name, or a tuple of names.
+        self.env: dict[Any, Any] = {}
+        # What the operator at hand is called in the model: errors begin with it.
+        self.where = ""
+        self.counts: dict[str, int] = {}
+
+    def refused(self, why: str) -> ModelError:
+        """The error of the operator at hand."""
+        return ModelError(f"{self.where} {why}")
+
+    def constant(self, array: Array) -> str:
+        name = f"const_{len(self.constants)}"
+        self.constants[name] = array
+        return name
+
+    def is_constant(self, name: str) -> bool:
+        return name in self.constants or name in self.fixed
+
+    def limited(self, name: str, limit: int) -> None:
+        """Note that an index is below ``limit``, if it is an input of the model."""
+        while name not in self.inputs and name in self.values:
+            name = self.producer(name).inputs[0]
+        if name in self.inputs:
+            known = self.values[name].limit
+            self.values[name] = dataclasses.replace(self.values[name], limit=min(limit, known or limit))
+
+    def add(self, op: str, inputs: Sequence[str], shape: Sequence[int], **attrs: Any) -> str:
+        if op != "take" and not self.integers.isdisjoint(inputs):
+            if not ops()[op].one_source:
+                raise self.refused("on integers is not supported; they can only be indices (embeddings)")
+            self.integers.add(f"{op}_{self.counts.get(op, 0)}")
+        number = self.counts.get(op, 0)
+        self.counts[op] = number + 1
+        name = f"{op}_{number}"
+        if all(self.is_constant(operand) for operand in inputs):
+            self.fixed.add(name)
+        self.nodes.append(Node(name, op, tuple(inputs), name, attrs))
+        self.values[name] = Value(name, tuple(shape))
+        return name
+
+    def operand(self, expr: Any) -> Any:
+        from tvm import ir, relax
+
+        if isinstance(expr, ir.GenericConst):
+            return self.constant(expr.value.numpy())
+        if isinstance(expr, relax.Tuple):
+            return tuple(self.operand(field) for field in expr.fields)
+        if expr in self.env:
+            return self.env[expr]
+        raise self.refused(f"has an operand of a kind that is not supported ({type(expr).__name__})")
+
+    def bind(self, var: Any, value: Any) -> None:
+        from tvm import relax
+
+        if isinstance(value, relax.TupleGetItem):
+            self.env[var] = self.operand(value.tuple_value)[value.index]
+        elif isinstance(value, relax.Call):
+            self.env[var] = self.call(value)
+        else:
+            self.env[var] = self.operand(value)
+
+    def call(self, call: Any) -> Any:
+        name = getattr(call.op, "name", type(call.op).__name__)
+        read = readers().get(name)
+        if read is None:
+            self.static(call)
+            raise self.not_supported()
+        return read(self, call)
+
+    def not_supported(self) -> ModelError:
+        """The error of an operator at hand that there is no way to compile."""
+        return origins.not_supported(self.where, self.supported)
+
+    def static(self, call: Any) -> tuple[int, ...]:
+        """The shape of what a call makes.
+
+        Raises:
+            ModelError: no tensor, or a dynamic shape.
+        """
+        return static(call.ty, self.where)
+
+    def tensors(self, call: Any) -> list[str]:
+        """The operands of a call, each one tensor."""
+        operands = [self.operand(arg) for arg in call.args]
+        for operand in operands:
+            if not isinstance(operand, str) or (operand not in self.values and operand not in self.constants):
+                raise self.refused("has an operand of a kind that is not supported")
+        return operands
+
+    def producer(self, name: str) -> Node:
+        """The last node that makes a value."""
+        return next(node for node in reversed(self.nodes) if node.output == name)
+
+    def shape(self, operand: str) -> tuple[int, ...]:
+        return self.values[operand].shape if operand in self.values else self.constants[operand].shape
+
+    def reshape(self, operand: str, shape: tuple[int, ...]) -> str:
+        if operand in self.constants:
+            return self.constant(self.constants[operand].reshape(shape))
+        if self.values[operand].shape == shape:
+            return operand
+        return self.add("reshape", [operand], shape)
+
+    def broadcast(self, operand: str, shape: tuple[int, ...]) -> str:
+        if operand in self.constants:
+            return self.constant(np.broadcast_to(self.constants[operand], shape))
+        # PyTorch's matmul expands its operands, mostly to what they are.
+        return operand if self.values[operand].shape == shape else self.add("broadcast", [operand], shape)
+
+    def slice(self, operand: str, parts: Sequence[tuple[int, int, int]]) -> str:
+        """(begin, end, step) along every axis, within the tensor."""
+        if operand in self.constants:
+            return self.constant(np.ascontiguousarray(self.constants[operand][tuple(slice(*part) for part in parts)]))
+        shape = tuple(len(range(*part)) for part in parts)
+        if shape == self.values[operand].shape:
+            return operand
+        return self.add("slice", [operand], shape, parts=tuple(parts))
+
+
+def ints(values: Any) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def pads(values: Any) -> tuple[int, ...]:
+    """Relax's (top, left, bottom, right) as (top, bottom, left, right)."""
+    pads = ints(values)
+    if len(pads) == 2:
+        pads = pads * 2
+    top, left, bottom, right = pads
+    return (top, bottom, left, right)
+
+
+def layout(attrs: Any, op: str, kernel: bool = True) -> None:
+    layout = getattr(attrs, "data_layout", None) or attrs.layout
+    if layout != "NCHW" or (kernel and attrs.kernel_layout != "OIHW"):
+        raise ModelError(f"{op} in layout {layout} is not supported; only NCHW is")
+
+
+def static(ty: Any, what: str) -> tuple[int, ...]:
+    """The shape of a Relax tensor type.
+
+    Raises:
+        ModelError: no tensor, or a dynamic shape.
+    """
+    from tvm import tirx
+
+    shape = getattr(ty, "shape", None)
+    if shape is None:
+        raise ModelError(f"{what} has no tensor of a known shape; dynamic shapes are not supported")
+    if not all(isinstance(dim, (int, tirx.IntImm)) for dim in shape):
+        dims = "x".join(str(getattr(dim, "value", dim)) for dim in shape)
+        raise ModelError(f"{what} has the dynamic shape {dims}; export the model with fixed shapes")
+    return tuple(int(dim) for dim in shape)

@@ -1,0 +1,34 @@
+"""All operators by name: what the files of this folder list in ``OPS``."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from oneshot_ml2.common.folder import modules
+from oneshot_ml2.models.ops.base import Op, Read
+
+if TYPE_CHECKING:
+    from oneshot_ml2.models.ir import Node
+
+
+@cache
+def ops() -> dict[str, Op]:
+    """Name -> operator."""
+    return {op.name: op for module in modules("oneshot_ml2.models.ops") for op in getattr(module, "OPS", ())}
+
+
+def op_of(name: str) -> Op:
+    """The operator of a node's ``op``, be it of floats or of integers."""
+    return ops()[name.removeprefix("int_")]
+
+
+def is_integer(node: Node) -> bool:
+    """Whether a node computes an operator's integer form; some have no other."""
+    return node.op.startswith("int_") or op_of(node.op).compute is None
+
+
+@cache
+def readers() -> dict[str, Read]:
+    """Relax operator -> how it is read."""
+    return {name: read for op in ops().values() for name, read in op.relax.items()}

@@ -1,0 +1,112 @@
+"""Changes of scale and type: quantization in the model, and the border between float32 and int8."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from oneshot_ml2.models.ops.base import Array, Attrs, Expr, Op, Shape, Shapes
+from oneshot_ml2.models.ops.numeric import INT8, along, shifted
+
+if TYPE_CHECKING:
+    from oneshot_ml2.models.ir import Node, Value
+    from oneshot_ml2.models.ops.host import Host
+    from oneshot_ml2.models.ops.reading import Reader
+
+
+def _scales(reader: Reader, operands: list[str]) -> Array:
+    scale, zero = (reader.constants.get(name) for name in operands[1:])
+    if scale is None or zero is None:
+        raise reader.refused("has a scale that the model computes; only constants are supported")
+    if np.any(zero != 0):
+        raise reader.refused(
+            f"has the zero point {int(np.ravel(zero)[0])}; only symmetric quantization (0) is "
+            "supported: quantize with QuantType.QInt8, ActivationSymmetric and WeightSymmetric"
+        )
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise reader.refused(f"has the scale {float(np.min(scale))}; allowed: above 0")
+    return np.asarray(scale, dtype=np.float32)
+
+
+def _read_quantize(reader: Reader, call: Any) -> str:
+    shape, operands, attrs = reader.static(call), reader.tensors(call), call.attrs
+    if str(attrs.out_dtype) != "int8":
+        raise reader.refused(f"quantizes to {attrs.out_dtype}; only int8 is supported (QuantType.QInt8)")
+    scale = _scales(reader, operands)
+    if scale.size != 1:
+        raise reader.refused("has a scale per channel on an activation; only one scale is supported")
+    return reader.add("quantize", operands[:1], shape, scale=scale.reshape(()), axis=0, range=(-128, 127), dtype="int8")
+
+
+def _read_dequantize(reader: Reader, call: Any) -> str:
+    shape, operands, attrs = reader.static(call), reader.tensors(call), call.attrs
+    scale = _scales(reader, operands)
+    scale = scale.reshape(()) if scale.size == 1 else scale
+    x = operands[0]
+    if x in reader.constants:
+        kind = reader.constants[x].dtype
+        if kind not in (np.int8, np.int32):
+            raise reader.refused(f"dequantizes {kind} constants; only int8 and int32 (biases) are supported")
+    return reader.add("dequantize", [x], shape, scale=scale, axis=int(attrs.axis))
+
+
+def _quantize(args: Sequence[Array], attrs: Attrs, out: Sequence[int]) -> Array:
+    scale = along(attrs["scale"], attrs["axis"], args[0].ndim)
+    low, high = attrs["range"]
+    return np.clip(np.rint(args[0] / scale), low, high).astype(attrs["dtype"])
+
+
+def _dequantize(args: Sequence[Array], attrs: Attrs, out: Sequence[int]) -> Array:
+    return args[0].astype(np.float32) * along(attrs["scale"], attrs["axis"], args[0].ndim)
+
+
+def _to_int8(args: Sequence[Array], node: Node, out: Shape) -> Array:
+    # A division by a power of two is exact, and rint is half to even: this is the border, not VTA.
+    return np.clip(np.rint(np.ldexp(args[0], -node.attrs["exponent"])), *INT8).astype(np.int8)
+
+
+def _to_float(args: Sequence[Array], node: Node, out: Shape) -> Array:
+    return np.ldexp(args[0].astype(np.float32), node.attrs["exponent"])
+
+
+def _requantize(args: Sequence[Array], node: Node, out: Shape) -> Array:
+    return shifted(args[0].astype(np.int64), node.attrs["left"], node.attrs)
+
+
+def _to_int8_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
+    scale = host.relax.const(np.float32(2.0 ** node.attrs["exponent"]))
+    return host.op.quantize(args[0], scale, host.relax.const(np.int8(0)), axis=0, out_dtype="int8")
+
+
+def _to_float_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
+    real = host.emit(host.op.astype(args[0], "float32"))
+    return host.op.multiply(real, host.relax.const(np.float32(2.0 ** node.attrs["exponent"])))
+
+
+def _int_requantize_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
+    return host.shifted(host.wide(args[0]), node.attrs["left"], node.attrs)
+
+
+OPS = (
+    Op(
+        "quantize",
+        relax={"relax.quantize": _read_quantize},
+        onnx=("QuantizeLinear",),
+        onnx_layers=("QuantizeLinear",),
+        compute=_quantize,
+        elementwise=True,
+        keeps_type=True,
+    ),
+    Op(
+        "dequantize",
+        relax={"relax.dequantize": _read_dequantize},
+        onnx=("DequantizeLinear",),
+        compute=_dequantize,
+        elementwise=True,
+    ),
+    Op("to_int8", integer=_to_int8, integer_host=_to_int8_host, reason="float32 meets int8"),
+    Op("to_float", integer=_to_float, integer_host=_to_float_host, reason="int8 meets float32"),
+    Op("requantize", integer=_requantize, integer_host=_int_requantize_host),
+)
