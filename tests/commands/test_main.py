@@ -364,7 +364,7 @@ def test_an_output_that_cannot_be_written(
 def test_onnx_files_are_looked_at_before_tvm_is_imported(tmp_path: Path) -> None:
     code = """
 import sys
-from oneshot_ml2.cli import main
+from oneshot_ml2.commands.main import main
 for path in sys.argv[2:]:
     assert main(["compile", path, "-o", sys.argv[1]]) == 2
 print(sorted({"torch", "tvm", "numba"} & set(sys.modules)))
