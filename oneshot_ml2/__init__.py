@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from oneshot_ml2.common.errors import AcceleratorError as AcceleratorError
     from oneshot_ml2.common.errors import CorpusError as CorpusError
     from oneshot_ml2.common.errors import DeviceError as DeviceError
+    from oneshot_ml2.common.errors import ModelError as ModelError
     from oneshot_ml2.common.errors import OneShotError as OneShotError
     from oneshot_ml2.common.errors import WeightsError as WeightsError
     from oneshot_ml2.common.errors import WorkloadError as WorkloadError
-    from oneshot_ml2.models.layerwise import CompiledLayer as CompiledLayer
-    from oneshot_ml2.models.layerwise import CompiledModel as CompiledModel
-    from oneshot_ml2.models.layerwise import compile_layers as compile_layers
+    from oneshot_ml2.models.compile import compile as compile
+    from oneshot_ml2.models.compiled import CompiledLayer as CompiledLayer
+    from oneshot_ml2.models.compiled import CompiledModel as CompiledModel
+    from oneshot_ml2.models.executable import Executable as Executable
+    from oneshot_ml2.models.executable import load as load
     from oneshot_ml2.network.picking import Pick as Pick
     from oneshot_ml2.network.picking import pick as pick
     from oneshot_ml2.network.weights import list_pretrained as list_pretrained
@@ -28,10 +31,13 @@ if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator as Accelerator
     from oneshot_ml2.vta.accelerator import preset_names as preset_names
     from oneshot_ml2.vta.reasons import InvalidSchedule as InvalidSchedule
+    from oneshot_ml2.workload.batch_matmul import BatchMatmul as BatchMatmul
     from oneshot_ml2.workload.conv2d import Conv2d as Conv2d
+    from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose as Conv2dTranspose
     from oneshot_ml2.workload.dense import Dense as Dense
     from oneshot_ml2.workload.epilogue import Epilogue as Epilogue
     from oneshot_ml2.workload.lists import Layer as Layer
+    from oneshot_ml2.workload.max_pool2d import MaxPool2d as MaxPool2d
 
 # Module -> the names that it lends the package.
 _EXPORTS = {
@@ -39,21 +45,27 @@ _EXPORTS = {
         "AcceleratorError",
         "CorpusError",
         "DeviceError",
+        "ModelError",
         "OneShotError",
         "WeightsError",
         "WorkloadError",
     ),
-    "models.layerwise": ("CompiledLayer", "CompiledModel", "compile_layers"),
+    "models.compile": ("compile",),
+    "models.compiled": ("CompiledLayer", "CompiledModel"),
+    "models.executable": ("Executable", "load"),
     "network.picking": ("Pick", "pick"),
     "network.weights": ("list_pretrained",),
     "spaces.base": ("Schedule",),
     "spaces.space": ("ScheduleSpace",),
     "vta.accelerator": ("Accelerator", "preset_names"),
     "vta.reasons": ("InvalidSchedule",),
+    "workload.batch_matmul": ("BatchMatmul",),
     "workload.conv2d": ("Conv2d",),
+    "workload.conv2d_transpose": ("Conv2dTranspose",),
     "workload.dense": ("Dense",),
     "workload.epilogue": ("Epilogue",),
     "workload.lists": ("Layer",),
+    "workload.max_pool2d": ("MaxPool2d",),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -438,9 +438,9 @@ def _model_seed(folder: Path, seeds: Path) -> dict[str, bytes]:
     if not kept.exists():
         import torch
 
-        from oneshot_ml2 import models
+        from oneshot_ml2.models.compile import compile as compile_model
 
-        made = models.compile_model(
+        made = compile_model(
             small_net(), example_inputs=(torch.zeros((1, 3, 12, 12)),), calibration=example((4, 3, 12, 12), 1)
         )
         made.save(seeds / "half")

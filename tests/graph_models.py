@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-REASON = "needs pip install 'oneshot-ml2[onnx]'"
+REASON = "pip install oneshot-ml2 brings it"
 
 # Every model of the zoo, and a size at which it is compiled soon.
 ZOO = (

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from oneshot_ml2.commands.options import add_device
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.files import check_output, check_writable, write_whole
 from oneshot_ml2.devices.registry import open_device
-from oneshot_ml2.models import compile, executable, is_onnx, linking
+from oneshot_ml2.models import executable, linking
+from oneshot_ml2.models.compile import compile as compile_model
 from oneshot_ml2.models.frontend import from_onnx
-from oneshot_ml2.models.layerwise import compile_layers
+from oneshot_ml2.models.frontend.importer import is_list, is_onnx
 from oneshot_ml2.models.schedules import read_schedules
 from oneshot_ml2.network.picking import predictor_of
 from oneshot_ml2.vta.accelerator import Accelerator
 
+if TYPE_CHECKING:
+    from oneshot_ml2.models.compiled import CompiledModel
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``oneshot-ml2 compile``."""
-    parser.add_argument("model", help="resnet18, or another model (an unknown name lists them), or an ONNX file")
+    parser.add_argument(
+        "model",
+        help="resnet18, or another model (an unknown name lists them), an ONNX file, or a list of layers (.toml)",
+    )
     parser.add_argument("--accelerator", metavar="NAME", default="pynq", help="preset or VTA JSON (default pynq)")
     parser.add_argument(
-        "--size", type=int, default=224, metavar="N", help="height and width of the images, or tokens (default 224)"
+        "--size", type=int, metavar="N", help="height and width of the images, or tokens (default: 224, or 128 tokens)"
     )
-    parser.add_argument("--layers", nargs="+", default=[], metavar="NAME", help="only these; shell patterns work")
+    parser.add_argument(
+        "--layers", nargs="+", default=[], metavar="NAME", help="only these, one by one; shell patterns work"
+    )
     parser.add_argument("--weights", metavar="NAME", help="shipped weights, or a .safetensors file (default: default)")
     add_device(parser, "what runs the programs")
     parser.add_argument("--seed", type=int, default=0, help="of the tensors that the programs run on (default 0)")
@@ -35,26 +46,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="PATH",
-        help="a folder: compile the whole model and write what `run` takes; a .json file: also write the result there",
+        help="a folder: also write what `run` takes there; a .json file: also write the result there",
     )
-    parser.add_argument("--build", metavar="DIR", help="as -o, whatever the folder is called")
+    parser.add_argument("--build", metavar="DIR", help="as -o DIR, whatever the folder is called")
     parser.add_argument(
-        "--calibration", metavar="FILE", help="inputs (.npy, .npz) that a float model's scales follow from; with -o DIR"
-    )
-    parser.add_argument(
-        "--schedules", metavar="FILE", help="schedules.json of a compiled model: its layers keep theirs; with -o DIR"
+        "--calibration", metavar="FILE", help="inputs (.npy, .npz) that a float model's scales follow from"
     )
     parser.add_argument(
-        "--html", metavar="FILE", help="also write the page that is the folder's report.html there; with -o DIR"
+        "--schedules", metavar="FILE", help="schedules.json of a compiled model: its layers keep theirs"
     )
+    parser.add_argument("--html", metavar="FILE", help="also write the report as a page there")
     parser.add_argument(
         "--rounding",
         choices=("shift", "half_even"),
         default="shift",
-        help="of whole models: half up by VTA's shift (default), or ties to even as onnxruntime, for more cycles",
+        help="of a model: half up by VTA's shift (default), or ties to even as onnxruntime, for more cycles",
     )
     parser.add_argument(
-        "--no-check", action="store_true", help="do not run the whole model once against the integer reference"
+        "--no-check", action="store_true", help="do not run the result once against the integer reference"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -65,87 +74,73 @@ def run(args: argparse.Namespace) -> int:
     open_device(args.device)
     if args.seed < 0:
         raise OneShotError(f"--seed is {args.seed}; allowed: 0 or more")
-    folder = args.build or (args.output if args.output and not args.output.endswith(".json") else None)
-    if folder is not None or is_onnx(args.model):
-        if folder is None:
-            raise OneShotError("give -o a folder for the compiled model, for instance -o build")
-        return _run_whole(args, chip, Path(folder))
-    for option in ("calibration", "schedules", "html"):
-        if getattr(args, option):
-            raise OneShotError(f"--{option} is for whole models: give -o a folder, too")
-    if args.output:
-        check_output(args.output, "--output")
-    _check_weights(args)
-    with warnings.catch_warnings():
-        # The table and the exit code say it.
-        warnings.filterwarnings("ignore", message="results differ", category=RuntimeWarning)
-        model = compile_layers(
-            args.model,
-            chip,
-            size=args.size,
-            layers=args.layers,
-            weights=args.weights,
-            seed=args.seed,
-            progress=True,
-        )
-    for warning in model.warnings():
-        print(f"oneshot-ml2: warning: {warning}", file=sys.stderr)
-    text = json.dumps(model.to_dict(), indent=2)
-    if args.output:
-        write_whole(args.output, text + "\n")
-    print(text if args.json else model.report())
-    if not model.ok:
-        wrong = [entry.layer.name for entry in model.layers if not entry.ok]
-        print(f"oneshot-ml2: WRONG RESULT in {', '.join(wrong)}: this is a bug, please report it", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _check_weights(args: argparse.Namespace) -> None:
-    """Raise WeightsError before the model is looked at."""
-    if args.weights is not None:
-        predictor_of(args.weights)
-
-
-def _run_whole(args: argparse.Namespace, chip: Accelerator, folder: Path) -> int:
-    """Compile a whole model into a folder; 1 if it differs from the integer reference."""
-    if args.layers:
-        raise OneShotError("--layers chooses rows of a table; a whole model has all its layers: leave it out")
-    # Whatever can be known to be wrong comes before the work.
-    executable.check_target(folder)
-    check_writable(folder, "-o")
-    for path, option in ((args.html, "--html"), (args.build and args.output, "--output")):
-        if path:
-            check_output(path, option)
-    linking.check_compiler()
+    folder, table = _outputs(args)
     if is_onnx(args.model):
         from_onnx.check_onnx_file(args.model)
     calibration = None if args.calibration is None else executable.read_tensors(args.calibration)
     schedules = () if args.schedules is None else read_schedules(args.schedules)
-    _check_weights(args)
-    with executable.writing(folder) as place:
-        model = compile.compile_model(
-            args.model,
-            chip,
-            calibration=calibration,
-            size=args.size,
-            weights=args.weights,
-            seed=args.seed,
-            schedules=schedules,
-            rounding=args.rounding,
-            check=not args.no_check,
-            progress=True,
-        )
-        model.write(place)
-        if args.html:
-            write_whole(args.html, (place / executable.REPORT_PAGE).read_bytes())
+    if args.weights is not None:
+        predictor_of(args.weights)
+    with contextlib.nullcontext() if folder is None else executable.writing(folder) as place:
+        with warnings.catch_warnings():
+            # The table and the exit code say it.
+            warnings.filterwarnings("ignore", message="results differ", category=RuntimeWarning)
+            model = compile_model(
+                args.model,
+                chip,
+                calibration=calibration,
+                size=args.size,
+                layers=args.layers,
+                weights=args.weights,
+                seed=args.seed,
+                schedules=schedules,
+                rounding=args.rounding,
+                check=not args.no_check,
+                progress=True,
+            )
+        if place is not None:
+            model.write(place)
+    return _tell(args, model, folder, table)
+
+
+def _outputs(args: argparse.Namespace) -> tuple[Path | None, str | None]:
+    """The folder of the compiled model, and the file of the table, as far as they are asked for.
+
+    Whatever can be known to be wrong with them comes before the work.
+
+    Raises:
+        OneShotError: one of them cannot be written, or layers alone would go into a folder.
+    """
+    table = args.output if args.output and (args.build or args.output.endswith(".json")) else None
+    given = args.build or (args.output if table is None else None)
+    folder = None if given is None else Path(given)
+    if folder is not None:
+        if args.layers or is_list(args.model):
+            what = "--layers chooses rows of a table" if args.layers else "a list of layers is no model that runs"
+            raise OneShotError(f"{what}, and -o DIR writes a whole model; give -o a .json file, or a model without it")
+        executable.check_target(folder)
+        check_writable(folder, "-o")
+    for path, option in ((args.html, "--html"), (table, "--output")):
+        if path:
+            check_output(path, option)
+    if folder is not None:
+        linking.check_compiler()
+    return folder, table
+
+
+def _tell(args: argparse.Namespace, model: CompiledModel, folder: Path | None, table: str | None) -> int:
+    """Print the result, and write the files beside the folder; 1 if it is wrong."""
+    if args.html:
+        write_whole(args.html, model.html().encode())
     for warning in model.warnings():
         print(f"oneshot-ml2: warning: {warning}", file=sys.stderr)
     text = json.dumps(model.to_dict(), indent=2)
-    if args.build and args.output:
-        write_whole(args.output, text + "\n")
-    print(text if args.json else f"{model.report()}\nWritten to {folder}; run it with: oneshot-ml2 run {folder}")
-    if not model.ok:
-        print("oneshot-ml2: WRONG RESULT: this is a bug, please report it", file=sys.stderr)
-        return 1
-    return 0
+    if table:
+        write_whole(table, text + "\n")
+    written = "" if folder is None else f"\nWritten to {folder}; run it with: oneshot-ml2 run {folder}"
+    print(text if args.json else f"{model.report()}{written}")
+    if model.ok:
+        return 0
+    wrong = ", ".join(layer.name for layer in model.layers if not layer.ok) or "the whole model"
+    print(f"oneshot-ml2: WRONG RESULT in {wrong}: this is a bug, please report it", file=sys.stderr)
+    return 1

@@ -47,7 +47,9 @@ def _commands() -> dict[str, str]:
 
 COMMANDS = _commands()
 # Third-party packages that only some commands need -> the extra that brings them.
-_EXTRAS = {"matplotlib": "train", "xgboost": "tuner", "ray": "cluster", "tvm": "tvm", "tvm_ffi": "tvm", "onnx": "onnx"}
+_EXTRAS = {"matplotlib": "train", "xgboost": "tuner", "ray": "cluster"}
+# Modules -> the packages that they come in, where those have other names.
+_PACKAGES = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi"}
 # What libraries say, under exceptions of many kinds, when they get no memory.
 _OUT_OF_MEMORY = (
     "cannot allocate memory", "can't allocate memory", "failed to map segment", "out of memory", "bad_alloc",
@@ -147,7 +149,7 @@ def _known(error: BaseException) -> str | None:
         if package in _EXTRAS:
             return f"this needs {package}, which is not installed: pip install 'oneshot-ml2[{_EXTRAS[package]}]'"
         if package not in ("", "oneshot_ml2"):
-            return f"this needs {package}, which is not installed: pip install {package}"
+            return f"this needs {package}, which is not installed: pip install {_PACKAGES.get(package, package)}"
     if isinstance(error, OSError) and error.errno is not None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" while writing {error.filename}" if error.filename else ""

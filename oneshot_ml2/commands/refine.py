@@ -13,7 +13,7 @@ from oneshot_ml2.common.files import check_output, write_whole
 from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.models.executable import SCHEDULES_SCHEMA
 from oneshot_ml2.models.frontend import traced
-from oneshot_ml2.models.layerwise import select_layers
+from oneshot_ml2.models.selecting import select_layers
 from oneshot_ml2.network.picking import predictor_of
 from oneshot_ml2.spaces.base import Schedule
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, listing, space_kind

@@ -17,8 +17,9 @@ from oneshot_ml2.common.errors import ModelError, OneShotError
 from oneshot_ml2.common.files import check_output, write_whole
 from oneshot_ml2.models import executable
 from oneshot_ml2.models.frontend import traced
-from oneshot_ml2.models.layerwise import matching, over_patches, select_layers
+from oneshot_ml2.models.selecting import matching, select_layers
 from oneshot_ml2.models.trace import Part, document, part
+from oneshot_ml2.models.unfold import over_patches
 from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.base import Schedule
 from oneshot_ml2.spaces.registry import DEFAULT_KIND

@@ -1,25 +1,73 @@
-"""A compiled model held against its integer reference, launch by launch."""
+"""Compiled layers, and a compiled model launch by launch, held against the integer reference."""
 
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.models import execute, operators
-from oneshot_ml2.models.compiled import Checked
 from oneshot_ml2.models.executable import Executable
 from oneshot_ml2.models.ir import Graph
 from oneshot_ml2.models.launcher import watched
 from oneshot_ml2.models.layout import Segment
 from oneshot_ml2.models.runtime import LayerProgram
+from oneshot_ml2.vta import image
+
+if TYPE_CHECKING:
+    from oneshot_ml2.network.picking import Pick
+    from oneshot_ml2.workload.lists import Layer
 
 # Float operators without rounding; what the others' last bits change, an int8 step that flips amplifies.
 _EXACT = {*operators.SHAPING, "max_pool2d", "relu", "clip"}
 _FLOAT_TOLERANCE = 0.05
+# Of int8: what rounding makes of a last bit, and a sum on the host of that.
+_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a run of the compiled model was held against: the integer reference of the same graph.
+
+    ``layers``: layer -> outputs of its program alone that differ, its operands being the reference's; ``submissions``:
+    the same of each submission's joined programs; ``outputs``: elements of the whole model's outputs that differ;
+    ``largest``: the largest such difference; ``allowed``: how large it may be, 0 unless the host computes real numbers
+    whose last bits depend on its compiler.
+
+    In that case a last bit can decide an int8 step, and what follows from it is no error of anyone; so every submission
+    gives the reference's results to the host there. ``flips``: elements that the host hands to submissions and that
+    differ all the same; ``steps``: by how many steps of int8 at most.
+    """
+
+    layers: Mapping[str, int]
+    submissions: tuple[int, ...]
+    outputs: int
+    largest: float
+    allowed: float
+    flips: int = 0
+    steps: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """All layers and submissions are exact, and so is the model, as far as it consists of integers."""
+        exact = not any((*self.layers.values(), *self.submissions))
+        return exact and self.largest <= self.allowed and self.steps <= _STEPS
+
+
+def check_alone(layer: Layer, pick: Pick, seed: int) -> int:
+    """Execute a layer's program on random tensors: how many elements of its result differ from the reference."""
+    workload = layer.workload
+    tensors = workload.random_inputs(np.random.default_rng([seed, zlib.crc32(layer.name.encode())]))
+    expected = workload.reference(tensors)
+    result = image.execute(pick.program, workload, tensors)
+    if result.shape != expected.shape or result.dtype != expected.dtype:
+        return int(expected.size)
+    return int(np.count_nonzero(result != expected))
 
 
 def check_executable(

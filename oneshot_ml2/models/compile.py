@@ -1,66 +1,83 @@
-"""A model from its graph to something that runs: import, quantize, partition, pick, lower, build.
+"""Everything that can be compiled, through one line of stages; `compile` reads as their list.
 
-All layers are known before the first one is picked, and all picks are made before anything is executed.
+All layers are known before the first one is picked, and all picks are made before anything is executed or timed: that
+is what zero measurements mean.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import ModelError
-from oneshot_ml2.models import host, hostcode, layout, patches
-from oneshot_ml2.models.check import check_executable
-from oneshot_ml2.models.compiled import CompiledGraph, Cost, Submission
+from oneshot_ml2.models import host, hostcode, layout, partition, patches
+from oneshot_ml2.models.check import Checked, check_alone, check_executable
+from oneshot_ml2.models.compiled import CompiledLayer, CompiledModel, Submission, Whole
+from oneshot_ml2.models.costs import cost_of
 from oneshot_ml2.models.executable import Executable, Tensor
 from oneshot_ml2.models.frontend import importer
+from oneshot_ml2.models.frontend.importer import LayerList
 from oneshot_ml2.models.ir import Graph, Node
 from oneshot_ml2.models.launcher import register_model
 from oneshot_ml2.models.layout import Segment
 from oneshot_ml2.models.quantize import quantize, sampling
 from oneshot_ml2.models.runtime import LayerProgram, programs_digest
 from oneshot_ml2.models.schedules import pick_layers
-from oneshot_ml2.vta import simulator
+from oneshot_ml2.models.selecting import select_layers
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.bound import engine_bound
+from oneshot_ml2.vta.reasons import InvalidSchedule
 from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.workload.lists import Layer
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from oneshot_ml2.models.costs import Cost
+    from oneshot_ml2.models.quantize.quantize import Quantized
     from oneshot_ml2.network.picking import Pick
 
-STAGES = ("import", "quantize", "pick", "lower", "build", "check")
+# Of a whole model; layers alone have "import", "pick" and "check", after a model's "quantize" and "partition".
+STAGES = ("import", "quantize", "partition", "pick", "lower", "join", "build", "check")
+
+Calibration = NDArray[Any] | Mapping[str, NDArray[Any]] | Sequence[Mapping[str, NDArray[Any]]]
 
 
-def compile_model(
+def compile(
     model: Any,
     accelerator: Accelerator | str | Path = "pynq",
     *,
     example_inputs: Sequence[Any] | None = None,
-    calibration: NDArray[Any] | Mapping[str, NDArray[Any]] | Sequence[Mapping[str, NDArray[Any]]] | None = None,
-    size: int = 224,
+    calibration: Calibration | None = None,
+    size: int | None = None,
+    layers: Sequence[str] = (),
     weights: str | Path | None = None,
     seed: int = 0,
     schedules: Sequence[Mapping[str, Any]] = (),
     rounding: str = "shift",
     check: bool = True,
     progress: bool = False,
-) -> CompiledGraph:
-    """Compile a whole model for an accelerator; nothing is measured for it.
+) -> CompiledModel:
+    """Compile a model, or layers, for an accelerator; nothing is measured for it.
 
     Args:
-        model: a path ending in ``.onnx``, a name that `models.model_names` lists (random weights), or a PyTorch module.
+        model: a path ending in ``.onnx``, a name that `zoo.model_names` lists (random weights), a PyTorch module; or
+            layers: `Layer`s, or a path ending in ``.toml``.
         accelerator: one, or what `Accelerator.load` takes.
         example_inputs: of a PyTorch module: a tuple of float32 tensors; their shapes are compiled for.
-        calibration: inputs from which a float model's scales follow (see `quantize.split_samples`); none: random
+        calibration: inputs from which a float model's scales follow (see `sampling.split_samples`); none: random
             ones, with a warning.
-        size: height and width of a named model's images, or its number of tokens.
+        size: height and width of a named model's images, or its number of tokens; none: `zoo.native_size`.
+        layers: names or shell patterns of layers: these are compiled one by one, and no whole model is.
         weights: shipped weights by name, or a safetensors file; none: the default ones.
         seed: of the random inputs.
         schedules: entries of a ``schedules.json``: these layers get these schedules, no pick.
@@ -68,71 +85,230 @@ def compile_model(
         check: run the result once, and hold it against the integer reference.
         progress: show a bar on stderr.
 
+    Warns:
+        RuntimeWarning: a result differs from its reference (``ok`` is then False).
+
     Raises:
         OneShotError: a model that cannot be imported or quantized, unknown names, unusable weights.
-        ModuleNotFoundError: tvm or onnx is not installed.
+        InvalidSchedule: none of the layers has a legal schedule; a whole model's go to the host.
+        ModuleNotFoundError: torch, for a named model, is not installed.
     """
-    from tqdm import tqdm
-
     if rounding not in quantize.ROUNDINGS:
         raise ModelError(f"rounding is {rounding!r}; allowed: {', '.join(quantize.ROUNDINGS)}")
     chip = accelerator if isinstance(accelerator, Accelerator) else Accelerator.load(accelerator)
-    seconds: dict[str, float] = {}
-    with tqdm(total=len(STAGES), unit="stage", file=sys.stderr, leave=False, disable=None if progress else True) as bar:
-
-        @contextlib.contextmanager
-        def stage(name: str) -> Iterator[None]:
-            bar.set_description(name)
-            begin = time.perf_counter()
-            yield
-            seconds[name] = time.perf_counter() - begin
-            bar.update()
-
+    quantized, sample = None, None
+    with _stages(progress) as stage:
+        # Import: anybody's model as a float graph at fixed shapes, or a list of layers.
         with stage("import"):
             source = importer.import_model(model, example_inputs, size)
-        with stage("quantize"):
-            samples = None if calibration is None else sampling.split_samples(source, calibration)
-            quantized = quantize.quantize(source, samples, seed, rounding)
-            quantized = dataclasses.replace(quantized, graph=patches.over_patches(quantized.graph, chip))
+        if isinstance(source, LayerList):
+            name, tasks = source.name, list(source.layers)
+        else:
+            # Quantize: int8 tensors with powers of two as scales, and what that costs.
+            with stage("quantize"):
+                quantized, sample = _quantized(source, calibration, seed, rounding)
+            # Partition: which operators the VTA takes, those of few channels over patches.
+            with stage("partition"):
+                quantized = dataclasses.replace(quantized, graph=patches.over_patches(quantized.graph, chip))
+                name, tasks = quantized.graph.name, vta_layers(quantized.graph)
+        tasks = select_layers(tasks, layers)
+        # Pick and lower: a schedule and its program for every layer, by the network alone.
         with stage("pick"):
-            quantized, picks = pick_layers(quantized, chip, weights, schedules, bar.set_description)
-        with stage("lower"):
-            graph = quantized.graph
-            layers = {
-                node.output: layout.layer_program(node, picks[node.output].program)
-                for node in graph.nodes
-                if node.output in picks
-            }
-            steps = layout.arrange(graph, layers)
-            segments = [step for step in steps if isinstance(step, Segment)]
-            joined, dram = layout.plan(segments, layers, chip)
-        with stage("build"):
-            compiled = build(graph, chip, steps, joined)
-        checked = None
-        with stage("check"):
-            costs = {output: _cost(pick) for output, pick in picks.items()}
-            submissions = tuple(_submission(segment, program) for segment, program in zip(segments, joined))
-            if check:
-                sample = samples[0] if samples else sampling.random_samples(source, 1, seed)[0]
-                checked = check_executable(graph, compiled, segments, layers, sample)
-    return CompiledGraph(quantized, compiled, picks, costs, submissions, dram, seconds, _peak_bytes(), checked)
+            picks = pick_layers(tasks, chip, weights, schedules, stage.describe)
+        if quantized is None or sample is None or layers:
+            rows, whole = _alone(tasks, picks, quantized, seed if check else None, stage), None
+        else:
+            quantized, rows, whole = _whole(quantized, picks, chip, sample if check else None, stage)
+    result = CompiledModel(name, chip, rows, stage.seconds, _peak_bytes(), quantized, whole)
+    if not result.ok:
+        wrong = ", ".join(layer.name for layer in result.layers if not layer.ok) or "the model's output"
+        warnings.warn(f"results differ from the reference: {wrong}", RuntimeWarning, stacklevel=2)
+    return result
+
+
+# The stages ------------------------------------------------------------------------------------
+@dataclass
+class _Stage:
+    """A bar of the stages, and the wall time of each; called, it is the context of one."""
+
+    bar: tqdm[Any]
+    seconds: dict[str, float]
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.describe(name)
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - begin
+        self.bar.update()
+
+    def describe(self, text: str) -> None:
+        self.bar.set_description(text)
+
+
+@contextlib.contextmanager
+def _stages(progress: bool) -> Iterator[_Stage]:
+    from tqdm import tqdm
+
+    hidden = None if progress else True
+    with tqdm(total=len(STAGES), unit="stage", file=sys.stderr, leave=False, disable=hidden) as bar:
+        yield _Stage(bar, {})
+
+
+def _quantized(
+    source: Graph, calibration: Calibration | None, seed: int, rounding: str
+) -> tuple[Quantized, dict[str, NDArray[Any]]]:
+    """The integer graph of a float one, and an input to check it with."""
+    samples = None if calibration is None else sampling.split_samples(source, calibration)
+    quantized = quantize.quantize(source, samples, seed, rounding)
+    return quantized, samples[0] if samples else sampling.random_samples(source, 1, seed)[0]
+
+
+def vta_layers(graph: Graph) -> list[Layer]:
+    """The layers of an integer graph that the VTA takes, in their order."""
+    found = [(node.name, node.attrs.get("workload")) for node in graph.nodes]
+    return [Layer(name, workload) for name, workload in found if workload is not None]
+
+
+def _alone(
+    layers: Sequence[Layer],
+    picks: Sequence[Pick | InvalidSchedule],
+    quantized: Quantized | None,
+    seed: int | None,
+    stage: _Stage,
+) -> tuple[CompiledLayer, ...]:
+    """Layers one by one, each checked on random tensors, unless ``seed`` is None.
+
+    Raises:
+        InvalidSchedule: no layer has a schedule.
+    """
+    nodes = {} if quantized is None else {node.name: node for node in quantized.graph.nodes}
+    errors = {} if quantized is None else {error.name: error.rms for error in quantized.errors}
+    rows = []
+    for result in picks:
+        if isinstance(result, InvalidSchedule) and all(isinstance(other, InvalidSchedule) for other in picks):
+            raise result
+    with stage("check"):
+        costs = _costs(picks)
+        for layer, result in zip(layers, picks, strict=True):
+            stage.describe(f"check {layer.name}")
+            workload, node = layer.workload, nodes.get(layer.name)
+            pick = None if isinstance(result, InvalidSchedule) else result
+            cost = None if pick is None else costs[id(pick)]
+            wrong = None
+            if seed is not None and pick is not None and cost is not None:
+                wrong = math.prod(workload.output_shape) if cost.hang else check_alone(layer, pick, seed)
+            rows.append(
+                CompiledLayer(
+                    name=layer.name,
+                    operator=str(workload.to_dict()["op"]) if node is None else _operator(node),
+                    shape=tuple(workload.output_shape),
+                    macs=workload.real_macs,
+                    count=layer.count,
+                    workload=workload,
+                    pick=pick,
+                    cost=cost,
+                    reason=None if pick is not None else str(result),
+                    unscheduled=pick is None,
+                    error=errors.get(layer.name),
+                    wrong=wrong,
+                )
+            )
+    return tuple(rows)
+
+
+def _whole(
+    quantized: Quantized,
+    results: Sequence[Pick | InvalidSchedule],
+    chip: Accelerator,
+    sample: Mapping[str, NDArray[Any]] | None,
+    stage: _Stage,
+) -> tuple[Quantized, tuple[CompiledLayer, ...], Whole]:
+    """A whole model, run once on ``sample``, unless that is None."""
+    quantized, picks = _assigned(quantized, results)
+    graph = quantized.graph
+    # Lower: each program with its packed weights and biases.
+    with stage("lower"):
+        on_vta = [node for node in graph.nodes if node.output in picks]
+        programs = {node.output: layout.layer_program(node, picks[node.output].program) for node in on_vta}
+    # Join: layers with nothing for the host between them, in one submission; one plan of the VTA's memory.
+    with stage("join"):
+        steps = layout.arrange(graph, programs)
+        segments = [step for step in steps if isinstance(step, Segment)]
+        joined, dram = layout.plan(segments, programs, chip)
+    # Build: the host's operators and the launches, by TVM.
+    with stage("build"):
+        executable = build(graph, chip, steps, joined)
+    # Check: every layer, every submission and the whole model against the integer reference; and their cycles.
+    checked = None
+    with stage("check"):
+        costs = _costs(results)
+        submissions = tuple(_submission(segment, program) for segment, program in zip(segments, joined))
+        if sample is not None:
+            checked = check_executable(graph, executable, segments, programs, sample)
+    rows = _rows(quantized, picks, costs, checked)
+    return quantized, rows, Whole(executable, submissions, dram, checked)
+
+
+def _assigned(quantized: Quantized, results: Sequence[Pick | InvalidSchedule]) -> tuple[Quantized, dict[str, Pick]]:
+    """Output of a node -> its pick; the layers that have none are the host's from here on."""
+    left = iter(results)
+    picks, nodes = {}, []
+    for node in quantized.graph.nodes:
+        if node.attrs.get("workload") is not None:
+            pick = next(left)
+            if isinstance(pick, InvalidSchedule):
+                lost = {"workload": None, "reason": str(pick), "unscheduled": True}
+                node = dataclasses.replace(node, attrs={**node.attrs, **lost})
+            else:
+                picks[node.output] = pick
+        nodes.append(node)
+    graph = dataclasses.replace(quantized.graph, nodes=tuple(nodes))
+    return dataclasses.replace(quantized, graph=graph), picks
+
+
+def _rows(
+    quantized: Quantized, picks: Mapping[str, Pick], costs: Mapping[int, Cost], checked: Checked | None
+) -> tuple[CompiledLayer, ...]:
+    """What there is to say of each operator."""
+    graph = quantized.graph
+    errors = {error.name: error.rms for error in quantized.errors}
+    rows = []
+    for node in graph.nodes:
+        pick = picks.get(node.output)
+        rows.append(
+            CompiledLayer(
+                name=node.name,
+                operator=_operator(node),
+                shape=tuple(graph.values[node.output].shape),
+                macs=partition.node_macs(graph, node),
+                workload=node.attrs.get("workload"),
+                pick=pick,
+                cost=None if pick is None else costs[id(pick)],
+                reason=partition.host_reason(node),
+                unscheduled=bool(node.attrs.get("unscheduled")),
+                exponent=graph.values[node.output].exponent,
+                error=errors.get(node.name),
+                wrong=None if pick is None or checked is None else checked.layers[node.name],
+            )
+        )
+    return tuple(rows)
+
+
+def _operator(node: Node) -> str:
+    return node.op.removeprefix("int_")
+
+
+def _costs(picks: Sequence[Pick | InvalidSchedule]) -> dict[int, Cost]:
+    """The identity of each pick -> what its program takes; equal layers share a pick, and are timed once."""
+    different = {id(pick): pick for pick in picks if not isinstance(pick, InvalidSchedule)}
+    return {key: cost_of(pick) for key, pick in different.items()}
 
 
 def _submission(segment: Segment, layer: LayerProgram) -> Submission:
     """Time a submission's program."""
     cycles = int(chisel.measure(layer.program).cycles)
     return Submission(tuple(node.name for node in segment.nodes), len(layer.inputs), len(layer.outputs), cycles)
-
-
-def _cost(pick: Pick) -> Cost:
-    """Time a layer's program, and count what it moves."""
-    chip = pick.program.accelerator
-    moved = simulator.traffic(pick.program.insns, chip)
-    return Cost(
-        cycles=int(chisel.measure(pick.program).cycles),
-        bound=engine_bound(pick.space.workload, chip).bound,
-        dram_bytes=sum(value for name, value in moved.items() if name.endswith("_nbytes")),
-    )
 
 
 def _peak_bytes() -> int:

@@ -1,10 +1,10 @@
-"""What compiling a model gives: its executable, its figures and its report."""
+"""What compiling gives, of a whole model or of layers: figures, report, page, and what runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,64 +14,100 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common import tables
+from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models import page as html_page
-from oneshot_ml2.models import partition
+from oneshot_ml2.models import report
 from oneshot_ml2.models.executable import Executable, save, writing
-from oneshot_ml2.models.ir import Graph
-from oneshot_ml2.models.layout import Dram
-from oneshot_ml2.models.quantize.quantize import Quantized
-from oneshot_ml2.spaces import space
 from oneshot_ml2.spaces.registry import backend as schedule_backend
-from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.workload import base
 
 if TYPE_CHECKING:
+    from oneshot_ml2.models.check import Checked
+    from oneshot_ml2.models.costs import Cost
+    from oneshot_ml2.models.ir import Graph
+    from oneshot_ml2.models.layout import Dram
+    from oneshot_ml2.models.quantize.quantize import Quantized
     from oneshot_ml2.network.picking import Pick
-
-# Of int8: what rounding makes of a last bit, and a sum on the host of that.
-_STEPS = 2
+    from oneshot_ml2.vta.accelerator import Accelerator
+    from oneshot_ml2.workload.registry import Workload
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What a run of the compiled model was held against: the integer reference of the same graph.
+class CompiledLayer:
+    """An operator of a model, or a layer of a list: where it is computed, how, and what that takes.
 
-    ``layers``: layer -> outputs of its program alone that differ, its operands being the reference's; ``submissions``:
-    the same of each submission's joined programs; ``outputs``: elements of the whole model's outputs that differ;
-    ``largest``: the largest such difference; ``allowed``: how large it may be, 0 unless the host computes real numbers
-    whose last bits depend on its compiler.
-
-    In that case a last bit can decide an int8 step, and what follows from it is no error of anyone; so every submission
-    gives the reference's results to the host there. ``flips``: elements that the host hands to submissions and that
-    differ all the same; ``steps``: by how many steps of int8 at most.
+    Attributes:
+        count: how often it occurs; an operator of a model occurs once.
+        shape: of its result.
+        macs: multiplications of one occurrence.
+        workload: what the VTA computes; None: an operator of the host.
+        pick, cost: its schedule and what its program takes alone; None on the host.
+        reason: why the host computes it; None: it does not.
+        unscheduled: the VTA could, but has no legal schedule for it.
+        exponent: that of its int8 result's scale; None: float32, or unknown.
+        error: of its int8 result, relative, root mean square; None where unknown.
+        wrong: elements of its program's result that differ from the reference; None: not checked.
     """
 
-    layers: Mapping[str, int]
-    submissions: tuple[int, ...]
-    outputs: int
-    largest: float
-    allowed: float
-    flips: int = 0
-    steps: int = 0
+    name: str
+    operator: str
+    shape: tuple[int, ...]
+    macs: int
+    count: int = 1
+    workload: Workload | None = None
+    pick: Pick | None = None
+    cost: Cost | None = None
+    reason: str | None = None
+    unscheduled: bool = False
+    exponent: int | None = None
+    error: float | None = None
+    wrong: int | None = None
 
     @property
     def ok(self) -> bool:
-        """All layers and submissions are exact, and so is the model, as far as it consists of integers."""
-        exact = not any((*self.layers.values(), *self.submissions))
-        return exact and self.largest <= self.allowed and self.steps <= _STEPS
+        """Nothing is known to be wrong: its program ends, and its result equals the reference bit for bit."""
+        return not self.wrong and not (self.cost is not None and self.cost.hang)
 
-
-@dataclass(frozen=True)
-class Cost:
-    """What a layer's program takes.
-
-    ``cycles``: by the timing model; ``bound``: the engine bound of the layer, in cycles; ``dram_bytes``: moved by LOADs
-    and STOREs.
-    """
-
-    cycles: int
-    bound: int
-    dram_bytes: int
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints for it."""
+        entry: dict[str, Any] = {
+            "layer": self.name,
+            "operator": self.operator,
+            "count": self.count,
+            "where": "host" if self.pick is None else "vta",
+            "shape": list(self.shape),
+            "macs": self.macs,
+            "exponent": self.exponent,
+            "error": self.error,
+        }
+        if self.workload is not None:
+            entry["workload"] = self.workload.to_dict()
+        if self.pick is None or self.cost is None:
+            return entry | {"reason": self.reason}
+        pick, cost = self.pick, self.cost
+        return entry | {
+            "space": pick.space.kind,
+            "index": int(pick.index),
+            "schedule": dict(pick.schedule.knobs),
+            "source": pick.source,
+            "p_valid": tables.finite(pick.p_valid),
+            "predicted_cycles": tables.finite(pick.predicted_cycles),
+            "spread": tables.finite(pick.spread),
+            "scored": pick.scored,
+            "lowered": pick.lowered,
+            "warnings": list(pick.warnings),
+            "cycles": cost.cycles,
+            "engine_bound": cost.bound,
+            "limiting_engine": cost.limiting,
+            "bound_share": cost.bound_share,
+            "parts": dict(cost.parts),
+            "instructions": len(pick.program.insns),
+            "uops": len(pick.program.uops),
+            "dram_bytes": cost.dram_bytes,
+            "outputs": math.prod(self.shape),
+            "wrong_outputs": self.wrong,
+            "hang": cost.hang,
+            "ok": self.ok,
+        }
 
 
 @dataclass(frozen=True)
@@ -89,255 +125,212 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class CompiledGraph:
-    """A whole model, compiled.
+class Whole:
+    """What only a whole model has.
 
-    Attributes:
-        quantized: its integer graph, which `ir.execute` computes, and the errors of quantization.
-        executable: what runs.
-        picks: output of a node -> the schedule of its layer; only of those on the VTA.
-        costs: output of a node -> what its program takes alone.
-        submissions: what is launched, in order.
-        dram: the plan of the VTA's memory.
-        seconds: wall time of each of ``STAGES``.
-        peak_bytes: the most memory that the process had so far; 0 where the system does not say.
-        checked: None if nothing was checked.
+    ``executable``: what runs; ``submissions``: what is launched, in order; ``dram``: the plan of the VTA's memory;
+    ``checked``: None if nothing was checked.
     """
 
-    quantized: Quantized
     executable: Executable
-    picks: Mapping[str, Pick]
-    costs: Mapping[str, Cost]
     submissions: tuple[Submission, ...]
     dram: Dram
-    seconds: Mapping[str, float]
-    peak_bytes: int
     checked: Checked | None
 
-    @property
-    def accelerator(self) -> Accelerator:
-        return self.executable.accelerator
 
-    @property
-    def graph(self) -> Graph:
-        return self.quantized.graph
+@dataclass(frozen=True)
+class CompiledModel:
+    """A model, or layers, compiled for an accelerator.
+
+    Attributes:
+        layers: all operators in their order, or the chosen layers.
+        seconds: wall time of each stage that there was.
+        peak_bytes: the most memory that the process had so far; 0 where the system does not say.
+        quantized: the integer graph, which `execute.execute` computes, and its errors; None: layers that were given.
+        whole: None: layers that were given or chosen; they run one by one only.
+    """
+
+    name: str
+    accelerator: Accelerator
+    layers: tuple[CompiledLayer, ...]
+    seconds: Mapping[str, float]
+    peak_bytes: int
+    quantized: Quantized | None = None
+    whole: Whole | None = None
 
     @property
     def ok(self) -> bool:
-        """What was checked is right."""
-        return self.checked is None or self.checked.ok
+        """What was checked is right, and every program ends."""
+        checked = self.checked
+        return all(layer.ok for layer in self.layers) and (checked is None or checked.ok)
+
+    @property
+    def checked(self) -> Checked | None:
+        """How the whole model was checked; None: it was not."""
+        return None if self.whole is None else self.whole.checked
+
+    @property
+    def graph(self) -> Graph:
+        """The integer graph.
+
+        Raises:
+            ModelError: layers that were given have none.
+        """
+        if self.quantized is None:
+            raise ModelError("layers that are given have no graph; compile a model")
+        return self.quantized.graph
+
+    @property
+    def on_vta(self) -> tuple[CompiledLayer, ...]:
+        """The layers that have a schedule."""
+        return tuple(layer for layer in self.layers if layer.pick is not None)
+
+    @property
+    def layer_cycles(self) -> int:
+        """Simulated cycles of all layers one by one, each as often as it occurs."""
+        return sum(layer.count * layer.cost.cycles for layer in self.layers if layer.cost is not None)
+
+    @property
+    def cycles(self) -> int:
+        """Simulated cycles of all submissions to the VTA; where there are none, `layer_cycles`."""
+        if self.whole is None:
+            return self.layer_cycles
+        return sum(submission.cycles for submission in self.whole.submissions)
+
+    @property
+    def bound(self) -> int:
+        """Engine bound of all layers, each as often as it occurs."""
+        return sum(layer.count * layer.cost.bound for layer in self.layers if layer.cost is not None)
+
+    @property
+    def milliseconds(self) -> float:
+        """``cycles`` at the accelerator's clock."""
+        return self.cycles / (self.accelerator.clock_mhz * 1e3)
+
+    def macs(self) -> tuple[int, int]:
+        """Multiplications on the VTA, and on the host."""
+        total = sum(layer.count * layer.macs for layer in self.layers)
+        vta = sum(layer.count * layer.macs for layer in self.on_vta)
+        return vta, total - vta
 
     def run(self, inputs: Mapping[str, NDArray[Any]] | NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-        """As `Executable.run`."""
-        return self.executable.run(inputs)
+        """As `Executable.run`.
+
+        Raises:
+            ModelError: also of layers, which are no whole model.
+        """
+        return self._whole().executable.run(inputs)
 
     def save(self, folder: str | Path) -> None:
-        """Write the folder that ``oneshot-ml2 run`` and `executable.load` take, see `executable.writing`."""
+        """Write the folder that ``oneshot-ml2 run`` and `executable.load` take, see `executable.writing`.
+
+        Raises:
+            ModelError: also of layers, which are no whole model.
+        """
+        self._whole()
         with writing(folder) as place:
             self.write(place)
 
     def write(self, folder: Path) -> None:
         """As `save`, within `executable.writing`."""
-        save(self.executable, folder, self.schedules(), self.to_dict(), self.html())
+        save(self._whole().executable, folder, self.schedules(), self.to_dict(), self.html())
+
+    def _whole(self) -> Whole:
+        if self.whole is None:
+            raise ModelError("layers are no model that runs; compile a whole model, without choosing layers")
+        return self.whole
 
     def html(self) -> str:
         """A self-contained page with the report and what each layer does over time."""
-        nodes = (node for node in self.graph.nodes if node.output in self.picks)
-        return html_page.page(self.to_dict(), {node.name: self.picks[node.output].program for node in nodes})
-
-    def macs(self) -> tuple[int, int]:
-        """Multiplications on the VTA, and on the host."""
-        on = {True: 0, False: 0}
-        for node in self.graph.nodes:
-            on[node.output in self.picks] += partition.node_macs(self.graph, node)
-        return on[True], on[False]
+        programs = {layer.name: layer.pick.program for layer in self.layers if layer.pick is not None}
+        return html_page.page(self.to_dict(), programs)
 
     def schedules(self) -> list[dict[str, Any]]:
         """Each layer's schedule and where it comes from, for ``schedules.json``."""
         return [
             {
-                "layer": node.name,
-                "workload": node.attrs["workload"].to_dict(),
-                "space": pick.space.kind,
-                "space_version": schedule_backend(pick.space.kind).SPACE_VERSION,
-                "schedule": dict(pick.schedule.knobs),
-                "source": pick.source,
-                "predicted_cycles": tables.finite(pick.predicted_cycles),
+                "layer": layer.name,
+                "workload": layer.workload.to_dict(),
+                "space": layer.pick.space.kind,
+                "space_version": schedule_backend(layer.pick.space.kind).SPACE_VERSION,
+                "schedule": dict(layer.pick.schedule.knobs),
+                "source": layer.pick.source,
+                "predicted_cycles": tables.finite(layer.pick.predicted_cycles),
             }
-            for node in self.graph.nodes
-            for pick in [self.picks.get(node.output)]
-            if pick is not None
+            for layer in self.layers
+            if layer.pick is not None and layer.workload is not None
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        """What ``--json`` prints."""
-        on_vta, on_host = self.macs()
-        errors = {error.name: error for error in self.quantized.errors}
-        layers = []
-        for node in self.graph.nodes:
-            pick = self.picks.get(node.output)
-            error = errors.get(node.name)
-            entry: dict[str, Any] = {
-                "layer": node.name,
-                "operator": node.op.removeprefix("int_"),
-                "where": "host" if pick is None else "vta",
-                "shape": list(self.graph.values[node.output].shape),
-                "macs": partition.node_macs(self.graph, node),
-                "exponent": self.graph.values[node.output].exponent,
-                "error": None if error is None else error.rms,
-            }
-            if pick is None:
-                entry["reason"] = partition.host_reason(node)
-            else:
-                entry |= {
-                    "workload": node.attrs["workload"].to_dict(),
-                    "schedule": dict(pick.schedule.knobs),
-                    "source": pick.source,
-                    "predicted_cycles": tables.finite(pick.predicted_cycles),
-                    **dataclasses.asdict(self.costs[node.output]),
-                    "wrong_outputs": None if self.checked is None else self.checked.layers[node.name],
-                }
-            layers.append(entry)
-        return {
-            "model": self.executable.name,
-            "accelerator": json.loads(self.accelerator.to_json()) | {"name": self.accelerator.name},
-            "quantization": self.quantized.kind,
-            "rounding": self.quantized.rounding,
-            "changes": list(self.quantized.changes),
-            "warnings": self.warnings(),
-            "losses": [dataclasses.asdict(loss) for loss in self.quantized.losses],
-            "ok": self.ok,
-            "checked": None if self.checked is None else {
-                "outputs": self.checked.outputs,
-                "largest_difference": tables.finite(self.checked.largest),
-                "allowed_difference": self.checked.allowed,
-                "operands_that_differ": self.checked.flips,
-                "steps": self.checked.steps,
-            },
-            "cycles": self.cycles,
-            "layer_cycles": sum(cost.cycles for cost in self.costs.values()),
-            "engine_bound": self.bound,
-            "milliseconds": self.milliseconds,
-            "macs_vta": on_vta,
-            "macs_host": on_host,
-            "host_shares": partition.host_shares(self.graph),
-            "seconds": dict(self.seconds),
-            "peak_bytes": self.peak_bytes,
-            "dram": dataclasses.asdict(self.dram),
-            "submissions": [
-                dataclasses.asdict(submission) | {"wrong_outputs": wrong}
-                for submission, wrong in zip(
-                    self.submissions,
-                    [None] * len(self.submissions) if self.checked is None else self.checked.submissions,
-                )
-            ],
-            "layers": layers,
-        }  # fmt: skip
-
-    @property
-    def cycles(self) -> int:
-        """Simulated cycles of all submissions to the VTA."""
-        return sum(submission.cycles for submission in self.submissions)
-
-    @property
-    def bound(self) -> int:
-        """The sum of the layers' engine bounds."""
-        return sum(cost.bound for cost in self.costs.values())
-
-    @property
-    def milliseconds(self) -> float:
-        """Those cycles at the VTA's clock."""
-        return self.cycles / (self.accelerator.clock_mhz * 1e3)
-
-    def _unscheduled(self) -> list[str]:
-        """A line for each layer whose multiplications are the host's for want of a schedule."""
-        on_vta, on_host = self.macs()
+    def unscheduled(self) -> list[str]:
+        """A line for each layer that the host computes for want of a schedule; of a model's, those that multiply."""
+        total = max(sum(self.macs()), 1)
         lines = []
-        for node in self.graph.nodes:
-            macs = partition.node_macs(self.graph, node)
-            if macs and node.attrs.get("unscheduled"):
-                line = tables.on_host(node.name, str(partition.host_reason(node)))
-                lines.append(f"{line} ({macs / (on_vta + on_host):.1%} of the model's MACs)")
+        for layer in self.layers:
+            if layer.unscheduled and (layer.macs or self.quantized is None):
+                line = tables.on_host(layer.name, str(layer.reason))
+                share = "" if self.whole is None else f" ({layer.macs / total:.1%} of the model's MACs)"
+                lines.append(line + share)
         return lines
 
     def warnings(self) -> list[str]:
         """What the missing schedules, the quantization and the picks warn of, one line each."""
         about: dict[str, list[str]] = {}
-        for node in self.graph.nodes:
-            for warning in self.picks[node.output].warnings if node.output in self.picks else ():
-                about.setdefault(warning, []).append(node.name)
+        picked = [(layer.name, layer.pick) for layer in self.layers if layer.pick is not None]
+        for name, pick in picked:
+            for warning in pick.warnings:
+                about.setdefault(warning, []).append(name)
         return [
-            *self._unscheduled(),
-            *self.quantized.warnings,
+            *self.unscheduled(),
+            *(() if self.quantized is None else self.quantized.warnings),
             *(
-                f"{'all layers' if len(names) == len(self.picks) else ', '.join(names)}: {warning}"
+                f"{'all layers' if len(names) == len(picked) else ', '.join(names)}: {warning}"
                 for warning, names in about.items()
             ),
         ]
 
     def report(self) -> str:
-        """The table, a row an operator, and the totals."""
-        texts = ("layer", "operator", "on", "shape", "schedule or reason", "source", "result")
-        header = (*texts[:-1], "predicted", "cycles", "of bound", "KiB", "error", texts[-1])
-        errors = {error.name: error.rms for error in self.quantized.errors}
-        rows = []
-        for node in self.graph.nodes:
-            pick = self.picks.get(node.output)
-            error = f"{errors[node.name]:.2%}" if node.name in errors else ""
-            shape = "x".join(map(str, self.graph.values[node.output].shape[1:]))
-            op = node.op.removeprefix("int_")
-            if pick is None:
-                rows.append((node.name, op, "host", shape, partition.host_reason(node) or "", *[""] * 5, error, ""))
-                continue
-            wrong = None if self.checked is None else self.checked.layers[node.name]
-            result = "" if wrong is None else "exact" if wrong == 0 else f"WRONG: {wrong:,}"
-            cost = self.costs[node.output]
-            rows.append(
-                (
-                    node.name, op, "vta", base.short_workload(node.attrs["workload"]),
-                    space.short_schedule(pick.schedule), pick.source, f"{pick.predicted_cycles:,.0f}",
-                    f"{cost.cycles:,}", tables.percent(cost.bound / cost.cycles), f"{cost.dram_bytes / 1024:,.0f}",
-                    error, result,
-                )
-            )  # fmt: skip
+        """The table, a row a layer, and the totals."""
+        return report.text(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints. What only whole models have is null, empty or 0 of layers."""
+        quantized, whole, checked = self.quantized, self.whole, self.checked
         on_vta, on_host = self.macs()
-        chip, total = self.accelerator, max(on_vta + on_host, 1)
-        sources = Counter(str(pick.source) for pick in self.picks.values())
-        lines = [
-            tables.table(header, rows, left=texts),
-            "",
-            f"{self.executable.name} on {chip.name}: {self.cycles:,} cycles on the VTA, {self.milliseconds:.2f} ms at "
-            f"{chip.clock_mhz} MHz, {tables.percent(self.bound / max(self.cycles, 1))} of the engine bound; "
-            f"{on_vta / total:.1%} of {total:,} MACs on the VTA.",
-            f"{len(self.picks)} layers in {len(self.submissions)} submissions; one by one they take "
-            f"{sum(cost.cycles for cost in self.costs.values()):,} cycles.",
-            f"DRAM of the VTA: {self.dram.total / 2**20:,.2f} MiB, of which activations "
-            f"{self.dram.activations / 2**20:,.2f} ({self.dram.separate / 2**20:,.2f} if no layers shared any).",
-            "Picks: " + (", ".join(f"{count} {source}" for source, count in sources.most_common()) or "none") + ".",
-            *(f"Warning: {line}." for line in self._unscheduled()),
-            *(f"Changed: {change}." for change in self.quantized.changes),
-            *(f"Warning: {warning}." for warning in self.warnings()),
-        ]
-        if self.checked is not None:
-            right = sum(not wrong for wrong in self.checked.layers.values())
-            end = "equals it"
-            if self.checked.outputs:
-                differs = "differs" if self.checked.largest <= self.checked.allowed else "DIFFERS"
-                end = f"{differs} by at most {self.checked.largest:.2g} (allowed: {self.checked.allowed:.2g})"
-            if self.checked.allowed:
-                end += (
-                    f", and {self.checked.flips} operands that the host computes do, by at most {self.checked.steps} "
-                    "steps of int8, where it gets the reference's results from each submission"
-                )
-            lines.append(
-                f"{right} of {len(self.checked.layers)} VTA layers equal the integer reference bit for bit, and so do "
-                f"{self.checked.submissions.count(0)} of {len(self.checked.submissions)} submissions; the whole "
-                f"model's output {end}."
-            )
-        times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
-        lines += [
-            f"Wall time: {times}; peak memory {self.peak_bytes / 2**20:,.0f} MiB.",
-            "error: of the int8 tensor against the model's own, root mean square, relative, with all errors before it. "
-            f"Rounding: {'half to even' if self.quantized.rounding == 'half_even' else 'half up'}.",
-        ]
-        return "\n".join(lines)
+        total = max(on_vta + on_host, 1)
+        submissions: list[dict[str, Any]] = []
+        if whole is not None:
+            wrong = [None] * len(whole.submissions) if checked is None else checked.submissions
+            submissions = [
+                dataclasses.asdict(entry) | {"wrong_outputs": n} for entry, n in zip(whole.submissions, wrong)
+            ]
+        return {
+            "model": self.name,
+            "accelerator": json.loads(self.accelerator.to_json()) | {"name": self.accelerator.name},
+            "quantization": None if quantized is None else quantized.kind,
+            "rounding": None if quantized is None else quantized.rounding,
+            "changes": [] if quantized is None else list(quantized.changes),
+            "warnings": self.warnings(),
+            "losses": [] if quantized is None else [dataclasses.asdict(loss) for loss in quantized.losses],
+            "ok": self.ok,
+            "checked": None if checked is None else {
+                "outputs": checked.outputs,
+                "largest_difference": tables.finite(checked.largest),
+                "allowed_difference": checked.allowed,
+                "operands_that_differ": checked.flips,
+                "steps": checked.steps,
+            },
+            "cycles": self.cycles,
+            "layer_cycles": self.layer_cycles,
+            "engine_bound": self.bound,
+            "milliseconds": self.milliseconds,
+            "macs_vta": on_vta,
+            "macs_host": on_host,
+            "host_shares": {
+                layer.name: layer.macs / total for layer in self.layers if layer.pick is None and layer.macs
+            },
+            "seconds": dict(self.seconds),
+            "peak_bytes": self.peak_bytes,
+            "dram": None if whole is None else dataclasses.asdict(whole.dram),
+            "submissions": submissions,
+            "layers": [layer.to_dict() for layer in self.layers],
+        }  # fmt: skip

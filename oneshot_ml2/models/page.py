@@ -95,10 +95,7 @@ def _data(content: Mapping[str, Any], programs: Mapping[str, Program]) -> dict[s
         "stages": [[{"build": "TVM build"}.get(name, name), value] for name, value in seconds.items()],
         "total_seconds": sum(seconds.values()),
         "peak_mib": content["peak_bytes"] / 2**20,
-        "about": {"float": "Float model, quantized to int8", "qdq": "Quantized model (QDQ)"}.get(
-            content["quantization"], str(content["quantization"])
-        )
-        + f"; rounding: {content['rounding']}.",
+        "about": _about(content),
         "command": "oneshot-ml2 trace FOLDER -o trace.json",
         "footer": f"Written by oneshot-ml2 {__version__}. Simulated cycles, cycle-exact for the VTA; the same figures "
         "are in report.json.",
@@ -107,8 +104,20 @@ def _data(content: Mapping[str, Any], programs: Mapping[str, Program]) -> dict[s
     }
 
 
+def _about(content: Mapping[str, Any]) -> str:
+    kind = content["quantization"]
+    if kind is None:
+        return "Layers that were given, one by one."
+    about = {"float": "Float model, quantized to int8", "qdq": "Quantized model (QDQ)"}.get(kind, str(kind))
+    return f"{about}; rounding: {content['rounding']}."
+
+
 def _check(content: Mapping[str, Any]) -> tuple[str, str]:
     checked = content["checked"]
+    if checked is None and any(entry.get("wrong_outputs") is not None for entry in content["layers"]):
+        if content["ok"]:
+            return "exact", "all layers equal the integer reference bit for bit"
+        return "WRONG", "layers differ from the integer reference; this is a bug"
     if checked is None:
         return "not checked", "against the integer reference (--no-check)"
     layers, submissions = (
@@ -128,6 +137,7 @@ def _layer(entry: Mapping[str, Any], detail: int | None) -> dict[str, Any]:
         "operator": entry["operator"],
         "shape": "x".join(map(str, entry["shape"][1:])),
         "error": entry["error"],
+        "count": entry.get("count", 1),
         "reason": entry.get("reason") or "",
         "source": "",
         "cycles": None,
@@ -146,7 +156,7 @@ def _layer(entry: Mapping[str, Any], detail: int | None) -> dict[str, Any]:
         "source": str(entry["source"]),
         "predicted": entry["predicted_cycles"],
         "cycles": entry["cycles"],
-        "bound": entry["bound"],
+        "bound": entry["engine_bound"],
         "bytes": entry["dram_bytes"],
         "wrong": bool(wrong),
         "result": "" if wrong is None else f"WRONG: {wrong}" if wrong else "exact",

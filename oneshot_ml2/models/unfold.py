@@ -6,6 +6,8 @@ every window out as the channels of one pixel, and the VTA computes a 1x1 convol
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from oneshot_ml2.vta.bound import engine_bound
@@ -14,6 +16,7 @@ from oneshot_ml2.workload.registry import Workload
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
+    from oneshot_ml2.workload.lists import Layer
 
 
 def unfolded(workload: Workload, accelerator: Accelerator) -> Conv2d | None:
@@ -31,3 +34,8 @@ def unfolded(workload: Workload, accelerator: Accelerator) -> Conv2d | None:
     other = Conv2d(workload.n, channels, workload.out_h, workload.out_w, workload.k, 1, 1, epilogue=workload.epilogue)
     faster = engine_bound(other, accelerator).bound < engine_bound(workload, accelerator).bound
     return other if faster else None
+
+
+def over_patches(layers: Sequence[Layer], chip: Accelerator) -> list[Layer]:
+    """A named model's layers as they are compiled: convolutions of few channels over patches, where that is faster."""
+    return [replace(layer, workload=unfolded(layer.workload, chip) or layer.workload) for layer in layers]

@@ -289,14 +289,24 @@ def model_names() -> list[str]:
     return sorted(MODELS)
 
 
+def native_size(name: str) -> int:
+    """The size that a model is compiled at unless one is asked for: height and width of images, or tokens."""
+    return 128 if name in _TEXT else 224
+
+
+def check_name(name: str) -> None:
+    """Raise OneShotError unless there is such a model; names those there are."""
+    if name not in MODELS:
+        raise OneShotError(unknown("model", name, model_names()))
+
+
 def build(name: str) -> nn.Module:
     """The PyTorch module of that name, in evaluation mode, randomly initialised on torch's default device.
 
     Raises:
         OneShotError: no such model (names those there are), or torch is not installed.
     """
-    if name not in MODELS:
-        raise OneShotError(unknown("model", name, model_names()))
+    check_name(name)
     try:
         return MODELS[name]().eval()
     except ImportError as error:

@@ -20,11 +20,12 @@ from conftest import RunCommand, noted
 from graph_models import ZOO, example, needs, residual_qdq, small_net
 from mutations import npy, zip_of
 
-from oneshot_ml2 import models
+import oneshot_ml2 as o2
 from oneshot_ml2.common import files
 from oneshot_ml2.common.errors import ModelError
-from oneshot_ml2.models import compile, executable, execute, partition, runtime
-from oneshot_ml2.models.compiled import CompiledGraph
+from oneshot_ml2.models import executable, execute, partition, runtime
+from oneshot_ml2.models.compile import STAGES
+from oneshot_ml2.models.compiled import CompiledModel
 from oneshot_ml2.models.quantize import sampling
 from oneshot_ml2.models.schedules import read_schedules
 from oneshot_ml2.network import picking
@@ -39,16 +40,14 @@ SHAPE = (1, 3, 12, 12)
 
 
 @pytest.fixture(scope="module")
-def compiled() -> CompiledGraph:
+def compiled() -> CompiledModel:
     import torch
 
-    return models.compile_model(
-        small_net(), example_inputs=(torch.zeros(SHAPE),), calibration=example((4, 3, 12, 12), 1)
-    )
+    return o2.compile(small_net(), example_inputs=(torch.zeros(SHAPE),), calibration=example((4, 3, 12, 12), 1))
 
 
 @pytest.fixture(scope="module")
-def saved(compiled: CompiledGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(compiled: CompiledModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "build"
     compiled.save(folder)
     return folder
@@ -60,12 +59,12 @@ def build(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "build"))
 
 
-def reference(model: CompiledGraph, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def reference(model: CompiledModel, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     (result,) = execute.execute(model.graph, {model.graph.inputs[0]: x}).values()
     return np.asarray(result)
 
 
-def test_the_whole_model_equals_its_reference(compiled: CompiledGraph) -> None:
+def test_the_whole_model_equals_its_reference(compiled: CompiledModel) -> None:
     assert compiled.ok
     assert compiled.checked is not None
     assert compiled.checked.layers.items() >= {"stem": 0, "pool": 0, "body": 0, "head": 0}.items()
@@ -77,13 +76,13 @@ def test_the_whole_model_equals_its_reference(compiled: CompiledGraph) -> None:
         assert np.array_equal(compiled.run(x)["output"], reference(compiled, x))
 
 
-def test_the_report_says_where_and_why(compiled: CompiledGraph) -> None:
+def test_the_report_says_where_and_why(compiled: CompiledModel) -> None:
     text = compiled.report()
     says = r"(\d+) of \1 VTA layers equal the integer reference bit for bit, and so do (\d+) of \2 submissions; "
     assert re.search(says, text)
     assert "the whole model's output equals it." in text
     assert "float32 meets int8" in text
-    assert all(f"{stage} " in text for stage in compile.STAGES)
+    assert all(f"{stage} " in text for stage in STAGES)
     assert "peak memory" in text
     data = json.loads(json.dumps(compiled.to_dict()))
     where = {layer["layer"]: layer["where"] for layer in data["layers"]}
@@ -93,7 +92,7 @@ def test_the_report_says_where_and_why(compiled: CompiledGraph) -> None:
     assert all(("reason" in layer) == (layer["where"] == "host") for layer in data["layers"])
     assert data["macs_host"] == 0 < data["macs_vta"]
     on_vta = [layer for layer in data["layers"] if layer["where"] == "vta"]
-    assert all(0 < layer["bound"] <= layer["cycles"] and layer["dram_bytes"] > 0 for layer in on_vta)
+    assert all(0 < layer["engine_bound"] <= layer["cycles"] and layer["dram_bytes"] > 0 for layer in on_vta)
     assert sum(layer["cycles"] for layer in on_vta) == data["layer_cycles"]
     assert sum(entry["cycles"] for entry in data["submissions"]) == data["cycles"] <= 1.005 * data["layer_cycles"]
     assert [name for entry in data["submissions"] for name in entry["layers"]] == [layer["layer"] for layer in on_vta]
@@ -132,10 +131,10 @@ def test_a_layer_without_a_schedule_is_named_everywhere(
 
 @pytest.mark.parametrize("chip", ["b8", "b2x16"])
 def test_other_accelerators(chip: str, tmp_path: Path) -> None:
-    model = models.compile_model(residual_qdq(tmp_path / "m.onnx"), chip)
+    model = o2.compile(residual_qdq(tmp_path / "m.onnx"), chip)
     assert model.ok
     assert model.accelerator == Accelerator.load(chip)
-    assert model.quantized.kind == "qdq"
+    assert model.quantized is not None and model.quantized.kind == "qdq"
 
 
 def test_a_layer_adds_its_residual() -> None:
@@ -151,7 +150,7 @@ def test_a_layer_adds_its_residual() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.relu(self.conv(x) + x)
 
-    model = models.compile_model(Net(), example_inputs=(torch.zeros(1, 16, 6, 6),))
+    model = o2.compile(Net(), example_inputs=(torch.zeros(1, 16, 6, 6),))
     assert [node.op for node in model.graph.nodes] == ["to_int8", "int_conv2d", "to_float"]
     assert model.graph.nodes[1].attrs["workload"].epilogue.residual
     assert model.ok
@@ -179,7 +178,7 @@ def test_what_the_vta_cannot_take_stays_on_the_host() -> None:
             return self.dense(nn.functional.gelu(scores) * torch.sigmoid(t)), c
 
     torch.manual_seed(0)
-    model = models.compile_model(Net().eval(), example_inputs=(torch.zeros(2, 8, 9, 9), torch.zeros(2, 8, 7, 7)))
+    model = o2.compile(Net().eval(), example_inputs=(torch.zeros(2, 8, 9, 9), torch.zeros(2, 8, 7, 7)))
     assert model.ok, model.report()
     reasons = {node.name: partition.host_reason(node) for node in model.graph.nodes}
     assert reasons["grouped"] is None
@@ -199,7 +198,7 @@ def test_nothing_is_measured_before_the_last_pick(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(picking, "pick", noted(events, "pick", picking.pick))
     for module, name in ((chisel, "measure"), (chisel, "simulate"), (simulator, "execute_checked"), (image, "execute")):
         monkeypatch.setattr(module, name, noted(events, "measure", getattr(module, name)))
-    assert models.compile_model(residual_qdq(tmp_path / "m.onnx")).ok
+    assert o2.compile(residual_qdq(tmp_path / "m.onnx")).ok
     first = events.index("measure")
     assert events[:first] == ["pick"] * first
     assert first >= 3
@@ -213,9 +212,9 @@ def test_layers_without_a_legal_schedule_go_to_the_host(monkeypatch: pytest.Monk
         raise InvalidSchedule(Reason.SRAM_OVERFLOW)
 
     monkeypatch.setattr(picking, "pick", none)
-    model = models.compile_model(residual_qdq(tmp_path / "m.onnx"))
+    model = o2.compile(residual_qdq(tmp_path / "m.onnx"))
     assert model.ok
-    assert model.picks == {}
+    assert model.on_vta == ()
     assert "sram_overflow" in model.report()
 
 
@@ -246,7 +245,7 @@ def test_a_wrong_submission_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         return right(programs, moved, *addresses)
 
     monkeypatch.setattr(link, "link", astray)
-    model = models.compile_model(residual_qdq(tmp_path / "m.onnx"))
+    model = o2.compile(residual_qdq(tmp_path / "m.onnx"))
     assert model.checked is not None
     assert not any(model.checked.layers.values())
     assert any(model.checked.submissions)
@@ -255,7 +254,7 @@ def test_a_wrong_submission_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 # The folder ------------------------------------------------------------------------------------
-def test_a_new_process_runs_it_without_pytorch(compiled: CompiledGraph, saved: Path, tmp_path: Path) -> None:
+def test_a_new_process_runs_it_without_pytorch(compiled: CompiledModel, saved: Path, tmp_path: Path) -> None:
     x = example(SHAPE, 9)
     np.save(tmp_path / "x.npy", x)
     code = (
@@ -265,21 +264,21 @@ def test_a_new_process_runs_it_without_pytorch(compiled: CompiledGraph, saved: P
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-        env={**__import__("os").environ, "PYTHONPATH": str(Path(models.__file__).parents[2])},
+        env={**__import__("os").environ, "PYTHONPATH": str(Path(o2.__file__).parents[1])},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "Net on pynq (simulated)" in done.stdout
     assert np.array_equal(np.load(tmp_path / "y.npy"), reference(compiled, x))
 
 
-def test_a_loaded_model_runs_here_too(compiled: CompiledGraph, saved: Path) -> None:
+def test_a_loaded_model_runs_here_too(compiled: CompiledModel, saved: Path) -> None:
     x = example(SHAPE, 2)
-    model = models.load(saved, Accelerator.load("pynq"))
+    model = o2.load(saved, Accelerator.load("pynq"))
     assert np.array_equal(model.run(x)["output"], reference(compiled, x))
     assert sum((saved / name).stat().st_size for name in executable.FILES) < 2e6
 
 
-def test_saving_replaces_a_model_and_nothing_else(compiled: CompiledGraph, build: Path) -> None:
+def test_saving_replaces_a_model_and_nothing_else(compiled: CompiledModel, build: Path) -> None:
     compiled.save(build)
     assert {entry.name for entry in build.iterdir()} == {*executable.FILES, executable.MANIFEST, executable.REPORT_PAGE}
     (build / "thesis.tex").write_text("precious")
@@ -291,7 +290,7 @@ def test_saving_replaces_a_model_and_nothing_else(compiled: CompiledGraph, build
     assert [entry.name for entry in build.parent.iterdir()] == ["build"]
 
 
-def test_a_failed_save_leaves_nothing(compiled: CompiledGraph, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_failed_save_leaves_nothing(compiled: CompiledModel, tmp_path: Path, monkeypatch: Any) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -301,7 +300,7 @@ def test_a_failed_save_leaves_nothing(compiled: CompiledGraph, tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
-def gate(function: str) -> CompiledGraph:
+def gate(function: str) -> CompiledModel:
     """A small model that differs from others like it in the host's code and its weights."""
     import torch
     from torch import nn
@@ -309,16 +308,16 @@ def gate(function: str) -> CompiledGraph:
     with torch.random.fork_rng():
         torch.manual_seed(5)
         net = nn.Sequential(nn.Conv2d(16, 16, 1), getattr(nn, function)()).eval()
-    return models.compile_model(net, example_inputs=(torch.zeros(1, 16, 4, 4),), check=False)
+    return o2.compile(net, example_inputs=(torch.zeros(1, 16, 4, 4),), check=False)
 
 
 @pytest.fixture(scope="module")
-def pair() -> tuple[CompiledGraph, CompiledGraph]:
+def pair() -> tuple[CompiledModel, CompiledModel]:
     return gate("Sigmoid"), gate("Tanh")
 
 
 def test_a_model_saved_over_another_is_the_one_that_runs(
-    pair: tuple[CompiledGraph, CompiledGraph], tmp_path: Path
+    pair: tuple[CompiledModel, CompiledModel], tmp_path: Path
 ) -> None:
     """Both have the library of one path; the system knows libraries by their paths."""
     one, two = pair
@@ -326,7 +325,7 @@ def test_a_model_saved_over_another_is_the_one_that_runs(
     loaded = []
     for model in (one, two, one):
         model.save(tmp_path / "build")
-        loaded.append(models.load(tmp_path / "build"))
+        loaded.append(o2.load(tmp_path / "build"))
         assert np.array_equal(loaded[-1].run(x)["output"], model.run(x)["output"])
     # Those loaded before are what they were.
     assert all(np.array_equal(it.run(x)["output"], model.run(x)["output"]) for it, model in zip(loaded, (one, two)))
@@ -334,7 +333,7 @@ def test_a_model_saved_over_another_is_the_one_that_runs(
 
 
 def test_models_load_side_by_side(
-    pair: tuple[CompiledGraph, CompiledGraph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[CompiledModel, CompiledModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
@@ -344,14 +343,14 @@ def test_models_load_side_by_side(
     for number, model in enumerate(pair):
         model.save(tmp_path / str(number))
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda i: models.load(tmp_path / str(i % 2)).run(x)["output"], range(8)))
+        results = list(pool.map(lambda i: o2.load(tmp_path / str(i % 2)).run(x)["output"], range(8)))
     for number, result in enumerate(results):
         assert np.array_equal(result, pair[number % 2].run(x)["output"])
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_the_library_is_the_one_that_was_checked(
-    pair: tuple[CompiledGraph, CompiledGraph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[CompiledModel, CompiledModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What changes in the folder after the check is not loaded."""
     one, two = pair
@@ -365,7 +364,7 @@ def test_the_library_is_the_one_that_was_checked(
 
     monkeypatch.setattr(executable, "_check_versions", then_changed)
     x = example((1, 16, 4, 4), 8)
-    assert np.array_equal(models.load(tmp_path / "build").run(x)["output"], one.run(x)["output"])
+    assert np.array_equal(o2.load(tmp_path / "build").run(x)["output"], one.run(x)["output"])
 
 
 def test_no_room_for_the_library(build: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +383,7 @@ def test_no_room_for_the_library(build: Path, run_command: RunCommand, monkeypat
 
 def test_a_foreign_model_of_the_same_identity(build: Path, run_command: RunCommand) -> None:
     """The programs of a loaded model never stand in for those of another one."""
-    models.load(build).run(example(SHAPE))
+    o2.load(build).run(example(SHAPE))
     end = executable.read(build).segments[0].program.dram_bytes
     rewritten(build, lambda m: m["segments"][0].update(uop_address=end))
     assert "same identity but other programs" in refused(run_command, build)
@@ -396,7 +395,7 @@ def test_a_trace_loads_no_code(build: Path, run_command: RunCommand, monkeypatch
 
 
 # A folder is replaced --------------------------------------------------------------------------
-def test_two_compile_into_one_folder(compiled: CompiledGraph, build: Path, run_command: RunCommand) -> None:
+def test_two_compile_into_one_folder(compiled: CompiledModel, build: Path, run_command: RunCommand) -> None:
     with executable.writing(build):
         with pytest.raises(ModelError, match="another process is compiling a model into it"):
             compiled.save(build)
@@ -406,7 +405,7 @@ def test_two_compile_into_one_folder(compiled: CompiledGraph, build: Path, run_c
 
 
 def test_who_reads_while_a_model_is_replaced_gets_one_of_them(
-    pair: tuple[CompiledGraph, CompiledGraph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[CompiledModel, CompiledModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = pair
     one.save(tmp_path / "build")
@@ -420,13 +419,13 @@ def test_who_reads_while_a_model_is_replaced_gets_one_of_them(
         return hashed(content)
 
     monkeypatch.setattr(executable, "_hash", then_replaced)
-    assert executable.read(tmp_path / "build").identity == two.executable.identity
+    assert executable.read(tmp_path / "build").identity == two.whole.executable.identity
     assert len(calls) == 3
     x = example((1, 16, 4, 4), 8)
-    assert np.array_equal(models.load(tmp_path / "build").run(x)["output"], two.run(x)["output"])
+    assert np.array_equal(o2.load(tmp_path / "build").run(x)["output"], two.run(x)["output"])
 
 
-def test_where_names_cannot_be_exchanged(compiled: CompiledGraph, build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_names_cannot_be_exchanged(compiled: CompiledModel, build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that dies between its two renames: the model is found, and put back by the next writer."""
     monkeypatch.setattr(files, "_exchange", lambda new, folder: False)
     rename, renamed = os.rename, []
@@ -441,10 +440,10 @@ def test_where_names_cannot_be_exchanged(compiled: CompiledGraph, build: Path, m
         patched.setattr(os, "rename", dies)
         compiled.save(build)
     assert [path.name for path in build.parent.iterdir()] == [".build.before.oneshot-ml2"]
-    assert models.load(build).name == "Net"
+    assert o2.load(build).name == "Net"
     compiled.save(build)
     assert [path.name for path in build.parent.iterdir()] == ["build"]
-    assert models.load(build).name == "Net"
+    assert o2.load(build).name == "Net"
 
 
 _SAVES = """
@@ -497,7 +496,7 @@ print(left)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["exchange", "renames"])
-def test_kills_while_a_folder_is_replaced(how: str, pair: tuple[CompiledGraph, CompiledGraph], tmp_path: Path) -> None:
+def test_kills_while_a_folder_is_replaced(how: str, pair: tuple[CompiledModel, CompiledModel], tmp_path: Path) -> None:
     """After each the folder is one of the two models, whole; after the next save nothing else is there."""
     for number, model in enumerate(pair):
         model.save(tmp_path / str(number))
@@ -505,7 +504,7 @@ def test_kills_while_a_folder_is_replaced(how: str, pair: tuple[CompiledGraph, C
     command = [sys.executable, "-c", _SAVES, tmp_path / "place" / "build", how, "60", tmp_path / "0", tmp_path / "1"]
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, timeout=600,
-        env={**os.environ, "PYTHONPATH": str(Path(models.__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(o2.__file__).parents[1])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     # Kills that left nothing came before or after the writing; most are to be within it.
@@ -520,7 +519,7 @@ def test_kills_of_the_command_itself(saved: Path, tmp_path: Path) -> None:
     before = executable.read(build).library
     code = "import sys; from oneshot_ml2.commands.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "compile", str(model), "-o", str(build), "--no-check"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(models.__file__).parents[2]), "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(o2.__file__).parents[1]), "TMPDIR": str(tmp_path)}
     for delay in (0.0, 0.1, 0.4):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
         while process.poll() is None and not list(build.parent.glob(".build.????????.oneshot-ml2")):
@@ -612,7 +611,7 @@ def test_a_pickle_is_never_loaded(build: Path, run_command: RunCommand, tmp_path
 
 
 # The command line ------------------------------------------------------------------------------
-def test_the_trace_of_a_folder(compiled: CompiledGraph, saved: Path, run_command: RunCommand, tmp_path: Path) -> None:
+def test_the_trace_of_a_folder(compiled: CompiledModel, saved: Path, run_command: RunCommand, tmp_path: Path) -> None:
     code, out, err = run_command("trace", saved, "-o", tmp_path / "t.json", "--json")
     assert (code, err) == (0, "")
     assert sum(layer["cycles"] for layer in json.loads(out)["layers"]) == compiled.cycles
@@ -665,22 +664,34 @@ def test_onnx_from_the_command_line(tmp_path: Path, run_command: RunCommand) -> 
     assert manifest["files"][executable.WEIGHTS] == hashlib.sha256(content).hexdigest()
 
 
+def test_chosen_layers_are_the_rows_of_the_whole_model(tmp_path: Path, run_command: RunCommand) -> None:
+    path = residual_qdq(tmp_path / "m.onnx")
+    rows = {entry["layer"]: entry for entry in o2.compile(path).to_dict()["layers"]}
+    name = next(name for name, entry in rows.items() if entry["operator"] == "conv2d")
+    code, out, err = run_command("compile", path, "--layers", name, "--json")
+    assert (code, err) == (0, "")
+    data = json.loads(out)
+    (row,) = data["layers"]
+    same = ("workload", "schedule", "source", "cycles", "parts", "engine_bound", "dram_bytes", "error", "wrong_outputs")
+    assert {key: row[key] for key in same} == {key: rows[name][key] for key in same}
+    assert list(data["seconds"]) == ["import", "quantize", "partition", "pick", "check"]
+    assert data["quantization"] == "qdq" and data["submissions"] == []
+
+
 def test_schedules_are_taken_again(
-    compiled: CompiledGraph, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compiled: CompiledModel, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
-    def again(entries: Any, **more: Any) -> CompiledGraph:
+    def again(entries: Any, **more: Any) -> CompiledModel:
         example_inputs = (torch.zeros(SHAPE),)
         data = example((4, 3, 12, 12), 1)
-        return models.compile_model(
-            small_net(), example_inputs=example_inputs, calibration=data, schedules=entries, **more
-        )
+        return o2.compile(small_net(), example_inputs=example_inputs, calibration=data, schedules=entries, **more)
 
     entries = read_schedules(saved / executable.SCHEDULES)
     body = next(entry for entry in entries if entry["layer"] == "body")
     other = again([body])
-    assert [pick.source for pick in other.picks.values()].count("pinned") == 1
+    assert [layer.pick.source for layer in other.on_vta if layer.pick].count("pinned") == 1
     from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 
     def none(workload: Any, chip: Any, weights: Any = None) -> Any:
@@ -690,7 +701,7 @@ def test_schedules_are_taken_again(
         patched.setattr(picking, "pick", none)
         other = again(entries)
     assert other.ok
-    assert {pick.source for pick in other.picks.values()} == {"pinned"}
+    assert {layer.pick.source for layer in other.on_vta if layer.pick} == {"pinned"}
     assert [entry["schedule"] for entry in other.schedules()] == [entry["schedule"] for entry in entries]
     assert other.cycles == compiled.cycles
 
@@ -721,15 +732,15 @@ def test_the_launcher_is_light() -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (("m.onnx",), "give -o a folder"),
+        (("m.onnx", "--layers", "fcc"), "no layer 'fcc'"),
         (("m.onnx", "-o", "b", "--schedules", "none.json"), "cannot read none.json"),
-        (("resnet18", "--schedules", "x.json"), "give -o a folder"),
+        (("resnet18", "--schedules", "x.json"), "cannot read x.json"),
         (("none.onnx", "-o", "b"), "cannot read none.onnx"),
         (("m.onnx", "-o", "b", "--layers", "fc"), "--layers"),
         (("m.onnx", "-o", "m.onnx"), "is a file"),
         (("m.onnx", "-o", "b", "--calibration", "none.npy"), "cannot read none.npy"),
         (("m.onnx", "-o", "b", "--rounding", "nearest"), "nearest"),
-        (("resnet18", "--calibration", "x.npy"), "give -o a folder"),
+        (("resnet18", "--calibration", "x.npy"), "cannot read x.npy"),
         (("resnet-18", "-o", "b"), "did you mean 'resnet18'"),
         (("m.onnx", "-o", "b", "--accelerator", "pinq"), "did you mean 'pynq'"),
     ],
@@ -801,7 +812,7 @@ def test_random_networks_are_exact(seed: int) -> None:
 
     net, shape = random_net(seed)
     chip = ["pynq", "b8", "b32", "b2x16", "b4x8", "bus256"][seed % 6]
-    model = models.compile_model(net, chip, example_inputs=(torch.zeros(shape),), seed=seed)
+    model = o2.compile(net, chip, example_inputs=(torch.zeros(shape),), seed=seed)
     assert model.ok
     assert model.checked is not None
     assert (model.checked.outputs, model.macs()[1]) == (0, 0)
@@ -811,16 +822,16 @@ def test_random_networks_are_exact(seed: int) -> None:
 @pytest.mark.parametrize(("name", "size"), ZOO)
 @pytest.mark.parametrize("rounding", ["shift", "half_even"])
 def test_the_zoo_compiles_and_runs(name: str, size: int, rounding: str, tmp_path: Path) -> None:
-    model = models.compile_model(name, size=size, rounding=rounding)
+    model = o2.compile(name, size=size, rounding=rounding)
     assert model.ok
     assert model.macs()[1] == 0
-    assert model.quantized.losses == ()
+    assert model.quantized is not None and model.quantized.losses == ()
     model.save(tmp_path / "build")
     if name == "resnet18":
         weights = sum(node.arrays["weight"].nbytes for node in model.graph.nodes if "weight" in node.arrays)
         assert sum(path.stat().st_size for path in (tmp_path / "build").iterdir()) < 1.3 * weights
     (x,) = sampling.random_samples(model.graph, 1, 3)[0].values()
-    result = models.load(tmp_path / "build").run(x)["output"]
+    result = o2.load(tmp_path / "build").run(x)["output"]
     assert np.array_equal(result, model.run(x)["output"])
     assert model.checked is not None
     if model.checked.allowed == 0:
@@ -833,10 +844,10 @@ def test_token_ids_are_checked(tmp_path: Path) -> None:
 
     net = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 16), nn.ReLU()).eval()
     ids = torch.randint(0, 50, (1, 4))
-    model = models.compile_model(net, example_inputs=(ids,))
+    model = o2.compile(net, example_inputs=(ids,))
     assert model.ok
     model.save(tmp_path / "build")
-    loaded = models.load(tmp_path / "build")
+    loaded = o2.load(tmp_path / "build")
     assert np.array_equal(loaded.run(ids.numpy())["output"], reference(model, ids.numpy()))
     for wrong in (ids.numpy() - 50, ids.numpy() + 50, ids.numpy() + 0.5):
         with pytest.raises(ModelError, match="whole numbers 0 to 49"):

@@ -11,7 +11,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from oneshot_ml2 import models
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models.frontend import from_onnx, importer
 
@@ -150,6 +149,6 @@ def test_dynamic_and_missing_shapes(tmp_path: Path) -> None:
 def test_names_in_capitals(tmp_path: Path) -> None:
     for name in ("m.onnx", "m.ONNX", "m.Onnx"):
         path = save(tmp_path / name, [node("Relu", ["x"], ["y"])], {})
-        assert models.is_onnx(path) and models.is_onnx(str(path))
+        assert importer.is_onnx(path) and importer.is_onnx(str(path))
         assert [entry.op for entry in importer.import_model(path).nodes] == ["relu"]
-    assert not models.is_onnx("resnet18") and not models.is_onnx(None)
+    assert not importer.is_onnx("resnet18") and not importer.is_onnx(None)

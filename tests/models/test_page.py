@@ -59,7 +59,7 @@ def vta_layer(name: str, workload: Workload) -> tuple[dict[str, Any], Program]:
         "layer": name, "operator": workload.to_dict()["op"], "where": "vta", "shape": list(workload.output_shape),
         "macs": 1000, "exponent": -3, "error": 0.0123, "workload": workload.to_dict(),
         "schedule": dict(space.schedule(index).knobs), "source": "fallback", "predicted_cycles": 1234.5,
-        "cycles": timeline.timeline(program).cycles, "bound": 700, "dram_bytes": 4096, "wrong_outputs": 0,
+        "cycles": timeline.timeline(program).cycles, "engine_bound": 700, "dram_bytes": 4096, "wrong_outputs": 0,
     }  # fmt: skip
     return entry, program
 

@@ -10,7 +10,7 @@ import pytest
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.models.frontend.traced import trace, trace_module
-from oneshot_ml2.models.zoo import build, model_names
+from oneshot_ml2.models.zoo import build, model_names, native_size
 from oneshot_ml2.workload.batch_matmul import BatchMatmul
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
@@ -78,6 +78,12 @@ def test_size_and_batch() -> None:
         trace("resnet18", size=0)
     with pytest.raises(OneShotError, match="cannot be traced"):
         trace("vgg16", size=8)
+
+
+def test_every_model_has_a_size_of_its_own() -> None:
+    assert {name: native_size(name) for name in model_names()} == {
+        name: 128 if name.startswith("bert") else 224 for name in model_names()
+    }
 
 
 def test_unknown_model_names_the_closest() -> None:

@@ -1,4 +1,7 @@
-"""The workloads of a PyTorch module, layer by layer, traced at fixed shapes."""
+"""The workloads of a PyTorch module, layer by layer, traced at fixed shapes: for lists of workloads to tune and trace.
+
+Nothing is quantized here: every layer has the same nominal shift. Whole models are imported by `importer`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from oneshot_ml2.common.errors import OneShotError
-from oneshot_ml2.models.zoo import MODELS, build, example_input
+from oneshot_ml2.models.zoo import build, check_name, example_input
 from oneshot_ml2.workload.batch_matmul import BatchMatmul
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
@@ -37,8 +40,7 @@ def trace(name: str, size: int = 224, batch: int = 1, *, merge: bool = True) -> 
     Raises:
         OneShotError: no such model, or a size that does not suit it.
     """
-    if name not in MODELS:
-        build(name)
+    check_name(name)
     import torch
 
     example = example_input(name, size, batch, "meta")
@@ -89,7 +91,7 @@ def trace_module(module: nn.Module, example: tuple[int, ...] | Tensor, *, merge:
         elif isinstance(target, torch.nn.MultiheadAttention) or "dot_product_attention" in str(node.target):
             raise OneShotError(
                 f"{node.name}: layers alone are found in attention that is written with matmul and softmax; compile "
-                "the whole model (with -o, or graph.compile_model)"
+                "the whole model (oneshot-ml2 compile, or oneshot_ml2.compile)"
             )
     if not merge:
         return layers

@@ -14,7 +14,9 @@ from conftest import RunCommand, noted
 
 import oneshot_ml2 as o2
 from oneshot_ml2.common import tables
-from oneshot_ml2.models import layerwise
+from oneshot_ml2.common.errors import ModelError
+from oneshot_ml2.models.frontend import importer
+from oneshot_ml2.models.frontend.importer import LayerList
 from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.full.shown import DATAFLOWS
 from oneshot_ml2.spaces.space import ScheduleSpace, short_schedule
@@ -71,20 +73,28 @@ def picks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def four_layers(monkeypatch: pytest.MonkeyPatch, picks: None) -> None:
     """``compile resnet18`` compiles the four small layers."""
-    monkeypatch.setattr("oneshot_ml2.models.layerwise.trace", lambda name, size: list(LAYERS))
+    given = importer.import_model
+
+    def import_model(model: Any, *rest: Any) -> Any:
+        return LayerList("resnet18", tuple(LAYERS)) if model == "resnet18" else given(model, *rest)
+
+    monkeypatch.setattr(importer, "import_model", import_model)
 
 
 @pytest.mark.parametrize("chip", ["pynq", "b8", "b32", "b2x16", "b4x8", "bus256"])
 def test_layers_are_exact(chip: str, picks: None) -> None:
-    model = o2.compile_layers(LAYERS, chip)
+    model = o2.compile(LAYERS, chip)
     assert model.ok
-    assert [entry.layer for entry in model.layers] == LAYERS
-    for entry in model.layers:
-        assert entry.outputs == math.prod(entry.layer.workload.output_shape)
-        assert 0 < entry.bound.bound <= entry.cycles == sum(entry.parts.values())
-        assert min(entry.parts.values()) >= 0
-        assert entry.dram_bytes > 0
-    assert model.cycles == sum(entry.cycles * entry.layer.count for entry in model.layers)
+    assert [Layer(entry.name, entry.workload, entry.count) for entry in model.layers if entry.workload] == LAYERS
+    for entry, shown in zip(model.layers, model.to_dict()["layers"], strict=True):
+        assert entry.workload is not None and entry.cost is not None
+        assert entry.shape == entry.workload.output_shape
+        assert shown["outputs"] == math.prod(entry.workload.output_shape)
+        assert 0 < entry.cost.bound <= entry.cost.cycles == sum(entry.cost.parts.values())
+        assert min(entry.cost.parts.values()) >= 0
+        assert entry.cost.dram_bytes > 0
+        assert entry.wrong == 0
+    assert model.cycles == sum(entry.cost.cycles * entry.count for entry in model.layers if entry.cost)
     assert model.milliseconds == pytest.approx(model.cycles / model.accelerator.clock_mhz / 1e3)
 
 
@@ -108,14 +118,14 @@ def test_nothing_is_measured_before_the_last_pick(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(chisel, "measure", noted(events, "measure", chisel.measure))
     monkeypatch.setattr(chisel, "simulate", noted(events, "measure", chisel.simulate))
     monkeypatch.setattr(image, "execute", noted(events, "measure", image.execute))
-    assert o2.compile_layers(LAYERS).ok
+    assert o2.compile(LAYERS).ok
     first = events.index("measure")
     assert events[:first].count("pick") == 4
     assert set(events[first:]) == {"measure"}
 
 
 def test_same_seed_same_result(picks: None) -> None:
-    first, second = (o2.compile_layers(LAYERS).to_dict() | {"seconds": None} for _ in range(2))
+    first, second = (o2.compile(LAYERS).to_dict() | {"seconds": None, "peak_bytes": None} for _ in range(2))
     assert first == second
 
 
@@ -139,7 +149,7 @@ def test_a_wrong_result_shows_everywhere(
 ) -> None:
     monkeypatch.setattr(image, "execute", broken)
     with pytest.warns(RuntimeWarning, match="differ from the reference: fc"):
-        model = o2.compile_layers(LAYERS[-1:])
+        model = o2.compile(LAYERS[-1:])
     assert not model.ok
     assert not model.layers[0].ok
     assert "WRONG" in model.report()
@@ -176,7 +186,7 @@ def test_table_and_json(four_layers: None, tmp_path: Path, run_command: RunComma
     assert [line.split()[0] for line in lines[:5]] == ["layer", "block.conv", "block.shortcut", "fc", "total"]
     assert all(line.endswith("exact") for line in lines[1:5])
     assert "3 of 3 results equal the reference bit for bit" in out
-    assert all(stage in out for stage in layerwise.STAGES)
+    assert all(f"{stage} " in out.split("Wall time: ")[1] for stage in ("import", "pick", "check"))
     assert "\nPicks: 3 network.\n" in out
 
     saved = json.loads(path.read_text())
@@ -219,9 +229,11 @@ def test_layers_without_a_schedule_are_named_everywhere(
     assert "3 of 3 results equal" in out
     saved = json.loads(path.read_text())
     assert saved["warnings"][0] == warning
-    assert [entry["layer"] for entry in saved["layers"]] == ["stem", "block.shortcut", "fc"]
-    assert [(entry["layer"], entry["count"]) for entry in saved["host"]] == [("block.conv", 3)]
-    assert saved["host"][0]["reason"] in warning
+    on_vta = [entry["layer"] for entry in saved["layers"] if entry["where"] == "vta"]
+    assert on_vta == ["stem", "block.shortcut", "fc"]
+    (host,) = (entry for entry in saved["layers"] if entry["where"] == "host")
+    assert (host["layer"], host["count"]) == ("block.conv", 3)
+    assert host["reason"] in warning
     # Nothing is left to compile.
     code, out, err = run_command("compile", "resnet18", "--layers", "block.conv")
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -231,16 +243,18 @@ def test_layers_without_a_schedule_are_named_everywhere(
 def test_real_layers_without_a_schedule_stay_on_the_host() -> None:
     kernel = Layer("kernel", Conv2d(1, 16, 33, 33, 16, 33, 33))
     image = Layer("image", Conv2d(1, 16, 4096, 4096, 256, 3, 3, padding=1))
-    model = o2.compile_layers([kernel, *LAYERS[3:], image])
-    assert model.ok and [entry.layer.name for entry in model.layers] == ["fc"]
-    assert [entry.layer.name for entry in model.host] == ["kernel", "image"]
-    assert "sram_overflow" in model.host[0].reason and "32-bit addresses" in model.host[1].reason
+    model = o2.compile([kernel, *LAYERS[3:], image])
+    assert model.ok and [entry.name for entry in model.on_vta] == ["fc"]
+    host = [entry for entry in model.layers if entry.pick is None]
+    assert [entry.name for entry in host] == ["kernel", "image"]
+    assert "sram_overflow" in str(host[0].reason) and "32-bit addresses" in str(host[1].reason)
     assert [line.split(":")[0] for line in model.warnings()[:2]] == ["kernel", "image"]
 
 
 def test_fallbacks_are_counted(picks: None) -> None:
-    model = o2.compile_layers(LAYERS)
+    model = o2.compile(LAYERS)
     last = model.layers[-1]
+    assert last.pick is not None
     fallen = dataclasses.replace(last, pick=dataclasses.replace(last.pick, source="fallback"))
     text = dataclasses.replace(model, layers=(*model.layers[:-1], fallen)).report()
     assert "\nPicks: 3 network, 1 fallback.\n" in text
@@ -261,7 +275,7 @@ def test_bad_options_end_before_the_work(
     run_command: RunCommand,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("oneshot_ml2.models.layerwise.trace", None)
+    monkeypatch.setattr(importer, "import_model", None)
     code, out, err = run_command("compile", "resnet18", *options)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert list(tmp_path.iterdir()) == []
@@ -287,6 +301,69 @@ def test_short_schedules_name_every_dataflow() -> None:
 
 def test_real_picks_of_small_layers() -> None:
     """The shipped weights, from the workload to the checked program."""
-    model = o2.compile_layers(LAYERS)
+    model = o2.compile(LAYERS)
     assert model.ok
-    assert all(entry.pick.predicted_cycles > 0 for entry in model.layers)
+    assert all(entry.pick is not None and entry.pick.predicted_cycles > 0 for entry in model.layers)
+
+
+LIST = """
+[[workload]]
+name = "first"
+count = 2
+op = "dense"
+n = 3
+c = 70
+k = 45
+
+[[workload]]
+op = "dense"
+n = 1
+c = 16
+k = 16
+"""
+
+
+def test_a_list_of_layers(picks: None, tmp_path: Path, run_command: RunCommand) -> None:
+    (tmp_path / "mine.TOML").write_text(LIST)
+    code, out, _ = run_command("compile", tmp_path / "mine.TOML", "--html", tmp_path / "page.html", "--json")
+    assert code == 0
+    data = json.loads(out)
+    assert (data["model"], data["quantization"], data["checked"], data["submissions"]) == ("mine", None, None, [])
+    assert [(entry["layer"], entry["operator"], entry["count"]) for entry in data["layers"]] == [
+        ("first", "dense", 2),
+        ("1", "dense", 1),
+    ]
+    assert data["cycles"] == data["layer_cycles"] == sum(e["count"] * e["cycles"] for e in data["layers"])
+    assert "all layers equal the integer reference bit for bit" in (tmp_path / "page.html").read_text()
+    assert list(data["seconds"]) == ["import", "pick", "check"]
+
+
+def test_layers_are_no_model_that_runs(picks: None, tmp_path: Path, run_command: RunCommand) -> None:
+    model = o2.compile(LAYERS[-1:])
+    for refused in (lambda: model.run({}), lambda: model.save(tmp_path / "build"), lambda: model.graph):
+        with pytest.raises(ModelError, match="layers"):
+            refused()
+    (tmp_path / "mine.toml").write_text(LIST)
+    code, out, err = run_command("compile", tmp_path / "mine.toml", "-o", tmp_path / "build")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "a list of layers is no model that runs" in err
+    assert not (tmp_path / "build").exists()
+
+
+def test_layers_that_are_not_checked(
+    monkeypatch: pytest.MonkeyPatch, picks: None, four_layers: None, run_command: RunCommand
+) -> None:
+    monkeypatch.setattr(image, "execute", None)
+    code, out, _ = run_command("compile", "resnet18", "--no-check")
+    assert code == 0
+    assert "not checked" in out and "exact" not in out
+
+
+def test_equal_layers_are_picked_and_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(picking, "pick", noted(events, "pick", some_pick))
+    monkeypatch.setattr(chisel, "measure", noted(events, "measure", chisel.measure))
+    twin = dataclasses.replace(LAYERS[-1], name="twin")
+    model = o2.compile([LAYERS[-1], twin])
+    assert [entry.name for entry in model.layers] == ["fc", "twin"]
+    assert events == ["pick", "measure"]
