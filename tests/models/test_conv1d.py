@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from graph_models import needs
 
+import oneshot_ml2 as o2
 from oneshot_ml2.models import partition
-from oneshot_ml2.models.compile import compile_model
 from oneshot_ml2.models.execute import execute
 from oneshot_ml2.models.frontend.importer import import_model
 from oneshot_ml2.models.quantize.quantize import quantize
@@ -81,7 +81,7 @@ def test_a_compiled_one_runs(module: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         torch.onnx.export(module, (torch.from_numpy(X[:1]),), path, input_names=["x"], dynamo=False)
     (wanted,) = onnxruntime.InferenceSession(path).run(None, {"x": X[:1]})
-    model = compile_model(path, "pynq", calibration=X)
+    model = o2.compile(path, "pynq", calibration=X)
     (found,) = model.run({"x": X[:1]}).values()
     (reference,) = execute(model.graph, {"x": X[:1]}).values()
     np.testing.assert_array_equal(found, reference)
