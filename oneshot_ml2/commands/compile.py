@@ -14,11 +14,10 @@ from oneshot_ml2.commands.options import add_device
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.files import check_output, check_writable, write_whole
 from oneshot_ml2.devices.registry import open_device
-from oneshot_ml2.models import executable, linking
-from oneshot_ml2.models.compile import compile as compile_model
+from oneshot_ml2.models import linking
+from oneshot_ml2.models.folder import check_target
 from oneshot_ml2.models.frontend import from_onnx
 from oneshot_ml2.models.frontend.importer import is_list, is_onnx
-from oneshot_ml2.models.schedules import read_schedules
 from oneshot_ml2.network.picking import predictor_of
 from oneshot_ml2.vta.accelerator import Accelerator
 
@@ -71,12 +70,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compile, print and save; 1 if a result differs from the reference."""
     chip = Accelerator.load(args.accelerator)
-    open_device(args.device)
     if args.seed < 0:
         raise OneShotError(f"--seed is {args.seed}; allowed: 0 or more")
     folder, table = _outputs(args)
     if is_onnx(args.model):
         from_onnx.check_onnx_file(args.model)
+    return _compile(args, chip, folder, table)
+
+
+def _compile(args: argparse.Namespace, chip: Accelerator, folder: Path | None, table: str | None) -> int:
+    """As `run`, of arguments that are no reason to refuse the work at once."""
+    # With numba, which takes a second that what is wrong at first sight need not wait for.
+    from oneshot_ml2.models import executable
+    from oneshot_ml2.models.compile import compile as compile_model
+    from oneshot_ml2.models.schedules import read_schedules
+
+    open_device(args.device)
     calibration = None if args.calibration is None else executable.read_tensors(args.calibration)
     schedules = () if args.schedules is None else read_schedules(args.schedules)
     if args.weights is not None:
@@ -118,7 +127,7 @@ def _outputs(args: argparse.Namespace) -> tuple[Path | None, str | None]:
         if args.layers or is_list(args.model):
             what = "--layers chooses rows of a table" if args.layers else "a list of layers is no model that runs"
             raise OneShotError(f"{what}, and -o DIR writes a whole model; give -o a .json file, or a model without it")
-        executable.check_target(folder)
+        check_target(folder)
         check_writable(folder, "-o")
     for path, option in ((args.html, "--html"), (table, "--output")):
         if path:

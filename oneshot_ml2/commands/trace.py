@@ -16,6 +16,7 @@ from oneshot_ml2.common import tables
 from oneshot_ml2.common.errors import ModelError, OneShotError
 from oneshot_ml2.common.files import check_output, write_whole
 from oneshot_ml2.models import executable
+from oneshot_ml2.models.folder import REPORT
 from oneshot_ml2.models.frontend import traced
 from oneshot_ml2.models.selecting import matching, select_layers
 from oneshot_ml2.models.trace import Part, document, part
@@ -159,7 +160,7 @@ def _programs(args: argparse.Namespace) -> tuple[str, Accelerator, list[tuple[Se
             names = [tuple(map(str, entry["layers"])) for entry in model.report["submissions"]]
             return model.name, model.accelerator, list(zip(names, programs, strict=True))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            where = source / executable.REPORT
+            where = source / REPORT
             raise ModelError(f"{where} does not fit the programs ({error}); compile the model again") from error
     if source.is_file():
         chip, insns, _ = read_program(source, chip, args.run_index)

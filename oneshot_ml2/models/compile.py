@@ -330,7 +330,7 @@ def build(
     module = hostcode.relax_module(graph, steps, identity)
     with host.quiet_stderr():
         library = tvm.compile(tvm.relax.get_pipeline("zero")(module), "llvm")
-    register_model(identity, segments)
+    register_model(identity, segments, identity)
     inputs = tuple(Tensor(name, graph.values[name].shape, graph.values[name].limit) for name in graph.inputs)
     results = tuple(
         Tensor(title, graph.values[name].shape) for title, name in zip(graph.output_names, graph.outputs, strict=True)

@@ -27,10 +27,21 @@ from oneshot_ml2.common.files import locked, present_folder, recover_folder, rep
 from oneshot_ml2.common.reading import parse_json, read_json, whole_number
 from oneshot_ml2.common.version import __version__
 from oneshot_ml2.models import linking
+from oneshot_ml2.models.folder import (
+    FILES,
+    LIBRARY,
+    MANIFEST,
+    PROGRAMS,
+    REPORT,
+    REPORT_PAGE,
+    SCHEDULES,
+    WEIGHTS,
+    check_target,
+)
 from oneshot_ml2.models.host import import_tvm, quiet_stderr
 from oneshot_ml2.models.ir import check_tensors
 from oneshot_ml2.models.launcher import register_model
-from oneshot_ml2.models.runtime import LAYOUTS, LayerProgram, Port
+from oneshot_ml2.models.runtime import LAYOUTS, LayerProgram, Port, programs_digest
 from oneshot_ml2.vta import isa
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import PAGE, Buffer, Program, element_bytes
@@ -39,14 +50,9 @@ from oneshot_ml2.vta.work import reach
 FORMAT = "oneshot-ml2 compiled model"
 SCHEMA = 2
 SCHEDULES_SCHEMA = 1
-LIBRARY, PROGRAMS, WEIGHTS, SCHEDULES, REPORT = "lib.so", "programs.npz", "weights.npz", "schedules.json", "report.json"
 _LARGEST_ADDRESS = (1 << 32) - 1
 # Of a buffer, bytes at its end that its program may leave alone.
 _UNTOUCHED = 1 << 20
-FILES = (LIBRARY, PROGRAMS, WEIGHTS, SCHEDULES, REPORT)
-MANIFEST = "manifest.json"
-# For people: nothing reads it, so nothing checks it.
-REPORT_PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class Executable(_Model):
         arrays = check_tensors({tensor.name: (tensor.shape, tensor.limit) for tensor in self.inputs}, inputs)
         tvm = import_tvm()
         if self._machine is None:
-            register_model(self.identity, self.segments)
+            register_model(self.identity, self.segments, programs_digest(self.segments))
             with quiet_stderr():
                 self._machine = tvm.relax.VirtualMachine(self.library, tvm.cpu())
         result = self._machine["main"](*(tvm.runtime.tensor(arrays[tensor.name]) for tensor in self.inputs))
@@ -200,16 +206,6 @@ def _segment_entry(segment: LayerProgram) -> dict[str, Any]:
         "uop_address": program.uop_address,
         "buffers": [dataclasses.astuple(buffer) for buffer in program.buffers],
     }
-
-
-def check_target(folder: Path) -> None:
-    """Raise ModelError unless a compiled model may be written there: nothing is lost but an older one."""
-    if folder.is_file():
-        raise ModelError(f"{folder} is a file; give a folder for the compiled model")
-    if folder.is_dir():
-        strange = sorted({entry.name for entry in folder.iterdir()} - {*FILES, MANIFEST, REPORT_PAGE})
-        if strange:
-            raise ModelError(f"{folder} holds {strange[0]!r}, no part of a compiled model; give another folder")
 
 
 def versions() -> dict[str, str]:

@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
 from oneshot_ml2.common.errors import ModelError
-from oneshot_ml2.models.runtime import programs_digest
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from oneshot_ml2.models.runtime import LayerProgram
@@ -42,13 +40,14 @@ class _Model:
 _models: dict[str, _Model] = {}
 
 
-def register_model(identity: str, segments: Sequence[LayerProgram]) -> None:
-    """Make a model's programs known to the launcher, and the launcher to TVM.
+def register_model(identity: str, segments: Sequence[LayerProgram], digest: str) -> None:
+    """Make a model's programs known to the launcher, and the launcher to TVM; ``digest``: `runtime.programs_digest`.
 
     Raises:
         ModelError: another model has this identity, one of other programs.
     """
-    digest = programs_digest(segments)
+    import numpy as np
+
     if identity not in _models:
         size = max((segment.program.dram_bytes for segment in segments), default=0)
         dram = np.zeros(size, dtype=np.uint8)
@@ -73,6 +72,8 @@ def watched(identity: str, watch: Watch) -> Iterator[None]:
 
 def as_numpy(tensor: Any) -> NDArray[Any]:
     """A contiguous CPU tensor of TVM as an array that shares its memory; also of borrowed ones."""
+    import numpy as np
+
     dtype = np.dtype(str(tensor.dtype))
     shape = tuple(int(size) for size in tensor.shape)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize

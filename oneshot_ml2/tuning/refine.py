@@ -21,7 +21,7 @@ from oneshot_ml2.common import tables
 from oneshot_ml2.common.errors import ModelError, OneShotError
 from oneshot_ml2.common.reading import read_json
 from oneshot_ml2.devices.base import Device
-from oneshot_ml2.models.executable import MANIFEST, SCHEDULES
+from oneshot_ml2.models.folder import MANIFEST, SCHEDULES
 from oneshot_ml2.models.schedules import read_schedules
 from oneshot_ml2.network import picking
 from oneshot_ml2.network.picking import predictor_of
