@@ -10,7 +10,6 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oneshot_ml2.commands.options import add_device
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.files import check_output, check_writable, write_whole
 from oneshot_ml2.devices.registry import open_device
@@ -39,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layers", nargs="+", default=[], metavar="NAME", help="only these, one by one; shell patterns work"
     )
     parser.add_argument("--weights", metavar="NAME", help="shipped weights, or a .safetensors file (default: default)")
-    add_device(parser, "what runs the programs")
+    # Without the list of devices, whose files load numba: what is wrong at first sight need not wait for it.
+    parser.add_argument(
+        "--device", default="sim", metavar="SPEC", help="what runs the programs; `refine --help` lists them (default sim)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the tensors that the programs run on (default 0)")
     parser.add_argument(
         "-o",
