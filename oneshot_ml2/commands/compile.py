@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="NAME", help="shipped weights, or a .safetensors file (default: default)")
     # Without the list of devices, whose files load numba: what is wrong at first sight need not wait for it.
     parser.add_argument(
-        "--device", default="sim", metavar="SPEC", help="what runs the programs; `refine --help` lists them (default sim)"
+        "--device", default="sim", metavar="SPEC", help="what runs the programs (default sim; see `refine --help`)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the tensors that the programs run on (default 0)")
     parser.add_argument(
