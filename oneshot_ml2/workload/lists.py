@@ -28,13 +28,15 @@ def read_layers(path: str | Path) -> list[Layer]:
     """The ``[[workload]]`` tables of a TOML file, each a workload's ``to_dict`` plus optional ``name`` and ``count``.
 
     Raises:
-        WorkloadError: an unreadable file, broken TOML, or an impossible workload (says which).
+        WorkloadError: an unreadable file, broken TOML, an empty list, or an impossible workload (says which).
     """
     path = Path(path)
     data = read_toml(path, WorkloadError)
     tables = data.get("workload")
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise WorkloadError(f"{path}: expected [[workload]] tables")
+    if not tables:
+        raise WorkloadError(f"{path}: no [[workload]] table in it; give a list of at least one layer")
     layers = []
     for index, table in enumerate(tables):
         values = dict(table)

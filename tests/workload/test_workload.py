@@ -403,6 +403,7 @@ def test_read_workloads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("workload = []\n", r"no \[\[workload\]\] table"),
         ("[[workload]\n", "not TOML"),
         ("a = 1\n", r"expected \[\[workload\]\] tables"),
         ('[[workload]]\nname = "x"\nop = "dense"\nn = 0\nc = 1\nk = 1\n', "workload x: dense n is 0"),
