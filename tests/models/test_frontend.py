@@ -51,7 +51,8 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any] | None, str]] =
         "operator Conv (node 's') is not supported with these attributes",
     ),
     "of other dimensions": (
-        [node("Conv", ["x", "w"], ["y"], name="d")], {"w": np.zeros((16, 16, 3), np.float32)}, {"x": (1, 16, 32)},
+        [node("Conv", ["x", "w"], ["y"], name="d")], {"w": np.zeros((16, 16, 1, 1, 1), np.float32)},
+        {"x": (1, 16, 4, 4, 4)},
         "operator Conv (node 'd')",
     ),
     "one of several that TVM makes of it": (
