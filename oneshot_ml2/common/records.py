@@ -1,23 +1,28 @@
-"""Records by which the modules of a folder register what they bring: a new file is found, nothing else changes."""
+"""What the modules of a folder bring: a file that is added to one is found there, and nothing else changes."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from types import ModuleType
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def records(package: str, kind: type[T]) -> list[T]:
-    """Records of a class that modules of a package hold at their top level, by module, then in the order written.
+def modules(package: str) -> list[ModuleType]:
+    """The modules of a package's folder, loaded, in the order of their names; not those of folders in it."""
+    paths = importlib.import_module(package).__path__
+    names = sorted(module.name for module in pkgutil.iter_modules(paths) if not module.ispkg)
+    return [importlib.import_module(f"{package}.{name}") for name in names]
 
-    All modules of the package are imported, but not those of packages within. A module that imports another one's
-    record does not register it again.
+
+def records(package: str, kind: type[T]) -> list[T]:
+    """Records of a class that `modules` of a package hold at their top level, by module, then in the order written.
+
+    A module that imports another one's record does not register it again.
     """
-    folder = importlib.import_module(package).__path__
     found: list[T] = []
-    for name in sorted(info.name for info in pkgutil.iter_modules(folder) if not info.ispkg):
-        module = importlib.import_module(f"{package}.{name}")
+    for module in modules(package):
         found += [value for value in vars(module).values() if isinstance(value, kind) and value not in found]
     return found

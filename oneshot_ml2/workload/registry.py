@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, TypeAlias
 
 from oneshot_ml2.common.errors import WorkloadError
-from oneshot_ml2.common.folder import modules
+from oneshot_ml2.common.records import modules
 from oneshot_ml2.workload.base import Operator
 
 Workload: TypeAlias = Operator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from oneshot_ml2.common.folder import modules
+from oneshot_ml2.common.records import modules
 from oneshot_ml2.models.ops.base import Op, Read
 
 if TYPE_CHECKING:
