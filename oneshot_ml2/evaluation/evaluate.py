@@ -25,11 +25,11 @@ from oneshot_ml2.evaluation.optimum import Optimum, Task, read_optima, read_task
 from oneshot_ml2.network import picking
 from oneshot_ml2.network.predictor import Predictor, digest
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.training import peers
+from oneshot_ml2.training.peers import registry as peers
 from oneshot_ml2.vta.reasons import Reason
 
 if TYPE_CHECKING:
-    from oneshot_ml2.training.peers import Peer
+    from oneshot_ml2.training.peers.base import Peer
 
 FORMAT = "oneshot-ml2 evaluation"
 
@@ -110,7 +110,7 @@ class TaskResult:
         invalid_of_50: invalid share of the first 50 by p_valid and latency alone.
         order: the network's, of the table's valid sample.
         baselines: quality of each of `BASELINES`; ``simulated``: how many schedules that one timed.
-        peers: of each of `baselines.PEERS` if they were given.
+        peers: of each of `peers.registry` if they were given.
     """
 
     workload: str
@@ -348,7 +348,7 @@ def evaluate_set(
 
     Args:
         limit: only so many tasks, evenly spread; 0: all.
-        others: peers to compare with, see `peers.load_peers`.
+        others: peers to compare with, see `peers.registry.load_peers`.
         log: JSON Lines that get every task when it is done; tasks that are there are not evaluated again.
 
     Raises:
