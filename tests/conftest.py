@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,17 @@ def noted(events: list[str], name: str, function: Callable[..., Any]) -> Callabl
         return function(*args, **kwargs)
 
     return call
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process for each core, but for at most four, as each takes a gigabyte; none where files cannot be shared out,
+    and none for slow tests, which load the machine themselves.
+    """
+    files = {argument.split("::")[0] for argument in config.args}
+    if config.option.markexpr != "not slow" or (len(files) == 1 and files.pop().endswith(".py")):
+        return 0
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from oneshot_ml2.common.errors import OneShotError
-from oneshot_ml2.training import peers
+from oneshot_ml2.training.peers.base import Settings
+from oneshot_ml2.training.peers.registry import peer_kinds, train_peers
 from oneshot_ml2.training.settings import read_settings
 
 
@@ -24,9 +25,9 @@ def main() -> int:
     parser.add_argument("--settings", metavar="FILE", default=str(Path(__file__).with_suffix(".toml")))
     args = parser.parse_args()
     try:
-        settings = read_settings(args.settings, peers.Settings)
-        for name in peers.train_peers(args.corpus, settings, args.out, lambda text: print(text, flush=True)):
-            print(f"{args.out}: {peers.PEERS[name]}", flush=True)
+        settings = read_settings(args.settings, Settings)
+        for name in train_peers(args.corpus, settings, args.out, lambda text: print(text, flush=True)):
+            print(f"{args.out}: {peer_kinds()[name].label}", flush=True)
         return 0
     except OneShotError as error:
         print(f"peers: {error}", file=sys.stderr)

@@ -13,10 +13,10 @@ from oneshot_ml2.common.tables import finite, table
 from oneshot_ml2.evaluation.evaluate import BASELINES, PICK, SETS, evaluate_set
 from oneshot_ml2.evaluation.optimum import version
 from oneshot_ml2.network import picking
-from oneshot_ml2.training.peers import PEERS, load_peers
+from oneshot_ml2.training.peers.registry import load_peers, peer_kinds
 
 if TYPE_CHECKING:
-    from oneshot_ml2.training.peers import Peer
+    from oneshot_ml2.training.peers.base import Peer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,12 +77,12 @@ def describe(sets: list[dict[str, Any]]) -> str:
 
 def _describe_set(result: dict[str, Any]) -> str:
     """A set's tables."""
-    peers = result["peers"]
+    peers = {peer_kinds()[name].label: figures for name, figures in result["peers"].items()}
     qualities = {PICK: result["pick"], "  best of its first 5": result["top5"]}
-    qualities |= {PEERS[name]: figures["pick"] for name, figures in peers.items()}
+    qualities |= {label: figures["pick"] for label, figures in peers.items()}
     qualities |= {BASELINES[name]: figures for name, figures in result["baselines"].items()}
     rows = [[name, f"{q['geomean']:.2%}", f"{q['worst']:.2%}", f"{q['share_95']:.1%}"] for name, q in qualities.items()]
-    orders = {PICK: result["order"]} | {PEERS[name]: figures["order"] for name, figures in peers.items()}
+    orders = {PICK: result["order"]} | {label: figures["order"] for label, figures in peers.items()}
     columns = {
         "top-1": "top1",
         "top-5": "top5",

@@ -12,6 +12,7 @@ import itertools
 import json
 import multiprocessing
 import subprocess
+import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 import oneshot_ml2
 from oneshot_ml2.common.children import end_with_parent
@@ -227,11 +229,7 @@ def collect(
         DeviceError: an unknown device.
         ModuleNotFoundError: a cluster is asked for, and Ray is not installed.
     """
-    from time import perf_counter
-
-    from tqdm import tqdm
-
-    begin = perf_counter()
+    begin = time.perf_counter()
     opened = open_device(device)
     out = Path(out)
     if workers is not None and workers < 1:
@@ -244,40 +242,52 @@ def collect(
     with locked(out / MANIFEST, busy, CorpusError):
         done = _prepare(out, plan, device)
         todo = [task for task in plan.drawn if task_id(*task, plan.space) not in done]
-        samples = invalid = 0
         knobs = _warm_up(plan, opened) if todo else ()
-        shards = _Shards(out, plan, device)
+        if cluster is None:
+            stream = _results(todo, plan, device, opened, min(workers or 1, max(len(todo), 1)))
+        else:
+            stream = _cluster_results(todo, plan, device, cluster, workers, warn)
         with tqdm(
             total=len(todo) * plan.samples, unit="schedule", unit_scale=True, disable=not progress, desc="collect"
         ) as bar:
-            if cluster is None:
-                stream = _results(todo, plan, device, opened, min(workers or 1, max(len(todo), 1)))
-            else:
-                stream = _cluster_results(todo, plan, device, cluster, workers, warn)
-            try:
-                for task, outcome in stream:
-                    if isinstance(outcome, OneShotError):
-                        if warn is not None:
-                            warn(f"{task[0]} on {task[1].name}: no samples: {outcome}")
-                        outcome = _empty(task, plan, knobs)
-                    samples += len(outcome)
-                    invalid += int((~outcome.valid).sum())
-                    bar.total -= plan.samples - len(outcome)
-                    bar.update(len(outcome))
-                    bar.set_postfix_str(f"invalid {invalid / max(samples, 1):.1%}", refresh=False)
-                    shards.add(outcome)
-            finally:
-                # Also after Ctrl-C or a dead worker: what has been finished is kept.
-                shards.flush()
-                stream.close()
+            samples, invalid = _keep(stream, _Shards(out, plan, device), plan, knobs, bar, warn)
     return {
         "out": str(out),
         "tasks": len(plan.drawn),
         "tasks_before": len(done),
         "samples": samples,
         "invalid": invalid,
-        "seconds": round(perf_counter() - begin, 3),
+        "seconds": round(time.perf_counter() - begin, 3),
     }
+
+
+def _keep(
+    stream: Generator[tuple[Task, TaskSamples | OneShotError], None, None],
+    shards: _Shards,
+    plan: Plan,
+    knobs: tuple[str, ...],
+    bar: tqdm[Any],
+    warn: Callable[[str], None] | None,
+) -> tuple[int, int]:
+    """Write each outcome as it comes; how many samples there were, and how many invalid ones."""
+    samples = invalid = 0
+    try:
+        for task, outcome in stream:
+            if isinstance(outcome, OneShotError):
+                if warn is not None:
+                    warn(f"{task[0]} on {task[1].name}: no samples: {outcome}")
+                outcome = _empty(task, plan, knobs)
+            samples += len(outcome)
+            invalid += int((~outcome.valid).sum())
+            bar.total -= plan.samples - len(outcome)
+            bar.update(len(outcome))
+            bar.set_postfix_str(f"invalid {invalid / max(samples, 1):.1%}", refresh=False)
+            shards.add(outcome)
+    finally:
+        # Also after Ctrl-C or a dead worker: what has been finished is kept.
+        shards.flush()
+        stream.close()
+    return samples, invalid
 
 
 def _empty(task: Task, plan: Plan, knobs: tuple[str, ...]) -> TaskSamples:

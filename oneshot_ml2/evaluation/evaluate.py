@@ -25,11 +25,11 @@ from oneshot_ml2.evaluation.optimum import Optimum, Task, read_optima, read_task
 from oneshot_ml2.network import picking
 from oneshot_ml2.network.predictor import Predictor, digest
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.training import peers
+from oneshot_ml2.training.peers import registry as peers
 from oneshot_ml2.vta.reasons import Reason
 
 if TYPE_CHECKING:
-    from oneshot_ml2.training.peers import Peer
+    from oneshot_ml2.training.peers.base import Peer
 
 FORMAT = "oneshot-ml2 evaluation"
 
@@ -110,7 +110,7 @@ class TaskResult:
         invalid_of_50: invalid share of the first 50 by p_valid and latency alone.
         order: the network's, of the table's valid sample.
         baselines: quality of each of `BASELINES`; ``simulated``: how many schedules that one timed.
-        peers: of each of `baselines.PEERS` if they were given.
+        peers: of each of `peers.registry` if they were given.
     """
 
     workload: str
@@ -158,47 +158,30 @@ def evaluate_task(
     legal = space.validity(trusted) == Reason.VALID
     alone = picking.rank(space, network, closed_form=False).best(50)
     form = baselines.ClosedForm.of(space)
-    found, timed = baselines.simulated(space, picked.seconds)
-    choices = {
+    rivals = {
         "bytes": baselines.fewest_bytes(form),
         "roofline": baselines.roofline(form),
         "estimate": baselines.closed_form(form),
         "transplanted": transplants.transplanted(space),
-        "simulated": found,
     }
+    found, timed = baselines.simulated(space, picked.seconds)
     chosen = _choices(space, others)
     # Only now anything is timed.
-    first = trusted[legal][:10]
-    if picked.source == "fallback":
-        first = np.array([picked.index])
+    first = np.array([picked.index]) if picked.source == "fallback" else trusted[legal][:10]
     ours = _cycles(space, first)
-    qualities = {
-        name: metrics.pick_quality(known.best, None if index is None else int(_cycles(space, np.array([index]))[0]))
-        for name, index in choices.items()
-    }
-    # Expected of a uniform draw, in the sense of the geometric mean.
-    qualities["random"] = metrics.geometric_mean(known.best / known.valid_cycles)
+    qualities = _qualities(space, known, rivals | {"simulated": found})
     fastest = min([int(ours[ours > 0].min()), *known.valid_cycles.tolist()])
     if fastest < known.best or max(qualities.values()) > 1.0:
         raise OneShotError(f"{task.layer.name}: a schedule beats T* = {known.best}; make the table of optima anew")
     cycles = int(_cycles(space, np.array([picked.index]))[0])
-    sample = sample_of(space)
-    scores = network.score(space, sample)
-    truth = np.array(known.sample_cycles)
-    valid = truth > 0
-    rivals = {
+    sample, truth = sample_of(space), np.array(known.sample_cycles)
+    scores, valid = network.score(space, sample), truth > 0
+    of_peers = {
         name: _peer_result(space, other, chosen[name], known.best, sample[valid], truth[valid])
         for name, other in others.items()
     }
-    lowers = [_lowers(space, index) for index in (alone[:1], trusted[legal][:1])]
     result = TaskResult(
-        workload=known.workload,
-        accelerator=Path(known.accelerator).stem,
-        count=known.count,
-        best=known.best,
-        exact=known.closed,
-        near_share=known.near_share,
-        median_ratio=known.median_ratio,
+        **_known_figures(known),
         cycles=cycles,
         source=picked.source,
         lowered=picked.lowered,
@@ -207,15 +190,37 @@ def evaluate_task(
         quality=metrics.pick_quality(known.best, cycles),
         top5=metrics.top_k_quality(known.best, ours, 5),
         top10=metrics.top_k_quality(known.best, ours, 10),
-        first_lowers=lowers[0],
-        first_legal_lowers=lowers[1],
+        first_lowers=_lowers(space, alone[:1]),
+        first_legal_lowers=_lowers(space, trusted[legal][:1]),
         invalid_of_50=metrics.invalid_rate(space.validity(alone) != Reason.VALID),
         order=Order.of(truth[valid], scores.cycles[valid]),
         baselines={name: qualities[name] for name in BASELINES},
         simulated=timed,
-        peers=rivals,
+        peers=of_peers,
     )
     return result, valid, scores.p_valid
+
+
+def _known_figures(known: Optimum) -> dict[str, Any]:
+    """What a table of optima says of a task, as `TaskResult` names it."""
+    return {
+        "workload": known.workload,
+        "accelerator": Path(known.accelerator).stem,
+        "count": known.count,
+        "best": known.best,
+        "exact": known.closed,
+        "near_share": known.near_share,
+        "median_ratio": known.median_ratio,
+    }
+
+
+def _qualities(space: ScheduleSpace, known: Optimum, choices: Mapping[str, int | None]) -> dict[str, float]:
+    """The quality of each baseline's choice (None: it has none), and ``random``, expected of a uniform draw in the
+    sense of the geometric mean.
+    """
+    cycles = {name: None if i is None else int(_cycles(space, np.array([i]))[0]) for name, i in choices.items()}
+    qualities = {name: metrics.pick_quality(known.best, own) for name, own in cycles.items()}
+    return qualities | {"random": metrics.geometric_mean(known.best / known.valid_cycles)}
 
 
 def _choices(space: ScheduleSpace, others: Mapping[str, Peer]) -> dict[str, NDArray[np.int64]]:
@@ -348,7 +353,7 @@ def evaluate_set(
 
     Args:
         limit: only so many tasks, evenly spread; 0: all.
-        others: peers to compare with, see `peers.load_peers`.
+        others: peers to compare with, see `peers.registry.load_peers`.
         log: JSON Lines that get every task when it is done; tasks that are there are not evaluated again.
 
     Raises:

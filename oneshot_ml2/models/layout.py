@@ -98,6 +98,81 @@ def _raw(content: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 # Submissions -----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Links:
+    """What the layers of a graph read. ``reads``: output of a layer -> the tensors that its operands are."""
+
+    graph: Graph
+    layers: Mapping[str, LayerProgram]
+    reads: Mapping[str, tuple[Stored, ...]]
+
+    def operands(self, output: str) -> list[tuple[str, bool]]:
+        """The tensors that a layer reads, and whether each is the very buffer that another layer wrote."""
+        ports = self.layers[output].inputs
+        return [(name, _shares(self.layers.get(name), port)) for (name, _), port in zip(self.reads[output], ports)]
+
+
+def _shares(source: LayerProgram | None, port: Port) -> bool:
+    """Whether an operand can be the very buffer that a layer wrote; not if no layer (None) makes it."""
+    if source is None or not source.outputs[0].layout == port.layout == ACTIVATION:
+        return False
+    batch = source.program.accelerator.batch
+    return packed_extents(source.outputs[0].shape, batch) == packed_extents(port.shape, batch)
+
+
+def _links(graph: Graph, layers: Mapping[str, LayerProgram]) -> _Links:
+    """Raises ModelError: a layer's workload is for operands of other shapes."""
+    makers = graph.producers()
+    # Reshaped value -> the layer's output that it is.
+    roots: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op == "reshape" and node.output not in layers:
+            root = roots.get(node.inputs[0], node.inputs[0])
+            if root in layers:
+                roots[node.output] = root
+
+    def stored(name: str, port: Port) -> Stored:
+        root = roots.get(name, name)
+        return (root if _shares(layers.get(root), port) else name, port.layout)
+
+    reads = {
+        output: tuple(stored(name, port) for name, port in zip(makers[output].inputs, layer.inputs, strict=True))
+        for output, layer in layers.items()
+    }
+    links = _Links(graph, layers, reads)
+    for node in graph.nodes:
+        if node.output in layers:
+            for (name, shared), port in zip(links.operands(node.output), layers[node.output].inputs):
+                if graph.shape(name) != port.shape and not shared:
+                    raise ModelError(f"layer {node.name} reads {name} of shape {graph.shape(name)}, not {port.shape}")
+    return links
+
+
+def _levels(links: _Links) -> dict[str, int]:
+    """How many submissions must come before a value of the host, or before the submission that makes one of the VTA."""
+    graph, layers = links.graph, links.layers
+    level: dict[str, int] = dict.fromkeys([*graph.inputs, *graph.constants], 0)
+    for node in graph.nodes:
+        if node.output in layers:
+            operands = links.operands(node.output)
+            before = [level[name] + (name in layers and not shared) for name, shared in operands]
+        else:
+            before = [level[name] + (name in layers) for name in node.inputs]
+        level[node.output] = max(before, default=0)
+    return level
+
+
+def _needed(links: _Links) -> set[str]:
+    """The values that someone reads."""
+    needed = set(links.graph.outputs)
+    for node in reversed(links.graph.nodes):
+        if node.output in links.layers:
+            needed.update(name for name, _ in links.reads[node.output])
+        elif node.output in needed:
+            needed.update(node.inputs)
+    return needed
+
+
 def arrange(graph: Graph, layers: Mapping[str, LayerProgram]) -> list[Node | Segment]:
     """The graph as nodes for the host and submissions, in an order in which they can be executed.
 
@@ -111,75 +186,27 @@ def arrange(graph: Graph, layers: Mapping[str, LayerProgram]) -> list[Node | Seg
     Raises:
         ModelError: a layer's workload is for operands of other shapes.
     """
-    makers = graph.producers()
-    # Reshaped value -> the layer's output that it is.
-    roots: dict[str, str] = {}
-    for node in graph.nodes:
-        if node.op == "reshape" and node.output not in layers:
-            root = roots.get(node.inputs[0], node.inputs[0])
-            if root in layers:
-                roots[node.output] = root
-
-    def shares(made: str, port: Port) -> bool:
-        """Whether an operand can be the very buffer that a layer wrote."""
-        source = layers[made].outputs[0]
-        batch = layers[made].program.accelerator.batch
-        same = packed_extents(source.shape, batch) == packed_extents(port.shape, batch)
-        return source.layout == port.layout == ACTIVATION and same
-
-    def stored(name: str, port: Port) -> Stored:
-        root = roots.get(name, name)
-        return (root if root in layers and shares(root, port) else name, port.layout)
-
-    reads = {
-        output: tuple(stored(name, port) for name, port in zip(makers[output].inputs, layer.inputs, strict=True))
-        for output, layer in layers.items()
-    }
-    # How many submissions must come before a value of the host, or before the submission that makes one of the VTA.
-    level: dict[str, int] = dict.fromkeys([*graph.inputs, *graph.constants], 0)
-    for node in graph.nodes:
-        if node.output in layers:
-            ports = layers[node.output].inputs
-            for (name, _), port in zip(reads[node.output], ports):
-                if graph.shape(name) != port.shape and not (name in layers and shares(name, port)):
-                    raise ModelError(f"layer {node.name} reads {name} of shape {graph.shape(name)}, not {port.shape}")
-            before = [
-                level[name] + (name in layers and not shares(name, port))
-                for (name, _), port in zip(reads[node.output], ports)
-            ]
-        else:
-            before = [level[name] + (name in layers) for name in node.inputs]
-        level[node.output] = max(before, default=0)
-
-    needed = set(graph.outputs)
-    for node in reversed(graph.nodes):
-        if node.output in layers:
-            needed.update(name for name, _ in reads[node.output])
-        elif node.output in needed:
-            needed.update(node.inputs)
+    links = _links(graph, layers)
+    level, needed = _levels(links), _needed(links)
     outside = set(graph.outputs)
     for node in graph.nodes:
         if node.output in layers:
-            ports = layers[node.output].inputs
-            outside.update(
-                name
-                for (name, _), port in zip(reads[node.output], ports)
-                if name not in layers or level[name] != level[node.output] or not shares(name, port)
-            )
+            operands, here = links.operands(node.output), level[node.output]
+            outside.update(name for name, shared in operands if not shared or level[name] != here)
         elif node.output in needed:
             outside.update(node.inputs)
 
     steps: list[Node | Segment] = []
     for number in range(max(level.values(), default=0) + 1):
-        here = [node for node in graph.nodes if level[node.output] == number]
-        steps += [node for node in here if node.output not in layers and node.output in needed]
-        nodes = tuple(node for node in here if node.output in layers)
-        if nodes:
-            made = {node.output for node in nodes}
-            taken = tuple(reads[node.output] for node in nodes)
+        nodes = [node for node in graph.nodes if level[node.output] == number]
+        steps += [node for node in nodes if node.output not in layers and node.output in needed]
+        ours = tuple(node for node in nodes if node.output in layers)
+        if ours:
+            made = {node.output for node in ours}
+            taken = tuple(links.reads[node.output] for node in ours)
             inputs = dict.fromkeys(item for items in taken for item in items if item[0] not in made)
-            outputs = tuple(node.output for node in nodes if node.output in outside)
-            steps.append(Segment(nodes, taken, tuple(inputs), outputs))
+            outputs = tuple(node.output for node in ours if node.output in outside)
+            steps.append(Segment(ours, taken, tuple(inputs), outputs))
     return steps
 
 
@@ -221,6 +248,54 @@ def place(sizes: Sequence[int], lives: Sequence[tuple[int, int]]) -> tuple[list[
     return offsets, max((offset + size for offset, size in zip(offsets, sizes)), default=0)
 
 
+@dataclass(frozen=True)
+class _Fixed:
+    """What has a place of its own in DRAM, in bytes.
+
+    ``places``: of each submission's layers the addresses of their constants, by buffer; ``code``: of each submission
+    the addresses of its micro-ops and of its instructions; ``end``: the first address behind them; the others: see
+    `Dram`.
+    """
+
+    places: list[list[dict[str, int]]]
+    code: list[tuple[int, int]]
+    end: int
+    constants: int
+    instructions: int
+    separate: int
+
+
+def _fix(segments: Sequence[Segment], layers: Mapping[str, LayerProgram], chip: Accelerator) -> _Fixed:
+    """Constants and code, one submission after another."""
+    align, sizes = link.alignment(chip), element_bytes(chip)
+    # No program begins at address 0.
+    address = align
+    fixed: list[list[dict[str, int]]] = []
+    code: list[tuple[int, int]] = []
+    constants = instructions = separate = 0
+    for segment in segments:
+        places: list[dict[str, int]] = []
+        parts = [layers[node.output] for node in segment.nodes]
+        for part in parts:
+            ports = {port.buffer for port in (*part.inputs, *part.outputs)}
+            place_of: dict[str, int] = {}
+            for buffer in part.program.buffers:
+                size = buffer.elements * sizes[buffer.memory]
+                if buffer.name in ports:
+                    separate += link.aligned(size, align)
+                elif buffer.name != link.UOPS:
+                    place_of[buffer.name] = address
+                    address = link.aligned(address + size, align)
+                    constants += size
+            places.append(place_of)
+        fixed.append(places)
+        uop_bytes, insn_bytes = link.code_bytes([part.program for part in parts])
+        code.append((address, address + uop_bytes))
+        address = link.aligned(address + uop_bytes + insn_bytes, align)
+        instructions += uop_bytes + insn_bytes
+    return _Fixed(fixed, code, address, constants, instructions, separate)
+
+
 def plan(
     segments: Sequence[Segment], layers: Mapping[str, LayerProgram], chip: Accelerator
 ) -> tuple[list[LayerProgram], Dram]:
@@ -232,70 +307,54 @@ def plan(
     Raises:
         ModelError: it does not fit VTA's 32-bit addresses.
     """
-    align, sizes = link.alignment(chip), element_bytes(chip)
     shapes = {(output, ACTIVATION): layer.outputs[0].shape for output, layer in layers.items()}
     for segment in segments:
         for node, reads in zip(segment.nodes, segment.reads):
             for port, item in zip(layers[node.output].inputs, reads):
                 shapes.setdefault(item, port.shape)
-    # No program begins at address 0.
-    address = align
-    fixed: list[list[dict[str, int]]] = []
-    code: list[tuple[int, int]] = []
-    constants = instructions = separate = 0
-    for segment in segments:
-        places: list[dict[str, int]] = []
-        programs = [layers[node.output].program for node in segment.nodes]
-        for node, program in zip(segment.nodes, programs):
-            ports = {port.buffer for port in (*layers[node.output].inputs, *layers[node.output].outputs)}
-            place_of: dict[str, int] = {}
-            for buffer in program.buffers:
-                size = buffer.elements * sizes[buffer.memory]
-                if buffer.name in ports:
-                    separate += link.aligned(size, align)
-                elif buffer.name != link.UOPS:
-                    place_of[buffer.name] = address
-                    address = link.aligned(address + size, align)
-                    constants += size
-            places.append(place_of)
-        fixed.append(places)
-        uop_bytes, insn_bytes = link.code_bytes(programs)
-        code.append((address, address + uop_bytes))
-        address = link.aligned(address + uop_bytes + insn_bytes, align)
-        instructions += uop_bytes + insn_bytes
+    fixed = _fix(segments, layers, chip)
     linked, activations = [], 0
-    for number, segment in enumerate(segments):
-        offsets, end = _activations(segment, layers, chip, align)
+    for segment, places, code in zip(segments, fixed.places, fixed.code):
+        offsets, end = _activations(segment, layers, chip, link.alignment(chip))
         activations = max(activations, end)
-        buffers: dict[Stored, str] = {}
-        placements = []
-        for index, (node, reads) in enumerate(zip(segment.nodes, segment.reads)):
-            layer = layers[node.output]
-            moved = dict(fixed[number][index])
-            for port, item in zip(layer.inputs, reads):
-                moved[port.buffer] = address + offsets[item]
-                buffers.setdefault(item, f"{index}.{port.buffer}")
-            moved["output"] = address + offsets[(node.output, ACTIVATION)]
-            buffers[(node.output, ACTIVATION)] = f"{index}.output"
-            placements.append(moved)
-        parts = [layers[node.output] for node in segment.nodes]
-        linked.append(
-            LayerProgram(
-                name=f"{parts[0].name} to {parts[-1].name}" if len(parts) > 1 else parts[0].name,
-                program=link.link([part.program for part in parts], placements, *code[number]),
-                inputs=tuple(Port(buffers[item], shapes[item], item[1]) for item in segment.inputs),
-                outputs=tuple(Port(buffers[name, ACTIVATION], shapes[name, ACTIVATION]) for name in segment.outputs),
-                constants={
-                    f"{index}.{name}": content
-                    for index, part in enumerate(parts)
-                    for name, content in part.constants.items()
-                },
-            )
-        )
-    total = address + activations if segments else 0
+        addresses = {item: fixed.end + offset for item, offset in offsets.items()}
+        linked.append(_linked(segment, layers, places, addresses, code, shapes))
+    total = fixed.end + activations if segments else 0
     if total > ADDRESSES:
         raise ModelError(f"the model takes {total:,} bytes of DRAM; a VTA program can address {ADDRESSES:,}")
-    return linked, Dram(total, constants, instructions, activations, separate)
+    return linked, Dram(total, fixed.constants, fixed.instructions, activations, fixed.separate)
+
+
+def _linked(
+    segment: Segment,
+    layers: Mapping[str, LayerProgram],
+    places: Sequence[Mapping[str, int]],
+    addresses: Mapping[Stored, int],
+    code: tuple[int, int],
+    shapes: Mapping[Stored, tuple[int, ...]],
+) -> LayerProgram:
+    """A submission as one program; ``addresses`` and ``shapes``: of its activations."""
+    parts = [layers[node.output] for node in segment.nodes]
+    buffers: dict[Stored, str] = {}
+    placements = []
+    for index, (node, part, reads) in enumerate(zip(segment.nodes, parts, segment.reads)):
+        moved = dict(places[index])
+        for port, item in zip(part.inputs, reads):
+            moved[port.buffer] = addresses[item]
+            buffers.setdefault(item, f"{index}.{port.buffer}")
+        made = (node.output, ACTIVATION)
+        moved["output"] = addresses[made]
+        buffers[made] = f"{index}.output"
+        placements.append(moved)
+    return LayerProgram(
+        name=f"{parts[0].name} to {parts[-1].name}" if len(parts) > 1 else parts[0].name,
+        program=link.link([part.program for part in parts], placements, *code),
+        inputs=tuple(Port(buffers[item], shapes[item], item[1]) for item in segment.inputs),
+        outputs=tuple(Port(buffers[name, ACTIVATION], shapes[name, ACTIVATION]) for name in segment.outputs),
+        constants={
+            f"{index}.{name}": content for index, part in enumerate(parts) for name, content in part.constants.items()
+        },
+    )
 
 
 def _activations(

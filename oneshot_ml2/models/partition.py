@@ -12,8 +12,6 @@ from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.registry import Workload
 
-# What an `Epilogue` can do.
-LARGEST_SHIFT, LARGEST_RESIDUAL_SHIFT, LARGEST_BIAS_BITS = 15, 6, 30
 # Operators with sums of products, which the VTA is for.
 HEADS = tuple(op.name for op in ops().values() if op.layer is not None)
 # Operators that keep every element, or pick some.

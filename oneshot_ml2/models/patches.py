@@ -9,7 +9,6 @@ import numpy as np
 
 from oneshot_ml2.models.ir import Graph, Node, Value
 from oneshot_ml2.models.unfold import unfolded
-from oneshot_ml2.workload.conv2d import Conv2d
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
@@ -25,9 +24,7 @@ def over_patches(graph: Graph, chip: Accelerator) -> Graph:
     values, nodes = dict(graph.values), list[Node]()
     for node in graph.nodes:
         workload = node.attrs.get("workload")
-        other = None
-        if isinstance(workload, Conv2d) and node.inputs[0] not in on_vta:
-            other = unfolded(workload, chip)
+        other = None if workload is None or node.inputs[0] in on_vta else unfolded(workload, chip)
         if other is None:
             nodes.append(node)
             continue
@@ -35,10 +32,9 @@ def over_patches(graph: Graph, chip: Accelerator) -> Graph:
         size = node.arrays["weight"].shape[2:]
         name = f"{data}.patches{size[0]}x{size[1]}." + ".".join(str(n) for pair in window.values() for n in pair)
         if name not in values:
-            shape = (other.n, other.c, other.h, other.w)
-            values[name] = Value(name, shape, graph.values[data].exponent)
+            values[name] = Value(name, other.tensor_specs["data"][0], graph.values[data].exponent)
             nodes.append(Node(f"{node.name}.patches", "int_patches", (data,), name, {**window, "size": size}))
-        weight = np.ascontiguousarray(node.arrays["weight"].reshape(other.k, other.c, 1, 1))
+        weight = np.ascontiguousarray(node.arrays["weight"].reshape(other.tensor_specs["weight"][0]))
         attrs = {**node.attrs, "strides": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "workload": other}
         inputs = (name, *node.inputs[1:])
         nodes.append(dataclasses.replace(node, inputs=inputs, attrs=attrs, arrays={**node.arrays, "weight": weight}))

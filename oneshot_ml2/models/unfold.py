@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from oneshot_ml2.vta.bound import engine_bound
-from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.registry import Workload
 
 if TYPE_CHECKING:
@@ -19,19 +18,14 @@ if TYPE_CHECKING:
     from oneshot_ml2.workload.lists import Layer
 
 
-def unfolded(workload: Workload, accelerator: Accelerator) -> Conv2d | None:
-    """The convolution over patches that computes the same as one of fewer channels than a block.
+def unfolded(workload: Workload, accelerator: Accelerator) -> Workload | None:
+    """The operator over patches that computes the same as one of fewer channels than a block.
 
-    Channel ``(c * R + r) * S + s`` of its data holds what tap (r, s) reads of channel c, zero where that is padding:
-    the order of a weight (K, C, R, S) reshaped to (K, C*R*S, 1, 1). None where that is not what the workload is, or
-    where the engine bound gets no smaller.
+    See `Workload.over_patches`. None where there is none, or where the engine bound gets no smaller.
     """
-    if not isinstance(workload, Conv2d) or workload.groups != 1 or workload.r * workload.s == 1:
+    other = workload.over_patches
+    if other is None or workload.loops.inputs >= accelerator.block:
         return None
-    if workload.c >= accelerator.block:
-        return None
-    channels = workload.c * workload.r * workload.s
-    other = Conv2d(workload.n, channels, workload.out_h, workload.out_w, workload.k, 1, 1, epilogue=workload.epilogue)
     faster = engine_bound(other, accelerator).bound < engine_bound(workload, accelerator).bound
     return other if faster else None
 

@@ -14,6 +14,7 @@ import datetime
 import io
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,84 @@ def validate(network: Network, data: Data, tasks: NDArray[np.int64]) -> dict[str
 # The loop ------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same over the epochs.
+
+    ``tasks``: those that are trained on, (T,); ``best``: see `_best`; ``model``: the network, or what wraps it where
+    several processes share it; ``average``: of its weights, changed in place; ``steps``: of an epoch.
+    """
+
+    data: Data
+    settings: Settings
+    processes: Processes
+    tasks: NDArray[np.int64]
+    best: NDArray[np.float32]
+    network: Network
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor]
+    steps: int
+
+
+def _tasks_of(data: Data, settings: Settings, among: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The tasks that are trained on: those with a valid sample, and of them the share that the settings want.
+
+    Raises:
+        CorpusError: none is left.
+    """
+    usable = np.array([data.timed[data.rows(t)].any() for t in range(len(data))])
+    tasks = among[usable[among]]
+    if not len(tasks):
+        raise CorpusError("no task with a valid sample is left to train on; collect more of them")
+    if settings.task_share < 1:
+        count = max(1, round(settings.task_share * len(tasks)))
+        tasks = np.sort(np.random.default_rng([settings.seed, 4]).permutation(tasks)[:count])
+    return tasks
+
+
+def _rate(settings: Settings, step: int, every: int) -> float:
+    """The learning rate of a step of ``every``: it rises linearly, then falls as a cosine."""
+    rising = (step + 1) / max(settings.warmup * every, 1.0)
+    return settings.learning_rate * min(rising, 0.5 * (1 + math.cos(math.pi * step / every)))
+
+
+def _train_epoch(run: _Run, epoch: int) -> float:
+    """One pass over the tasks; the mean loss."""
+    settings, processes = run.settings, run.processes
+    rng = np.random.default_rng([settings.seed, 1, epoch])
+    order, sum_of_losses = rng.permutation(run.tasks), 0.0
+    draws = rng if processes.count == 1 else np.random.default_rng([settings.seed, 3, epoch, processes.rank])
+    for number, chosen in enumerate(np.array_split(order, run.steps)):
+        step = epoch * run.steps + number
+        own = processes.share(chosen)
+        features, schedules, *targets = _batch(run.data, run.best, own, settings.samples_per_task, draws)
+        for group in run.optimizer.param_groups:
+            group["lr"] = _rate(settings, step, run.steps * settings.epochs)
+        loss = torch.stack([losses(outputs, targets, settings) for outputs in run.model(features, schedules)]).sum()
+        run.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
+        run.optimizer.step()
+        sum_of_losses += float(loss.detach())
+        with torch.no_grad():
+            # Early on the average forgets faster, so that the first weights do not linger in it.
+            decay = min(settings.average, (1 + step) / (10 + step))
+            for name, tensor in run.network.state_dict().items():
+                run.average[name].lerp_(tensor, 1 - decay)
+    return processes.mean(sum_of_losses / run.steps)
+
+
+def _progress_line(entry: dict[str, Any], epochs: int, seconds: float) -> str:
+    """An epoch's figures for people."""
+    text = "  ".join(
+        f"{name}: " + " ".join(f"{key} {value:.4f}" for key, value in figures.items() if key != "tasks")
+        for name, figures in entry.items()
+        if isinstance(figures, dict)
+    )
+    return f"epoch {entry['epoch']}/{epochs} loss {entry['loss']:.4f} {seconds:.0f} s  {text}".rstrip()
+
+
 def train(
     data: Data,
     settings: Settings,
@@ -128,20 +207,12 @@ def train(
         OneShotError: a damaged or foreign checkpoint.
         WeightsError: the result cannot be written.
     """
-    out = Path(out).with_suffix(".safetensors")
-    checkpoint = out.with_suffix(".checkpoint")
+    out, checkpoint = (Path(out).with_suffix(ending) for ending in (".safetensors", ".checkpoint"))
     torch.manual_seed(settings.seed)
     splits = split_tasks(data, settings)
-    best = _best(data)
-    usable = np.array([data.timed[data.rows(t)].any() for t in range(len(data))])
-    tasks = splits["train"][usable[splits["train"]]]
-    if not len(tasks):
-        raise CorpusError("no task with a valid sample is left to train on; collect more of them")
-    if settings.task_share < 1:
-        count = max(1, round(settings.task_share * len(tasks)))
-        tasks = np.sort(np.random.default_rng([settings.seed, 4]).permutation(tasks)[:count])
+    tasks = _tasks_of(data, settings, splits["train"])
     mean, scale = standardisation(data, tasks)
-    network = Network(settings, mean, scale)
+    network, shadow = Network(settings, mean, scale), Network(settings, mean, scale)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     average = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     fingerprint = fingerprint_of(data, settings)
@@ -149,64 +220,29 @@ def train(
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, network, average, optimizer, fingerprint)
     processes.wait()
-    model = processes.together(network)
-
-    steps = -(-len(tasks) // settings.tasks_per_batch)
-    every = steps * settings.epochs
-
-    def rate(step: int) -> float:
-        rising = (step + 1) / max(settings.warmup * every, 1.0)
-        return settings.learning_rate * min(rising, 0.5 * (1 + math.cos(math.pi * step / every)))
-
+    model, steps = processes.together(network), -(-len(tasks) // settings.tasks_per_batch)
+    run = _Run(data, settings, processes, tasks, _best(data), network, model, optimizer, average, steps)
     began, saved = time.monotonic() - state["seconds"], time.monotonic()
-    shadow = Network(settings, mean, scale)
     for epoch in range(state["epoch"], settings.epochs):
-        rng = np.random.default_rng([settings.seed, 1, epoch])
-        order, sum_of_losses = rng.permutation(tasks), 0.0
-        draws = rng if processes.count == 1 else np.random.default_rng([settings.seed, 3, epoch, processes.rank])
-        for step, chosen in enumerate(np.array_split(order, steps)):
-            own = processes.share(chosen)
-            features, schedules, *targets = _batch(data, best, own, settings.samples_per_task, draws)
-            for group in optimizer.param_groups:
-                group["lr"] = rate(epoch * steps + step)
-            loss = torch.stack([losses(outputs, targets, settings) for outputs in model(features, schedules)]).sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            sum_of_losses += float(loss.detach())
-            with torch.no_grad():
-                # Early on the average forgets faster, so that the first weights do not linger in it.
-                decay = min(settings.average, (1 + epoch * steps + step) / (10 + epoch * steps + step))
-                for name, tensor in network.state_dict().items():
-                    average[name].lerp_(tensor, 1 - decay)
         last = epoch + 1 == settings.epochs
-        entry: dict[str, Any] = {"epoch": epoch + 1, "loss": processes.mean(sum_of_losses / steps)}
+        entry: dict[str, Any] = {"epoch": epoch + 1, "loss": _train_epoch(run, epoch)}
         if processes.rank == 0 and (last or (epoch + 1) % max(settings.epochs // 20, 1) == 0):
             shadow.load_state_dict(average)
             entry |= {name: validate(shadow, data, splits[name]) for name in ("workload", "both") if len(splits[name])}
         state["history"].append(entry)
-        state["epoch"] = epoch + 1
-        state["seconds"] = time.monotonic() - began
+        state |= {"epoch": epoch + 1, "seconds": time.monotonic() - began}
         if progress and processes.rank == 0:
-            text = "  ".join(
-                f"{name}: " + " ".join(f"{key} {value:.4f}" for key, value in figures.items() if key != "tasks")
-                for name, figures in entry.items()
-                if isinstance(figures, dict)
-            )
-            head = f"epoch {epoch + 1}/{settings.epochs} loss {entry['loss']:.4f} {state['seconds']:.0f} s"
-            print(f"{head}  {text}".rstrip(), flush=True)
+            print(_progress_line(entry, settings.epochs, state["seconds"]), flush=True)
         stopping = stop_after and epoch + 1 >= stop_after
-        due = last or stopping or time.monotonic() - saved > 60 * settings.checkpoint_minutes
-        if due and processes.rank == 0:
+        late = time.monotonic() - saved > 60 * settings.checkpoint_minutes
+        if processes.rank == 0 and (last or stopping or late):
             save_checkpoint(checkpoint, network, average, optimizer, state)
             saved = time.monotonic()
         if stopping:
             break
     shadow.load_state_dict(average)
-    predictor = to_predictor(shadow, data.tasks[tasks].min(axis=0), data.tasks[tasks].max(axis=0), {}, data.kind)
     card = _card(data, settings, splits, state) | {"processes": processes.count}
-    predictor = dataclasses.replace(predictor, card=card)
+    predictor = to_predictor(shadow, data.tasks[tasks].min(axis=0), data.tasks[tasks].max(axis=0), card, data.kind)
     if state["epoch"] == settings.epochs and processes.rank == 0:
         predictor.save(out)
         plot_losses(state["history"], out.with_suffix(".png"))

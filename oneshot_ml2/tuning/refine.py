@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from oneshot_ml2.common import tables
 from oneshot_ml2.common.errors import ModelError, OneShotError
@@ -186,8 +187,6 @@ def refine(
             tuner that does not fit.
         DeviceError: the device fails on one schedule after another, see `Limits.failures`.
     """
-    from tqdm import tqdm
-
     groups: dict[Workload, list[Layer]] = {}
     for layer in layers:
         groups.setdefault(layer.workload, []).append(layer)
@@ -210,21 +209,26 @@ def refine(
             item = _prepare(space, members, given, device, tuner, seed, limits, network, logs, evidence, health)
             stack.enter_context(item.run)
             work.append(item)
-        made = 0
         # One trial each, the schedule that it has; with the network another, which it ranks first by what all layers
         # have said of the board; after that by gain.
-        for item in work * (1 if evidence is None else 2):
-            if made < trials:
-                made += item.batch(1)
-                bar.update(made - bar.n)
-        while made < trials:
-            item = max(work, key=lambda candidate: candidate.gain)
-            if item.gain < 0:
-                break
-            bar.set_description(f"refine {item.names[0]}")
-            made += item.batch(trials - made)
-            bar.update(made - bar.n)
+        _spend(work, trials, 1 if evidence is None else 2, bar)
         return [_refined(item) for item in work]
+
+
+def _spend(work: Sequence[_Work], trials: int, rounds: int, bar: tqdm[Any]) -> None:
+    """Give each ``rounds`` single trials, and the rest of ``trials`` in batches to what can still gain the most."""
+    made = 0
+    for item in [*work] * rounds:
+        if made < trials:
+            made += item.batch(1)
+            bar.update(made - bar.n)
+    while made < trials:
+        item = max(work, key=lambda candidate: candidate.gain)
+        if item.gain < 0:
+            break
+        bar.set_description(f"refine {item.names[0]}")
+        made += item.batch(trials - made)
+        bar.update(made - bar.n)
 
 
 def _prepare(

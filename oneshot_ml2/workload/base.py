@@ -76,6 +76,13 @@ class Operator:
         """Bytes that must cross the memory port at least once."""
         raise NotImplementedError
 
+    @property
+    def over_patches(self) -> Operator | None:
+        """What computes the same of patches, each window of the data laid out as the channels of one pixel: channel
+        ``(c * R + r) * S + s`` holds what tap (r, s) reads of channel c, zero where that is padding. None: nothing.
+        """
+        return None
+
     def reference(self, tensors: Tensors) -> NDArray[np.int8]:
         """The exact result, int8.
 

@@ -100,6 +100,13 @@ class Conv2d(Windowed):
     def zeros_around(self) -> bool:
         return any(self.pads)
 
+    @property
+    def over_patches(self) -> Conv2d | None:
+        """Of one group and more than one tap; its weight is this one's reshaped to (K, C*R*S, 1, 1)."""
+        if self.groups != 1 or self.r * self.s == 1:
+            return None
+        return Conv2d(self.n, self.c * self.r * self.s, self.out_h, self.out_w, self.k, 1, 1, epilogue=self.epilogue)
+
     def loop_weight(self, tensors: Tensors) -> NDArray[np.int8]:
         weight = tensors["weight"]
         return weight.reshape(self.groups, self.k // self.groups, *weight.shape[1:])

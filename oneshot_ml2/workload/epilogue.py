@@ -15,6 +15,8 @@ from oneshot_ml2.workload.checks import check_keys, integer
 
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 
+LARGEST_SHIFT, LARGEST_RESIDUAL_SHIFT, LARGEST_BIAS_BITS = 15, 6, 30
+
 
 @dataclass(frozen=True)
 class Epilogue:
@@ -49,13 +51,13 @@ class Epilogue:
             if not isinstance(flag, (bool, np.bool_)):
                 raise WorkloadError(f"epilogue {name} is {flag!r}; allowed: true or false")
             object.__setattr__(self, name, bool(flag))
-        object.__setattr__(self, "bias_bits", integer("epilogue bias_bits", self.bias_bits, 0, 30))
-        object.__setattr__(self, "shift", integer("epilogue shift", self.shift, 0, 15))
-        object.__setattr__(self, "pre_shift", integer("epilogue pre_shift", self.pre_shift, 0, 15))
+        object.__setattr__(self, "bias_bits", integer("epilogue bias_bits", self.bias_bits, 0, LARGEST_BIAS_BITS))
+        object.__setattr__(self, "shift", integer("epilogue shift", self.shift, 0, LARGEST_SHIFT))
+        object.__setattr__(self, "pre_shift", integer("epilogue pre_shift", self.pre_shift, 0, LARGEST_SHIFT))
         if self.pre_shift and (self.residual_shift is None or self.half_even):
             raise WorkloadError("epilogue pre_shift is for a residual, and not with half_even; allowed otherwise: 0")
         if self.residual_shift is not None:
-            value = integer("epilogue residual_shift", self.residual_shift, 0, 6)
+            value = integer("epilogue residual_shift", self.residual_shift, 0, LARGEST_RESIDUAL_SHIFT)
             object.__setattr__(self, "residual_shift", value)
         if self.clip is not None:
             if not isinstance(self.clip, Sequence) or len(self.clip) != 2:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -19,7 +20,11 @@ from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.full import features as full_features
 from oneshot_ml2.spaces.full import plan
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.training import peers, settings
+from oneshot_ml2.training import settings
+from oneshot_ml2.training.peers import registry as peers
+from oneshot_ml2.training.peers import tenset
+from oneshot_ml2.training.peers.base import Settings
+from oneshot_ml2.training.peers.inputs import operations, own_inputs, read_rows
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.workload.batch_matmul import BatchMatmul
@@ -32,7 +37,7 @@ pytest.importorskip("xgboost")
 ROOT = Path(__file__).parent.parent.parent
 PYNQ = Accelerator.load("pynq")
 SPACE = ScheduleSpace(networks.SMALL, PYNQ)
-SETTINGS = peers.Settings(
+SETTINGS = Settings(
     every=1,
     samples=40,
     one_shot_epochs=2,
@@ -52,12 +57,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("peers")
-    assert list(peers.train_peers([corpus], SETTINGS, out, lambda _: None)) == list(peers.PEERS)
+    assert list(peers.train_peers([corpus], SETTINGS, out, lambda _: None)) == list(peers.peer_kinds())
     return out
 
 
 def test_rows_are_a_subsample_of_the_corpus_s_valid_ones(corpus: Path):
-    rows = peers.read_rows([corpus], SETTINGS)
+    rows = read_rows([corpus], SETTINGS)
     with open_corpus(corpus) as opened:
         tasks = [task for task in opened if task.valid.sum() >= 2]
         digest = opened.digest
@@ -69,12 +74,12 @@ def test_rows_are_a_subsample_of_the_corpus_s_valid_ones(corpus: Path):
         assert rows.speed[own].max() == 1.0
         values = rows.own[own][:, : len(plan.KNOBS)].astype(np.int64)
         assert np.array_equal(rows.features[own], full_features.encode(task.space(), values))
-    assert len(peers.read_rows([corpus], peers.Settings(every=5, samples=3))) == math.ceil(len(tasks) / 5)
+    assert len(read_rows([corpus], Settings(every=5, samples=3))) == math.ceil(len(tasks) / 5)
 
 
 def test_inputs_of_their_own_are_knobs_and_shapes():
     index = SPACE.table()[:3]
-    rows = peers.own_inputs(SPACE, SPACE.values(index))
+    rows = own_inputs(SPACE, SPACE.values(index))
     assert np.array_equal(rows[:, : len(plan.KNOBS)], SPACE.values(index))
     assert rows[0, len(plan.KNOBS) :].tolist() == [48, 32, 3, 3, 1, 48, 6, 6]
     for workload, shapes in (
@@ -83,10 +88,10 @@ def test_inputs_of_their_own_are_knobs_and_shapes():
         (MaxPool2d(1, 16, 8, 8, 2, 2, 2), [0, 0, 0, 0, 1, 16, 4, 4]),
     ):
         space = ScheduleSpace(workload, PYNQ)
-        assert peers.own_inputs(space, space.values(index[:1]))[0, len(plan.KNOBS) :].tolist() == shapes
-        assert peers.operations(workload) > 0
-    assert peers.operations(MaxPool2d(1, 16, 8, 8, 2, 2, 2)) == 16 * 4 * 4 * 4
-    assert peers.operations(Dense(2, 64, 40)) == 2 * 2 * 64 * 40
+        assert own_inputs(space, space.values(index[:1]))[0, len(plan.KNOBS) :].tolist() == shapes
+        assert operations(workload) > 0
+    assert operations(MaxPool2d(1, 16, 8, 8, 2, 2, 2)) == 16 * 4 * 4 * 4
+    assert operations(Dense(2, 64, 40)) == 2 * 2 * 64 * 40
 
 
 def test_lambda_rank_is_its_definition():
@@ -103,14 +108,14 @@ def test_lambda_rank_is_its_definition():
                 if y[i] > y[j]:
                     swap = abs(1 / discount[i] - 1 / discount[j]) * abs(gain[i] - gain[j]) / ideal
                     wanted -= swap * math.log2(1 / (1 + math.exp(s[j] - s[i])))
-    found = float(peers.lambda_rank(torch.from_numpy(guess), torch.from_numpy(label)))
+    found = float(tenset.lambda_rank(torch.from_numpy(guess), torch.from_numpy(label)))
     assert found == pytest.approx(wanted / 3, rel=1e-9)
 
 
 def test_peers_learn_and_are_saved_whole(corpus: Path, folder: Path):
-    rows = peers.read_rows([corpus], SETTINGS)
+    rows = read_rows([corpus], SETTINGS)
     loaded = peers.load_peers(folder)
-    assert list(loaded) == list(peers.PEERS)
+    assert list(loaded) == list(peers.peer_kinds())
     for name, peer in loaded.items():
         scores = peer.score(rows.features, rows.own)
         assert scores.shape == rows.cycles.shape and np.isfinite(scores).all()
@@ -129,11 +134,11 @@ def test_what_is_there_is_not_trained_again(corpus: Path, folder: Path, monkeypa
     def never(*_):
         raise AssertionError("trained again")
 
-    for name in peers.PEERS:
-        monkeypatch.setitem(peers._TRAINERS, name, never)
-    assert list(peers.train_peers([corpus], SETTINGS, folder, lambda _: None)) == list(peers.PEERS)
+    kinds = {name: dataclasses.replace(kind, train=never) for name, kind in peers.peer_kinds().items()}
+    monkeypatch.setattr(peers, "peer_kinds", lambda: kinds)
+    assert list(peers.train_peers([corpus], SETTINGS, folder, lambda _: None)) == list(peers.peer_kinds())
     with pytest.raises(AssertionError, match="trained again"):
-        list(peers.train_peers([corpus], peers.Settings(every=1, samples=41), folder, lambda _: None))
+        list(peers.train_peers([corpus], Settings(every=1, samples=41), folder, lambda _: None))
 
 
 def test_a_killed_training_ends_as_one_that_was_not(corpus: Path, folder: Path, tmp_path: Path):
@@ -147,11 +152,11 @@ def test_a_killed_training_ends_as_one_that_was_not(corpus: Path, folder: Path, 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             list(peers.train_peers([corpus], SETTINGS, tmp_path, kill))
-    assert list(peers.train_peers([corpus], SETTINGS, tmp_path, kill)) == list(peers.PEERS)
+    assert list(peers.train_peers([corpus], SETTINGS, tmp_path, kill)) == list(peers.peer_kinds())
     assert not list(tmp_path.glob("*.checkpoint"))
-    rows = peers.read_rows([corpus], SETTINGS)
+    rows = read_rows([corpus], SETTINGS)
     one, two = peers.load_peers(folder), peers.load_peers(tmp_path)
-    for name in peers.PEERS:
+    for name in peers.peer_kinds():
         first, second = (found[name].score(rows.features, rows.own) for found in (one, two))
         assert np.allclose(first, second, atol=1e-3)
 
@@ -162,7 +167,7 @@ def test_a_choice_is_the_best_legal_of_its_scores(folder: Path):
     for peer in peers.load_peers(folder).values():
         scores = peers.score(peer, SPACE, given)
         values = np.ascontiguousarray(given.values)
-        whole = peer.score(full_features.encode(SPACE, values), peers.own_inputs(SPACE, values))
+        whole = peer.score(full_features.encode(SPACE, values), own_inputs(SPACE, values))
         assert np.allclose(scores, whole, atol=1e-4)
         chosen = peers.first_legal(SPACE, given, scores, 5)
         legal = SPACE.validity(given.indices) == Reason.VALID
@@ -176,20 +181,20 @@ def test_evaluation_has_their_rows(folder: Path):
     transplants = baselines.read_best_known(resources.find("evaluation", "best_known.json"))
     others = peers.load_peers(folder)
     row, truth, p_valid = evaluate.evaluate_task(task, known, picking.predictor_of(None), transplants, others)
-    assert set(row.peers) == set(peers.PEERS)
+    assert set(row.peers) == set(peers.peer_kinds())
     for result in row.peers.values():
         assert 0 < result.quality <= result.top5 <= 1
         assert result.order.best == row.order.best
     total = evaluate.summarise([row], [truth], [p_valid])
     assert total["peers"]["tenset"]["pick"]["geomean"] == pytest.approx(row.peers["tenset"].quality)
     text = evaluate_command.describe([{"set": "x", "what": "of one task"} | total])
-    assert all(text.count(label) == 2 for label in peers.PEERS.values())
+    assert all(text.count(kind.label) == 2 for kind in peers.peer_kinds().values())
 
 
 def test_the_committed_settings_are_the_defaults():
-    assert settings.read_settings(ROOT / "train/peers.toml", peers.Settings) == peers.Settings()
+    assert settings.read_settings(ROOT / "train/peers.toml", Settings) == Settings()
     with pytest.raises(OneShotError, match="every: too small"):
-        peers.Settings(every=0)
+        Settings(every=0)
 
 
 def test_damaged_foreign_and_missing_files_are_refused(folder: Path, tmp_path: Path):

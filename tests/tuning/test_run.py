@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,10 @@ class Faulty:
 
     def __init__(self, fault: str, calls: Path | None = None, bad: int | None = None) -> None:
         self.fault, self.calls, self.bad = fault, calls, bad
+
+    def warm_up(self, space: ScheduleSpace) -> None:
+        # So that time limits are short: loading compiled code is no program's time.
+        SimulatorDevice().warm_up(space)
 
     def measure_schedules(self, space: ScheduleSpace, indices: np.ndarray) -> object:
         if self.calls is not None:
@@ -97,13 +103,26 @@ def test_a_run_and_its_log(tmp_path: Path) -> None:
     assert history.invalid_rate == pytest.approx(1 - history.reasons()["valid"] / 45)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
+    """The log of a run that nobody killed, by its tuner; each run is made once."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+
+    @functools.cache
+    def log(tuner: str) -> bytes:
+        path = folder / f"{tuner}.jsonl"
+        run(work(path, tuner=tuner, device=PerturbedDevice("noisy", 5)), 75)
+        return path.read_bytes()
+
+    return log
+
+
 @pytest.mark.parametrize("tuner", ["random", "autotvm", "ml2-scratch", "ml2-warm", "rieber+ml2-scratch"])
 @pytest.mark.parametrize("cut", [0, 1, 137, 2500, 6001])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(tuner: str, cut: int, tmp_path: Path) -> None:
-    whole = tmp_path / "whole.jsonl"
-    device = PerturbedDevice("noisy", 5)
-    run(work(whole, tuner=tuner, device=device), 75)
-    content = whole.read_bytes()
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    tuner: str, cut: int, undisturbed: Callable[[str], bytes], tmp_path: Path
+) -> None:
+    content = undisturbed(tuner)
     part = tmp_path / "part.jsonl"
     # Wherever it was killed: between trials, within a line, within the header.
     part.write_bytes(content[: max(len(content) - cut * 3, 10)])
@@ -279,10 +298,9 @@ def test_a_device_that_says_what_is_wrong_with_its_settings_stops_the_run() -> N
 def test_crashes_and_hangs_end_the_devices_process_only(fault: str) -> None:
     first = make_tuner("random", Domain.of(SPACE), 0).propose(5)
     device = Faulty(fault, bad=int(first[2]))
-    # Compiled code is cached by now, but a busy machine takes its time.
-    history = run(
-        work(device=device, tuner="random", retries=0, timeout=15.0 if fault == "hang" else 120.0, batch=5), 5
-    )
+    # A program takes milliseconds, but a busy machine takes its time.
+    limit = 5.0 if fault == "hang" else 120.0
+    history = run(work(device=device, tuner="random", retries=0, timeout=limit, batch=5), 5)
     done = history.outcomes
     assert np.array_equal(done.indices, first)
     odd = np.arange(5) == 2
@@ -460,19 +478,19 @@ class SlowToBegin(SimulatorDevice):
     """A device that takes its time to open, in every process."""
 
     def __setstate__(self, state: object) -> None:
-        time.sleep(4)
+        time.sleep(2.5)
 
     def __getstate__(self) -> tuple[str]:
         return ("slow",)
 
     def warm_up(self, space: ScheduleSpace) -> None:
         super().warm_up(space)
-        time.sleep(4)
+        time.sleep(2.5)
 
 
 def test_a_time_limit_is_a_programs_alone() -> None:
     # What a process takes to begin, to open the device and to load compiled code is no program's time.
-    history = run(work(device=SlowToBegin(), tuner="random", retries=0, timeout=3.0, checked=True), 3)
+    history = run(work(device=SlowToBegin(), tuner="random", retries=0, timeout=2.0, checked=True), 3)
     assert history.reasons() == {"valid": 3}
 
 

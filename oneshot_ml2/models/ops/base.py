@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Graph, Node, Value
     from oneshot_ml2.models.ops.host import Host
     from oneshot_ml2.models.ops.reading import Reader
+    from oneshot_ml2.models.partition import Composite
+    from oneshot_ml2.models.quantize.integer import IntegerBuilder
     from oneshot_ml2.workload.epilogue import Epilogue
     from oneshot_ml2.workload.registry import Workload
 
@@ -27,6 +29,8 @@ Read: TypeAlias = "Callable[[Reader, Any], Any]"
 Function: TypeAlias = Callable[[Sequence[Array], Attrs, Shape], Array]
 # (operands, node, shape of the result) -> the result, int8.
 Integer: TypeAlias = "Callable[[Sequence[Array], Node, Shape], Array]"
+# (builder, operator with what is fused into it) -> nothing; the builder gets its nodes.
+Quantize: TypeAlias = "Callable[[IntegerBuilder, Composite], None]"
 # (host, node, operands, their shapes, what the node makes) -> the Relax expression.
 HostCode: TypeAlias = "Callable[[Host, Node, list[Expr], Shapes, Value], Expr]"
 
@@ -52,6 +56,8 @@ class Op:
         bounds: of operators that bound their operand: (attributes) -> the least and the largest result.
         scales: on int8 operands it has an int8 result of a scale of its own.
         keeps_scale: on int8 its result has the scale of its operand.
+        quantize: makes its nodes of integers, of those that are neither layers with a constant weight nor
+            ``keeps_scale``; its operands, or their reasons, are its own to check.
         layer: (attributes, shape of data, of weight, epilogue) -> workload, of sums of products; raises WorkloadError.
         plain_layer: (attributes, shape of data, of the result) -> workload, of those that ``keeps_scale``.
         weight_outputs: the axis of a constant weight along which the output channels lie; None: no such weight.
@@ -80,6 +86,7 @@ class Op:
     bounds: Callable[[Attrs], tuple[float, float]] | None = None
     scales: bool = False
     keeps_scale: bool = False
+    quantize: Quantize | None = None
     layer: Callable[[Attrs, Shape, Shape, Epilogue], Workload] | None = None
     plain_layer: Callable[[Attrs, Shape, Shape], Workload] | None = None
     weight_outputs: int | None = None

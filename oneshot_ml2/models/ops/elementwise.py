@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from oneshot_ml2.models.ir import Value
 from oneshot_ml2.models.ops.base import Array, Attrs, Expr, Function, HostCode, Op, Read, Shape, Shapes
 from oneshot_ml2.models.ops.numeric import shifted
 
 if TYPE_CHECKING:
-    from oneshot_ml2.models.ir import Node, Value
+    from oneshot_ml2.models.ir import Node
     from oneshot_ml2.models.ops.host import Host
     from oneshot_ml2.models.ops.reading import Reader
+    from oneshot_ml2.models.partition import Composite
+    from oneshot_ml2.models.quantize.integer import IntegerBuilder
 
 
 _erf = np.vectorize(math.erf, otypes=[np.float32])
@@ -43,6 +46,27 @@ def _int_add(args: Sequence[Array], node: Node, out: Shape) -> Array:
 def _int_add_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
     first, second = (host.left(host.wide(x), shift) for x, shift in zip(args, node.attrs["left"]))
     return host.shifted(host.emit(host.op.add(first, second)), -node.attrs["shift"], node.attrs)
+
+
+def _quantize_add(builder: IntegerBuilder, composite: Composite) -> None:
+    """An addition and what bounds it."""
+    head = composite.nodes[0]
+    names = [builder.int_name(name) for name in head.inputs]
+    exponents = [builder.exponents[name] for name in head.inputs]
+    low, out = min(exponents), builder.exponents[composite.output]
+    if max(*exponents, out) - low > 20 or builder.graph.shape(head.inputs[0]) != builder.graph.shape(head.inputs[1]):
+        builder.refused(composite, "its operands differ in shape, or too much in scale")
+        return
+    # The finer operand is the convolution's data, so that only the other one is shifted far.
+    low = min(low, out)
+    pairs = sorted((exponent - low, name) for exponent, name in zip(exponents, names))
+    lefts = tuple(left for left, _ in pairs)
+    attrs = {
+        "left": lefts, "shift": out - low, "clip": builder.clip(composite),
+        "half_even": builder.half_even,
+    }  # fmt: skip
+    value = Value(composite.output, builder.graph.shape(composite.output), out)
+    builder.pixelwise(head.name, "int_add", [name for _, name in pairs], value, attrs, lefts, out - low)
 
 
 def _read(name: str, compute: Function) -> Read:
@@ -86,7 +110,7 @@ OPS = (
     _function(
         "add", "relax.add", lambda args, attrs, out: args[0] + args[1],
         onnx=("Add",), onnx_layers=("Add",), torch_layers=("add.Tensor", "add_.Tensor"),
-        integer=_int_add, integer_host=_int_add_host,
+        integer=_int_add, integer_host=_int_add_host, quantize=_quantize_add,
     ),
     _function("subtract", "relax.subtract", lambda args, attrs, out: args[0] - args[1], onnx=("Sub",)),
     _function("multiply", "relax.multiply", lambda args, attrs, out: args[0] * args[1], onnx=("Mul",)),

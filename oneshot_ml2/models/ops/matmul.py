@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from oneshot_ml2.common.errors import WorkloadError
+from oneshot_ml2.models.ir import Value
 from oneshot_ml2.models.ops.base import Array, Attrs, Expr, Op, Shape, Shapes
-from oneshot_ml2.models.ops.numeric import layer_sums
+from oneshot_ml2.models.ops.numeric import SUM_LIMIT, TOO_FINE, TOO_LARGE, layer_sums
 from oneshot_ml2.workload.batch_matmul import BatchMatmul
 from oneshot_ml2.workload.dense import Dense
 
 if TYPE_CHECKING:
-    from oneshot_ml2.models.ir import Node, Value
+    from oneshot_ml2.models.ir import Node
     from oneshot_ml2.models.ops.host import Host
     from oneshot_ml2.models.ops.reading import Reader
+    from oneshot_ml2.models.partition import Composite
+    from oneshot_ml2.models.quantize.integer import IntegerBuilder
     from oneshot_ml2.workload.epilogue import Epilogue
     from oneshot_ml2.workload.registry import Workload
 
@@ -82,6 +86,34 @@ def _int_batch_matmul_host(host: Host, node: Node, args: list[Expr], shapes: Sha
     return host.finished(node, sums, [], (1, 1, -1))
 
 
+def _quantize_product(builder: IntegerBuilder, composite: Composite) -> None:
+    """A product of two activations."""
+    head = composite.nodes[0]
+    if not all(name in builder.exponents for name in head.inputs):
+        builder.refused(composite, "an operand is not quantized")
+        return
+    sums = sum(builder.exponents[name] for name in head.inputs)
+    shift = builder.shift_from(sums, composite.output)
+    data, weight = (builder.graph.shape(name) for name in head.inputs)
+    if shift < 0 or data[-1] * 2**14 + 2**30 > SUM_LIMIT:
+        builder.refused(composite, TOO_FINE if shift < 0 else TOO_LARGE)
+        return
+    clip = builder.clip(composite)
+    bias = np.full(weight[1], 1 << shift >> 1, dtype=np.int32)
+    workload, reason = None, ""
+    try:
+        workload = _product_layer(head.attrs, data, weight, builder.epilogue(bias, None, shift, clip))
+    except WorkloadError as error:
+        reason = str(error)
+    attrs = {
+        "shift": shift, "clip": clip, "workload": workload, "reason": reason, "residual_shift": None,
+        "half_even": builder.half_even,
+    }  # fmt: skip
+    value = Value(composite.output, builder.graph.shape(composite.output), builder.exponents[composite.output])
+    inputs = [builder.int_name(name) for name in head.inputs]
+    builder.emit(head.name, "int_batch_matmul", inputs, value, attrs, {"bias": bias})
+
+
 OPS = (
     Op(
         "matmul",
@@ -113,6 +145,7 @@ OPS = (
         host=_batch_matmul_host,
         integer_host=_int_batch_matmul_host,
         layer=_product_layer,
+        quantize=_quantize_product,
         channels=-1,
         macs=lambda out, data, weight: out * data[-1],
     ),

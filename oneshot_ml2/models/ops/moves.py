@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from oneshot_ml2.models.ir import Value
 from oneshot_ml2.models.ops.base import Expr, Op, Shapes
 
 if TYPE_CHECKING:
-    from oneshot_ml2.models.ir import Node, Value
+    from oneshot_ml2.models.ir import Node
     from oneshot_ml2.models.ops.host import Host
     from oneshot_ml2.models.ops.reading import Reader
+    from oneshot_ml2.models.partition import Composite
+    from oneshot_ml2.models.quantize.integer import IntegerBuilder
 
 
 def _read_reshape(reader: Reader, call: Any) -> str:
@@ -123,6 +126,20 @@ def _concat_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value
 _RESHAPES = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
 _MOVES = "moves data only"
 
+
+def _quantize_concat(builder: IntegerBuilder, composite: Composite) -> None:
+    """Parts of one scale."""
+    (node,) = composite.nodes
+    exponent, parts = builder.exponents[node.output], []
+    for index, name in enumerate(node.inputs):
+        part = builder.int_name(name)
+        if builder.exponents[name] != exponent:
+            part = builder.rescaled(part, exponent, f"{node.output}.part{index}", f"{node.name}.rescale{index}")
+        parts.append(part)
+    value = Value(node.output, builder.graph.shape(node.output), exponent)
+    builder.emit(node.name, "concat", parts, value, node.attrs)
+
+
 OPS = (
     Op(
         "reshape",
@@ -176,6 +193,7 @@ OPS = (
         compute=lambda args, attrs, out: np.concatenate(args, attrs["axis"]),
         host=_concat_host,
         scales=True,
+        quantize=_quantize_concat,
         moves_data=True,
         reason=_MOVES,
     ),

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Node
 
 INT8 = (-128, 127)
+# A 32-bit sum and all that is added to it stay below this.
+SUM_LIMIT = 2**31 - 1
+# Why sums are not integers on the VTA or the host.
+TOO_FINE = "its scale is finer than that of its sums"
+TOO_LARGE = "its sums may exceed 32 bits"
 
 
 def windows(x: Array, attrs: Attrs, size: Sequence[int], out: Sequence[int], fill: float) -> list[Array]:

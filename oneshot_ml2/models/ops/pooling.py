@@ -7,18 +7,29 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import ModelError, WorkloadError
+from oneshot_ml2.models.ir import Value
 from oneshot_ml2.models.ops.base import Array, Attrs, Expr, Op, Shape, Shapes
-from oneshot_ml2.models.ops.numeric import INT8, windows
+from oneshot_ml2.models.ops.numeric import INT8, TOO_LARGE, windows
 from oneshot_ml2.models.ops.reading import ints, layout, pads
+from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.epilogue import LARGEST_RESIDUAL_SHIFT, LARGEST_SHIFT
 from oneshot_ml2.workload.max_pool2d import MaxPool2d
 
 if TYPE_CHECKING:
-    from oneshot_ml2.models.ir import Node, Value
+    from oneshot_ml2.models.ir import Node
     from oneshot_ml2.models.ops.host import Host
     from oneshot_ml2.models.ops.reading import Reader
+    from oneshot_ml2.models.partition import Composite
+    from oneshot_ml2.models.quantize.integer import IntegerBuilder
     from oneshot_ml2.workload.registry import Workload
+
+
+# How far, in steps, an average whose divisor is no power of two may be off on the VTA, root mean square over random
+# inputs: as far as rounding takes every result anyway.
+_AVERAGE_ERROR = 12**-0.5
 
 
 def _max_pool2d(args: Sequence[Array], attrs: Attrs, out: Sequence[int]) -> Array:
@@ -190,6 +201,76 @@ def _mean_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: 
     return host.op.mean(args[0], list(node.attrs["axes"]), node.attrs["keepdims"])
 
 
+def _quantize_average(builder: IntegerBuilder, composite: Composite) -> None:
+    """An average of images: a depthwise convolution, exact if the divisor is a power of two."""
+    (node,) = composite.nodes
+    source, exponent, shape = node.inputs[0], builder.exponents[node.output], builder.graph.shape(node.output)
+    left = builder.exponents[source] - exponent
+    count = math.prod(node.attrs["size"])
+    if count.bit_length() + abs(left) > 20:
+        builder.floating(node, TOO_LARGE)
+        return
+    clip = INT8
+    attrs = {**node.attrs, "left": left, "clip": clip, "half_even": builder.half_even, "workload": None}
+    arrays: dict[str, Array] = {}
+    try:
+        kernel, shift = average_kernel(node.attrs["size"], left)
+        off = kernel / 2.0**shift - 2.0**left / count
+        worst, usual = float(np.abs(off).sum()) * 128, float(np.sqrt(np.square(off).sum())) * 128 / 3**0.5
+        if any(node.attrs["pads"]) and not node.attrs["count_include_pad"]:
+            raise WorkloadError("its divisor differs at the border, where padding does not count")
+        if worst and (builder.fixed or builder.half_even):
+            why = "half to even is exact" if builder.half_even else "the scales are the model's"
+            raise WorkloadError(f"its divisor {count} is no power of two, and {why}")
+        if usual > _AVERAGE_ERROR:
+            raise WorkloadError(f"its divisor {count} is no power of two; int8 weights would be off by {usual:.1f}")
+        n, c, h, w = builder.graph.shape(source)
+        r, s = node.attrs["size"]
+        bias = np.full(c, 1 << shift >> 1, dtype=np.int32)
+        workload = Conv2d(
+            n, c, h, w, c, r, s, node.attrs["strides"], node.attrs["pads"],
+            epilogue=builder.epilogue(bias, None, shift, clip), groups=c,
+        )  # fmt: skip
+        if workload.output_shape != shape:
+            raise WorkloadError(f"its output is {shape}; the VTA's would be {workload.output_shape}")
+        attrs["workload"] = workload
+        arrays = {"weight": np.broadcast_to(kernel, (c, 1, *kernel.shape)).copy(), "bias": bias}
+        if worst:
+            builder.changes.append(
+                f"{node.name} divides by {count}, no power of two: weights of {kernel.min()} to {kernel.max()} and "
+                f"a shift of {shift} instead, off by {usual:.2f} steps of int8 for random inputs and never by more "
+                f"than {worst:.1f}"
+            )
+    except WorkloadError as error:
+        attrs["reason"] = str(error)
+    value = Value(node.output, shape, exponent)
+    builder.emit(node.name, "int_avg_pool2d", [builder.int_name(source)], value, attrs, arrays)
+
+
+def average_kernel(size: Sequence[int], left: int) -> tuple[NDArray[np.int8], int]:
+    """Weights of a window and a right shift that average int8 numbers, times ``2**left``.
+
+    Exact where the number of weights is a power of two; else the weights differ by one, spread evenly, so that their
+    sum is what it should be.
+
+    Raises:
+        WorkloadError: no int8 weights do it.
+    """
+    count = math.prod(size)
+    if count & (count - 1) == 0:
+        shift = count.bit_length() - 1 - left
+        if shift < -LARGEST_RESIDUAL_SHIFT:
+            raise WorkloadError(f"its result is shifted left by {-shift}; int8 weights allow up to 6")
+        return np.full(tuple(size), 1 << max(-shift, 0), dtype=np.int8), max(shift, 0)
+    shift = min(math.floor(math.log2(127 * count)) - left, LARGEST_SHIFT)
+    if shift < 0 or 2.0 ** (left + shift) < count:
+        raise WorkloadError(f"its divisor {count} is no power of two, and its scales differ by 2**{abs(left)}")
+    total = 1 << (left + shift)
+    # Whole parts of a line from 0 to the sum.
+    edges = np.arange(count + 1) * total // count
+    return np.diff(edges).astype(np.int8).reshape(tuple(size)), shift
+
+
 OPS = (
     Op(
         "max_pool2d",
@@ -214,6 +295,7 @@ OPS = (
         host=_avg_pool2d_host,
         integer_host=_int_avg_pool2d_host,
         scales=True,
+        quantize=_quantize_average,
     ),
     Op(
         "adaptive_avg_pool2d",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import ModelError, WorkloadError
 from oneshot_ml2.models import partition, simplify
 from oneshot_ml2.models.ir import Graph, Node, Value
+from oneshot_ml2.models.ops.numeric import SUM_LIMIT, TOO_FINE, TOO_LARGE
 from oneshot_ml2.models.ops.registry import op_of
 from oneshot_ml2.models.partition import Composite
 from oneshot_ml2.models.quantize.qdq import single
@@ -26,19 +27,13 @@ from oneshot_ml2.models.quantize.scales import (
     integer_bounds,
     nearest_exponent,
 )
-from oneshot_ml2.workload.conv2d import Conv2d
-from oneshot_ml2.workload.epilogue import Epilogue
+from oneshot_ml2.workload.epilogue import LARGEST_BIAS_BITS, LARGEST_RESIDUAL_SHIFT, LARGEST_SHIFT, Epilogue
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.quantize.sampling import Array
 
 # The bias_bits that the network was trained with; a smaller number would only leave its range.
 _BIAS_BITS = 16
-# How far, in steps, an average whose divisor is no power of two may be off on the VTA, root mean square over random
-# inputs: as far as rounding takes every result anyway.
-_AVERAGE_ERROR = 12**-0.5
-# A 32-bit sum and all that is added to it stay below this.
-_SUM_LIMIT = 2**31 - 1
 
 
 class IntegerBuilder:
@@ -141,15 +136,15 @@ class IntegerBuilder:
         """
         bits = max(_BIAS_BITS, int(np.abs(bias.astype(np.int64)).max()).bit_length())
         # Shifting the sums first leaves less to shift the residual by, and the same result.
-        early = max((residual or 0) - partition.LARGEST_RESIDUAL_SHIFT, 0)
-        if early and (self.half_even or early > min(shift, partition.LARGEST_SHIFT)):
+        early = max((residual or 0) - LARGEST_RESIDUAL_SHIFT, 0)
+        if early and (self.half_even or early > min(shift, LARGEST_SHIFT)):
             why = "rounding half to even" if self.half_even else f"a result shifted by {shift}"
             raise WorkloadError(
                 f"its operands' scales differ by 2**{residual}; with {why} the VTA's layers have up to "
-                f"{partition.LARGEST_RESIDUAL_SHIFT}"
+                f"{LARGEST_RESIDUAL_SHIFT}"
             )
-        if shift - early > partition.LARGEST_SHIFT:
-            raise WorkloadError(f"its shift is {shift}; the VTA's layers have 0 to {partition.LARGEST_SHIFT}")
+        if shift - early > LARGEST_SHIFT:
+            raise WorkloadError(f"its shift is {shift}; the VTA's layers have 0 to {LARGEST_SHIFT}")
         left = None if residual is None else residual - early
         return Epilogue(True, bits, left, shift - early, clip, early, self.half_even)
 
@@ -162,7 +157,7 @@ class IntegerBuilder:
         arrays: dict[str, Array] = {}
         bias = np.full(partition.pixelwise_shape(value.shape)[1], 1 << shift >> 1, dtype=np.int32)
         try:
-            if lefts[0] > partition.LARGEST_RESIDUAL_SHIFT:
+            if lefts[0] > LARGEST_RESIDUAL_SHIFT:
                 raise WorkloadError(f"its operand is shifted left by {lefts[0]}; an int8 weight allows up to 6")
             epilogue = self.epilogue(bias, lefts[1] if len(lefts) > 1 else None, shift, attrs["clip"])
             attrs["workload"] = partition.pixelwise_workload(value.shape, epilogue)
@@ -209,20 +204,20 @@ class IntegerBuilder:
         data, output = self.exponents.get(node.inputs[0]), self.exponents.get(self.end(node))
         if data is None or output is None:
             return exponent
-        exponent = max(exponent, output - data - partition.LARGEST_SHIFT)
-        while self.largest_sum(node, int8(array, exponent), data + exponent) > _SUM_LIMIT:
+        exponent = max(exponent, output - data - LARGEST_SHIFT)
+        while self.largest_sum(node, int8(array, exponent), data + exponent) > SUM_LIMIT:
             exponent += 1
         return exponent
 
     def largest_sum(self, node: Node, weight: NDArray[np.int8], exponent: int) -> float:
         """An upper bound of the magnitude of a layer's sums with their bias; infinite if that has too many bits."""
         bias = np.abs(self.bias(node, exponent))
-        if bias.max(initial=0) > 2**partition.LARGEST_BIAS_BITS - (1 << partition.LARGEST_SHIFT):
+        if bias.max(initial=0) > 2**LARGEST_BIAS_BITS - (1 << LARGEST_SHIFT):
             return math.inf
         axes = _kernel_axes(node, weight)
         weights = np.abs(weight.astype(np.int16)).sum(axes, dtype=np.int64)
         weights = np.tile(weights, len(bias) // len(weights))
-        return float((weights * 128 + bias).max(initial=0)) + (128 << partition.LARGEST_RESIDUAL_SHIFT) + 2**15
+        return float((weights * 128 + bias).max(initial=0)) + (128 << LARGEST_RESIDUAL_SHIFT) + 2**15
 
     def bias(self, node: Node, exponent: int) -> NDArray[np.float64]:
         """A layer's bias (K,) in units of its sums, rounded."""
@@ -250,7 +245,7 @@ class IntegerBuilder:
                 layer = producers.get(name)
                 if layer is None or layer.op not in partition.HEADS or not single(self.graph, self.users, name):
                     continue
-                if layer.op == "batch_matmul":
+                if op_of(layer.op).weight_outputs is None:
                     continue
                 if self.graph.shape(other) != self.graph.shape(node.output) or layer.inputs[0] not in self.exponents:
                     continue
@@ -258,42 +253,54 @@ class IntegerBuilder:
                 self.weights.pop(layer.output, None)
                 shift = self.exponents[other] - self.exponents[layer.inputs[0]] - self.weight(layer)[1]
                 right = self.exponents[self.end(layer)] - self.exponents[layer.inputs[0]] - self.weight(layer)[1]
-                early = max(shift - partition.LARGEST_RESIDUAL_SHIFT, 0)
-                most = 0 if self.half_even else min(right, partition.LARGEST_SHIFT)
-                if shift >= 0 and early <= most and 0 <= right - early <= partition.LARGEST_SHIFT:
+                early = max(shift - LARGEST_RESIDUAL_SHIFT, 0)
+                most = 0 if self.half_even else min(right, LARGEST_SHIFT)
+                if shift >= 0 and early <= most and 0 <= right - early <= LARGEST_SHIFT:
                     break
                 self.exponents[name] = kept
                 self.weights.pop(layer.output, None)
 
+    def clip(self, composite: Composite) -> tuple[int, int]:
+        """The bounds of its result in int8."""
+        return integer_bounds(composite.low, composite.high, self.exponents[composite.output])
+
+    def shift_from(self, sums: int, output: str) -> int:
+        """The right shift from sums of an exponent to a value; scales finer than the sums' own gain nothing, and are
+        made theirs unless they are fixed.
+        """
+        if not self.fixed and self.exponents[output] < sums:
+            self.exponents[output] = sums
+        return self.exponents[output] - sums
+
+    def refused(self, composite: Composite, reason: str) -> None:
+        """All of it in float32."""
+        for node in composite.nodes:
+            self.floating(node, reason)
+
     def composite(self, composite: Composite) -> None:
         """A layer or an addition with what is fused into it."""
-        head = composite.nodes[0]
-        if head.op == "add":
-            self.addition(composite)
-            return
+        own = op_of(composite.nodes[0].op).quantize
+        if own is not None:
+            own(self, composite)
+        else:
+            self.layer(composite)
+
+    def layer(self, composite: Composite) -> None:
+        """A layer with a constant weight, and what is fused into it."""
+        head, output = composite.nodes[0], composite.output
         x = head.inputs[0]
-        if head.op == "batch_matmul":
-            self.product(composite)
-            return
         if x not in self.exponents:
-            for node in composite.nodes:
-                self.floating(node, "its input is not quantized")
+            self.refused(composite, "its input is not quantized")
             return
         weight, exponent = self.weight(head)
         sums = self.exponents[x] + exponent
-        if not self.fixed and self.exponents[composite.output] < sums:
-            # Finer than the sums themselves: nothing to gain.
-            self.exponents[composite.output] = sums
-        shift = self.exponents[composite.output] - sums
-        if shift < 0 or self.largest_sum(head, weight, sums) > _SUM_LIMIT:
-            for node in composite.nodes:
-                reason = "its scale is finer than that of its sums" if shift < 0 else "its sums may exceed 32 bits"
-                self.floating(node, reason)
+        shift = self.shift_from(sums, output)
+        if shift < 0 or self.largest_sum(head, weight, sums) > SUM_LIMIT:
+            self.refused(composite, TOO_FINE if shift < 0 else TOO_LARGE)
             return
-        clip = integer_bounds(composite.low, composite.high, self.exponents[composite.output])
+        clip = self.clip(composite)
         bias = (self.bias(head, sums) + (1 << shift >> 1)).astype(np.int32)
-        inputs = [self.int_name(x)]
-        residual_shift = None
+        inputs, residual_shift = [self.int_name(x)], None
         if composite.residual is not None:
             residual_shift = self.exponents[composite.residual] - sums
             inputs.append(self.int_name(composite.residual))
@@ -304,17 +311,11 @@ class IntegerBuilder:
             head = dataclasses.replace(head, attrs={**head.attrs, "groups": 1})
         workload, reason = None, ""
         try:
-            if residual_shift is not None and residual_shift < 0:
-                raise WorkloadError("its residual's scale is finer than that of its sums")
-            if (
-                residual_shift is not None
-                and self.largest_sum(head, weight, sums) + (128 << residual_shift) > _SUM_LIMIT
-            ):
-                raise WorkloadError("its sums with the residual may exceed 32 bits")
-            epilogue = self.epilogue(bias, residual_shift, shift, clip)
+            if residual_shift is not None:
+                self.check_residual(residual_shift, self.largest_sum(head, weight, sums))
             shape = self.graph.shape(x)
-            matrix = (math.prod(shape[:-1]), shape[-1])
-            data = matrix if head.op == "dense" else shape
+            data = (math.prod(shape[:-1]), shape[-1]) if head.op == "dense" else shape
+            epilogue = self.epilogue(bias, residual_shift, shift, clip)
             workload = partition.layer_workload(head, data, weight.shape, epilogue)
         except WorkloadError as error:
             if residual_shift is not None:
@@ -326,50 +327,28 @@ class IntegerBuilder:
             "residual_shift": residual_shift, "half_even": self.half_even,
         }  # fmt: skip
         attrs.pop("weight_scale", None)
-        shape = self.graph.shape(composite.output)
-        value = Value(composite.output, shape, self.exponents[composite.output])
-        if head.op != "dense" or len(shape) == 2:
-            self.emit(head.name, f"int_{head.op}", inputs, value, attrs, {"weight": weight, "bias": bias})
-            return
-        # A dense layer sees a matrix, whatever the rank of its operands.
-        rows = math.prod(shape[:-1])
-        flat = [self.reshaped(name, (rows, self.values[name].shape[-1])) for name in inputs]
-        result = Value(f"{value.name}.flat", (rows, shape[-1]), value.exponent)
-        self.emit(head.name, "int_dense", flat, result, attrs, {"weight": weight, "bias": bias})
-        self.emit(f"{head.name}.reshape", "reshape", [result.name], value, {})
+        value = Value(output, self.graph.shape(output), self.exponents[output])
+        self.emit_layer(head, inputs, value, attrs, {"weight": weight, "bias": bias})
 
-    def product(self, composite: Composite) -> None:
-        """A product of two activations."""
-        head = composite.nodes[0]
-        if not all(name in self.exponents for name in head.inputs):
-            for node in composite.nodes:
-                self.floating(node, "an operand is not quantized")
+    def check_residual(self, shift: int, largest: float) -> None:
+        """Raise WorkloadError unless a residual can be added to sums of at most ``largest``; says why."""
+        if shift < 0:
+            raise WorkloadError("its residual's scale is finer than that of its sums")
+        if largest + (128 << shift) > SUM_LIMIT:
+            raise WorkloadError("its sums with the residual may exceed 32 bits")
+
+    def emit_layer(
+        self, head: Node, inputs: Sequence[str], value: Value, attrs: Mapping[str, Any], arrays: Mapping[str, Array]
+    ) -> None:
+        """A layer's node of integers; a dense layer sees a matrix, whatever the rank of its operands."""
+        if head.op != "dense" or len(value.shape) == 2:
+            self.emit(head.name, f"int_{head.op}", inputs, value, attrs, arrays)
             return
-        sums = sum(self.exponents[name] for name in head.inputs)
-        if not self.fixed and self.exponents[composite.output] < sums:
-            self.exponents[composite.output] = sums
-        shift = self.exponents[composite.output] - sums
-        data, weight = (self.graph.shape(name) for name in head.inputs)
-        if shift < 0 or data[-1] * 2**14 + 2**30 > _SUM_LIMIT:
-            for node in composite.nodes:
-                self.floating(
-                    node, "its scale is finer than that of its sums" if shift < 0 else "its sums may exceed 32 bits"
-                )
-            return
-        clip = integer_bounds(composite.low, composite.high, self.exponents[composite.output])
-        bias = np.full(weight[1], 1 << shift >> 1, dtype=np.int32)
-        workload, reason = None, ""
-        try:
-            workload = partition.layer_workload(head, data, weight, self.epilogue(bias, None, shift, clip))
-        except WorkloadError as error:
-            reason = str(error)
-        attrs = {
-            "shift": shift, "clip": clip, "workload": workload, "reason": reason, "residual_shift": None,
-            "half_even": self.half_even,
-        }  # fmt: skip
-        value = Value(composite.output, self.graph.shape(composite.output), self.exponents[composite.output])
-        inputs = [self.int_name(name) for name in head.inputs]
-        self.emit(head.name, "int_batch_matmul", inputs, value, attrs, {"bias": bias})
+        rows = math.prod(value.shape[:-1])
+        flat = [self.reshaped(name, (rows, self.values[name].shape[-1])) for name in inputs]
+        result = Value(f"{value.name}.flat", (rows, value.shape[-1]), value.exponent)
+        self.emit(head.name, "int_dense", flat, result, attrs, arrays)
+        self.emit(f"{head.name}.reshape", "reshape", [result.name], value, {})
 
     def unfused(self, composite: Composite, reason: str) -> None:
         """A layer that cannot add its residual itself: its own result is quantized like the sum, and added then."""
@@ -378,26 +357,6 @@ class IntegerBuilder:
         self.changes.append(f"{head.name} is rounded to int8 before its residual is added: {reason}")
         self.composite(Composite((head,), None, -math.inf, math.inf))
         self.composite(Composite(tuple(rest), None, composite.low, composite.high))
-
-    def addition(self, composite: Composite) -> None:
-        head = composite.nodes[0]
-        names = [self.int_name(name) for name in head.inputs]
-        exponents = [self.exponents[name] for name in head.inputs]
-        low, out = min(exponents), self.exponents[composite.output]
-        if max(*exponents, out) - low > 20 or self.graph.shape(head.inputs[0]) != self.graph.shape(head.inputs[1]):
-            for node in composite.nodes:
-                self.floating(node, "its operands differ in shape, or too much in scale")
-            return
-        # The finer operand is the convolution's data, so that only the other one is shifted far.
-        low = min(low, out)
-        pairs = sorted((exponent - low, name) for exponent, name in zip(exponents, names))
-        lefts = tuple(left for left, _ in pairs)
-        attrs = {
-            "left": lefts, "shift": out - low, "clip": integer_bounds(composite.low, composite.high, out),
-            "half_even": self.half_even,
-        }  # fmt: skip
-        value = Value(composite.output, self.graph.shape(composite.output), out)
-        self.pixelwise(head.name, "int_add", [name for _, name in pairs], value, attrs, lefts, out - low)
 
     # The others --------------------------------------------------------------------------------
     def single(self, node: Node) -> None:
@@ -425,62 +384,10 @@ class IntegerBuilder:
             self.emit(node.name, node.op, [self.int_name(source)], Value(target, shape, before), attrs)
             if before != exponent:
                 self.rescaled(target, exponent, node.output, f"{node.name}.rescale")
-        elif node.op == "concat":
-            parts = []
-            for index, name in enumerate(node.inputs):
-                part = self.int_name(name)
-                if self.exponents[name] != exponent:
-                    part = self.rescaled(part, exponent, f"{node.output}.part{index}", f"{node.name}.rescale{index}")
-                parts.append(part)
-            self.emit(node.name, "concat", parts, Value(node.output, shape, exponent), node.attrs)
-        elif node.op == "avg_pool2d":
-            self.average(node)
+        elif (own := op_of(node.op).quantize) is not None:
+            own(self, Composite((node,), None, -math.inf, math.inf))
         else:
             self.floating(node)
-
-    def average(self, node: Node) -> None:
-        """An average of images: a depthwise convolution, exact if the divisor is a power of two."""
-        source, exponent, shape = node.inputs[0], self.exponents[node.output], self.graph.shape(node.output)
-        left = self.exponents[source] - exponent
-        count = math.prod(node.attrs["size"])
-        if count.bit_length() + abs(left) > 20:
-            self.floating(node, "its sums may exceed 32 bits")
-            return
-        clip = (LOW, HIGH)
-        attrs = {**node.attrs, "left": left, "clip": clip, "half_even": self.half_even, "workload": None}
-        arrays: dict[str, Array] = {}
-        try:
-            kernel, shift = average_kernel(node.attrs["size"], left)
-            off = kernel / 2.0**shift - 2.0**left / count
-            worst, usual = float(np.abs(off).sum()) * 128, float(np.sqrt(np.square(off).sum())) * 128 / 3**0.5
-            if any(node.attrs["pads"]) and not node.attrs["count_include_pad"]:
-                raise WorkloadError("its divisor differs at the border, where padding does not count")
-            if worst and (self.fixed or self.half_even):
-                why = "half to even is exact" if self.half_even else "the scales are the model's"
-                raise WorkloadError(f"its divisor {count} is no power of two, and {why}")
-            if usual > _AVERAGE_ERROR:
-                raise WorkloadError(f"its divisor {count} is no power of two; int8 weights would be off by {usual:.1f}")
-            n, c, h, w = self.graph.shape(source)
-            r, s = node.attrs["size"]
-            bias = np.full(c, 1 << shift >> 1, dtype=np.int32)
-            workload = Conv2d(
-                n, c, h, w, c, r, s, node.attrs["strides"], node.attrs["pads"],
-                epilogue=self.epilogue(bias, None, shift, clip), groups=c,
-            )  # fmt: skip
-            if workload.output_shape != shape:
-                raise WorkloadError(f"its output is {shape}; the VTA's would be {workload.output_shape}")
-            attrs["workload"] = workload
-            arrays = {"weight": np.broadcast_to(kernel, (c, 1, *kernel.shape)).copy(), "bias": bias}
-            if worst:
-                self.changes.append(
-                    f"{node.name} divides by {count}, no power of two: weights of {kernel.min()} to {kernel.max()} and "
-                    f"a shift of {shift} instead, off by {usual:.2f} steps of int8 for random inputs and never by more "
-                    f"than {worst:.1f}"
-                )
-        except WorkloadError as error:
-            attrs["reason"] = str(error)
-        value = Value(node.output, shape, exponent)
-        self.emit(node.name, "int_avg_pool2d", [self.int_name(source)], value, attrs, arrays)
 
     def floating(self, node: Node, reason: str | None = None) -> None:
         """An operator in float32, its result quantized if it is to be."""
@@ -492,30 +399,6 @@ class IntegerBuilder:
         self.emit(node.name, node.op, [self.as_float(name) for name in node.inputs], value, attrs)
         if node.output in self.exponents:
             self.to_int8(node.output, node.name)
-
-
-def average_kernel(size: Sequence[int], left: int) -> tuple[NDArray[np.int8], int]:
-    """Weights of a window and a right shift that average int8 numbers, times ``2**left``.
-
-    Exact where the number of weights is a power of two; else the weights differ by one, spread evenly, so that their
-    sum is what it should be.
-
-    Raises:
-        WorkloadError: no int8 weights do it.
-    """
-    count = math.prod(size)
-    if count & (count - 1) == 0:
-        shift = count.bit_length() - 1 - left
-        if shift < -partition.LARGEST_RESIDUAL_SHIFT:
-            raise WorkloadError(f"its result is shifted left by {-shift}; int8 weights allow up to 6")
-        return np.full(tuple(size), 1 << max(-shift, 0), dtype=np.int8), max(shift, 0)
-    shift = min(math.floor(math.log2(127 * count)) - left, partition.LARGEST_SHIFT)
-    if shift < 0 or 2.0 ** (left + shift) < count:
-        raise WorkloadError(f"its divisor {count} is no power of two, and its scales differ by 2**{abs(left)}")
-    total = 1 << (left + shift)
-    # Whole parts of a line from 0 to the sum.
-    edges = np.arange(count + 1) * total // count
-    return np.diff(edges).astype(np.int8).reshape(tuple(size)), shift
 
 
 def _kernel_axes(node: Node, weight: Array) -> tuple[int, ...]:
