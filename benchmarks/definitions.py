@@ -101,7 +101,7 @@ class YoloV8(nn.Module):
         levels = list(zip((p3, p4, p5), self.boxes, self.scores))
         distances = torch.cat([box(level).flatten(2) for level, box, _ in levels], 2)
         scores = torch.cat([score(level).flatten(2) for level, _, score in levels], 2)
-        shares = distances.view(1, 4, self.bins, distances.shape[-1]).transpose(1, 2).softmax(1)
+        shares = distances.view(-1, 4, self.bins, distances.shape[-1]).transpose(1, 2).softmax(1)
         left, right = (shares * self.steps).sum(1).chunk(2, 1)
         centre, strides = self._anchors(levels)
         low, high = centre - left, centre + right

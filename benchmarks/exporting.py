@@ -235,7 +235,8 @@ def fixed(path: Path, inputs: tuple[Input, ...]) -> None:
     # What else is known of shapes follows from these.
     del model.graph.value_info[:]
     for entry in model.graph.output:
-        entry.type.tensor_type.ClearField("shape")
+        for dim in entry.type.tensor_type.shape.dim:
+            dim.Clear()
     onnx.save(onnx.shape_inference.infer_shapes(model), str(path))
 
 
