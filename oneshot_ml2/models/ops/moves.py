@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oneshot_ml2.models.ops.base import Expr, Op, Shapes
+from oneshot_ml2.models.ops.base import Array, Expr, Op, Shapes
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Node, Value
@@ -40,10 +41,12 @@ def _read_strided(reader: Reader, call: Any) -> str:
     parts = [(0, size, 1) for size in shape]
     for index, axis in enumerate(axes):
         step = steps[0][index] if steps else 1
-        if step < 1:
-            raise reader.refused(f"with step {step} is not supported; only above 0")
         parts[axis % len(shape)] = slice(begins[index], ends[index], step).indices(shape[axis % len(shape)])
-    return reader.slice(operand, parts)
+    for axis, part in enumerate(parts):
+        if part[2] < 0:
+            operand = picked(reader, operand, np.arange(*part), axis)
+    shape = reader.shape(operand)
+    return reader.slice(operand, [(0, n, 1) if part[2] < 0 else part for n, part in zip(shape, parts, strict=True)])
 
 
 def _read_split(reader: Reader, call: Any) -> tuple[str, ...]:
@@ -65,24 +68,27 @@ def _read_split(reader: Reader, call: Any) -> tuple[str, ...]:
 
 
 def _read_take(reader: Reader, call: Any) -> str:
-    shape, operands, attrs = reader.static(call), reader.tensors(call), call.attrs
-    x, index = operands
-    source = reader.shape(x)
-    axis = int(attrs.axis) % len(source) if attrs.axis is not None else 0
+    shape, (x, index), attrs = reader.static(call), reader.tensors(call), call.attrs
+    if attrs.axis is None:
+        x, axis = reader.reshape(x, (math.prod(reader.shape(x)),)), 0
+    else:
+        axis = int(attrs.axis) % len(reader.shape(x))
     if index in reader.constants:
-        numbers = reader.constants[index].reshape(-1).astype(np.int64)
-        numbers = np.where(numbers < 0, numbers + source[axis], numbers)
-        if x in reader.constants:
-            return reader.constant(reader.constants[x].take(numbers, axis).reshape(shape))
-        begin, end = int(numbers[0]), int(numbers[-1]) + 1
-        if not np.array_equal(numbers, np.arange(begin, end)):
-            raise reader.refused("on an activation is supported for neighbouring constant indices only")
-        part = [(0, n, 1) if i != axis else (begin, end, 1) for i, n in enumerate(source)]
-        return reader.reshape(reader.slice(x, part), shape)
-    if index not in reader.integers or not reader.is_constant(x):
-        raise reader.refused("needs a constant table (an embedding) or constant indices")
-    reader.limited(index, source[axis])
-    return reader.add("take", operands, shape, axis=axis)
+        return reader.reshape(picked(reader, x, reader.constants[index].reshape(-1), axis), shape)
+    reader.limited(index, reader.shape(x)[axis])
+    return reader.add("take", [x, index], shape, axis=axis)
+
+
+def picked(reader: Reader, x: str, indices: Array, axis: int) -> str:
+    """The elements at some places along an axis; places below 0 count from the end."""
+    shape = reader.shape(x)
+    places = np.where(indices < 0, indices + shape[axis], indices).astype(np.int64)
+    step = int(places[1] - places[0]) if len(places) > 1 else 1
+    if step > 0 and np.array_equal(places, places[0] + step * np.arange(len(places))):
+        part = (int(places[0]), int(places[-1]) + 1, step)
+        return reader.slice(x, [part if i == axis else (0, n, 1) for i, n in enumerate(shape)])
+    made = (*shape[:axis], len(places), *shape[axis + 1 :])
+    return reader.add("gather", [x], made, places=places, axis=axis)
 
 
 def _read_permute(reader: Reader, call: Any) -> str:
@@ -113,6 +119,10 @@ def _broadcast_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, va
 
 def _take_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
     return host.op.take(args[0], host.emit(host.op.astype(args[1], "int32")), node.attrs["axis"], mode="clip")
+
+
+def _gather_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
+    return host.op.take(args[0], host.integer(node.attrs["places"]), node.attrs["axis"], mode="fast")
 
 
 def _concat_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
@@ -177,6 +187,16 @@ OPS = (
         host=_concat_host,
         scales=True,
         moves_data=True,
+        reason=_MOVES,
+    ),
+    Op(
+        "gather",
+        onnx=("Gather",),
+        compute=lambda args, attrs, out: args[0].take(attrs["places"], attrs["axis"]),
+        host=_gather_host,
+        moves_data=True,
+        one_source=True,
+        keeps_scale=True,
         reason=_MOVES,
     ),
     Op(
