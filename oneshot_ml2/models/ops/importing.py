@@ -103,3 +103,23 @@ class OnnxNode:
         """A float32 operator that Relax lacks, read by the record that lists it in ``relax``."""
         kind = self.relax.TensorType(tuple(shape), "float32")
         return self.emit(self.relax.call_dps_packed(OWN + name, self.relax.Tuple(list(operands)), out_ty=kind))
+
+    def window(self, kernel: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+        """Strides, pads (all begins, then all ends) and dilation of a window that slides, ``auto_pad`` resolved."""
+        count = len(kernel)
+        strides, dilation = ([int(n) for n in self.attribute(name, [1] * count)] for name in ("strides", "dilations"))
+        auto = self.text("auto_pad", "NOTSET")
+        if not auto.startswith("SAME"):
+            given = self.attribute("pads", [0] * 2 * count) if auto == "NOTSET" else [0] * 2 * count
+            return strides, [int(n) for n in given], dilation
+        total = [
+            max((-(-size // step) - 1) * step + (k - 1) * apart + 1 - size, 0)
+            for size, step, k, apart in zip(self.shape()[2:], strides, kernel, dilation, strict=True)
+        ]
+        return strides, [*shared(total, auto)], dilation
+
+
+def shared(total: Sequence[int], auto: str) -> list[int]:
+    """Padding along each axis as begins and ends; an odd row is at the end for SAME_UPPER, at the begin for LOWER."""
+    first = [(n + (auto == "SAME_LOWER")) // 2 for n in total]
+    return [*first, *(n - begin for n, begin in zip(total, first, strict=True))]
