@@ -34,6 +34,23 @@ def _read(reader: Reader, call: Any) -> str:
     return reader.add("reshape", [sums], (n, k, out), **{_HEIGHT_ONE: True})
 
 
+def _read_transposed(reader: Reader, call: Any) -> str:
+    (n, k, out), (x, weight), attrs = reader.static(call), reader.tensors(call), call.attrs
+    if attrs.data_layout != "NCW" or attrs.kernel_layout != "IOW":
+        raise reader.refused(f"in layout {attrs.data_layout} is not supported; only NCW is")
+    read_weight(reader, (x, weight))
+    if ints(attrs.dilation) != (1,):
+        raise reader.refused("with dilation is not supported; only 1")
+    image = reader.reshape(x, _with_height(reader.shape(x)))
+    kernel = reader.reshape(weight, _with_height(reader.shape(weight)))
+    sums = reader.add(
+        "conv2d_transpose", [image, kernel], (n, k, 1, out), strides=(1, *ints(attrs.strides)),
+        pads=(0, 0, *ints(attrs.padding)), dilation=(1, 1), groups=int(attrs.groups),
+        output_padding=(0, *ints(attrs.output_padding)),
+    )  # fmt: skip
+    return reader.add("reshape", [sums], (n, k, out), **{_HEIGHT_ONE: True})
+
+
 def _with_height(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape that broadcasts to (N, C, W), as one that broadcasts to (N, C, 1, W)."""
     *channels, width = (1,) * (3 - len(shape)) + tuple(shape)
@@ -77,5 +94,11 @@ OPS = (
         torch_layers=("conv1d.default",),
         named="conv2d",
         rewrite=_elementwise_on_images,
+    ),
+    Op(
+        "conv1d_transpose",
+        relax={"relax.nn.conv1d_transpose": _read_transposed},
+        torch_layers=("conv_transpose1d.default",),
+        named="conv2d_transpose",
     ),
 )

@@ -62,18 +62,22 @@ class OnnxNode:
 
         return expr if isinstance(expr, (self.relax.Var, ir.GenericConst)) else self._builder.emit(expr)
 
+    def is_constant(self, index: int) -> bool:
+        """Whether an operand is there and constant."""
+        from tvm import ir
+
+        return isinstance(self._inputs[index], ir.GenericConst)
+
     def array(self, index: int) -> Array | None:
         """A constant operand; None: there is no such operand.
 
         Raises:
             ModelError: the model computes it.
         """
-        from tvm import ir
-
         operand = self._inputs[index]
         if operand is None:
             return None
-        if not isinstance(operand, ir.GenericConst):
+        if not self.is_constant(index):
             raise ModelError(f"has operand {index} that the model computes; only a constant is supported there")
         return np.asarray(operand.value.numpy())
 

@@ -13,6 +13,7 @@ from oneshot_ml2.models.ops.base import Array, Expr, Op, Shapes
 if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Node, Value
     from oneshot_ml2.models.ops.host import Host
+    from oneshot_ml2.models.ops.importing import OnnxNode
     from oneshot_ml2.models.ops.reading import Reader
 
 
@@ -91,6 +92,106 @@ def picked(reader: Reader, x: str, indices: Array, axis: int) -> str:
     return reader.add("gather", [x], made, places=places, axis=axis)
 
 
+def _read_tile(reader: Reader, call: Any) -> str:
+    shape, x = reader.static(call), reader.operand(call.args[0])
+    before = reader.shape(x)
+    x = reader.reshape(x, (1,) * (len(shape) - len(before)) + before)
+    for axis, (old, new) in enumerate(zip(reader.shape(x), shape, strict=True)):
+        if old != new:
+            x = picked(reader, x, np.arange(new) % old, axis)
+    return x
+
+
+def _read_repeat(reader: Reader, call: Any) -> str:
+    x, attrs = reader.operand(call.args[0]), call.attrs
+    if attrs.axis is None:
+        x = reader.reshape(x, (math.prod(reader.shape(x)),))
+    axis = 0 if attrs.axis is None else int(attrs.axis) % len(reader.shape(x))
+    return picked(reader, x, np.arange(reader.shape(x)[axis]).repeat(int(attrs.repeats)), axis)
+
+
+def _read_flip(reader: Reader, call: Any) -> str:
+    x = reader.operand(call.args[0])
+    axis = int(call.attrs.axis) % len(reader.shape(x))
+    return picked(reader, x, np.arange(reader.shape(x)[axis])[::-1], axis)
+
+
+def _read_stack(reader: Reader, call: Any) -> str:
+    shape = reader.static(call)
+    axis = int(call.attrs.axis or 0) % len(shape)
+    line = (*shape[:axis], 1, *shape[axis + 1 :])
+    parts = [reader.reshape(part, line) for part in reader.operand(call.args[0])]
+    return reader.add("concat", parts, shape, axis=axis)
+
+
+def _read_gather_elements(reader: Reader, call: Any) -> str:
+    shape, (x, index) = reader.static(call), reader.tensors(call)
+    axis = int(call.attrs.axis) % len(shape)
+    numbers = reader.constants.get(index)
+    if numbers is None:
+        return reader.add("take_along", [x, index], shape, axis=axis)
+    source = np.arange(math.prod(reader.shape(x))).reshape(reader.shape(x))
+    return _scattered(reader, x, np.take_along_axis(source, numbers, axis), shape)
+
+
+def _read_gather_nd(reader: Reader, call: Any) -> str:
+    shape, (x, index) = reader.static(call), reader.tensors(call)
+    numbers, batch = reader.constants.get(index), int(call.attrs.batch_dims)
+    if numbers is None:
+        raise reader.refused("has indices that the model computes; only constants are supported")
+    before = reader.shape(x)
+    source = np.arange(math.prod(before)).reshape(-1, *before[batch:])
+    places = [
+        part[tuple(np.moveaxis(at, -1, 0))]
+        for part, at in zip(source, numbers.reshape(len(source), *numbers.shape[batch:]), strict=True)
+    ]
+    return _scattered(reader, x, np.stack(places), shape)
+
+
+def _scattered(reader: Reader, x: str, places: Array, shape: tuple[int, ...]) -> str:
+    """Elements of a tensor by their places in it as a line."""
+    line = reader.reshape(x, (math.prod(reader.shape(x)),))
+    return reader.reshape(picked(reader, line, places.reshape(-1), 0), shape)
+
+
+def _read_shuffle(reader: Reader, call: Any) -> str:
+    """PyTorch's pixel_shuffle: channels become blocks of pixels."""
+    (n, c, height, width), x = reader.static(call), reader.operand(call.args[0])
+    step = int(call.attrs.upscale_factor)
+    parts = reader.reshape(x, (n, c, step, step, height // step, width // step))
+    turned = (n, c, height // step, step, width // step, step)
+    return reader.reshape(reader.add("permute", [parts], turned, axes=(0, 1, 4, 2, 5, 3)), (n, c, height, width))
+
+
+def _read_triangle(reader: Reader, call: Any) -> str:
+    shape, x = reader.static(call), reader.operand(call.args[0])
+    offset = int(call.args[1])
+    kept = (np.tril if call.op.name.endswith("tril") else np.triu)(np.ones(shape[-2:]), offset)
+    return reader.add("select", [reader.constant(kept), x, reader.constant(np.zeros(()))], shape)
+
+
+def _import_slice(node: OnnxNode) -> Expr:
+    shape = node.shape()
+    begins, ends = (node.numbers(index, name) or [] for index, name in ((1, "starts"), (2, "ends")))
+    axes, steps = node.numbers(3, "axes") or list(range(len(begins))), node.numbers(4, "steps") or [1] * len(begins)
+    spans = [slice(*span[1:]).indices(shape[span[0]]) for span in zip(axes, begins, ends, steps, strict=True)]
+    result = node.input(0)
+    for axis, span in zip(axes, spans, strict=True):
+        if span[2] < 0:
+            places = node.constant(np.arange(*span), "int64")
+            result = node.emit(node.op.take(result, places, axis % len(shape)))
+    forward = [(axis, span) for axis, span in zip(axes, spans, strict=True) if span[2] > 0]
+    if forward:
+        begin, end, step = zip(*(span for _, span in forward), strict=True)
+        result = node.emit(node.op.strided_slice(result, [axis for axis, _ in forward], begin, end, step))
+    return result
+
+
+def _import_tile(node: OnnxNode) -> Expr:
+    repeats = node.numbers(1, "")
+    return node.op.tile(node.input(0), repeats)
+
+
 def _read_permute(reader: Reader, call: Any) -> str:
     shape, operand, attrs = reader.static(call), reader.operand(call.args[0]), call.attrs
     rank = len(shape)
@@ -125,6 +226,10 @@ def _gather_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value
     return host.op.take(args[0], host.integer(node.attrs["places"]), node.attrs["axis"], mode="fast")
 
 
+def _take_along_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
+    return host.op.gather_elements(args[0], host.emit(host.op.astype(args[1], "int64")), node.attrs["axis"])
+
+
 def _concat_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
     return host.op.concat(args, node.attrs["axis"])
 
@@ -148,8 +253,8 @@ OPS = (
     ),
     Op(
         "permute",
-        relax={"relax.permute_dims": _read_permute},
-        onnx=("Transpose",),
+        relax={"relax.permute_dims": _read_permute, "relax.nn.pixel_shuffle": _read_shuffle},
+        onnx=("DepthToSpace", "SpaceToDepth", "Transpose"),
         compute=lambda args, attrs, out: np.ascontiguousarray(args[0].transpose(attrs["axes"])),
         host=_permute_host,
         moves_data=True,
@@ -161,6 +266,7 @@ OPS = (
         "slice",
         relax={"relax.strided_slice": _read_strided, "relax.split": _read_split},
         onnx=("Slice", "Split"),
+        onnx_import={"Slice": _import_slice},
         compute=lambda args, attrs, out: np.ascontiguousarray(args[0][tuple(slice(*part) for part in attrs["parts"])]),
         host=_slice_host,
         moves_data=True,
@@ -181,7 +287,7 @@ OPS = (
     ),
     Op(
         "concat",
-        relax={"relax.concat": _read_concat},
+        relax={"relax.concat": _read_concat, "relax.stack": _read_stack},
         onnx=("Concat",),
         compute=lambda args, attrs, out: np.concatenate(args, attrs["axis"]),
         host=_concat_host,
@@ -191,7 +297,15 @@ OPS = (
     ),
     Op(
         "gather",
-        onnx=("Gather",),
+        relax={
+            "relax.tile": _read_tile,
+            "relax.repeat": _read_repeat,
+            "relax.flip": _read_flip,
+            "relax.gather_elements": _read_gather_elements,
+            "relax.gather_nd": _read_gather_nd,
+        },
+        onnx=("Gather", "GatherElements", "GatherND", "Tile"),
+        onnx_import={"Tile": _import_tile},
         compute=lambda args, attrs, out: args[0].take(attrs["places"], attrs["axis"]),
         host=_gather_host,
         moves_data=True,
@@ -199,6 +313,15 @@ OPS = (
         keeps_scale=True,
         reason=_MOVES,
     ),
+    Op(
+        "take_along",
+        compute=lambda args, attrs, out: np.take_along_axis(args[0], args[1].astype(np.int64), attrs["axis"]),
+        host=_take_along_host,
+        moves_data=True,
+        reason=_MOVES,
+    ),
+    # Read as other operators.
+    Op("triangle", relax=dict.fromkeys(("relax.tril", "relax.triu"), _read_triangle), onnx=("Trilu",)),
     Op(
         "take",
         relax={"relax.take": _read_take},
