@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from oneshot_ml2.common.errors import ModelError
-from oneshot_ml2.models.ir import Graph, Value
-from oneshot_ml2.models.ops.reading import Reader, static
+from oneshot_ml2.models.ir import WHOLE, Graph, Value
+from oneshot_ml2.models.ops.importing import static
+from oneshot_ml2.models.ops.reading import Reader
 from oneshot_ml2.models.ops.registry import ops
 from oneshot_ml2.models.simplify import simplify
 
@@ -54,7 +56,7 @@ def from_relax(
         if kind not in ("float32", "int64", "int32"):
             raise ModelError(f"input {parameter.name!r} is {kind}; {INPUTS}")
         if kind != "float32":
-            reader.integers.add(parameter.name)
+            reader.whole.add(parameter.name)
         inputs.append(parameter.name)
         reader.inputs.append(parameter.name)
         reader.env[parameter] = parameter.name
@@ -72,6 +74,9 @@ def from_relax(
             raise ModelError("an output of the model does not depend on its inputs; remove it from the model")
     if len(output_names) != len(outputs):
         output_names = [f"output_{index}" for index in range(len(outputs))] if len(outputs) > 1 else ["output"]
+    for name in reader.inputs:
+        if name in reader.whole and reader.values[name].limit is None:
+            reader.values[name] = replace(reader.values[name], limit=WHOLE)
     graph = Graph(
         name, tuple(inputs), tuple(outputs), tuple(reader.nodes), reader.values, reader.constants,
         output_names=tuple(output_names),

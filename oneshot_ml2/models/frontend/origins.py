@@ -15,6 +15,8 @@ from typing import Any
 
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models.host import quiet_stderr, whole_tvm
+from oneshot_ml2.models.ops.importing import OnnxNode
+from oneshot_ml2.models.ops.registry import onnx_imports
 
 # TVM's names in its own messages, e.g. `relax.nn.conv2d`, `R.Tensor`.
 _RELAX = re.compile(r"\b(?:relax|R|tirx?)\.[A-Za-z_][\w.]*")
@@ -68,9 +70,14 @@ def import_nodes(model: Any, supported: Sequence[str]) -> tuple[Any, list[str]]:
             self.begun += 1
             return super()._parse_attr(attributes)
 
-        def _convert_operator(self, *args: Any) -> Any:
-            result = super()._convert_operator(*args)
-            made.append((result, label(nodes[self.begun - 1])))
+        def _convert_operator(self, name: str, inputs: Any, attributes: Any, opset: int) -> Any:
+            node = nodes[self.begun - 1]
+            own = onnx_imports().get(name) if node.domain in ("", "ai.onnx") else None
+            if own is None:
+                result = super()._convert_operator(name, inputs, attributes, opset)
+            else:
+                result = self.bb.normalize(own(OnnxNode(self.bb, list(inputs), attributes, opset, len(node.output))))
+            made.append((result, label(node)))
             return result
 
     importer = Importer({}, "float32")
@@ -90,6 +97,8 @@ def import_nodes(model: Any, supported: Sequence[str]) -> tuple[Any, list[str]]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
         if isinstance(error, NotImplementedError) and lines[0].startswith("Operator "):
             raise not_supported(where, supported) from error
+        if isinstance(error, ModelError):
+            raise ModelError(f"{where} {error}") from error
         known = isinstance(error, (ValueError, NotImplementedError))
         why = _inconsistent(model) or (lines[0] if known else f"{type(error).__name__}: {lines[0]}")
         raise ModelError(f"{where} cannot be imported by TVM: {plain(why)[:300]}") from error
