@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.models.ir import Graph, Value
+from oneshot_ml2.models.ir import WHOLE, Graph, Value
 
 Array: TypeAlias = NDArray[Any]
 Sample: TypeAlias = Mapping[str, Array]
@@ -27,7 +27,7 @@ def random_samples(graph: Graph, count: int, seed: int) -> list[dict[str, Array]
     def draw(value: Value) -> Array:
         if value.limit is not None:
             # What is no index is mostly a mask, of zeros and ones.
-            return rng.integers(0, 2 if value.limit == ir.WHOLE else value.limit, value.shape)
+            return rng.integers(0, 2 if value.limit == WHOLE else value.limit, value.shape)
         return rng.standard_normal(value.shape, dtype=np.float32)
 
     return [{name: draw(graph.values[name]) for name in graph.inputs} for _ in range(count)]
