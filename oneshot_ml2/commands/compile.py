@@ -15,7 +15,7 @@ from oneshot_ml2.common.files import check_output, check_writable, write_whole
 from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.models import linking, samples
 from oneshot_ml2.models.folder import check_target
-from oneshot_ml2.models.frontend import from_onnx
+from oneshot_ml2.models.frontend import onnx_file
 from oneshot_ml2.models.frontend.importer import is_list, is_onnx
 from oneshot_ml2.network.picking import predictor_of
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         raise OneShotError(f"--seed is {args.seed}; allowed: 0 or more")
     folder, table = _outputs(args)
     if is_onnx(args.model):
-        from_onnx.check_onnx_file(args.model)
+        onnx_file.check_onnx_file(args.model)
     return _compile(args, chip, folder, table)
 
 

@@ -58,6 +58,7 @@ def compile(
     example_inputs: Sequence[Any] | None = None,
     calibration: Given | None = None,
     size: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
     layers: Sequence[str] = (),
     weights: str | Path | None = None,
     seed: int = 0,
@@ -69,14 +70,15 @@ def compile(
     """Compile a model, or layers, for an accelerator; nothing is measured for it.
 
     Args:
-        model: a path ending in ``.onnx``, a name that `zoo.model_names` lists (random weights), a PyTorch module; or
-            layers: `Layer`s, or a path ending in ``.toml``.
+        model: a path ending in ``.onnx``, a name that `zoo.model_names` lists (random weights), a PyTorch module, what
+            ``torch.export`` makes; or layers: `Layer`s, or a path ending in ``.toml``.
         accelerator: one, or what `Accelerator.load` takes.
         example_inputs: of a PyTorch module: a tuple of float32 tensors; their shapes are compiled for.
         calibration: inputs from which a float model's scales follow: an array that holds many along its first axis,
             arrays by the inputs' names, a list of such; a path of a ``.npy`` or ``.npz`` file, or of a folder of them
             or of images (`Images` says how these are scaled); none: random ones, with a warning.
         size: height and width of a named model's images, or its number of tokens; none: `zoo.native_size`.
+        shapes: of an ONNX file's inputs, by name, where it leaves dimensions free; a free batch becomes 1.
         layers: names or shell patterns of layers: these are compiled one by one, and no whole model is.
         weights: shipped weights by name, or a safetensors file; none: the default ones.
         seed: of the random inputs.
@@ -101,7 +103,7 @@ def compile(
     with _stages(progress) as stage:
         # Import: anybody's model as a float graph at fixed shapes, or a list of layers.
         with stage("import"):
-            source = importer.import_model(model, example_inputs, size)
+            source = importer.import_model(model, example_inputs, size, shapes)
         if isinstance(source, LayerList):
             name, tasks = source.name, list(source.layers)
         else:

@@ -58,7 +58,7 @@ class Graph:
 
     ``values``: every input and node output by name; ``constants``: float32 tensors that nodes read;
     ``labels``: value -> what the model's file calls it, where it has a name there; ``output_names``: those of the
-    outputs, in their order.
+    outputs, in their order; ``notes``: lines on what the import changed.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Graph:
     constants: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     labels: Mapping[str, str] = field(default_factory=dict, repr=False)
     output_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def users(self) -> dict[str, list[Node]]:
         """Value or constant -> the nodes that read it, in order; a node that reads it twice counts twice."""

@@ -95,7 +95,7 @@ def quantize(
     errors, lost = losses.measure(integer, measured, _references(graph, tensors if qdq else None, measured, first))
     warned += losses.warnings(lost)
     labels = {value: graph.labels[tensor] for value, tensor in tensors.items() if tensor in graph.labels}
-    kind, all_changes = "qdq" if qdq else "float", (*changes, *builder.changes)
+    kind, all_changes = "qdq" if qdq else "float", (*graph.notes, *changes, *builder.changes)
     return Quantized(
         integer, kind, all_changes, tuple(warned), labels, errors, rounding, lost, len(given), source, given[0]
     )
