@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.models.compiled import CompiledModel as CompiledModel
     from oneshot_ml2.models.executable import Executable as Executable
     from oneshot_ml2.models.executable import load as load
+    from oneshot_ml2.models.samples import Images as Images
     from oneshot_ml2.network.picking import Pick as Pick
     from oneshot_ml2.network.picking import pick as pick
     from oneshot_ml2.network.weights import list_pretrained as list_pretrained
@@ -53,6 +54,7 @@ _EXPORTS = {
     "models.compile": ("compile",),
     "models.compiled": ("CompiledLayer", "CompiledModel"),
     "models.executable": ("Executable", "load"),
+    "models.samples": ("Images",),
     "network.picking": ("Pick", "pick"),
     "network.weights": ("list_pretrained",),
     "spaces.base": ("Schedule",),

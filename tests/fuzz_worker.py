@@ -371,7 +371,7 @@ def _npz_seed() -> bytes:
 
 
 def _read_tensors(path: Path) -> None:
-    from oneshot_ml2.models.executable import read_tensors
+    from oneshot_ml2.models.samples import read_tensors
 
     read_tensors(path)
 

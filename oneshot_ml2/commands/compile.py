@@ -10,12 +10,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.errors import ModelError, OneShotError
 from oneshot_ml2.common.files import check_output, check_writable, write_whole
 from oneshot_ml2.devices.registry import open_device
-from oneshot_ml2.models import linking
+from oneshot_ml2.models import linking, samples
 from oneshot_ml2.models.folder import check_target
-from oneshot_ml2.models.frontend import from_onnx
+from oneshot_ml2.models.frontend import onnx_file
 from oneshot_ml2.models.frontend.importer import is_list, is_onnx
 from oneshot_ml2.network.picking import predictor_of
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -51,7 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--build", metavar="DIR", help="as -o DIR, whatever the folder is called")
     parser.add_argument(
-        "--calibration", metavar="FILE", help="inputs (.npy, .npz) that a float model's scales follow from"
+        "--calibration",
+        metavar="PATH",
+        help="inputs that a float model's scales follow from: .npy, .npz, or a folder of these or of images",
+    )
+    parser.add_argument(
+        "--mean", nargs="+", type=float, metavar="R", help="of a folder of images, 1 or 3 numbers of 0..1 (default 0)"
+    )
+    parser.add_argument(
+        "--std", nargs="+", type=float, metavar="R", help="what they are divided by then, 1 or 3 numbers (default 1)"
+    )
+    parser.add_argument(
+        "--resize", type=int, metavar="N", help="scale the shorter side of images to N, and take the middle"
     )
     parser.add_argument(
         "--schedules", metavar="FILE", help="schedules.json of a compiled model: its layers keep theirs"
@@ -76,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         raise OneShotError(f"--seed is {args.seed}; allowed: 0 or more")
     folder, table = _outputs(args)
     if is_onnx(args.model):
-        from_onnx.check_onnx_file(args.model)
+        onnx_file.check_onnx_file(args.model)
     return _compile(args, chip, folder, table)
 
 
@@ -88,7 +99,7 @@ def _compile(args: argparse.Namespace, chip: Accelerator, folder: Path | None, t
     from oneshot_ml2.models.schedules import read_schedules
 
     open_device(args.device)
-    calibration = None if args.calibration is None else executable.read_tensors(args.calibration)
+    calibration = _calibration(args)
     schedules = () if args.schedules is None else read_schedules(args.schedules)
     if args.weights is not None:
         predictor_of(args.weights)
@@ -112,6 +123,21 @@ def _compile(args: argparse.Namespace, chip: Accelerator, folder: Path | None, t
         if place is not None:
             model.write(place)
     return _tell(args, model, folder, table)
+
+
+def _calibration(args: argparse.Namespace) -> samples.Found | None:
+    """What ``--calibration`` names; none: it is not given.
+
+    Raises:
+        ModelError: it cannot be read, or the options for images do not go with it.
+    """
+    images = {"mean": args.mean, "std": args.std, "resize": args.resize}
+    given = {name: value for name, value in images.items() if value is not None}
+    if args.calibration is None:
+        if given:
+            raise ModelError(f"--{next(iter(given))} is for a folder of images; name it with --calibration DIR")
+        return None
+    return samples.find(samples.Images(args.calibration, **given))
 
 
 def _outputs(args: argparse.Namespace) -> tuple[Path | None, str | None]:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 import time
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +19,7 @@ from oneshot_ml2.commands.options import add_device
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.common.files import check_output, write_whole
 from oneshot_ml2.devices.registry import open_device
-from oneshot_ml2.models import executable
-from oneshot_ml2.models.executable import read_tensors
+from oneshot_ml2.models import executable, samples
 from oneshot_ml2.vta.accelerator import Accelerator
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from oneshot_ml2.models.executable import Executable
 
-# How many of the largest elements of a row of scores are shown.
+# How many of the largest elements of a row of scores are shown, and of how many rows.
 _SHOWN = 5
 
 
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         action="append",
         metavar="[NAME=]FILE",
-        help=".npy, or .npz with the inputs by name; repeat it for several inputs",
+        help=".npy, or .npz with the inputs by name, of one sample or many; repeat it for several inputs",
     )
     parser.add_argument("--output", metavar="FILE", help="write the result here: .npy, or .npz with outputs by name")
     parser.add_argument("--accelerator", metavar="NAME", help="refuse a model that is compiled for another one")
@@ -56,7 +58,11 @@ def run(args: argparse.Namespace) -> int:
     begin = time.perf_counter()
     model = executable.load(args.model, chip)
     loaded = time.perf_counter()
-    results = model.run(_inputs(model, args.input or []))
+    inputs = _inputs(model, args.input or [])
+    if output is not None and output.suffix == ".npy" and len(model.outputs) > 1:
+        names = ", ".join(tensor.name for tensor in model.outputs)
+        raise ModelError(f"the model's outputs are {names}; give --output a file ending in .npz")
+    results = _run(model, inputs)
     done = time.perf_counter()
     if output is not None:
         write_whole(output, _as_file(results, output.suffix))
@@ -66,20 +72,37 @@ def run(args: argparse.Namespace) -> int:
     for name, array in results.items():
         print(f"{name}: {'x'.join(map(str, array.shape))} {array.dtype}, {array.min():.4g} to {array.max():.4g}")
         if array.ndim == 2:
-            for row, scores in enumerate(array):
+            for row, scores in enumerate(array[:_SHOWN]):
                 best = scores.argsort(kind="stable")[::-1][:_SHOWN]
                 print(f"  row {row}, largest: " + ", ".join(f"[{index}] {scores[index]:.4g}" for index in best))
-    times = f"loaded in {loaded - begin:.2f} s, ran in {done - loaded:.2f} s"
+            if len(array) > _SHOWN:
+                print(f"  and {len(array) - _SHOWN} more rows")
+    many = f"{len(inputs)} samples " if len(inputs) > 1 else ""
+    times = f"loaded in {loaded - begin:.2f} s, ran {many}in {done - loaded:.2f} s"
     where = f"; written to {output}" if output is not None else ""
     print(f"{model.name} on {model.accelerator.name} (simulated): {times}{where}")
     return 0
 
 
-def _inputs(model: Executable, given: list[str]) -> dict[str, NDArray[Any]]:
-    """The arrays of ``--input`` by name.
+def _run(model: Executable, inputs: Sequence[samples.Sample]) -> dict[str, NDArray[Any]]:
+    """The outputs of all samples in the model's order, one after another along their first axis."""
+    import numpy as np
+    from tqdm import tqdm
+
+    hidden = None if len(inputs) > 1 else True
+    shown = tqdm(inputs, unit="sample", file=sys.stderr, leave=False, disable=hidden)
+    results = [model.run(sample) for sample in shown]
+    if len(results) == 1:
+        return dict(results[0])
+    # An output that is a single number has no axis.
+    return {name: np.concatenate([np.atleast_1d(result[name]) for result in results]) for name in results[0]}
+
+
+def _inputs(model: Executable, given: list[str]) -> list[dict[str, NDArray[Any]]]:
+    """The samples that ``--input`` names.
 
     Raises:
-        ModelError: a file that cannot be read, or a missing name.
+        ModelError: a file that cannot be read, a missing name, or arrays that are not what the model takes.
     """
     takes = ", ".join(f"{tensor.name} {'x'.join(map(str, tensor.shape))}" for tensor in model.inputs)
     if not given:
@@ -90,24 +113,29 @@ def _inputs(model: Executable, given: list[str]) -> dict[str, NDArray[Any]]:
         name, equals, path = text.partition("=")
         if not (equals and name in names):
             name, path = "", text
-        content = read_tensors(path)
+        content = samples.read_tensors(path)
         if isinstance(content, dict):
             arrays |= content
         elif name or len(model.inputs) == 1:
             arrays[name or model.inputs[0].name] = content
         else:
             raise ModelError(f"the model takes {takes}; say which one {path} is: --input NAME={path}")
-    return arrays
+    try:
+        return samples.split(arrays, samples.expected_of(model.inputs))
+    except ModelError as error:
+        raise ModelError(f"--input: {error}") from error
 
 
 def _as_file(results: dict[str, NDArray[Any]], suffix: str) -> bytes:
     import numpy as np
 
     buffer = io.BytesIO()
-    if suffix == ".npz":
-        np.savez(buffer, **results)  # type: ignore[arg-type]
-    elif len(results) == 1:
+    if suffix == ".npy":
         np.save(buffer, next(iter(results.values())), allow_pickle=False)
-    else:
-        raise ModelError(f"the model's outputs are {', '.join(results)}; give --output a file ending in .npz")
+        return buffer.getvalue()
+    # numpy's own writer takes no array by the name of its first argument.
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in results.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
     return buffer.getvalue()

@@ -31,5 +31,11 @@ class DeviceError(OneShotError, RuntimeError):
     """A device that does not exist or cannot do what was asked."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another package's error says, in one line of at most 300 characters."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
 class OneShotWarning(RuntimeWarning):
     """A warning whose message says what to do; the command line prints it as one line."""

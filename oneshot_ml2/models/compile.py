@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import ModelError
-from oneshot_ml2.models import host, hostcode, layout, partition, patches
+from oneshot_ml2.models import host, hostcode, layout, partition, patches, samples
 from oneshot_ml2.models.check import Checked, check_alone, check_executable
 from oneshot_ml2.models.compiled import CompiledLayer, CompiledModel, Submission, Whole
 from oneshot_ml2.models.costs import cost_of
@@ -30,7 +30,7 @@ from oneshot_ml2.models.frontend.importer import LayerList
 from oneshot_ml2.models.ir import Graph, Node
 from oneshot_ml2.models.launcher import register_model
 from oneshot_ml2.models.layout import Segment
-from oneshot_ml2.models.quantize import quantize, sampling
+from oneshot_ml2.models.quantize import quantize
 from oneshot_ml2.models.runtime import LayerProgram, programs_digest
 from oneshot_ml2.models.schedules import pick_layers
 from oneshot_ml2.models.selecting import select_layers
@@ -44,12 +44,11 @@ if TYPE_CHECKING:
 
     from oneshot_ml2.models.costs import Cost
     from oneshot_ml2.models.quantize.quantize import Quantized
+    from oneshot_ml2.models.samples import Given
     from oneshot_ml2.network.picking import Pick
 
 # Of a whole model; layers alone have "import", "pick" and "check", after a model's "quantize" and "partition".
 STAGES = ("import", "quantize", "partition", "pick", "lower", "join", "build", "check")
-
-Calibration = NDArray[Any] | Mapping[str, NDArray[Any]] | Sequence[Mapping[str, NDArray[Any]]]
 
 
 def compile(
@@ -57,8 +56,9 @@ def compile(
     accelerator: Accelerator | str | Path = "pynq",
     *,
     example_inputs: Sequence[Any] | None = None,
-    calibration: Calibration | None = None,
+    calibration: Given | None = None,
     size: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
     layers: Sequence[str] = (),
     weights: str | Path | None = None,
     seed: int = 0,
@@ -70,13 +70,15 @@ def compile(
     """Compile a model, or layers, for an accelerator; nothing is measured for it.
 
     Args:
-        model: a path ending in ``.onnx``, a name that `zoo.model_names` lists (random weights), a PyTorch module; or
-            layers: `Layer`s, or a path ending in ``.toml``.
+        model: a path ending in ``.onnx``, a name that `zoo.model_names` lists (random weights), a PyTorch module, what
+            ``torch.export`` makes; or layers: `Layer`s, or a path ending in ``.toml``.
         accelerator: one, or what `Accelerator.load` takes.
         example_inputs: of a PyTorch module: a tuple of float32 tensors; their shapes are compiled for.
-        calibration: inputs from which a float model's scales follow (see `sampling.split_samples`); none: random
-            ones, with a warning.
+        calibration: inputs from which a float model's scales follow: an array that holds many along its first axis,
+            arrays by the inputs' names, a list of such; a path of a ``.npy`` or ``.npz`` file, or of a folder of them
+            or of images (`Images` says how these are scaled); none: random ones, with a warning.
         size: height and width of a named model's images, or its number of tokens; none: `zoo.native_size`.
+        shapes: of an ONNX file's inputs, by name, where it leaves dimensions free; a free batch becomes 1.
         layers: names or shell patterns of layers: these are compiled one by one, and no whole model is.
         weights: shipped weights by name, or a safetensors file; none: the default ones.
         seed: of the random inputs.
@@ -96,17 +98,18 @@ def compile(
     if rounding not in quantize.ROUNDINGS:
         raise ModelError(f"rounding is {rounding!r}; allowed: {', '.join(quantize.ROUNDINGS)}")
     chip = accelerator if isinstance(accelerator, Accelerator) else Accelerator.load(accelerator)
-    quantized, sample = None, None
+    found = None if calibration is None else samples.find(calibration)
+    quantized = None
     with _stages(progress) as stage:
         # Import: anybody's model as a float graph at fixed shapes, or a list of layers.
         with stage("import"):
-            source = importer.import_model(model, example_inputs, size)
+            source = importer.import_model(model, example_inputs, size, shapes)
         if isinstance(source, LayerList):
             name, tasks = source.name, list(source.layers)
         else:
             # Quantize: int8 tensors with powers of two as scales, and what that costs.
             with stage("quantize"):
-                quantized, sample = _quantized(source, calibration, seed, rounding)
+                quantized = quantize.quantize(source, found, seed, rounding, stage.describe)
             # Partition: which operators the VTA takes, those of few channels over patches.
             with stage("partition"):
                 quantized = dataclasses.replace(quantized, graph=patches.over_patches(quantized.graph, chip))
@@ -115,10 +118,10 @@ def compile(
         # Pick and lower: a schedule and its program for every layer, by the network alone.
         with stage("pick"):
             picks = pick_layers(tasks, chip, weights, schedules, stage.describe)
-        if quantized is None or sample is None or layers:
+        if quantized is None or layers:
             rows, whole = _alone(tasks, picks, quantized, seed if check else None, stage), None
         else:
-            quantized, rows, whole = _whole(quantized, picks, chip, sample if check else None, stage)
+            quantized, rows, whole = _whole(quantized, picks, chip, quantized.sample if check else None, stage)
     result = CompiledModel(name, chip, rows, stage.seconds, _peak_bytes(), quantized, whole)
     if not result.ok:
         wrong = ", ".join(layer.name for layer in result.layers if not layer.ok) or "the model's output"
@@ -153,15 +156,6 @@ def _stages(progress: bool) -> Iterator[_Stage]:
     hidden = None if progress else True
     with tqdm(total=len(STAGES), unit="stage", file=sys.stderr, leave=False, disable=hidden) as bar:
         yield _Stage(bar, {})
-
-
-def _quantized(
-    source: Graph, calibration: Calibration | None, seed: int, rounding: str
-) -> tuple[Quantized, dict[str, NDArray[Any]]]:
-    """The integer graph of a float one, and an input to check it with."""
-    samples = None if calibration is None else sampling.split_samples(source, calibration)
-    quantized = quantize.quantize(source, samples, seed, rounding)
-    return quantized, samples[0] if samples else sampling.random_samples(source, 1, seed)[0]
 
 
 def vta_layers(graph: Graph) -> list[Layer]:

@@ -19,6 +19,7 @@ from oneshot_ml2.models import page as html_page
 from oneshot_ml2.models import report
 from oneshot_ml2.models.executable import Executable, save, writing
 from oneshot_ml2.spaces.registry import backend as schedule_backend
+from oneshot_ml2.vta.program import INSN_BYTES
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.check import Checked
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from oneshot_ml2.network.picking import Pick
     from oneshot_ml2.vta.accelerator import Accelerator
     from oneshot_ml2.workload.registry import Workload
+
+# Bytes of DRAM that VTA's driver for Pynq gives in one allocation (its VTA_MAX_XFER).
+ONE_ALLOCATION = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,19 @@ class Whole:
     submissions: tuple[Submission, ...]
     dram: Dram
     checked: Checked | None
+
+    @property
+    def largest(self) -> tuple[str, int]:
+        """What the largest single buffer in the VTA's DRAM is, and its bytes."""
+        sizes = {"none": 0}
+        for submission, segment in zip(self.submissions, self.executable.segments, strict=True):
+            program, layers = segment.program, submission.layers
+            for buffer in program.buffers:
+                number, _, what = buffer.name.partition(".")
+                sizes[f"{what} of {layers[int(number)]}"] = program.buffer_bytes(buffer.name)
+            joined = layers[0] if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
+            sizes[f"instructions of {joined}"] = INSN_BYTES * len(program.insns)
+        return max(sizes.items(), key=lambda item: item[1])
 
 
 @dataclass(frozen=True)
@@ -261,6 +278,18 @@ class CompiledModel:
             if layer.pick is not None and layer.workload is not None
         ]
 
+    def too_large(self) -> list[str]:
+        """A line if the VTA's memory is more than boards give in one allocation."""
+        whole = self.whole
+        if whole is None or whole.dram.total <= ONE_ALLOCATION:
+            return []
+        what, size = whole.largest
+        return [
+            f"the model needs {whole.dram.total / 2**20:,.1f} MiB of the VTA's DRAM in one piece (largest buffer: "
+            f"{what}, {size / 2**20:,.1f} MiB); VTA's driver for Pynq allocates up to {ONE_ALLOCATION >> 20} MiB at "
+            "once: take a board with more, smaller inputs or a smaller model"
+        ]
+
     def unscheduled(self) -> list[str]:
         """A line for each layer that the host computes for want of a schedule; of a model's, those that multiply."""
         total = max(sum(self.macs()), 1)
@@ -281,6 +310,7 @@ class CompiledModel:
                 about.setdefault(warning, []).append(name)
         return [
             *self.unscheduled(),
+            *self.too_large(),
             *(() if self.quantized is None else self.quantized.warnings),
             *(
                 f"{'all layers' if len(names) == len(picked) else ', '.join(names)}: {warning}"
@@ -307,6 +337,7 @@ class CompiledModel:
             "model": self.name,
             "accelerator": json.loads(self.accelerator.to_json()) | {"name": self.accelerator.name},
             "quantization": None if quantized is None else quantized.kind,
+            "calibration": None if quantized is None else {"samples": quantized.samples, "source": quantized.source},
             "rounding": None if quantized is None else quantized.rounding,
             "changes": [] if quantized is None else list(quantized.changes),
             "warnings": self.warnings(),
@@ -330,7 +361,9 @@ class CompiledModel:
             },
             "seconds": dict(self.seconds),
             "peak_bytes": self.peak_bytes,
-            "dram": None if whole is None else dataclasses.asdict(whole.dram),
+            "dram": None if whole is None else dataclasses.asdict(whole.dram) | {
+                "largest": dict(zip(("buffer", "bytes"), whole.largest)),
+            },
             "submissions": submissions,
             "layers": [layer.to_dict() for layer in self.layers],
         }  # fmt: skip

@@ -111,20 +111,6 @@ class Executable(_Model):
         return {tensor.name: array.numpy() for tensor, array in zip(self.outputs, results)}
 
 
-def read_tensors(path: str | Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
-    """The array of a ``.npy`` file, or those of an ``.npz`` file by name; nothing is ever unpickled.
-
-    Raises:
-        ModelError: unreadable, or no such file.
-    """
-    try:
-        return arrays.read(Path(path))
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ModelError(f"{path} is no .npy or .npz file of numbers: {error}") from error
-
-
 # Saving ----------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def writing(folder: str | Path) -> Iterator[Path]:

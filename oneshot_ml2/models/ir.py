@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import ModelError
 
+# Whole numbers below it are exact in float32.
+WHOLE = 1 << 24
+
 
 @dataclass(frozen=True)
 class Value:
     """A tensor between operators; ``exponent`` is that of an int8 tensor's scale, None for float32.
 
-    ``limit``: of an input that holds whole numbers, 0 to one less than it (token ids); they cross the border to the
-    compiled code as float32, which is exact.
+    ``limit``: of an input that holds whole numbers, 0 to one less than it (token ids, or `WHOLE` where they
+    are no indices); they cross the border to the compiled code as float32, which is exact.
     """
 
     name: str
@@ -55,7 +58,7 @@ class Graph:
 
     ``values``: every input and node output by name; ``constants``: float32 tensors that nodes read;
     ``labels``: value -> what the model's file calls it, where it has a name there; ``output_names``: those of the
-    outputs, in their order.
+    outputs, in their order; ``notes``: lines on what the import changed.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Graph:
     constants: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     labels: Mapping[str, str] = field(default_factory=dict, repr=False)
     output_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def users(self) -> dict[str, list[Node]]:
         """Value or constant -> the nodes that read it, in order; a node that reads it twice counts twice."""

@@ -90,6 +90,7 @@ def _data(content: Mapping[str, Any], programs: Mapping[str, Program]) -> dict[s
         "milliseconds": content["milliseconds"],
         "macs_vta": content["macs_vta"],
         "macs_host": content["macs_host"],
+        "dram": content["dram"],
         "submissions": [entry["layers"] for entry in content["submissions"]],
         "sources": ", ".join(f"{count} {source}" for source, count in sources.most_common()) or "none",
         "stages": [[{"build": "TVM build"}.get(name, name), value] for name, value in seconds.items()],
@@ -109,7 +110,9 @@ def _about(content: Mapping[str, Any]) -> str:
     if kind is None:
         return "Layers that were given, one by one."
     about = {"float": "Float model, quantized to int8", "qdq": "Quantized model (QDQ)"}.get(kind, str(kind))
-    return f"{about}; rounding: {content['rounding']}."
+    calibration = content["calibration"]
+    on = f"calibrated on {calibration['samples']} sample{'' if calibration['samples'] == 1 else 's'} "
+    return f"{about}, {on}({calibration['source']}); rounding: {content['rounding']}."
 
 
 def _check(content: Mapping[str, Any]) -> tuple[str, str]:

@@ -36,7 +36,7 @@ def text(model: CompiledModel) -> str:
             f"{total}, {of_bound} of the engine bound; {_checked(model)}",
             *([] if whole is None else _whole(model, whole)),
             "Picks: " + (", ".join(f"{count} {source}" for source, count in sources.most_common()) or "none") + ".",
-            *(() if model.quantized is None else (f"Changed: {change}." for change in model.quantized.changes)),
+            *(() if model.quantized is None else _calibration(model.quantized)),
             *(f"Warning: {warning}." for warning in model.warnings()),
             f"Wall time: {times}{memory}.",
             _LEGEND,
@@ -138,12 +138,23 @@ def _whole(model: CompiledModel, whole: Whole) -> list[str]:
     """What only a whole model has: submissions, the share of the host, and the plan of its DRAM."""
     on_vta, on_host = model.macs()
     total, dram = max(on_vta + on_host, 1), whole.dram
+    what, size = whole.largest
     submissions = f"{len(whole.submissions)} submission{'' if len(whole.submissions) == 1 else 's'}"
     return [
         f"{len(model.on_vta)} layers in {submissions}; one by one they take {model.layer_cycles:,} cycles. "
         f"{on_vta / total:.1%} of {total:,} MACs on the VTA, {on_host / total:.1%} on the host.",
-        f"DRAM of the VTA: {dram.total / 2**20:,.2f} MiB, of which activations {dram.activations / 2**20:,.2f} "
-        f"({dram.separate / 2**20:,.2f} if no layers shared any).",
+        f"DRAM of the VTA: {dram.total / 2**20:,.2f} MiB: weights and biases {dram.constants / 2**20:,.2f}, programs "
+        f"{dram.code / 2**20:,.2f}, activations {dram.activations / 2**20:,.2f} ({dram.separate / 2**20:,.2f} if no "
+        f"layers shared any). Largest buffer: {what}, {size / 2**20:,.2f} MiB.",
+    ]
+
+
+def _calibration(quantized: Quantized) -> list[str]:
+    """On what a model was calibrated, and what that changed."""
+    several = "" if quantized.samples == 1 else "s"
+    return [
+        f"Calibration: {quantized.samples} sample{several} ({quantized.source}).",
+        *(f"Changed: {change}." for change in quantized.changes),
     ]
 
 

@@ -13,7 +13,7 @@ from mutations import npy, zip_of
 
 from oneshot_ml2.common import arrays
 from oneshot_ml2.common.errors import ModelError
-from oneshot_ml2.models.executable import read_tensors
+from oneshot_ml2.models.samples import read_tensors
 
 HEAD = {"descr": "<f4", "fortran_order": False, "shape": (2,)}
 

@@ -23,6 +23,7 @@ from mutations import npy, zip_of
 import oneshot_ml2 as o2
 from oneshot_ml2.common import files
 from oneshot_ml2.common.errors import ModelError
+from oneshot_ml2.models import compiled as compiled_module
 from oneshot_ml2.models import executable, execute, partition, runtime
 from oneshot_ml2.models.compile import STAGES
 from oneshot_ml2.models.compiled import CompiledModel
@@ -531,6 +532,28 @@ def test_kills_of_the_command_itself(saved: Path, tmp_path: Path) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     assert executable.read(build).name == "m"
     assert [path.name for path in build.parent.iterdir()] == ["build"]
+
+
+def test_the_arena_and_its_largest_buffer(compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte of the one image that boards have to allocate is accounted for, and 32 MiB of it are too many."""
+    whole = compiled.whole
+    assert whole is not None
+    dram, programs = whole.dram, [segment.program for segment in whole.executable.segments]
+    assert dram.total == max(program.dram_bytes for program in programs)
+    assert dram.constants + dram.code + dram.activations <= dram.total
+    sizes = [program.buffer_bytes(buffer.name) for program in programs for buffer in program.buffers]
+    what, size = whole.largest
+    assert size == max(*sizes, *(16 * len(program.insns) for program in programs))
+    assert what in ("instructions of stem to head", "weight of body", "data of stem")
+    assert compiled.to_dict()["dram"]["largest"] == {"buffer": what, "bytes": size}
+    assert f"Largest buffer: {what}, {size / 2**20:.2f} MiB" in compiled.report()
+    assert not any("DRAM in one piece" in warning for warning in compiled.warnings())
+    assert compiled_module.ONE_ALLOCATION == 32 << 20
+    monkeypatch.setattr(compiled_module, "ONE_ALLOCATION", dram.total)
+    assert not any("DRAM in one piece" in warning for warning in compiled.warnings())
+    monkeypatch.setattr(compiled_module, "ONE_ALLOCATION", dram.total - 1)
+    (told,) = (warning for warning in compiled.warnings() if "DRAM in one piece" in warning)
+    assert what in told and "Pynq" in told and told in compiled.report() and told in compiled.to_dict()["warnings"]
 
 
 def refused(run_command: RunCommand, build: Path, *more: str) -> str:

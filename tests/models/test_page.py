@@ -84,6 +84,15 @@ def sample() -> tuple[dict[str, Any], dict[str, Program]]:
         "model": f"model {EVIL}",
         "accelerator": json.loads(PYNQ.to_json()) | {"name": IMAGE},
         "quantization": "qdq",
+        "calibration": {"samples": 2, "source": EVIL},
+        "dram": {
+            "total": 3 << 20,
+            "constants": 1 << 20,
+            "code": 1 << 19,
+            "activations": 1 << 20,
+            "separate": 1 << 21,
+            "largest": {"buffer": f"weight of {EVIL}", "bytes": 1 << 18},
+        },
         "rounding": "shift",
         "changes": [EVIL],
         "warnings": [IMAGE, "second"],
@@ -157,6 +166,7 @@ def test_the_figures_of_the_report_are_in_the_page(written: Path) -> None:
         if layer["cycles"] is not None:
             assert (layer["predicted"], layer["bytes"], layer["source"]) == (1234.5, 4096, "fallback")
             assert data["details"][layer["detail"]]["cycles"] == layer["cycles"]
+    assert data["dram"] == content["dram"]
     # Equal programs are drawn once.
     assert [layer["detail"] for layer in data["layers"]] == [None, 0, 0, 1, None]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from oneshot_ml2.common.errors import ModelError, OneShotError
 from oneshot_ml2.models import zoo
 from oneshot_ml2.models.frontend.from_onnx import import_onnx
-from oneshot_ml2.models.frontend.from_torch import import_torch
+from oneshot_ml2.models.frontend.from_torch import import_program, import_torch, is_program
 from oneshot_ml2.models.ir import Graph
 from oneshot_ml2.workload.lists import Layer, read_layers
 
@@ -34,30 +34,38 @@ class LayerList:
     layers: tuple[Layer, ...]
 
 
-def import_model(model: Any, example_inputs: Sequence[Any] | None = None, size: int | None = None) -> Graph | LayerList:
+def import_model(
+    model: Any,
+    example_inputs: Sequence[Any] | None = None,
+    size: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Graph | LayerList:
     """Anything that can be compiled: a model as a float graph, or layers as they are.
 
     Args:
-        model: a path ending in ``.onnx`` or ``.toml``, a name of the zoo (`zoo.model_names`), a PyTorch module, or
-            `Layer`s.
+        model: a path ending in ``.onnx`` or ``.toml``, a name of the zoo (`zoo.model_names`), a PyTorch module, what
+            ``torch.export`` makes, or `Layer`s.
         example_inputs: of a PyTorch module; their shapes are compiled for.
         size: height and width of the zoo's images, or its number of tokens; None: `zoo.native_size`.
+        shapes: of an ONNX file's inputs, by name, where it leaves dimensions free.
 
     Raises:
         OneShotError: none of them, or a model that cannot be imported.
     """
+    if shapes and not is_onnx(model):
+        raise ModelError("shapes are those of an ONNX file's inputs; this model is none")
     if is_list(model):
         return LayerList(Path(model).stem, tuple(read_layers(model)))
     if isinstance(model, Sequence) and not isinstance(model, str):
         return LayerList("layers", tuple(model))
+    if is_onnx(model):
+        return import_onnx(model, shapes)
     return import_graph(model, example_inputs, size)
 
 
 def import_graph(model: Any, example_inputs: Sequence[Any] | None = None, size: int | None = None) -> Graph:
-    """As `import_model`, of what is no list of layers."""
+    """As `import_model`, of a name of the zoo or PyTorch's."""
     if isinstance(model, (str, Path)):
-        if is_onnx(model):
-            return import_onnx(model)
         name = str(model)
         zoo.check_name(name)
         size = zoo.native_size(name) if size is None else size
@@ -69,6 +77,10 @@ def import_graph(model: Any, example_inputs: Sequence[Any] | None = None, size: 
             torch.manual_seed(0)
             module = zoo.build(name)
         return import_torch(module, (zoo.example_input(name, size),), name)
+    if is_program(model):
+        if example_inputs is not None:
+            raise ModelError("an exported program has its shapes; example_inputs are of PyTorch modules")
+        return import_program(model)
     if example_inputs is None:
         raise ModelError("a PyTorch module needs example_inputs, a tuple of tensors that fix the shapes")
     return import_torch(model, example_inputs)

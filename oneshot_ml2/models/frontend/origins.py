@@ -11,11 +11,22 @@ import io
 import re
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from oneshot_ml2.common.errors import ModelError
+from oneshot_ml2.models.frontend.onnx_file import MICROSOFT, opset_of
 from oneshot_ml2.models.host import quiet_stderr, whole_tvm
+from oneshot_ml2.models.ops.base import Import
+from oneshot_ml2.models.ops.importing import OnnxNode
+from oneshot_ml2.models.ops.registry import onnx_imports
 
+# Operators that TVM's importer knows as onnxruntime defines them.
+_OF_MICROSOFT = ("Gelu", "FastGelu", "BiasGelu", "SkipLayerNormalization", "EmbedLayerNormalization")
+# A message with a label of a node in it: before, node, after.
+_NODE = re.compile(r"(operator \S+) \(((?:the )?node .*?')\)(.*)", re.DOTALL)
+# Nodes of one kind that an error names; the others are counted.
+_SHOWN = 4
 # TVM's names in its own messages, e.g. `relax.nn.conv2d`, `R.Tensor`.
 _RELAX = re.compile(r"\b(?:relax|R|tirx?)\.[A-Za-z_][\w.]*")
 
@@ -35,27 +46,62 @@ def plain(message: str, instead: str = "the operator") -> str:
 def not_supported(where: str, supported: Sequence[str]) -> ModelError:
     """The error of an operator that there is no way to compile; ``supported``: those that there are."""
     how = " with these attributes and operands" if where.split()[1] in supported else ""
-    there = ", ".join(supported)
-    return ModelError(
-        f"{where} is not supported{how}; replace it by supported ones in the model ({there}), or compile the part "
-        "of the model without it"
+    return ModelError(f"{where} is not supported{how}{_advice(supported)}")
+
+
+def _advice(supported: Sequence[str]) -> str:
+    return (
+        f"; replace it by supported ones in the model ({', '.join(supported)}), or compile the part of the model "
+        "without it"
     )
 
 
-def import_nodes(model: Any, supported: Sequence[str]) -> tuple[Any, list[str]]:
-    """The Relax module of an ONNX model, and for each binding of its main function the label of its node.
+def together(errors: Sequence[ModelError], supported: Sequence[str]) -> ModelError:
+    """One error of several, those alike but for their node side by side, and what helps once."""
+    advice, groups = _advice(supported), dict[tuple[str, str], list[str]]()
+    for error in errors:
+        text = str(error).removesuffix(advice)
+        parts = _NODE.fullmatch(text)
+        before, node, after = parts.groups() if parts else (text, "", "")
+        groups.setdefault((before, after), []).append(node)
+    lines = []
+    for (before, after), nodes in groups.items():
+        different = list(dict.fromkeys(nodes))
+        more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
+        named = f" ({', '.join(different[:_SHOWN])}{more})" if different[0] else ""
+        lines.append(f"{before}{named}{after}")
+    helps = any(str(error).endswith(advice) for error in errors)
+    return ModelError("; ".join(lines) + (advice if helps else ""))
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A Relax module, and for each binding of its main function the label of the node that it is from.
+
+    ``refused``: an error for each node that could not be imported; ``stand_ins``: the variables that are free in the
+    module in place of what those make.
+    """
+
+    module: Any
+    labels: Sequence[str] = ()
+    refused: tuple[ModelError, ...] = ()
+    stand_ins: tuple[Any, ...] = ()
+
+
+def import_nodes(model: Any, supported: Sequence[str]) -> Imported:
+    """The Relax module of an ONNX model.
 
     Raises:
-        ModelError: TVM cannot import a node; says which, and if it does not know its operator, those ``supported``.
+        ModelError: names the nodes that TVM cannot import, where the others could not even be looked at, and if it does
+            not know their operators, those ``supported``.
     """
     with whole_tvm():
         from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
     nodes = list(model.graph.node)
-    for node in nodes:
-        if any(attribute.g.node or attribute.graphs for attribute in node.attribute):
-            raise not_supported(label(node), supported)
     made: list[tuple[Any, str]] = []
+    refused: list[ModelError] = []
+    stand_ins: list[Any] = []
 
     class Importer(ONNXGraphImporter):  # type: ignore[misc]
         begun = 0
@@ -68,32 +114,100 @@ def import_nodes(model: Any, supported: Sequence[str]) -> tuple[Any, list[str]]:
             self.begun += 1
             return super()._parse_attr(attributes)
 
-        def _convert_operator(self, *args: Any) -> Any:
-            result = super()._convert_operator(*args)
-            made.append((result, label(nodes[self.begun - 1])))
+        def _convert_operator(self, name: str, inputs: Any, attributes: Any, opset: int) -> Any:
+            node = nodes[self.begun - 1]
+            own = onnx_imports().get(name) if node.domain in ("", "ai.onnx") else None
+            try:
+                if own is not None:
+                    given = OnnxNode(self.bb, list(inputs), attributes, opset, len(node.output))
+                    result = self.bb.normalize(_imported(own, given, node))
+                elif _known(node):
+                    result = super()._convert_operator(name, inputs, attributes, opset)
+                else:
+                    raise not_supported(label(node), supported)
+            except Exception as error:
+                # What follows from what is missing is none of its own.
+                if not any(operand is other for operand in inputs for other in stand_ins):
+                    refused.append(_refusal(model, node, error, supported))
+                new = _stand_ins(model, node)
+                stand_ins.extend(new)
+                from tvm import relax
+
+                return new[0] if len(new) == 1 else relax.Tuple(new)
+            made.append((result, label(node)))
             return result
 
+    flow = [node for node in nodes if any(entry.g.node or entry.graphs for entry in node.attribute)]
+    if flow:
+        raise together([not_supported(label(node), supported) for node in flow], supported)
     importer = Importer({}, "float32")
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     try:
         # TVM prints the operands of what fails.
         with contextlib.redirect_stdout(io.StringIO()):
-            module = importer.from_onnx(model.graph, opset)
+            module = importer.from_onnx(model.graph, opset_of(model))
     except Exception as error:
-        where = label(nodes[importer.begun - 1]) if importer.begun else "the model"
+        if not refused:
+            node = nodes[importer.begun - 1] if importer.begun else None
+            refused.append(_refusal(model, node, error, supported))
         # TVM complains natively of what it has begun, when that goes.
         with quiet_stderr():
-            traceback.clear_frames(error.__traceback__)
+            for raised in filter(None, (error, error.__context__)):
+                traceback.clear_frames(raised.__traceback__)
             del importer
             made.clear()
             gc.collect()
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-        if isinstance(error, NotImplementedError) and lines[0].startswith("Operator "):
-            raise not_supported(where, supported) from error
-        known = isinstance(error, (ValueError, NotImplementedError))
-        why = _inconsistent(model) or (lines[0] if known else f"{type(error).__name__}: {lines[0]}")
-        raise ModelError(f"{where} cannot be imported by TVM: {plain(why)[:300]}") from error
-    return module, _owners(module["main"], made)
+        raise together(refused, supported) from error
+    return Imported(module, _owners(module["main"], made), tuple(refused), tuple(stand_ins))
+
+
+def _imported(own: Import, given: OnnxNode, node: Any) -> Any:
+    """What a node becomes by an operator's own record, whose errors begin behind the node's name."""
+    try:
+        return own(given)
+    except ModelError as error:
+        raise ModelError(f"{label(node)} {error}") from error
+
+
+def _known(node: Any) -> bool:
+    """Whether TVM's importer may look at a node: it does not look at domains."""
+    if node.domain in ("", "ai.onnx"):
+        # It takes this for one of another domain.
+        return bool(node.op_type != "Attention")
+    return node.domain == MICROSOFT and node.op_type in _OF_MICROSOFT
+
+
+def _refusal(model: Any, node: Any, error: Exception, supported: Sequence[str]) -> ModelError:
+    """Why a node, or the model, cannot be imported, from what was raised."""
+    if isinstance(error, ModelError):
+        return error
+    where = "the model" if node is None else label(node)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if isinstance(error, NotImplementedError) and lines[0].startswith("Operator "):
+        return not_supported(where, supported)
+    known = isinstance(error, (ValueError, NotImplementedError))
+    why = _inconsistent(model) or (lines[0] if known else f"{type(error).__name__}: {lines[0]}")
+    return ModelError(f"{where} cannot be imported by TVM: {plain(why)[:300]}")
+
+
+def _stand_ins(model: Any, node: Any) -> list[Any]:
+    """A variable for each result of a node, of the type that ONNX infers for it.
+
+    Raises:
+        ValueError: it infers none.
+    """
+    import onnx
+    from tvm import relax
+
+    types = {entry.name: entry.type.tensor_type for entry in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    types |= {entry.name: entry.type.tensor_type for entry in model.graph.output}
+    found = []
+    for name in node.output:
+        kind = types.get(name)
+        if kind is None or not kind.HasField("shape") or not all(dim.dim_value > 0 for dim in kind.shape.dim):
+            raise ValueError(f"no shape is known of {name}")
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        found.append(relax.Var(name, relax.TensorType([dim.dim_value for dim in kind.shape.dim], dtype)))
+    return found
 
 
 def _inconsistent(model: Any) -> str:

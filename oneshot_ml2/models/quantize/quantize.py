@@ -7,24 +7,25 @@ VTA can do carries a workload; sums that are no layer's (additions, averages, re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from oneshot_ml2.common.errors import ModelError
-from oneshot_ml2.models import execute
+from oneshot_ml2.models import execute, samples
 from oneshot_ml2.models.ir import Graph
 from oneshot_ml2.models.quantize import losses
 from oneshot_ml2.models.quantize.integer import IntegerBuilder
 from oneshot_ml2.models.quantize.losses import LayerError, Loss, Reference
 from oneshot_ml2.models.quantize.qdq import calibrated, strip_qdq
-from oneshot_ml2.models.quantize.sampling import RANDOM_SAMPLES, random_samples, split_samples
+from oneshot_ml2.models.quantize.sampling import RANDOM_SAMPLES, random_samples
 from oneshot_ml2.models.quantize.scales import observed_exponents
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.quantize.sampling import Array, Sample
+    from oneshot_ml2.models.samples import Given
 
 # How rounding treats exact ties: up, by the VTA's shift alone, or to the even neighbour.
 ROUNDINGS = ("shift", "half_even")
@@ -36,7 +37,8 @@ class Quantized:
 
     ``kind``: ``float`` (quantized here) or ``qdq``; ``changes``: lines; ``tensors``: int8 value -> the tensor of the
     model's file that it is, where known; ``errors``, ``losses``: see `LayerError` and `Loss`; ``rounding``: one of
-    ``ROUNDINGS``.
+    ``ROUNDINGS``; ``samples``: how many inputs were looked at; ``source``: what these are;
+    ``sample``: the first of them.
     """
 
     graph: Graph
@@ -47,21 +49,26 @@ class Quantized:
     errors: tuple[LayerError, ...]
     rounding: str = "shift"
     losses: tuple[Loss, ...] = ()
+    samples: int = 0
+    source: str = ""
+    sample: Sample = field(default_factory=dict, repr=False)
 
 
 def quantize(
     graph: Graph,
-    calibration: Array | Sample | Sequence[Sample] | None = None,
+    calibration: Given | None = None,
     seed: int = 0,
     rounding: str = "shift",
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Quantized:
     """Quantize a graph to int8; one that is quantized already (QDQ) keeps its scales, to the nearest power of two.
 
     Args:
-        calibration: what `split_samples` takes, from which the scales of a float model follow; none: seeded standard
+        calibration: what `samples.find` takes, from which the scales of a float model follow; none: seeded standard
             normal inputs, with a warning. The errors are those on the first of them, see `losses.samples_of`.
         seed: of the random inputs.
         rounding: one of ``ROUNDINGS``.
+        tell: told which sample is looked at.
 
     Raises:
         ModelError: calibration data that does not fit, an unknown rounding, or a quantization that is not supported.
@@ -70,31 +77,46 @@ def quantize(
         raise ModelError(f"rounding is {rounding!r}; allowed: {', '.join(ROUNDINGS)}")
     qdq = any(node.op == "quantize" for node in graph.nodes)
     warned: list[str] = []
-    if calibration is None:
-        samples = random_samples(graph, RANDOM_SAMPLES, seed)
-        if not qdq:
-            warned.append(
-                "scales follow from random inputs: give calibration data (--calibration) before trusting the accuracy"
-            )
-    else:
-        samples = split_samples(graph, calibration)
-        if not samples:
-            raise ModelError("calibration data is empty; give at least one input")
+    source, given = calibration_of(graph, calibration, seed)
+    if calibration is None and not qdq:
+        warned.append(
+            "scales follow from random inputs: give calibration data (--calibration) before trusting the accuracy"
+        )
     if qdq:
         plain, exponents, changes, tensors = strip_qdq(graph)
-        _, first = observed_exponents(graph, samples[:1])
+        _, first = observed_exponents(graph, given[:1], tell)
     else:
         plain, changes, tensors = graph, [], {}
-        chosen, first = observed_exponents(graph, samples)
+        chosen, first = observed_exponents(graph, given, tell)
         exponents = calibrated(graph, chosen)
     builder = IntegerBuilder(plain, exponents, qdq, rounding == "half_even")
     integer = builder.build()
-    measured = losses.samples_of(integer, samples)
+    measured = losses.samples_of(integer, given)
     errors, lost = losses.measure(integer, measured, _references(graph, tensors if qdq else None, measured, first))
     warned += losses.warnings(lost)
     labels = {value: graph.labels[tensor] for value, tensor in tensors.items() if tensor in graph.labels}
-    kind, all_changes = "qdq" if qdq else "float", (*changes, *builder.changes)
-    return Quantized(integer, kind, all_changes, tuple(warned), labels, errors, rounding, lost)
+    kind, all_changes = "qdq" if qdq else "float", (*graph.notes, *changes, *builder.changes)
+    return Quantized(
+        integer, kind, all_changes, tuple(warned), labels, errors, rounding, lost, len(given), source, given[0]
+    )
+
+
+def calibration_of(graph: Graph, calibration: Given | None, seed: int) -> tuple[str, Sequence[Sample]]:
+    """What calibration data is called, and its samples; none given: random ones.
+
+    Raises:
+        ModelError: it is empty, or does not fit the model.
+    """
+    if calibration is None:
+        return "random inputs", random_samples(graph, RANDOM_SAMPLES, seed)
+    found = samples.find(calibration)
+    try:
+        given = samples.fit(found, samples.expected_of(graph.values[name] for name in graph.inputs))
+    except ModelError as error:
+        raise ModelError(f"calibration data: {error}") from error
+    if not given:
+        raise ModelError("calibration data is empty; give at least one input")
+    return found.source, given
 
 
 def _references(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,12 +36,18 @@ def best_exponent(values: Array, largest: float) -> int:
     return min(errors)[1]
 
 
-def observed_exponents(graph: Graph, samples: Sequence[Sample]) -> tuple[dict[str, int], dict[str, Array]]:
-    """The best exponent of every value over all samples, and all values of the first one."""
+def observed_exponents(
+    graph: Graph, samples: Sequence[Sample], tell: Callable[[str], None]
+) -> tuple[dict[str, int], dict[str, Array]]:
+    """The best exponent of every value over all samples, and all values of the first one.
+
+    ``tell``: told which sample is looked at.
+    """
     largest: dict[str, float] = {}
     drawn: dict[str, list[Array]] = {}
     first: dict[str, Array] = {}
     for index, sample in enumerate(samples):
+        tell(f"quantize: sample {index + 1} of {len(samples)}")
 
         def observe(name: str, array: Array, index: int = index) -> None:
             if index == 0:
@@ -50,7 +56,7 @@ def observed_exponents(graph: Graph, samples: Sequence[Sample]) -> tuple[dict[st
                 if not np.isfinite(array).all():
                     raise ModelError(f"the model's tensor {name!r} is not finite on the calibration data")
                 largest[name] = max(largest.get(name, 0.0), float(np.abs(array).max()))
-                drawn.setdefault(name, []).append(drawn_values(array))
+                drawn.setdefault(name, []).append(drawn_values(array, len(samples)))
 
         execute.execute(graph, sample, observe)
     exponents = {name: best_exponent(np.concatenate(parts), largest[name]) for name, parts in drawn.items()}

@@ -1,0 +1,62 @@
+"""ONNX files: read, and checked for what can be told at first sight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from oneshot_ml2.common.errors import ModelError, first_line
+
+# Where onnxruntime keeps its own operators.
+MICROSOFT = "com.microsoft"
+
+
+def check_onnx_file(path: str | Path) -> None:
+    """Raise ModelError, before anything that takes long, for what cannot be an ONNX file."""
+    try:
+        with Path(path).open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    if empty:
+        raise ModelError(f"{path} is empty; it should be an ONNX model")
+
+
+def read_onnx(path: Path) -> Any:
+    """A checked ONNX model with its external data, which are files beside it; inputs are what it has to be given.
+
+    Raises:
+        ModelError: no ONNX model, or one that is broken, or its external data are.
+        ModuleNotFoundError: onnx is not installed.
+    """
+    check_onnx_file(path)
+    import onnx
+
+    try:
+        # By its path: that has no limit of 2 GiB, and refuses external data elsewhere than beside the file.
+        model = onnx.load(str(path), load_external_data=False)
+        onnx.checker.check_model(str(path))
+        onnx.load_external_data_for_model(model, str(path.resolve().parent))
+    except OSError as error:
+        raise ModelError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        # protobuf's and onnx's own exceptions share no base.
+        raise ModelError(f"{path} is no valid ONNX model: {first_line(error)}") from error
+    if not model.graph.node:
+        raise ModelError(f"{path} is no valid ONNX model: it has no operators")
+    known = onnx.defs.onnx_opset_version()
+    if opset_of(model) > known:
+        raise ModelError(f"{path} is of opset {opset_of(model)}; the installed onnx knows opsets up to {known}")
+    # Up to IR version 3 initializers are inputs as well.
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [entry for entry in model.graph.input if entry.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    return model
+
+
+def opset_of(model: Any) -> int:
+    """The version of ONNX's own operators in a model."""
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)

@@ -1,0 +1,182 @@
+"""ONNX models as TVM's importer takes them: what they compute of constants and shapes is computed, and tensors are
+float32.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import numpy as np
+
+from oneshot_ml2.common.errors import ModelError, first_line
+from oneshot_ml2.models.frontend.onnx_file import opset_of
+from oneshot_ml2.models.frontend.onnx_masks import bound_masks
+from oneshot_ml2.models.frontend.onnx_quantized import is_quantized, to_qdq
+
+# From here on a scale of each channel can say along which axis they lie.
+_CHANNEL_SCALES = 13
+
+
+def prepare(model: Any, known: Collection[str]) -> list[str]:
+    """Resolve, in place, what need not be left to the compiled model.
+
+    Args:
+        model: an ONNX model of fixed shapes; ``known``: operators that need not be expanded to what they are made of.
+
+    Returns:
+        Lines on what was changed of what the model computes.
+
+    Raises:
+        ModelError: shapes that contradict each other, or a quantization that is not supported.
+    """
+    _expand(model, known)
+    _fold(model)
+    changes = []
+    if is_quantized(model):
+        if opset_of(model) < _CHANNEL_SCALES:
+            _convert(model, _CHANNEL_SCALES)
+        changes += to_qdq(model)
+        _fold(model)
+    changes += _as_float32(model)
+    bound_masks(model.graph)
+    return changes
+
+
+def _expand(model: Any, known: Collection[str]) -> None:
+    """Replace calls of functions, the model's and those of ONNX's operators that are not ``known``, by their bodies."""
+    import onnx
+    from onnx import defs, inliner
+
+    version, local = opset_of(model), {(function.domain, function.name) for function in model.functions}
+    expanded = set()
+    for node in nodes(model.graph):
+        if (node.domain, node.op_type) in local:
+            expanded.add((node.domain, node.op_type))
+        elif node.domain == "" and node.op_type not in known and defs.has(node.op_type):
+            schema = defs.get_schema(node.op_type, version)
+            if schema.has_function or schema.has_context_dependent_function:
+                expanded.add(("", node.op_type))
+    if expanded:
+        # Some bodies depend on the types of their operands.
+        inferred = onnx.shape_inference.infer_shapes(model)
+        model.CopyFrom(inliner.inline_selected_functions(inferred, sorted(expanded), inline_schema_functions=True))
+
+
+def nodes(graph: Any) -> Iterator[Any]:
+    """The nodes of a graph and of all graphs inside of them."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from nodes(inner)
+
+
+def _fold(model: Any) -> None:
+    """Compute what follows from constants and shapes alone; dequantized weights stay as they are.
+
+    Raises:
+        ModelError: shapes that contradict each other, or constants that do not fit their operator.
+    """
+    if not _foldable(model.graph):
+        return
+    import onnx
+    from onnxscript import optimizer
+
+    try:
+        # With the values of shapes, which tells more of what follows from them.
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception as error:
+        # It names the node itself.
+        raise ModelError(f"its shapes cannot be inferred: {first_line(error)}") from error
+    model.CopyFrom(inferred)
+    quantizers = ("QuantizeLinear", "DequantizeLinear")
+    logger = logging.getLogger("onnxscript")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        optimizer.fold_constants(
+            model, onnx_shape_inference=True, output_size_limit=1 << 30,
+            should_fold=lambda node: node.op_type not in quantizers,
+        )  # fmt: skip
+        optimizer.remove_unused_nodes(model)
+    except Exception as error:
+        raise ModelError(f"its constants cannot be computed: {first_line(error.__cause__ or error)}") from error
+    finally:
+        logger.setLevel(level)
+
+
+def _foldable(graph: Any) -> bool:
+    """Whether anything in a graph may follow from constants or shapes alone."""
+    constants = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in ("Constant", "Shape", "Size", "If", "Dropout", "Identity"):
+            return True
+        if node.op_type != "DequantizeLinear" and constants.issuperset(node.input):
+            return True
+    return False
+
+
+def _convert(model: Any, opset: int) -> None:
+    """Bring a model to a later opset.
+
+    Raises:
+        ModelError: there is no way to.
+    """
+    from onnx import version_converter
+
+    try:
+        model.CopyFrom(version_converter.convert_version(model, opset))
+    except Exception as error:
+        what = f"it is of opset {opset_of(model)} and cannot be brought to {opset}; export it anew"
+        raise ModelError(f"{what}: {first_line(error)}") from error
+
+
+def _as_float32(model: Any) -> list[str]:
+    """Make float32 of all tensors that are other floats, and of inputs that are cast to floats at once."""
+    from onnx import TensorProto, numpy_helper
+
+    graph, other = model.graph, (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    found: set[int] = set()
+
+    def replaced(tensor: Any) -> None:
+        if tensor.data_type in other:
+            found.add(tensor.data_type)
+            array = np.asarray(numpy_helper.to_array(tensor)).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+    for tensor in graph.initializer:
+        replaced(tensor)
+    for node in nodes(graph):
+        for attribute in node.attribute:
+            if attribute.name == "to" and node.op_type == "Cast" and attribute.i in other:
+                found.add(attribute.i)
+                attribute.i = TensorProto.FLOAT
+            elif attribute.HasField("t"):
+                replaced(attribute.t)
+    changes = []
+    if found:
+        kinds = " and ".join(TensorProto.DataType.Name(kind).lower() for kind in sorted(found))
+        changes.append(f"its {kinds} tensors were taken as float32")
+    for entry in graph.input:
+        tensor = entry.type.tensor_type
+        if tensor.elem_type in other or (tensor.elem_type in _SMALL and _cast_at_once(graph, entry.name)):
+            kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+            changes.append(f"input {entry.name!r} is {kind} in the file, and float32 here")
+            tensor.elem_type = TensorProto.FLOAT
+    if changes:
+        del graph.value_info[:]
+    return changes
+
+
+# TensorProto's UINT8, INT8, UINT16, INT16, whose numbers float32 holds exactly.
+_SMALL = (2, 3, 4, 5)
+
+
+def _cast_at_once(graph: Any, name: str) -> bool:
+    """Whether all that reads a tensor is casts to float32."""
+    users = [node for node in graph.node if name in node.input]
+    return bool(users) and all(
+        node.op_type == "Cast" and all(entry.i == 1 for entry in node.attribute if entry.name == "to") for node in users
+    )
