@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -291,6 +292,23 @@ class Windowed(Operator):
         if self.dilations != (1, 1):
             text += f" d{self.dilations[0]}x{self.dilations[1]}"
         return text + (f" g{self.groups}" if self.groups > 1 and "weight" in self.tensor_specs else "")
+
+
+@dataclass(frozen=True)
+class Convolution(Windowed):
+    """What convolutions are described by, before what each has of its own: N, C, H, W of the data, K outputs, an R x S
+    kernel.
+    """
+
+    n: int
+    c: int
+    h: int
+    w: int
+    k: int
+    r: int
+    s: int
+    stride: int | Sequence[int] = 1
+    padding: int | Sequence[int] = 0
 
 
 def four_pads(what: str, padding: int | Sequence[int]) -> tuple[int, ...]:
