@@ -18,7 +18,6 @@ from oneshot_ml2.workload.loops import Axis, LoopNest
 
 if TYPE_CHECKING:
     from oneshot_ml2.workload.epilogue import Tensors
-    from oneshot_ml2.workload.registry import Workload
 
 
 def short_workload(workload: Workload) -> str:
@@ -32,7 +31,7 @@ def short_workload(workload: Workload) -> str:
 ShapeKey: TypeAlias = tuple[int, int, tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
-class Operator:
+class Workload:
     """What all operators share; shapes and dtypes of the tensors come from ``tensor_specs``."""
 
     op: str
@@ -78,7 +77,7 @@ class Operator:
         raise NotImplementedError
 
     @property
-    def over_patches(self) -> Operator | None:
+    def over_patches(self) -> Workload | None:
         """What computes the same of patches, each window of the data laid out as the channels of one pixel: channel
         ``(c * R + r) * S + s`` holds what tap (r, s) reads of channel c, zero where that is padding. None: nothing.
         """
@@ -154,7 +153,7 @@ class Operator:
         return specs
 
 
-class Windowed(Operator):
+class Windowed(Workload):
     """Operators that slide a window over images: output ``o`` meets tap ``t`` at input ``(o * in_step + t * dilation -
     lead) / out_step``, where that is a whole number; one of the two steps is 1.
     """
