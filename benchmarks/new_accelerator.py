@@ -36,8 +36,8 @@ from oneshot_ml2.spaces.full import plan
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.tuning import calibrate, finetune, trees
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.lists import read_layers
-from oneshot_ml2.workload.registry import Workload
 
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (64, 256, 1024)

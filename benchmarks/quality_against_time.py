@@ -9,7 +9,6 @@ not counted. Simulation starts from the same closed forms, which are part of its
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from frozen_sets import arguments
 
 from oneshot_ml2.common import metrics
 from oneshot_ml2.common.errors import OneShotError
@@ -96,12 +96,7 @@ def plot(results: dict[str, list[Point]], path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sets", nargs="+", choices=list(evaluate.SETS), default=["workloads", "networks", "unseen"])
-    parser.add_argument("--tasks", type=int, default=0, metavar="N", help="only N tasks a set, evenly spread")
-    parser.add_argument("--weights", metavar="NAME|FILE")
-    parser.add_argument("--out", required=True, metavar="PATH", help="PATH.png and PATH.json")
-    args = parser.parse_args()
+    args = arguments(__doc__, ["workloads", "networks", "unseen"])
     try:
         network = picking.predictor_of(args.weights)
         results = {name: measure(evaluate.known_tasks(name, args.tasks), network) for name in args.sets}

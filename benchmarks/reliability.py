@@ -8,13 +8,13 @@ the tables of optima. Needs the extra `train`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from frozen_sets import arguments
 
 from oneshot_ml2.common import metrics
 from oneshot_ml2.common.errors import OneShotError
@@ -59,12 +59,7 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sets", nargs="+", choices=list(evaluate.SETS), default=list(evaluate.SETS))
-    parser.add_argument("--tasks", type=int, default=0, metavar="N", help="only N tasks a set, evenly spread")
-    parser.add_argument("--weights", metavar="NAME|FILE")
-    parser.add_argument("--out", required=True, metavar="PATH", help="PATH.png and PATH.json")
-    args = parser.parse_args()
+    args = arguments(__doc__)
     try:
         network = picking.predictor_of(args.weights)
         results = {name: measure(name, network, args.tasks) for name in args.sets}

@@ -19,9 +19,9 @@ import numpy as np
 
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.nest import nest
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.lists import Layer, read_layers, read_workloads
-from oneshot_ml2.workload.registry import Workload
 
 HERE = Path(__file__).parent
 SEED = 7

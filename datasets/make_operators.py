@@ -15,13 +15,13 @@ from make_workloads import FOLDER, LINEAR, MOST_MACS, RELU, named, write
 from make_workloads import random_workload as random_layer
 
 from oneshot_ml2.common.errors import WorkloadError
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.batch_matmul import BatchMatmul
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
 from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.lists import Layer, read_workloads
 from oneshot_ml2.workload.max_pool2d import MaxPool2d
-from oneshot_ml2.workload.registry import Workload
 
 SEED_TRAINING, SEED_HELD_OUT = 4101, 4102
 FILLING, HELD_OUT_GENERATED, HELD_OUT_REAL = 150, 48, 48

@@ -14,11 +14,11 @@ import numpy as np
 
 from oneshot_ml2.common.errors import WorkloadError
 from oneshot_ml2.models.frontend.traced import trace
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.lists import Layer
-from oneshot_ml2.workload.registry import Workload
 
 FOLDER = Path(__file__).parent / "workloads"
 SEED_TRAINING, SEED_HELD_OUT, SEED_TEMPLATE = 1801, 1802, 1803

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,15 @@ def noted(events: list[str], name: str, function: Callable[..., Any]) -> Callabl
         return function(*args, **kwargs)
 
     return call
+
+
+def loaded_by(code: str, packages: Iterable[str]) -> set[str]:
+    """Which of some packages a new process has loaded after ``code``."""
+    code += f"\nimport sys; print(*sorted({set(packages)!r} & set(sys.modules)), file=sys.stderr)"
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=root)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split())
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -12,11 +12,11 @@ from oneshot_ml2.corpus.plan import Plan
 from oneshot_ml2.network.predictor import NETWORKS, OUTPUTS, Predictor
 from oneshot_ml2.spaces.full import features as full_features
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.lists import Layer
-from oneshot_ml2.workload.registry import Workload
 
 SMALL = Conv2d(1, 32, 6, 6, 48, 3, 3, padding=1)
 LAYERS = (

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.batch_matmul import BatchMatmul
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
 from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.max_pool2d import MaxPool2d
-from oneshot_ml2.workload.registry import Workload
 
 
 def _accelerator(batch: int, block: int, sizes: tuple[int, int, int, int], **timing: int) -> Accelerator:

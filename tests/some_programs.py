@@ -8,10 +8,10 @@ from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Program
 from oneshot_ml2.vta.reasons import Reason
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.max_pool2d import MaxPool2d
-from oneshot_ml2.workload.registry import Workload
 
 TASKS = [
     (Conv2d(1, 32, 10, 10, 48, 3, 3, padding=1), "full", "pynq"),

@@ -21,7 +21,6 @@ import numpy as np
 import studies
 from numpy.typing import NDArray
 
-from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.network.predictor import NETWORKS, Predictor, Scores, depth
 from oneshot_ml2.spaces.full import features as full_features
 from oneshot_ml2.spaces.space import ScheduleSpace
@@ -166,30 +165,28 @@ def plot(points: dict[str, dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def study(args: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """A point for each variant."""
+    base, data = studies.load(args)
+    points = {}
+    for name in args.variants:
+        variant = VARIANTS[name]
+
+        def make(name: str = name, variant: Variant = variant) -> dict[str, Any]:
+            weights = Path(args.work) / name
+            trained = loop.train(variant.data(data), variant.settings(base), weights, progress=True)
+            sets = studies.quality(variant.network(trained), args.sets, args.tasks)
+            return {"label": variant.label, "sets": sets}
+
+        points[name] = studies.point(path, name, studies.facts_of(args, base, data), make)
+    return points
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     studies.add_arguments(parser)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    args = parser.parse_args()
-    out, points = Path(args.out), {}
-    try:
-        base, data = studies.load(args)
-        for name in args.variants:
-            variant = VARIANTS[name]
-
-            def make(name: str = name, variant: Variant = variant) -> dict[str, Any]:
-                weights = Path(args.work) / name
-                trained = loop.train(variant.data(data), variant.settings(base), weights, progress=True)
-                sets = studies.quality(variant.network(trained), args.sets, args.tasks)
-                return {"label": variant.label, "sets": sets}
-
-            facts = studies.facts_of(args, base, data)
-            points[name] = studies.point(out.with_suffix(".json"), name, facts, make)
-    except OneShotError as error:
-        print(f"ablation: {error}", file=sys.stderr)
-        return 2
-    plot(points, out.with_suffix(".png"))
-    return 0
+    return studies.run(parser, study, plot)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from typing import Any
 
 import studies
 
-from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.evaluation import evaluate
 from oneshot_ml2.training import loop
 from oneshot_ml2.training.data import split_tasks
@@ -45,30 +44,27 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def study(args: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
+    """A point for each share of the tasks."""
+    base, data = studies.load(args)
+    every, points = len(split_tasks(data, base)["train"]), []
+    for share in SHARES:
+        settings = dataclasses.replace(base, task_share=share, epochs=max(1, round(base.epochs / share)))
+
+        def make(settings: Settings = settings) -> dict[str, Any]:
+            weights = Path(args.work) / f"share-{settings.task_share:.4f}"
+            network = loop.train(data, settings, weights, progress=True)
+            sets = studies.quality(network, args.sets, args.tasks)
+            return {"trained_on": round(settings.task_share * every), "sets": sets}
+
+        points.append(studies.point(path, f"share {share:.4f}", studies.facts_of(args, settings, data), make))
+    return points
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     studies.add_arguments(parser)
-    args = parser.parse_args()
-    out, points = Path(args.out), []
-    try:
-        base, data = studies.load(args)
-        every = len(split_tasks(data, base)["train"])
-        for share in SHARES:
-            settings = dataclasses.replace(base, task_share=share, epochs=max(1, round(base.epochs / share)))
-
-            def make(settings: Settings = settings) -> dict[str, Any]:
-                weights = Path(args.work) / f"share-{settings.task_share:.4f}"
-                network = loop.train(data, settings, weights, progress=True)
-                sets = studies.quality(network, args.sets, args.tasks)
-                return {"trained_on": round(settings.task_share * every), "sets": sets}
-
-            facts = studies.facts_of(args, settings, data)
-            points.append(studies.point(out.with_suffix(".json"), f"share {share:.4f}", facts, make))
-    except OneShotError as error:
-        print(f"learning_curve: {error}", file=sys.stderr)
-        return 2
-    plot(points, out.with_suffix(".png"))
-    return 0
+    return studies.run(parser, study, plot)
 
 
 if __name__ == "__main__":

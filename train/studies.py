@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from oneshot_ml2.common import metrics
+from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.files import write_whole
 from oneshot_ml2.evaluation import evaluate
 from oneshot_ml2.evaluation.optimum import sample_of, version
@@ -20,6 +22,8 @@ from oneshot_ml2.network import picking
 from oneshot_ml2.network.predictor import Predictor
 from oneshot_ml2.training.data import Data, map_features, write_features
 from oneshot_ml2.training.settings import Settings, read_settings
+
+Points = TypeVar("Points")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +68,23 @@ def quality(network: Predictor, sets: list[str], limit: int) -> dict[str, dict[s
         validity = {"auroc": metrics.auroc(np.concatenate(truths), np.concatenate(scores))}
         result[name] = metrics.summarise_quality(qualities) | {"tau": float(np.nanmean(taus))} | validity
     return result
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    study: Callable[[argparse.Namespace, Path], Points],
+    plot: Callable[[Points, Path], None],
+) -> int:
+    """Parse the command line, make a study's points (kept in PATH.json) and draw them (PATH.png); the exit code."""
+    args = parser.parse_args()
+    out = Path(args.out)
+    try:
+        points = study(args, out.with_suffix(".json"))
+    except OneShotError as error:
+        print(f"{Path(parser.prog).stem}: {error}", file=sys.stderr)
+        return 2
+    plot(points, out.with_suffix(".png"))
+    return 0
 
 
 def point(path: Path, name: str, facts: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

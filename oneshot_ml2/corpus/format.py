@@ -24,7 +24,7 @@ from oneshot_ml2.common.errors import CorpusError
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.reasons import Reason
-from oneshot_ml2.workload.registry import Workload
+from oneshot_ml2.workload.base import Workload
 
 FORMAT = "oneshot-ml2 corpus"
 SCHEMA = 1

@@ -15,7 +15,7 @@ from oneshot_ml2.corpus.format import AGAIN, LAYOUT
 from oneshot_ml2.corpus.read import open_corpus
 from oneshot_ml2.corpus.write import file_digest, write_corpus
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.workload.registry import Workload
+from oneshot_ml2.workload.base import Workload
 
 if TYPE_CHECKING:
     from oneshot_ml2.corpus.format import TaskSamples

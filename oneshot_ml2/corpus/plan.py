@@ -19,8 +19,8 @@ from oneshot_ml2.common.reading import read_toml
 from oneshot_ml2.corpus.format import task_id
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, backend, kinds
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.lists import Layer, read_layers
-from oneshot_ml2.workload.registry import Workload
 
 Task: TypeAlias = tuple[Workload, Accelerator]
 

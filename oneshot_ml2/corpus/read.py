@@ -30,7 +30,8 @@ from oneshot_ml2.corpus.format import (
 from oneshot_ml2.spaces.registry import backend
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.reasons import REASONS_VERSION, Reason
-from oneshot_ml2.workload.registry import Workload, workload_from_dict
+from oneshot_ml2.workload.base import Workload
+from oneshot_ml2.workload.registry import workload_from_dict
 
 if TYPE_CHECKING:
     from typing_extensions import Self

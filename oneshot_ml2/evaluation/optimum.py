@@ -30,9 +30,9 @@ from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, backend
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.lists import Layer, read_layers
-from oneshot_ml2.workload.registry import Workload
 
 SCHEMA = 1
 # Schedules of the uniform sample that is timed beside the search.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.models.quantize.quantize import Quantized
     from oneshot_ml2.network.picking import Pick
     from oneshot_ml2.vta.accelerator import Accelerator
-    from oneshot_ml2.workload.registry import Workload
+    from oneshot_ml2.workload.base import Workload
 
 # Bytes of DRAM that VTA's driver for Pynq gives in one allocation (its VTA_MAX_XFER).
 ONE_ALLOCATION = 1 << 25

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from oneshot_ml2.models.ir import Graph, Node
 from oneshot_ml2.models.ops.registry import op_of, ops
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.epilogue import Epilogue
-from oneshot_ml2.workload.registry import Workload
 
 # Operators with sums of products, which the VTA is for.
 HEADS = tuple(op.name for op in ops().values() if op.layer is not None)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from oneshot_ml2.vta.bound import engine_bound
-from oneshot_ml2.workload.registry import Workload
+from oneshot_ml2.workload.base import Workload
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator

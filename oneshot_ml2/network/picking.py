@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.spaces.base import Candidates
     from oneshot_ml2.vta.accelerator import Accelerator
     from oneshot_ml2.vta.program import Program
-    from oneshot_ml2.workload.registry import Workload
+    from oneshot_ml2.workload.base import Workload
 
 # Lowerings that a pick may take.
 MOST_LOWERED = 8

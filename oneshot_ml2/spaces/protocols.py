@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
     from oneshot_ml2.vta.faults import Faults
     from oneshot_ml2.vta.program import Program
-    from oneshot_ml2.workload.registry import Workload
+    from oneshot_ml2.workload.base import Workload
 
 
 class Backend(Protocol):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.spaces.base import BatchResult, Knob
     from oneshot_ml2.vta.accelerator import Accelerator
     from oneshot_ml2.vta.program import Program
-    from oneshot_ml2.workload.registry import Workload
+    from oneshot_ml2.workload.base import Workload
 
 
 def short_schedule(schedule: Schedule) -> str:

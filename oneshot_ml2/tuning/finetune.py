@@ -36,8 +36,8 @@ from oneshot_ml2.tuning.calibrate import Board, Measured, fit
 from oneshot_ml2.tuning.log import LogError
 from oneshot_ml2.tuning.measure import SURE, Doubt, Health, Kept, Limits, Measurer, Trial
 from oneshot_ml2.vta.reasons import Reason
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.lists import read_layers
-from oneshot_ml2.workload.registry import Workload
 
 FORMAT = "oneshot-ml2 finetuning"
 SCHEMA = 1

@@ -22,7 +22,8 @@ from oneshot_ml2.tuning.base import Outcomes
 from oneshot_ml2.tuning.measure import Trial
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.reasons import Reason
-from oneshot_ml2.workload.registry import Workload, workload_from_dict
+from oneshot_ml2.workload.base import Workload
+from oneshot_ml2.workload.registry import workload_from_dict
 
 FORMAT = "oneshot-ml2 tuning"
 SCHEMA = 1

@@ -38,8 +38,9 @@ from oneshot_ml2.tuning.run import Run
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.bound import engine_bound
 from oneshot_ml2.workload import base
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.lists import Layer
-from oneshot_ml2.workload.registry import Workload, workload_from_dict
+from oneshot_ml2.workload.registry import workload_from_dict
 
 if TYPE_CHECKING:
     from oneshot_ml2.network.predictor import Predictor

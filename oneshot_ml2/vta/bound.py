@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.nest import channel_blocks
 from oneshot_ml2.vta.packing import blocks
-from oneshot_ml2.workload.registry import Workload
+from oneshot_ml2.workload.base import Workload
 
 
 @dataclass(frozen=True)

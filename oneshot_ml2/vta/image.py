@@ -9,8 +9,8 @@ from oneshot_ml2.common.errors import WorkloadError
 from oneshot_ml2.vta import nest, packing, simulator
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Program, element_bytes
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.epilogue import Tensors
-from oneshot_ml2.workload.registry import Workload
 
 _BIAS_SCALE = 127
 

@@ -27,8 +27,8 @@ from oneshot_ml2.vta.reasons import NoSchedule, Reason
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
+    from oneshot_ml2.workload.base import Workload
     from oneshot_ml2.workload.loops import LoopNest
-    from oneshot_ml2.workload.registry import Workload
 
 # Loop extents: batch blocks, channel blocks (of a group), spatial sizes, kernel, stride, dilation, leading pads.
 NB, CO, CI, OH, OW, IH, IW, KH, KW, SH, SW, DH, DW, PT, PL, MINOR = range(16)

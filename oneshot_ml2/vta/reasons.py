@@ -10,7 +10,7 @@ from oneshot_ml2.common.errors import OneShotError
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
-    from oneshot_ml2.workload.registry import Workload
+    from oneshot_ml2.workload.base import Workload
 
 REASONS_VERSION = 1
 

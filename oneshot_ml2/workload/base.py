@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -17,7 +18,6 @@ from oneshot_ml2.workload.loops import Axis, LoopNest
 
 if TYPE_CHECKING:
     from oneshot_ml2.workload.epilogue import Tensors
-    from oneshot_ml2.workload.registry import Workload
 
 
 def short_workload(workload: Workload) -> str:
@@ -31,7 +31,7 @@ def short_workload(workload: Workload) -> str:
 ShapeKey: TypeAlias = tuple[int, int, tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
-class Operator:
+class Workload:
     """What all operators share; shapes and dtypes of the tensors come from ``tensor_specs``."""
 
     op: str
@@ -77,7 +77,7 @@ class Operator:
         raise NotImplementedError
 
     @property
-    def over_patches(self) -> Operator | None:
+    def over_patches(self) -> Workload | None:
         """What computes the same of patches, each window of the data laid out as the channels of one pixel: channel
         ``(c * R + r) * S + s`` holds what tap (r, s) reads of channel c, zero where that is padding. None: nothing.
         """
@@ -153,7 +153,7 @@ class Operator:
         return specs
 
 
-class Windowed(Operator):
+class Windowed(Workload):
     """Operators that slide a window over images: output ``o`` meets tap ``t`` at input ``(o * in_step + t * dilation -
     lead) / out_step``, where that is a whole number; one of the two steps is 1.
     """
@@ -291,6 +291,23 @@ class Windowed(Operator):
         if self.dilations != (1, 1):
             text += f" d{self.dilations[0]}x{self.dilations[1]}"
         return text + (f" g{self.groups}" if self.groups > 1 and "weight" in self.tensor_specs else "")
+
+
+@dataclass(frozen=True)
+class Convolution(Windowed):
+    """What convolutions are described by, before what each has of its own: N, C, H, W of the data, K outputs, an R x S
+    kernel.
+    """
+
+    n: int
+    c: int
+    h: int
+    w: int
+    k: int
+    r: int
+    s: int
+    stride: int | Sequence[int] = 1
+    padding: int | Sequence[int] = 0
 
 
 def four_pads(what: str, padding: int | Sequence[int]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import WorkloadError
-from oneshot_ml2.workload.base import Operator
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.checks import LARGEST, integer
 from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.loops import LoopNest, matrix_loops
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BatchMatmul(Operator):
+class BatchMatmul(Workload):
     """int8 matrix products of pairs: data (B, N, C) times weight (B, K, C) transposed; both may be activations.
 
     Raises:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import WorkloadError
-from oneshot_ml2.workload.base import Windowed, four_pads
+from oneshot_ml2.workload.base import Convolution, four_pads
 from oneshot_ml2.workload.checks import LARGEST, integers
 from oneshot_ml2.workload.epilogue import Epilogue
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Conv2d(Windowed):
+class Conv2d(Convolution):
     """int8 convolution, data NCHW, weight OIHW; cross-correlation as in every framework.
 
     ``stride`` and ``dilation`` are an int or a pair (height, width); ``padding`` is an int, a pair, or
@@ -30,15 +30,6 @@ class Conv2d(Windowed):
         WorkloadError: a value out of range, or an output without elements.
     """
 
-    n: int
-    c: int
-    h: int
-    w: int
-    k: int
-    r: int
-    s: int
-    stride: int | Sequence[int] = 1
-    padding: int | Sequence[int] = 0
     dilation: int | Sequence[int] = 1
     epilogue: Epilogue = Epilogue()
     groups: int = 1

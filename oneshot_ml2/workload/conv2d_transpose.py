@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import WorkloadError
-from oneshot_ml2.workload.base import Windowed, four_pads
+from oneshot_ml2.workload.base import Convolution, four_pads
 from oneshot_ml2.workload.checks import LARGEST, integers
 from oneshot_ml2.workload.epilogue import Epilogue
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Conv2dTranspose(Windowed):
+class Conv2dTranspose(Convolution):
     """int8 transposed convolution (the gradient of a convolution), data NCHW, weight IOHW, one group.
 
     Every input adds its multiple of the kernel to the output, ``stride`` outputs apart. ``stride`` is an int or a pair,
@@ -30,15 +30,6 @@ class Conv2dTranspose(Windowed):
         WorkloadError: a value out of range, or an output without elements.
     """
 
-    n: int
-    c: int
-    h: int
-    w: int
-    k: int
-    r: int
-    s: int
-    stride: int | Sequence[int] = 1
-    padding: int | Sequence[int] = 0
     output_padding: int | Sequence[int] = 0
     epilogue: Epilogue = Epilogue()
 

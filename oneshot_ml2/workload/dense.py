@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import WorkloadError
-from oneshot_ml2.workload.base import Operator
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.checks import LARGEST, integer
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.epilogue import Epilogue
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Dense(Operator):
+class Dense(Workload):
     """int8 matrix product: data (N, C) times weight (K, C) transposed.
 
     Raises:

@@ -12,7 +12,7 @@ from oneshot_ml2.workload.checks import LARGEST, integer
 from oneshot_ml2.workload.registry import workload_from_dict
 
 if TYPE_CHECKING:
-    from oneshot_ml2.workload.registry import Workload
+    from oneshot_ml2.workload.base import Workload
 
 
 @dataclass(frozen=True)

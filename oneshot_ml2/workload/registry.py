@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any
 
 from oneshot_ml2.common.errors import WorkloadError
 from oneshot_ml2.common.records import modules
-from oneshot_ml2.workload.base import Operator
-
-Workload: TypeAlias = Operator
+from oneshot_ml2.workload.base import Workload
 
 
 @cache
@@ -20,7 +18,7 @@ def operators() -> dict[str, type[Workload]]:
         kind
         for module in modules("oneshot_ml2.workload")
         for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, Operator) and "op" in vars(kind)
+        if isinstance(kind, type) and issubclass(kind, Workload) and "op" in vars(kind)
     ]
     return {kind.op: kind for kind in sorted(set(found), key=lambda kind: kind.op)}
 

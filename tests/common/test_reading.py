@@ -29,6 +29,16 @@ from oneshot_ml2.workload.lists import read_layers
 DEEP = "[" * 100_000 + "]" * 100_000
 
 
+def refused(
+    read: Callable[[Path], object], path: Path, content: str | bytes, error: type[OneShotError], says: str
+) -> None:
+    """Reading a file of such content fails in one line that names the file."""
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(error, match=says) as caught:
+        read(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -46,11 +56,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
     ],
 )
 def test_json_that_is_refused(content: str | bytes, says: str, tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(AcceleratorError, match=says) as caught:
-        read_json(path, AcceleratorError)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    refused(lambda path: read_json(path, AcceleratorError), tmp_path / "a.json", content, AcceleratorError, says)
 
 
 def test_json_that_is_read(tmp_path: Path) -> None:
@@ -89,11 +95,7 @@ def test_large_files_are_not_read(tmp_path: Path) -> None:
     ],
 )
 def test_toml_that_is_refused(content: str | bytes, says: str, tmp_path: Path) -> None:
-    path = tmp_path / "a.toml"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(OneShotError, match=says) as caught:
-        read_toml(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    refused(read_toml, tmp_path / "a.toml", content, OneShotError, says)
 
 
 @pytest.mark.parametrize(

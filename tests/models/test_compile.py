@@ -24,11 +24,11 @@ from oneshot_ml2.vta import breakdown, image
 from oneshot_ml2.vta.reasons import NoSchedule, Reason
 from oneshot_ml2.vta.timing import chisel
 from oneshot_ml2.workload import base
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.lists import Layer
-from oneshot_ml2.workload.registry import Workload
 
 FULL = Epilogue(bias=True, residual_shift=4)
 LAYERS = [

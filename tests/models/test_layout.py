@@ -16,13 +16,13 @@ from oneshot_ml2.models.layout import Segment
 from oneshot_ml2.models.runtime import LayerProgram, Port
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.batch_matmul import BatchMatmul
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
 from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.max_pool2d import MaxPool2d
-from oneshot_ml2.workload.registry import Workload
 
 CHIP = Accelerator.load("pynq")
 EPILOGUE = Epilogue(True, 12, None, 5, (-128, 127))

@@ -22,10 +22,10 @@ from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import timeline
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Program
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
-from oneshot_ml2.workload.registry import Workload
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (

@@ -18,13 +18,13 @@ from oneshot_ml2.vta.accelerator import Accelerator, preset_names
 from oneshot_ml2.vta.bound import engine_bound
 from oneshot_ml2.vta.program import Program, element_bytes
 from oneshot_ml2.vta.reasons import InvalidSchedule
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.batch_matmul import BatchMatmul
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
 from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.max_pool2d import MaxPool2d
-from oneshot_ml2.workload.registry import Workload
 
 
 def touched(program: Program, insn: np.ndarray, column: int, out: int, inn: int) -> np.ndarray:

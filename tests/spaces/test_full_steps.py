@@ -13,10 +13,10 @@ from oneshot_ml2.vta import nest
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import COLUMNS
 from oneshot_ml2.vta.reasons import Reason
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
-from oneshot_ml2.workload.registry import Workload
 
 # Each leaves few schedules to the static checks alone, and together they meet every reason.
 LAYERS: tuple[Workload, ...] = (

@@ -10,7 +10,7 @@ from oneshot_ml2.vta import facts
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.critical_path import PATH, critical_path
 from oneshot_ml2.vta.timing import chisel
-from oneshot_ml2.workload.registry import Workload
+from oneshot_ml2.workload.base import Workload
 
 # Bytes of an element of each memory in the programs that are written here; a beat is 8 bytes.
 SIZES = np.array([4, 8, 8, 8, 8, 8])

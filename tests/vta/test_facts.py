@@ -13,7 +13,7 @@ from oneshot_ml2.vta import facts, simulator
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.program import Program
 from oneshot_ml2.vta.timing import chisel
-from oneshot_ml2.workload.registry import Workload
+from oneshot_ml2.workload.base import Workload
 
 
 def named(program: Program) -> dict[str, float]:

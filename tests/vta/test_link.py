@@ -18,9 +18,9 @@ from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Program, element_bytes
 from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
-from oneshot_ml2.workload.registry import Workload
 
 
 def lowered(workload: Workload, chip: Accelerator, rng: np.random.Generator) -> Program | None:

@@ -24,9 +24,9 @@ from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Program, element_bytes
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.epilogue import Epilogue, Tensors
-from oneshot_ml2.workload.registry import Workload
 
 PYNQ = Accelerator.load("pynq")
 # A schedule of TVM's template without virtual threads, and of several output tiles.

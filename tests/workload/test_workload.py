@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from oneshot_ml2.common.errors import WorkloadError
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.batch_matmul import BatchMatmul
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
@@ -18,7 +19,7 @@ from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.lists import read_layers, read_workloads
 from oneshot_ml2.workload.max_pool2d import MaxPool2d
-from oneshot_ml2.workload.registry import Workload, workload_from_dict
+from oneshot_ml2.workload.registry import workload_from_dict
 
 LISTS = Path(__file__).parent.parent.parent / "datasets" / "workloads"
 PLAIN = Epilogue(shift=0, clip=None)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.models.zoo import build, check_name, example_input
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.batch_matmul import BatchMatmul
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
 from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.lists import Layer
-from oneshot_ml2.workload.registry import Workload
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

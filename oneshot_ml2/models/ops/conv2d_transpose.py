@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from oneshot_ml2.models.ops.host import Host
     from oneshot_ml2.models.ops.importing import OnnxNode
     from oneshot_ml2.models.ops.reading import Reader
+    from oneshot_ml2.workload.base import Workload
     from oneshot_ml2.workload.epilogue import Epilogue
-    from oneshot_ml2.workload.registry import Workload
 
 
 def _sums(x: Array, weight: Array, attrs: Attrs, out: Sequence[int]) -> Array:

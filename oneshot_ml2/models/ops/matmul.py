@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from oneshot_ml2.models.ops.reading import Reader
     from oneshot_ml2.models.partition import Composite
     from oneshot_ml2.models.quantize.integer import IntegerBuilder
+    from oneshot_ml2.workload.base import Workload
     from oneshot_ml2.workload.epilogue import Epilogue
-    from oneshot_ml2.workload.registry import Workload
 
 
 def _read(reader: Reader, call: Any) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.models.ops.reading import Reader
     from oneshot_ml2.models.partition import Composite
     from oneshot_ml2.models.quantize.integer import IntegerBuilder
-    from oneshot_ml2.workload.registry import Workload
+    from oneshot_ml2.workload.base import Workload
 
 
 # How far, in steps, an average whose divisor is no power of two may be off on the VTA, root mean square over random

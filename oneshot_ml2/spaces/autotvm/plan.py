@@ -18,7 +18,7 @@ from oneshot_ml2.spaces.autotvm import space as A
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import INP, OUT, WGT
 from oneshot_ml2.vta.timing import chisel
-from oneshot_ml2.workload.registry import Workload
+from oneshot_ml2.workload.base import Workload
 
 # Figures of a schedule. Cycles are those of whole programs unless a name says otherwise; "step" is one load and GEMM of
 # a thread, "tile" one output tile of a thread.

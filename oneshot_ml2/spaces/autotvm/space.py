@@ -68,8 +68,8 @@ from oneshot_ml2.vta.program import (
 )
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
-from oneshot_ml2.workload.registry import Workload
 
 SPACE_VERSION = 1
 

@@ -19,7 +19,7 @@ from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.faults import L_PAGE, Faults, is_wrong, page_misses
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.timing import chisel
-from oneshot_ml2.workload.registry import Workload
+from oneshot_ml2.workload.base import Workload
 
 REQUESTS = tuple(TRAFFIC.index(f"{kind} requests") for kind in ("input", "weight", "output"))
 _WRONG = int(Reason.WRONG_RESULT)

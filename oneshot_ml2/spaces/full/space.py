@@ -18,7 +18,7 @@ from oneshot_ml2.vta import nest
 from oneshot_ml2.vta.program import COLUMNS, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule, NoSchedule, Reason
 from oneshot_ml2.vta.timing import chisel
-from oneshot_ml2.workload.registry import Workload
+from oneshot_ml2.workload.base import Workload
 
 if TYPE_CHECKING:
     from oneshot_ml2.spaces.space import ScheduleSpace

@@ -15,7 +15,7 @@ from oneshot_ml2.corpus.read import open_corpus
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.training.peers.base import Rows, Settings
-from oneshot_ml2.workload.registry import Workload
+from oneshot_ml2.workload.base import Workload
 
 if TYPE_CHECKING:
     from oneshot_ml2.spaces.base import Candidates
