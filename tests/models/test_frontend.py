@@ -87,7 +87,7 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any] | None, str]] =
         [CONV, node("Mine", ["c"], ["m"], domain="my.own", name="m"), node("Hardmax", ["c"], ["h"], name="h"),
          node("Hardmax", ["h"], ["g"], name="g"), node("Hardmax", ["c"], ["f"], name="f"),
          node("Add", ["g", "f"], ["y"])],
-        WEIGHT, None, "operator my.own.Mine (node 'm') is not supported; operator Hardmax (nodes 'h', 'f') is not",
+        WEIGHT, None, "operator my.own.Mine (node 'm') is not supported; operator Hardmax (nodes 'h', 'g', 'f') is not",
     ),
     "QOperator": (
         [node("QLinearAdd", ["x", "s", "z", "x", "s", "z", "s", "z"], ["y"], domain="my.own", name="o")],

@@ -13,7 +13,7 @@ from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models import partition
 from oneshot_ml2.models.ir import Graph, Node
 from oneshot_ml2.models.ops.registry import ops
-from oneshot_ml2.models.quantize.scales import HIGH, nearest_exponent
+from oneshot_ml2.models.quantize.scales import covering_exponent, nearest_exponent
 
 # Operators whose results lie between numbers that are known, whatever a quantizer leaves out.
 _BOUNDED = ("softmax", "sigmoid")
@@ -88,10 +88,10 @@ class Grid:
 
     @property
     def exponent(self) -> int:
-        """Of int8 with a power of two as its scale and no zero point: the nearest to the scale, or to the range."""
+        """Of int8 with a power of two as its scale: the one nearest to the scale, or that of the range."""
         if self.symmetric:
             return nearest_exponent(self.scale)
-        return nearest_exponent(max(map(abs, self.bounds)) / HIGH)
+        return covering_exponent(max(map(abs, self.bounds)))
 
 
 @dataclass
