@@ -10,8 +10,6 @@ import pytest
 from graph_models import needs
 from op_cases import GROUPS, Case, written
 
-import oneshot_ml2 as o2
-from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models import partition
 from oneshot_ml2.models.execute import execute
 from oneshot_ml2.models.frontend.from_onnx import import_onnx
