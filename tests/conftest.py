@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,14 @@ def noted(events: list[str], name: str, function: Callable[..., Any]) -> Callabl
         return function(*args, **kwargs)
 
     return call
+
+
+@pytest.fixture(autouse=True)
+def picks_of_its_own() -> None:
+    """No test gets what another one has picked, perhaps by something else in place of what picks."""
+    weights = sys.modules.get("oneshot_ml2.network.weights")
+    if weights is not None and weights.load_pretrained.cache_info().currsize:
+        weights.load_pretrained().picks.clear()
 
 
 @pytest.fixture
