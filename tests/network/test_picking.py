@@ -256,7 +256,7 @@ def test_models_share_the_picks_of_equal_layers(monkeypatch: pytest.MonkeyPatch)
     asked: list[object] = []
     real = picking.pick
     monkeypatch.setattr(picking, "pick", lambda workload, *rest: asked.append(workload) or real(workload, *rest))
-    first, second = networks.SMALL, networks.LAYERS[0].workload
+    first, second = networks.LAYERS[0].workload, networks.LAYERS[1].workload
     before = picking.pick_all([first, first], PYNQ)
     after = picking.pick_all([second, first], PYNQ)
     assert asked == [first, second]
