@@ -161,6 +161,9 @@ def compared(expected: Path, result: Path) -> dict[str, Any]:
         return {"stage": "run", "refused": f"its outputs are {', '.join(got)}; onnxruntime's are {', '.join(want)}"}
     errors = {}
     for name, array in want.items():
+        if got[name].shape != array.shape:
+            what = f"its output {name} has shape {got[name].shape}; onnxruntime's has {array.shape}"
+            return {"stage": "run", "refused": what}
         apart = np.linalg.norm(got[name].astype(np.float64) - array)
         errors[name] = float(apart / max(float(np.linalg.norm(array.astype(np.float64))), 1e-12))
     return {"errors": errors, "error": max(errors.values())}
@@ -248,7 +251,10 @@ def main() -> None:
             # Kernels are compiled by the first run; no figure counts that.
             subprocess.run([sys.executable, "-m", "oneshot_ml2", "compile", "squeezenet", "--size", "32"], check=True)
         for model in [] if args.report else left[: args.limit]:
-            row = measure(model, args.cache, args.seconds, args.memory)
+            try:
+                row = measure(model, args.cache, args.seconds, args.memory)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                row = {"model": model.name, "source": model.source, "stage": "row", "refused": repr(error)}
             results.append([row])
             rows.append(row)
             text = row.get("refused") or f"error {row['error']:.2%}, {row['share']:.2%} on the VTA, {row['seconds']} s"

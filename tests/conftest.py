@@ -46,6 +46,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
 
 
+@pytest.fixture(autouse=True)
+def picks_of_its_own() -> None:
+    """No test gets what another one has picked, perhaps by something else in place of what picks."""
+    weights = sys.modules.get("oneshot_ml2.network.weights")
+    if weights is not None and weights.load_pretrained.cache_info().currsize:
+        weights.load_pretrained().picks.clear()
+
+
 @pytest.fixture
 def run_command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
     """Run a command line in this process: (exit code, stdout, stderr)."""

@@ -171,3 +171,65 @@ def test_reliability(tmp_path: Path, monkeypatch, load, known):
     assert found["error"] < 0.2
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
     assert run(script, monkeypatch, "--out", out, "--weights", tmp_path / "absent.safetensors") == 2
+
+
+# The list of models ----------------------------------------------------------------------------
+def test_the_list_of_models_is_one_of_records(load):
+    architectures = load("benchmarks/architectures")
+    names = [model.name for model in architectures.ARCHITECTURES]
+    assert len(set(names)) == len(names) >= 60
+    kinds = {model.exporter for model in architectures.ARCHITECTURES}
+    assert kinds == {"torchscript", "dynamo", "file"}
+    exporting = load("benchmarks/exporting")
+    for model in architectures.ARCHITECTURES:
+        for of in model.inputs:
+            few = exporting.draw(dataclasses.replace(of, shape=tuple(min(extent, 16) for extent in of.shape)), 2, 0)
+            assert len(few) == 2 * min(of.shape[0], 16) and np.isfinite(few).all()
+            assert (few.dtype == np.int64) == (of.below > 0)
+            assert not of.below or ((few >= 0).all() and (few < of.below).all())
+
+
+def test_images_are_smooth_wherever_their_channels_are(load):
+    exporting, architectures = load("benchmarks/exporting"), load("benchmarks/architectures")
+    for shape, rows, channels in (((1, 3, 32, 32), 2, 1), ((1, 32, 32, 3), 1, 3)):
+        image = exporting.draw(architectures.Input("x", shape), 1, 0)
+        assert abs(image.mean()) < 1e-5 and abs(image.std() - 1) < 1e-3
+        assert np.abs(np.diff(image, axis=rows)).mean() < 0.7 * np.abs(np.diff(image, axis=channels)).mean()
+    few = exporting.draw(architectures.Input("x", (1, 3, 8, 8)), 3, 0)
+    assert not np.array_equal(few[0], few[1])
+
+
+def test_each_model_has_its_limits_and_its_row(load, tmp_path: Path):
+    script = load("benchmarks/models")
+    python = ["python", "-c"]
+    ended = script.run([*python, "print(1); import sys; sys.exit('oneshot-ml2: error: no')"], tmp_path / "log", 60, 4)
+    assert (ended.code, script._plain(ended.line, tmp_path)) == (1, "no")
+    late = script.run([*python, "import time; time.sleep(60)"], tmp_path / "log", 0.5, 4)
+    assert late.code < 0 and late.seconds < 30 and "not done after" in late.line
+    large = script.run([*python, "x = bytearray(1 << 30)"], tmp_path / "log", 60, 0.25)
+    assert (large.code, large.line) == (1, "MemoryError")
+    dead = script.run([*python, "import os; os.kill(os.getpid(), 11)"], tmp_path / "log", 60, 4)
+    assert dead.line == "ended by SIGSEGV"
+
+
+def test_the_table_of_models(load, tmp_path: Path):
+    script = load("benchmarks/models")
+    np.savez(tmp_path / "want.npz", a=np.array([3.0, 4.0]), b=np.array([[1.0]]))
+    np.savez(tmp_path / "got.npz", a=np.array([3.0, 4.5]), b=np.array([[1.0]]))
+    found = script.compared(tmp_path / "want.npz", tmp_path / "got.npz")
+    assert found["error"] == found["errors"]["a"] == pytest.approx(0.1)
+    np.savez(tmp_path / "odd.npz", b=np.zeros((1, 1)), a=np.zeros(2))
+    assert "its outputs are b, a" in script.compared(tmp_path / "want.npz", tmp_path / "odd.npz")["refused"]
+    row = {
+        "model": "resnet18", "source": "torchvision", "exporter": "torchscript", "inputs": {"x": [1, 3, 224, 224]},
+        "seconds": 130.0, "cpu_seconds": 90.0, "gib": 1.5, "macs": 1_000_000, "share": 0.995, "exact": True,
+        "cycles": 1234, "of_bound": 0.9, "arena": 3 << 20, **found,
+    }  # fmt: skip
+    worse = row | {"model": "unet", "share": 0.5, "seconds": 10.0}
+    refused = {"model": "vgg11", "source": "torchvision", "stage": "compile", "refused": "operator X is not supported"}
+    # The newest row of a model counts.
+    script.write_report([row | {"cycles": 1}, worse, refused, row], tmp_path / "models.md")
+    text = (tmp_path / "models.md").read_text()
+    assert "1 of 3 compile with at least 99%" in text and "Over 120 s or 3 GiB: resnet18." in text
+    assert "| 1,234 |" in text and "| 1 |" not in text
+    assert "- vgg11 (compile): operator X is not supported" in text

@@ -35,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", type=int, metavar="N", help="height and width of the images, or tokens (default: 224, or 128 tokens)"
     )
     parser.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="INPUT=N,N,...",
+        help="of an input of an ONNX file whose dimensions are free, once for each such input",
+    )
+    parser.add_argument(
         "--layers", nargs="+", default=[], metavar="NAME", help="only these, one by one; shell patterns work"
     )
     parser.add_argument("--weights", metavar="NAME", help="shipped weights, or a .safetensors file (default: default)")
@@ -85,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     chip = Accelerator.load(args.accelerator)
     if args.seed < 0:
         raise OneShotError(f"--seed is {args.seed}; allowed: 0 or more")
+    _shapes(args)
     folder, table = _outputs(args)
     if is_onnx(args.model):
         onnx_file.check_onnx_file(args.model)
@@ -112,6 +120,7 @@ def _compile(args: argparse.Namespace, chip: Accelerator, folder: Path | None, t
                 chip,
                 calibration=calibration,
                 size=args.size,
+                shapes=_shapes(args),
                 layers=args.layers,
                 weights=args.weights,
                 seed=args.seed,
@@ -138,6 +147,25 @@ def _calibration(args: argparse.Namespace) -> samples.Found | None:
             raise ModelError(f"--{next(iter(given))} is for a folder of images; name it with --calibration DIR")
         return None
     return samples.find(samples.Images(args.calibration, **given))
+
+
+def _shapes(args: argparse.Namespace) -> dict[str, tuple[int, ...]]:
+    """Input -> its shape, as the options say.
+
+    Raises:
+        OneShotError: one of them is none, or an input has two.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for given in args.shape:
+        # Names may have an equals sign, too.
+        name, equals, sizes = given.rpartition("=")
+        numbers = sizes.split(",")
+        if not name or not equals or not all(number.isascii() and number.isdigit() for number in numbers):
+            raise OneShotError(f"--shape is {given!r}; allowed: an input and its sizes, for example x=1,3,224,224")
+        if name in shapes:
+            raise OneShotError(f"--shape is given twice for input {name!r}; give it once")
+        shapes[name] = tuple(int(number) for number in numbers)
+    return shapes
 
 
 def _outputs(args: argparse.Namespace) -> tuple[Path | None, str | None]:

@@ -64,7 +64,7 @@ def fold_constants(graph: Graph) -> Graph:
             out = graph.values[node.output].shape
             array = operators.FLOAT[node.op]([constants[name] for name in node.inputs], node.attrs, out)
             constants[node.output] = np.asarray(array, dtype=np.float32)
-            if node.op == "dequantize":
+            if node.op == "dequantize" and not np.any(node.attrs["zero"]):
                 scales[node.output] = (node.attrs["scale"], node.attrs["axis"] % max(array.ndim, 1))
             elif node.inputs[0] in scales:
                 scale, axis = scales[node.inputs[0]]

@@ -41,6 +41,8 @@ _HOPELESS = 1e-3
 _CHECKED = 256
 # Picks that are made at the same time.
 _AT_ONCE = 2
+# Picks that are kept for the next model.
+_KEPT = 1024
 
 
 @dataclass(frozen=True)
@@ -277,6 +279,8 @@ def pick_all(
 ) -> dict[Workload, Pick | InvalidSchedule]:
     """`pick` of every workload, two at a time: while one waits for Python, the other computes.
 
+    What the same weights have picked in this process is not picked again, as models share layers.
+
     Args:
         done: called with each workload as soon as it has its pick, in any order.
 
@@ -289,10 +293,16 @@ def pick_all(
     network = predictor_of(weights)
 
     def one(workload: Workload) -> Pick | InvalidSchedule:
+        known = network.picks.get((workload, accelerator))
+        if known is not None:
+            return known
         try:
-            return pick(workload, accelerator, network)
+            made = pick(workload, accelerator, network)
         except InvalidSchedule as error:
             return error
+        if len(network.picks) < _KEPT:
+            network.picks[workload, accelerator] = made
+        return made
 
     found: dict[Workload, Pick | InvalidSchedule] = {}
     with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -27,9 +27,12 @@ from oneshot_ml2.network.card import read_card
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 
 if TYPE_CHECKING:
+    from oneshot_ml2.network.picking import Pick
     from oneshot_ml2.spaces.base import Candidates
     from oneshot_ml2.spaces.protocols import Encoding
     from oneshot_ml2.spaces.space import ScheduleSpace
+    from oneshot_ml2.vta.accelerator import Accelerator
+    from oneshot_ml2.workload.registry import Workload
 
 FORMAT = "oneshot-ml2 predictor"
 # The small network and the large one; the prefixes of their tensors.
@@ -99,6 +102,11 @@ class Predictor:
             shipped = space.record.weights
             hint = f": the shipped weights {shipped!r} do" if shipped is not None else ""
             raise OneShotError(f"these weights know the schedule space {self.kind!r}, not {space.kind!r}{hint}")
+
+    @cached_property
+    def picks(self) -> dict[tuple[Workload, Accelerator], Pick]:
+        """What `picking.pick_all` has picked by these weights, by workload and accelerator."""
+        return {}
 
     @cached_property
     def features(self) -> Encoding:

@@ -61,8 +61,8 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any] | None, str]] =
     ),
     "between others": (
         [node("MatMul", ["q", "k"], ["l"]), node("Softmax", ["l"], ["p"], axis=-1),
-         node("IsNaN", ["p"], ["b"], name="isnan"), node("Where", ["b", "zero", "p"], ["y"])],
-        {"zero": np.float32(0)}, HEADS, "operator IsNaN (node 'isnan')",
+         node("Hardmax", ["p"], ["b"], name="hard"), node("Add", ["b", "p"], ["y"])],
+        {}, HEADS, "operator Hardmax (node 'hard')",
     ),
     "shapes that contradict": (
         [CONV, node("Add", ["c", "t"], ["y"], name="a")], WEIGHT | {"t": np.zeros(5, np.float32)}, None,
@@ -73,12 +73,21 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any] | None, str]] =
         "operator Constant (node 'k')",
     ),
     "control flow": (
-        [CONV, node("If", ["t"], ["y"], then_branch=BRANCH, else_branch=BRANCH, name="i")],
-        WEIGHT | {"t": np.array(True)}, None, "operator If (node 'i')",
+        [CONV, node("ReduceMax", ["c"], ["m"], keepdims=0), node("Cast", ["m"], ["t"], to=TensorProto.BOOL),
+         node("If", ["t"], ["y"], then_branch=BRANCH, else_branch=BRANCH, name="i")],
+        WEIGHT, None, "operator If (node 'i')",
     ),
-    "quantized to unsigned": (
+    "quantized to 16 bits": (
         [node("QuantizeLinear", ["x", "s", "z"], ["q"], name="u"), node("DequantizeLinear", ["q", "s", "z"], ["y"])],
-        {"s": np.float32(1), "z": np.uint8(0)}, None, "operator QuantizeLinear (node 'u') quantizes to uint8",
+        {"s": np.float32(1), "z": np.uint16(0)}, None, "operator QuantizeLinear (node 'u') is of uint16; operator "
+        "DequantizeLinear (the node of 'y') is of uint16; only 8 bits",
+    ),
+    "taken for another one's": ([node("Relu", ["x"], ["y"], domain="my.own")], {}, None, "operator my.own.Relu"),
+    "several": (
+        [CONV, node("Mine", ["c"], ["m"], domain="my.own", name="m"), node("Hardmax", ["c"], ["h"], name="h"),
+         node("Hardmax", ["h"], ["g"], name="g"), node("Hardmax", ["c"], ["f"], name="f"),
+         node("Add", ["g", "f"], ["y"])],
+        WEIGHT, None, "operator my.own.Mine (node 'm') is not supported; operator Hardmax (nodes 'h', 'g', 'f') is not",
     ),
     "QOperator": (
         [node("QLinearAdd", ["x", "s", "z", "x", "s", "z", "s", "z"], ["y"], domain="my.own", name="o")],
@@ -134,17 +143,27 @@ def test_models_of_a_later_opset(tmp_path: Path) -> None:
 def test_external_data_that_are_missing(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", [node("Conv", ["x", "w"], ["y"])], WEIGHT)
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert from_onnx.import_onnx(path).nodes
     os.unlink(tmp_path / "weights.bin")
     with pytest.raises(ModelError, match=r"weights\.bin"):
         from_onnx.import_onnx(path)
 
 
-def test_dynamic_and_missing_shapes(tmp_path: Path) -> None:
-    path = tmp_path / "m.onnx"
-    for shape, says in ((("N", 16, 8, 8), r"dimension 0 of input 'x' is dynamic \(N\)"), (None, "shape")):
-        save(path, [node("Relu", ["x"], ["y"])], {}, {"x": shape})
-        with pytest.raises(ModelError, match=says):
-            from_onnx.import_onnx(path)
+def test_external_data_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    path = save(tmp_path / "a" / "m.onnx", [node("Conv", ["x", "w"], ["y"])], WEIGHT)
+    (tmp_path / "secret.bin").write_bytes(bytes(1 << 16))
+    model = onnx.load(path)
+    for location in ("../secret.bin", str(tmp_path / "secret.bin")):
+        tensor = model.graph.initializer[0]
+        tensor.raw_data = b"some"
+        onnx.external_data_helper.set_external_data(tensor, location)
+        tensor.ClearField("raw_data")
+        path.write_bytes(model.SerializeToString())
+        # Wherever it is read from.
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ModelError, match=r"m\.onnx is no valid ONNX model.*secret"):
+            from_onnx.import_onnx(Path("a") / "m.onnx")
 
 
 def test_names_in_capitals(tmp_path: Path) -> None:

@@ -219,8 +219,9 @@ def qdq_error(tmp_path: Path, build: Any) -> str:
 
 
 def test_unsupported_quantizations(tmp_path: Path) -> None:
-    assert "zero point 3" in qdq_error(tmp_path, lambda q, p: q.write(p, q.quantized("x", 0.25, 3)))
-    assert "only int8" in qdq_error(tmp_path, lambda q, p: q.write(p, q.quantized("x", 0.25, 0, np.uint8)))
+    assert "only 8 bits" in qdq_error(tmp_path, lambda q, p: q.write(p, q.quantized("x", 0.25, 0, np.uint16)))
+    text = qdq_error(tmp_path, lambda q, p: q.write(p, q.quantized("x", -0.25)))
+    assert "has the scale -0.25; allowed: above 0" in text
 
 
 def test_clips_become_bounds(tmp_path: Path) -> None:
@@ -233,25 +234,13 @@ def test_clips_become_bounds(tmp_path: Path) -> None:
     assert (layer.op, layer.attrs["clip"]) == ("int_conv2d", (-16, 96))
 
 
-def test_the_qoperator_format_is_refused(tmp_path: Path) -> None:
-    path = residual_qdq(tmp_path / "m.onnx")
-    import onnx
-
-    model = onnx.load(str(path))
-    terms = [model.graph.node[0].input[i] for i in (0, 1, 2)]
-    model.graph.node.insert(1, onnx.helper.make_node("QLinearMatMul", terms * 2 + terms[1:], ["z"]))
-    onnx.save(model, str(path))
-    with pytest.raises(ModelError, match=r"QuantFormat\.QDQ"):
-        from_onnx.import_onnx(path)
-
-
 def test_unsupported_inputs(tmp_path: Path) -> None:
-    text = qdq_error(tmp_path, lambda q, p: q.write(p, q.node("Relu", ["x"], "r"), ("batch", 3, 8, 8)))
-    assert "dimension 0 of input 'x' is dynamic (batch)" in text
+    text = qdq_error(tmp_path, lambda q, p: q.write(p, q.node("Relu", ["x"], "r"), ("batch", 3, "height", 8)))
+    assert "dimension 2 of input 'x' (1, 3, height, 8) is free" in text
     text = qdq_error(tmp_path, lambda q, p: q.write(p, q.node("Relu", ["x"], "r"), (1, 3), 7, 2))
     assert "integers" in text
-    text = qdq_error(tmp_path, lambda q, p: q.write(p, q.node("Relu", ["x"], "r"), (1, 3), 11, 2))
-    assert "input 'x' is double; only float32" in text
+    text = qdq_error(tmp_path, lambda q, p: q.write(p, q.node("Relu", ["x"], "r"), (1, 3), 9, 2))
+    assert "input 'x' is bool; only float32" in text
     text = qdq_error(
         tmp_path, lambda q, p: q.write(p, q.node("CumSum", ["x", q.constant("a", np.int64(1))], "r"), (1, 3), rank=2)
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -248,6 +249,21 @@ def test_huge_layers_are_picked_or_refused_soon_and_in_little_memory():
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == len(HUGE)
+
+
+def test_models_share_the_picks_of_equal_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second model of a process picks only what the first one has not, by the same weights for the same VTA."""
+    asked: list[object] = []
+    real = picking.pick
+    monkeypatch.setattr(picking, "pick", lambda workload, *rest: asked.append(workload) or real(workload, *rest))
+    first, second = networks.LAYERS[0].workload, networks.LAYERS[1].workload
+    before = picking.pick_all([first, first], PYNQ)
+    after = picking.pick_all([second, first], PYNQ)
+    assert asked == [first, second]
+    assert after[first] is before[first]
+    picking.pick_all([first], Accelerator.load("b8"))
+    picking.pick_all([first], PYNQ, dataclasses.replace(picking.predictor_of(None)))
+    assert asked == [first, second, first, first]
 
 
 def test_score_gives_what_the_large_network_says():

@@ -13,7 +13,7 @@ from oneshot_ml2.models.frontend.origins import Imported, together
 from oneshot_ml2.models.ir import WHOLE, Graph, Value
 from oneshot_ml2.models.ops.importing import static
 from oneshot_ml2.models.ops.reading import Reader
-from oneshot_ml2.models.ops.registry import ops
+from oneshot_ml2.models.ops.registry import ops, readers
 from oneshot_ml2.models.simplify import simplify
 
 SUPPORTED = sorted({name.split(".")[-1] for op in ops().values() if op.proposed for name in op.relax})
@@ -96,9 +96,11 @@ def _read_all(reader: Reader, bindings: Sequence[Any], labels: Sequence[str], im
         follows = not lost.isdisjoint(relax.analysis.free_vars(binding.value))
         try:
             reader.bind(binding.var, binding.value)
+            if follows:
+                lost.add(binding.var)
         except Exception as error:
-            # What follows from what is missing is none of its own.
-            if not follows:
+            # What follows from what is missing may be none of its own.
+            if not follows or (isinstance(binding.value, relax.Call) and op not in readers()):
                 if not isinstance(error, ModelError):
                     raise
                 refused.append(error)

@@ -33,9 +33,8 @@ def read_onnx(path: Path) -> Any:
     import onnx
 
     try:
-        # By its path: that has no limit of 2 GiB, and refuses external data elsewhere than beside the file.
         model = onnx.load(str(path), load_external_data=False)
-        onnx.checker.check_model(str(path))
+        _check(model, path)
         onnx.load_external_data_for_model(model, str(path.resolve().parent))
     except OSError as error:
         raise ModelError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
@@ -55,6 +54,23 @@ def read_onnx(path: Path) -> Any:
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     return model
+
+
+def _check(model: Any, path: Path) -> None:
+    """Raise onnx's own errors for a model that is broken, or whose external data lie elsewhere than beside its file."""
+    import onnx
+
+    ends = (*model.graph.input, *model.graph.output)
+    if all(entry.type.tensor_type.HasField("shape") or not entry.type.HasField("tensor_type") for entry in ends):
+        # By its path there is no limit of 2 GiB.
+        onnx.checker.check_model(str(path))
+        return
+    # It asks for shapes, which onnxruntime and who writes for it do not.
+    shaped = onnx.ModelProto()
+    shaped.CopyFrom(model)
+    for entry in (*shaped.graph.input, *shaped.graph.output):
+        entry.type.tensor_type.shape.SetInParent()
+    onnx.checker.check_model(shaped)
 
 
 def opset_of(model: Any) -> int:

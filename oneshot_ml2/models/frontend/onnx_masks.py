@@ -77,9 +77,8 @@ def _bound(masks: _Masks, node: Any) -> dict[str, Array]:
     Returns:
         The softmax's result, and 1 for each of its rows of which all is masked, else 0.
     """
-    index = next(
-        (i for i, name in enumerate(node.input) if (i or node.op_type == "Add") and name in masks.tensors), None
-    )
+    constants = [index for index, name in enumerate(node.input) if name in masks.tensors]
+    index = next((index for index in constants if index or node.op_type == "Add"), None)
     users = masks.users.get(node.output[0], [])
     array = None if index is None else masks.array(node.input[index])
     if index is None or array is None or array.dtype != np.float32 or not (array < _MASKED).any():
@@ -92,14 +91,14 @@ def _bound(masks: _Masks, node: Any) -> dict[str, Array]:
         if choice is None:
             return {}
         masked = masked & (choice if index == 1 else ~choice)
-    rows = masked.all(-1, keepdims=True)
+    rows = np.asarray(masked.all(-1, keepdims=True))
     asked = {reader.op_type for user in users for reader in masks.users.get(user.output[0], [])}
     if rows.any() and "IsNaN" not in asked:
         # It is NaN in the file, too.
         return {}
     bounded = masks.constant(np.maximum(array, _MASKED), f"{node.output[0]}.mask")
     node.input[index] = bounded
-    return {user.output[0]: rows.astype(np.float32) for user in users if rows.any()}
+    return dict.fromkeys((user.output[0] for user in users if rows.any()), rows.astype(np.float32))
 
 
 def _over_rows(softmax: Any, rank: int) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from oneshot_ml2.common.errors import ModelError, first_line
 from oneshot_ml2.models.frontend.onnx_file import opset_of
 from oneshot_ml2.models.frontend.onnx_masks import bound_masks
-from oneshot_ml2.models.frontend.onnx_quantized import is_quantized, to_qdq
+from oneshot_ml2.models.frontend.onnx_quantized import QUANTIZED, is_quantized, to_qdq
 
 # From here on a scale of each channel can say along which axis they lie.
 _CHANNEL_SCALES = 13
@@ -31,7 +31,7 @@ def prepare(model: Any, known: Collection[str]) -> list[str]:
     Raises:
         ModelError: shapes that contradict each other, or a quantization that is not supported.
     """
-    _expand(model, known)
+    _expand(model, {*known, *QUANTIZED})
     _fold(model)
     changes = []
     if is_quantized(model):

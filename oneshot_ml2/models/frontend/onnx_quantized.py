@@ -1,7 +1,7 @@
-"""Quantization in ONNX files, brought to one form: QuantizeLinear and DequantizeLinear of 8 bits around float operators.
+"""Quantization in ONNX files, brought to one form: QuantizeLinear and DequantizeLinear of 8 bits around float ones.
 
-onnxruntime also writes operators of integers (the QOperator format), and, where scales are computed while the model runs
-(dynamic quantization), products of integers.
+onnxruntime also writes operators of integers (the QOperator format), and, where scales are computed while the model
+runs (dynamic quantization), products of integers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models.frontend.onnx_file import MICROSOFT
-from oneshot_ml2.models.frontend.origins import label
+from oneshot_ml2.models.frontend.origins import label, together
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.ops.base import Array
@@ -103,7 +103,7 @@ class _Rewriting:
         return output
 
     def dequantized(self, tensor: str, grid: Sequence[str], axis: int | None = None) -> str:
-        along = {} if axis is None else {"axis": axis}
+        along: dict[str, Any] = {} if axis is None else {"axis": axis}
         return self.add(_DEQUANTIZE, [tensor, *grid], self.name(f"{tensor}.real"), **along)
 
     def finish(self) -> None:
@@ -114,10 +114,13 @@ class _Rewriting:
         self.graph.initializer.extend(tensor for name, tensor in self.tensors.items() if name in read)
 
 
+# All operators that have to do with quantization.
+QUANTIZED = (*_FORMS, *_INTEGER, _QUANTIZE, _DEQUANTIZE, "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
+
+
 def is_quantized(model: Any) -> bool:
     """Whether any operator of a model has to do with quantization."""
-    kinds = (*_FORMS, *_INTEGER, _QUANTIZE, _DEQUANTIZE, "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
-    return any(node.op_type in kinds and node.domain in _OWN for node in model.graph.node)
+    return any(node.op_type in QUANTIZED and node.domain in _OWN for node in model.graph.node)
 
 
 def to_qdq(model: Any) -> list[str]:
@@ -169,14 +172,13 @@ def _check_widths(work: _Rewriting) -> None:
             kind = typed.data_type
         allowed = (TensorProto.INT8, TensorProto.UINT8, *((TensorProto.INT32,) if node.op_type == _DEQUANTIZE else ()))
         if attributes.get("block_size"):
-            wrong.append(f"{label(node)} has a scale for each block")
+            wrong.append(ModelError(f"{label(node)} has a scale for each block"))
         elif kind not in allowed:
-            wrong.append(f"{label(node)} is of {TensorProto.DataType.Name(kind).lower()}")
+            wrong.append(ModelError(f"{label(node)} is of {TensorProto.DataType.Name(kind).lower()}"))
     if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ModelError(
-            f"{'; '.join(wrong[:5])}{more}: only 8 bits, with a scale for a tensor or a channel, are supported; quantize "
-            "with QuantType.QInt8 or QUInt8"
+            f"{together(wrong)}; only 8 bits, with a scale for a tensor or a channel, are supported: quantize with "
+            "QuantType.QInt8 or QUInt8"
         )
 
 

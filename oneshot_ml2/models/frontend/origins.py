@@ -56,7 +56,7 @@ def _advice(supported: Sequence[str]) -> str:
     )
 
 
-def together(errors: Sequence[ModelError], supported: Sequence[str]) -> ModelError:
+def together(errors: Sequence[ModelError], supported: Sequence[str] = ()) -> ModelError:
     """One error of several, those alike but for their node side by side, and what helps once."""
     advice, groups = _advice(supported), dict[tuple[str, str], list[str]]()
     for error in errors:
@@ -68,8 +68,9 @@ def together(errors: Sequence[ModelError], supported: Sequence[str]) -> ModelErr
     for (before, after), nodes in groups.items():
         different = list(dict.fromkeys(nodes))
         more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
-        named = f" ({', '.join(different[:_SHOWN])}{more})" if different[0] else ""
-        lines.append(f"{before}{named}{after}")
+        names = ", ".join(name.removeprefix("node ") for name in different[:_SHOWN])
+        many = f"nodes {names}{more}" if len(different) > 1 else different[0]
+        lines.append(f"{before} ({many}){after}" if many else before)
     helps = any(str(error).endswith(advice) for error in errors)
     return ModelError("; ".join(lines) + (advice if helps else ""))
 
@@ -96,12 +97,15 @@ def import_nodes(model: Any, supported: Sequence[str]) -> Imported:
             not know their operators, those ``supported``.
     """
     with whole_tvm():
+        from tvm import relax
         from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
     nodes = list(model.graph.node)
     made: list[tuple[Any, str]] = []
     refused: list[ModelError] = []
     stand_ins: list[Any] = []
+    # Those, and what follows from them.
+    doubtful: list[Any] = []
 
     class Importer(ONNXGraphImporter):  # type: ignore[misc]
         begun = 0
@@ -117,6 +121,7 @@ def import_nodes(model: Any, supported: Sequence[str]) -> Imported:
         def _convert_operator(self, name: str, inputs: Any, attributes: Any, opset: int) -> Any:
             node = nodes[self.begun - 1]
             own = onnx_imports().get(name) if node.domain in ("", "ai.onnx") else None
+            follows = any(operand is other for operand in inputs for other in doubtful)
             try:
                 if own is not None:
                     given = OnnxNode(self.bb, list(inputs), attributes, opset, len(node.output))
@@ -126,14 +131,17 @@ def import_nodes(model: Any, supported: Sequence[str]) -> Imported:
                 else:
                     raise not_supported(label(node), supported)
             except Exception as error:
-                # What follows from what is missing is none of its own.
-                if not any(operand is other for operand in inputs for other in stand_ins):
-                    refused.append(_refusal(model, node, error, supported))
-                new = _stand_ins(model, node)
-                stand_ins.extend(new)
-                from tvm import relax
-
-                return new[0] if len(new) == 1 else relax.Tuple(new)
+                refusal = _refusal(model, node, error, supported)
+                # What follows from what is missing may be none of its own.
+                if not follows or str(refusal) == str(not_supported(label(node), supported)):
+                    refused.append(refusal)
+                result = _stand_in(model, node, inputs)
+                parts = result.fields if isinstance(result, relax.Tuple) else (result,)
+                stand_ins.extend(parts)
+                doubtful.extend(parts)
+                return result
+            if follows:
+                doubtful.extend((result, *(result.fields if isinstance(result, relax.Tuple) else ())))
             made.append((result, label(node)))
             return result
 
@@ -189,25 +197,23 @@ def _refusal(model: Any, node: Any, error: Exception, supported: Sequence[str]) 
     return ModelError(f"{where} cannot be imported by TVM: {plain(why)[:300]}")
 
 
-def _stand_ins(model: Any, node: Any) -> list[Any]:
-    """A variable for each result of a node, of the type that ONNX infers for it.
-
-    Raises:
-        ValueError: it infers none.
-    """
+def _stand_in(model: Any, node: Any, inputs: Sequence[Any]) -> Any:
+    """A variable for a node's result, or a tuple of them, of the type that ONNX infers; if it infers none, of the first
+    operand's, to go on with."""
     import onnx
     from tvm import relax
 
-    types = {entry.name: entry.type.tensor_type for entry in onnx.shape_inference.infer_shapes(model).graph.value_info}
-    types |= {entry.name: entry.type.tensor_type for entry in model.graph.output}
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {entry.name: entry.type.tensor_type for entry in (*inferred.value_info, *inferred.output)}
     found = []
     for name in node.output:
         kind = types.get(name)
-        if kind is None or not kind.HasField("shape") or not all(dim.dim_value > 0 for dim in kind.shape.dim):
-            raise ValueError(f"no shape is known of {name}")
-        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-        found.append(relax.Var(name, relax.TensorType([dim.dim_value for dim in kind.shape.dim], dtype)))
-    return found
+        if kind is not None and kind.HasField("shape") and all(dim.dim_value > 0 for dim in kind.shape.dim):
+            dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+            found.append(relax.Var(name, relax.TensorType([dim.dim_value for dim in kind.shape.dim], dtype)))
+        else:
+            found.append(relax.Var(name, next(operand for operand in inputs if operand is not None).ty))
+    return found[0] if len(found) == 1 else relax.Tuple(found)
 
 
 def _inconsistent(model: Any) -> str:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oneshot_ml2.models.ops.base import Op
+from oneshot_ml2.models.ops.base import Expr, Op
 from oneshot_ml2.models.ops.importing import static
 
 if TYPE_CHECKING:
+    from oneshot_ml2.models.ops.importing import OnnxNode
     from oneshot_ml2.models.ops.reading import Reader
 
 
@@ -52,6 +53,17 @@ def _read_cast(reader: Reader, call: Any) -> str:
     raise reader.refused(f"casts to {kind}, which is not supported; tensors are real or whole numbers, or truth values")
 
 
+def _import_cast(node: OnnxNode) -> Expr:
+    from onnx import helper
+
+    kind, x = str(helper.tensor_dtype_to_np_dtype(int(node.attribute("to", 1)))), node.input(0)
+    if node.is_constant(0):
+        return node.constant(node.array(0), kind)
+    if not hasattr(x.ty, "dtype"):
+        x = node.emit(node.op.shape_to_tensor(x))
+    return node.op.astype(x, kind)
+
+
 OPS = (
     Op(
         "constant",
@@ -63,6 +75,7 @@ OPS = (
             "relax.shape_to_tensor": _read_same,
             "relax.astype": _read_cast,
         },
+        onnx_import={"Cast": _import_cast},
         proposed=False,
     ),
 )

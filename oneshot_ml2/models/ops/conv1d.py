@@ -24,12 +24,14 @@ def _read(reader: Reader, call: Any) -> str:
     if attrs.data_layout != "NCW" or attrs.kernel_layout != "OIW":
         raise reader.refused(f"in layout {attrs.data_layout} is not supported; only NCW is")
     read_weight(reader, (x, weight))
-    x, around = padded(reader, x, (0, 0, *ints(attrs.padding)))
+    (dilation,) = ints(attrs.dilation)
+    reach = (0, (reader.shape(weight)[2] - 1) * dilation)
+    x, around = padded(reader, x, (0, 0, *ints(attrs.padding)), reach)
     image = reader.reshape(x, _with_height(reader.shape(x)))
     kernel = reader.reshape(weight, _with_height(reader.shape(weight)))
     sums = reader.add(
         "conv2d", [image, kernel], (n, k, 1, out), strides=(1, *ints(attrs.strides)),
-        pads=around, dilation=(1, *ints(attrs.dilation)), groups=int(attrs.groups),
+        pads=around, dilation=(1, dilation), groups=int(attrs.groups),
     )  # fmt: skip
     return reader.add("reshape", [sums], (n, k, out), **{_HEIGHT_ONE: True})
 

@@ -52,10 +52,12 @@ def _read(reader: Reader, call: Any) -> str:
     shape, operands, attrs = reader.static(call), reader.tensors(call), call.attrs
     layout(attrs, reader.where)
     read_weight(reader, operands)
-    x, around = padded(reader, operands[0], pads(attrs.padding))
+    dilation, kernel = ints(attrs.dilation), reader.shape(operands[1])[2:]
+    reach = [(k - 1) * apart for k, apart in zip(kernel, dilation, strict=True)]
+    x, around = padded(reader, operands[0], pads(attrs.padding), reach)
     return reader.add(
         "conv2d", [x, *operands[1:]], shape, strides=ints(attrs.strides), pads=around,
-        dilation=ints(attrs.dilation), groups=int(attrs.groups),
+        dilation=dilation, groups=int(attrs.groups),
     )  # fmt: skip
 
 

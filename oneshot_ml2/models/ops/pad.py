@@ -58,20 +58,32 @@ def _import(node: OnnxNode) -> Expr:
     return node.op.nn.pad(node.input(0), width, mode, max(fill, float(np.finfo(np.float32).min)))
 
 
-def padded(reader: Reader, x: str, inner: Sequence[int], lowest: bool = False) -> tuple[str, tuple[int, ...]]:
-    """What an image or a line is without its padding, and that together with ``inner``, (top, bottom, left, right).
+def padded(
+    reader: Reader, x: str, inner: Sequence[int], reach: Sequence[int], lowest: bool = False
+) -> tuple[str, tuple[int, ...]]:
+    """The image or line of which a window reads ``x``, and its padding (top, bottom, left, right) with ``inner``.
 
-    ``lowest``: who reads it pads with less than any number, not with zeros.
+    ``reach``: of the window in both axes, one less than its size; padding is no more. ``lowest``: who reads pads with
+    less than any number, not with zeros.
     """
+    most = (reach[0], reach[0], reach[1], reach[1])
     node = reader.producer(x) if x in reader.values and x not in reader.inputs else None
-    if node is None or node.op not in ("pad", "pad_value") or any(n for pair in node.attrs["width"][:2] for n in pair):
+    around = node is not None and node.op in ("pad", "pad_value") and node.attrs["width"][:2] == ((0, 0), (0, 0))
+    if node is not None and around:
+        data = node.inputs[0]
+        below = node.attrs["value"] <= _LOWEST if node.op == "pad_value" else _never_negative(reader, data)
+        lines = ((0, 0), *node.attrs["width"][2:])[-2:]
+        both = tuple(a + b for a, b in zip(inner, (*lines[0], *lines[1]), strict=True))
+        if (below if lowest else node.op == "pad") and all(n <= limit for n, limit in zip(both, most, strict=True)):
+            return data, both
+    kept = tuple(min(n, limit) for n, limit in zip(inner, most, strict=True))
+    if kept == tuple(inner) or lowest:
         return x, tuple(inner)
-    data = node.inputs[0]
-    below = node.attrs["value"] <= _LOWEST if node.op == "pad_value" else _never_negative(reader, data)
-    if not (below if lowest else node.op == "pad"):
-        return x, tuple(inner)
-    lines = ((0, 0), *node.attrs["width"][2:])[-2:]
-    return data, tuple(a + b for a, b in zip(inner, (*lines[0], *lines[1]), strict=True))
+    top, bottom, left, right = (n - m for n, m in zip(inner, kept, strict=True))
+    shape = reader.shape(x)
+    width = ((0, 0), (0, 0)) + ((top, bottom), (left, right))[4 - len(shape) :]
+    made = tuple(n + sum(pair) for n, pair in zip(shape, width, strict=True))
+    return reader.add("pad", [x], made, width=width), kept
 
 
 def _never_negative(reader: Reader, name: str) -> bool:

@@ -117,17 +117,17 @@ def _read_window(reader: Reader, call: Any, op: str) -> str:
         inner = (0, 0, begin, end)
     else:
         inner = pads(inner)
-    x, around = padded(reader, operands[0], inner, lowest=op == "max_pool2d")
-    if around != inner and more:
-        # Zeros that are part of the image count.
-        if any(inner) and not more["count_include_pad"]:
-            x, around = operands[0], inner
-        else:
-            more["count_include_pad"] = True
-    image = (*reader.shape(x)[:2], 1, reader.shape(x)[2]) if line else reader.shape(x)
     size, strides, dilation = (
         ((1,) if line else ()) + ints(given) for given in (attrs.pool_size, attrs.strides, attrs.dilation)
     )
+    x, around = operands[0], inner
+    if not any(inner) or more.get("count_include_pad", True):
+        reach = [(k - 1) * apart for k, apart in zip(size, dilation, strict=True)]
+        x, around = padded(reader, x, inner, reach, lowest=op == "max_pool2d")
+    if around != inner and more:
+        # Zeros that are part of the image count.
+        more["count_include_pad"] = True
+    image = (*reader.shape(x)[:2], 1, reader.shape(x)[2]) if line else reader.shape(x)
     pooled = reader.add(
         op, [reader.reshape(x, image)], (*shape[:2], 1, shape[2]) if line else shape, size=size, strides=strides,
         pads=around, dilation=dilation, **more,

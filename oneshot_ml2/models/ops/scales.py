@@ -16,50 +16,50 @@ if TYPE_CHECKING:
     from oneshot_ml2.models.ops.reading import Reader
 
 
-def _scales(reader: Reader, operands: list[str]) -> Array:
+def _grid(reader: Reader, operands: list[str]) -> tuple[Array, Array]:
+    """The scale and the zero point, of a tensor () or of each channel (C,)."""
     scale, zero = (reader.constants.get(name) for name in operands[1:])
     if scale is None or zero is None:
         raise reader.refused("has a scale that the model computes; only constants are supported")
-    if np.any(zero != 0):
-        raise reader.refused(
-            f"has the zero point {int(np.ravel(zero)[0])}; only symmetric quantization (0) is "
-            "supported: quantize with QuantType.QInt8, ActivationSymmetric and WeightSymmetric"
-        )
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         raise reader.refused(f"has the scale {float(np.min(scale))}; allowed: above 0")
-    return np.asarray(scale, dtype=np.float32)
+    shape = () if scale.size == 1 else scale.shape
+    zeros = np.broadcast_to(zero.reshape(() if zero.size == 1 else zero.shape), shape)
+    return np.asarray(scale, dtype=np.float32).reshape(shape), zeros.astype(np.int32)
 
 
 def _read_quantize(reader: Reader, call: Any) -> str:
-    shape, operands, attrs = reader.static(call), reader.tensors(call), call.attrs
-    if str(attrs.out_dtype) != "int8":
-        raise reader.refused(f"quantizes to {attrs.out_dtype}; only int8 is supported (QuantType.QInt8)")
-    scale = _scales(reader, operands)
-    if scale.size != 1:
+    shape, operands, dtype = reader.static(call), reader.tensors(call), str(call.attrs.out_dtype)
+    if dtype not in ("int8", "uint8"):
+        raise reader.refused(f"quantizes to {dtype}; only int8 and uint8 are supported (QuantType.QInt8)")
+    scale, zero = _grid(reader, operands)
+    if scale.ndim:
         raise reader.refused("has a scale per channel on an activation; only one scale is supported")
-    return reader.add("quantize", operands[:1], shape, scale=scale.reshape(()), axis=0, range=(-128, 127), dtype="int8")
+    limits = np.iinfo(dtype)
+    range_ = (int(limits.min), int(limits.max))
+    return reader.add("quantize", operands[:1], shape, scale=scale, zero=int(zero), axis=0, range=range_, dtype=dtype)
 
 
 def _read_dequantize(reader: Reader, call: Any) -> str:
     shape, operands, attrs = reader.static(call), reader.tensors(call), call.attrs
-    scale = _scales(reader, operands)
-    scale = scale.reshape(()) if scale.size == 1 else scale
+    scale, zero = _grid(reader, operands)
     x = operands[0]
     if x in reader.constants:
         kind = reader.constants[x].dtype
-        if kind not in (np.int8, np.int32):
-            raise reader.refused(f"dequantizes {kind} constants; only int8 and int32 (biases) are supported")
-    return reader.add("dequantize", [x], shape, scale=scale, axis=int(attrs.axis))
+        if kind not in (np.int8, np.uint8, np.int32):
+            raise reader.refused(f"dequantizes {kind} constants; only 8 bits and int32 (biases) are supported")
+    return reader.add("dequantize", [x], shape, scale=scale, zero=zero, axis=int(attrs.axis))
 
 
 def _quantize(args: Sequence[Array], attrs: Attrs, out: Sequence[int]) -> Array:
     scale = along(attrs["scale"], attrs["axis"], args[0].ndim)
     low, high = attrs["range"]
-    return np.clip(np.rint(args[0] / scale), low, high).astype(attrs["dtype"])
+    return np.clip(np.rint(args[0] / scale) + attrs["zero"], low, high).astype(attrs["dtype"])
 
 
 def _dequantize(args: Sequence[Array], attrs: Attrs, out: Sequence[int]) -> Array:
-    return args[0].astype(np.float32) * along(attrs["scale"], attrs["axis"], args[0].ndim)
+    scale, zero = (along(attrs[name], attrs["axis"], args[0].ndim) for name in ("scale", "zero"))
+    return (args[0].astype(np.int32) - zero).astype(np.float32) * scale
 
 
 def _to_int8(args: Sequence[Array], node: Node, out: Shape) -> Array:

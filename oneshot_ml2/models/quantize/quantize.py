@@ -126,7 +126,12 @@ def _references(
 
     ``tensors``: of a QDQ graph, see `_strip`; None: every tensor is the float one of its name.
     """
-    scales = {node.output: node.attrs["scale"] for node in graph.nodes if node.op == "quantize"}
+    quantizers = {node.output: node.attrs for node in graph.nodes if node.op == "quantize"}
+
+    def real(tensor: str, array: Array) -> Array:
+        attrs = quantizers[tensor]
+        return (array.astype(np.int32) - attrs["zero"]).astype(np.float32) * attrs["scale"]
+
     for index, sample in enumerate(samples):
         values = first if index == 0 else {}
         if index:
@@ -134,7 +139,7 @@ def _references(
         own: Mapping[str, Array] = values
         if tensors is not None:
             known = {value: tensor for value, tensor in tensors.items() if tensor in values}
-            own = {value: values[tensor].astype(np.float32) * scales[tensor] for value, tensor in known.items()}
+            own = {value: real(tensor, values[tensor]) for value, tensor in known.items()}
         yield Reference(own, [values[name] for name in graph.outputs])
         # The tensors of one sample at a time.
         values.clear()

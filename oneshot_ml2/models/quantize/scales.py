@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from oneshot_ml2.models.quantize.sampling import Array, Sample
 
 LOW, HIGH = -128, 127
+# Of normally distributed values that reach four standard deviations, clipping more costs more than finer steps give.
+_COVERED = 0.85
 
 
 # Exponents -------------------------------------------------------------------------------------
@@ -67,6 +69,11 @@ def observed_exponents(
 def nearest_exponent(scale: float) -> int:
     """The exponent of the power of two nearest to a scale, in ratio."""
     return round(math.log2(scale))
+
+
+def covering_exponent(largest: float) -> int:
+    """The least exponent whose int8 numbers reach what has to be of a range's ``largest`` magnitude."""
+    return math.ceil(math.log2(_COVERED * largest / HIGH))
 
 
 def int8(array: Array, exponent: int) -> NDArray[np.int8]:
