@@ -47,7 +47,7 @@ def prepare(model: Any, known: Collection[str]) -> list[str]:
 def _expand(model: Any, known: Collection[str]) -> None:
     """Replace calls of functions, the model's and those of ONNX's operators that are not ``known``, by their bodies."""
     import onnx
-    from onnx import defs, inliner
+    from onnx import defs, helper, inliner
 
     version, local = opset_of(model), {(function.domain, function.name) for function in model.functions}
     expanded = set()
@@ -59,8 +59,11 @@ def _expand(model: Any, known: Collection[str]) -> None:
             if schema.has_function or schema.has_context_dependent_function:
                 expanded.add(("", node.op_type))
     if expanded:
-        # Some bodies depend on the types of their operands.
+        # Some bodies depend on the types of their operands, also of constants.
         inferred = onnx.shape_inference.infer_shapes(model)
+        for tensor in model.graph.initializer:
+            info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            inferred.graph.value_info.append(info)
         model.CopyFrom(inliner.inline_selected_functions(inferred, sorted(expanded), inline_schema_functions=True))
 
 
@@ -82,7 +85,8 @@ def _fold(model: Any) -> None:
     if not _foldable(model.graph):
         return
     import onnx
-    from onnxscript import optimizer
+    from onnx_ir.passes import common
+    from onnxscript import ir, optimizer
 
     try:
         # With the values of shapes, which tells more of what follows from them.
@@ -90,17 +94,19 @@ def _fold(model: Any) -> None:
     except Exception as error:
         # It names the node itself.
         raise ModelError(f"its shapes cannot be inferred: {first_line(error)}") from error
-    model.CopyFrom(inferred)
     quantizers = ("QuantizeLinear", "DequantizeLinear")
     logger = logging.getLogger("onnxscript")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
+        graph = ir.serde.deserialize_model(inferred)
         optimizer.fold_constants(
-            model, onnx_shape_inference=True, output_size_limit=1 << 30,
+            graph, onnx_shape_inference=True, output_size_limit=1 << 30,
             should_fold=lambda node: node.op_type not in quantizers,
         )  # fmt: skip
-        optimizer.remove_unused_nodes(model)
+        optimizer.remove_unused_nodes(graph)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
+        model.CopyFrom(ir.serde.serialize_model(graph))
     except Exception as error:
         raise ModelError(f"its constants cannot be computed: {first_line(error.__cause__ or error)}") from error
     finally:
