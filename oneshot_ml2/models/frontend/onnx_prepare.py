@@ -18,6 +18,9 @@ from oneshot_ml2.models.frontend.onnx_quantized import QUANTIZED, is_quantized, 
 # From here on a scale of each channel can say along which axis they lie.
 _CHANNEL_SCALES = 13
 
+# What is a loop when it is expanded; of constants it is computed.
+_LOOPS = ("Range", "SequenceMap")
+
 
 def prepare(model: Any, known: Collection[str]) -> list[str]:
     """Resolve, in place, what need not be left to the compiled model.
@@ -31,8 +34,13 @@ def prepare(model: Any, known: Collection[str]) -> list[str]:
     Raises:
         ModelError: shapes that contradict each other, or a quantization that is not supported.
     """
-    _expand(model, {*known, *QUANTIZED})
+    from onnx import inliner
+
+    if model.functions:
+        model.CopyFrom(inliner.inline_local_functions(model))
     _fold(model)
+    if _expand(model, {*known, *QUANTIZED, *_LOOPS}):
+        _fold(model)
     changes = []
     if is_quantized(model):
         if opset_of(model) < _CHANNEL_SCALES:
@@ -44,27 +52,27 @@ def prepare(model: Any, known: Collection[str]) -> list[str]:
     return changes
 
 
-def _expand(model: Any, known: Collection[str]) -> None:
-    """Replace calls of functions, the model's and those of ONNX's operators that are not ``known``, by their bodies."""
+def _expand(model: Any, known: Collection[str]) -> bool:
+    """Replace ONNX's operators that are not ``known`` by what they are made of, where the standard says it; whether
+    there were any.
+    """
     import onnx
     from onnx import defs, helper, inliner
 
-    version, local = opset_of(model), {(function.domain, function.name) for function in model.functions}
-    expanded = set()
+    version, expanded = opset_of(model), set()
     for node in nodes(model.graph):
-        if (node.domain, node.op_type) in local:
-            expanded.add((node.domain, node.op_type))
-        elif node.domain == "" and node.op_type not in known and defs.has(node.op_type):
+        if node.domain == "" and node.op_type not in known and defs.has(node.op_type):
             schema = defs.get_schema(node.op_type, version)
             if schema.has_function or schema.has_context_dependent_function:
                 expanded.add(("", node.op_type))
     if expanded:
-        # Some bodies depend on the types of their operands, also of constants.
+        # Some depend on the types of their operands, also of constants.
         inferred = onnx.shape_inference.infer_shapes(model)
         for tensor in model.graph.initializer:
             info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             inferred.graph.value_info.append(info)
         model.CopyFrom(inliner.inline_selected_functions(inferred, sorted(expanded), inline_schema_functions=True))
+    return bool(expanded)
 
 
 def nodes(graph: Any) -> Iterator[Any]:
