@@ -37,10 +37,9 @@ def plain(message: str, instead: str = "the operator") -> str:
 def not_supported(where: str, supported: Sequence[str]) -> ModelError:
     """The error of an operator that there is no way to compile; ``supported``: those that there are."""
     how = " with these attributes and operands" if where.split()[1] in supported else ""
-    there = ", ".join(supported)
     return ModelError(
-        f"{where} is not supported{how}; replace it by supported ones in the model ({there}), or compile the part "
-        "of the model without it"
+        f"{where} is not supported{how}; replace it by supported ones in the model (docs/models.md lists them), or "
+        "compile the part of the model without it"
     )
 
 
