@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import ModelError
 
+# Whole numbers below it are exact in float32.
+WHOLE = 1 << 24
+
 
 @dataclass(frozen=True)
 class Value:
     """A tensor between operators; ``exponent`` is that of an int8 tensor's scale, None for float32.
 
-    ``limit``: of an input that holds whole numbers, 0 to one less than it (token ids); they cross the border to the
-    compiled code as float32, which is exact.
+    ``limit``: of an input that holds whole numbers, 0 to one less than it (token ids, or `WHOLE` where they
+    are no indices); they cross the border to the compiled code as float32, which is exact.
     """
 
     name: str

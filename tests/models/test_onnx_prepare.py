@@ -42,7 +42,7 @@ def branch(value: float) -> Any:
 
 def resolved() -> dict[str, tuple[list[Any], dict[str, Any], int, list[str]]]:
     """What is resolved: nodes behind a convolution, constants, opset, and the operators that are left of them."""
-    text = "constant"
+    doubled, wide = ("Mul", ["c", "k"], ["y"], {}), ("Reshape", ["c", "k"], ["y"], {})
     return {
         "shapes": (
             [("Shape", ["c"], ["s"], {}), ("Gather", ["s", "i"], ["n"], {}), ("Unsqueeze", ["n", "zeros"], ["m"], {}),
@@ -59,19 +59,17 @@ def resolved() -> dict[str, tuple[list[Any], dict[str, Any], int, list[str]]]:
              ("If", ["t"], ["y"], {"then_branch": branch(1.0), "else_branch": branch(-1.0)})],
             {"all": np.int64(1024)}, 17, [],
         ),
-        f"{text} value_float": ([("Constant", [], ["k"], {"value_float": 2.0}), ("Mul", ["c", "k"], ["y"], {})], {}, 17, []),
-        f"{text} value_floats": (
-            [("Constant", [], ["k"], {"value_floats": [2.0] * 8}), ("Mul", ["c", "k"], ["y"], {})], {}, 17, ["multiply"],
+        "constant value_float": ([("Constant", [], ["k"], {"value_float": 2.0}), doubled], {}, 17, []),
+        "constant value_floats": (
+            [("Constant", [], ["k"], {"value_floats": [2.0] * 8}), doubled], {}, 17, ["multiply"],
         ),
-        f"{text} value_ints": (
-            [("Constant", [], ["k"], {"value_ints": [1, 1024]}), ("Reshape", ["c", "k"], ["y"], {})], {}, 17, ["reshape"],
-        ),
+        "constant value_ints": ([("Constant", [], ["k"], {"value_ints": [1, 1024]}), wide], {}, 17, ["reshape"]),
         "expansions, casts and copies of constants": (
             [("Cast", ["i"], ["f"], {"to": 1}), ("Expand", ["f", "s"], ["e"], {}), ("Identity", ["e"], ["j"], {}),
              ("Dropout", ["c"], ["d"], {}), ("Identity", ["d"], ["q"], {}), ("Add", ["q", "j"], ["y"], {})],
             {"i": ints(3), "s": ints(8)}, 17, ["add"],
         ),
-        "a function of ONNX": ([("MeanVarianceNormalization", ["c"], ["y"], {"axes": [0, 2, 3]})], {}, 13, None or ["any"]),
+        "a function of ONNX": ([("MeanVarianceNormalization", ["c"], ["y"], {"axes": [0, 2, 3]})], {}, 13, ["any"]),
     }  # fmt: skip
 
 

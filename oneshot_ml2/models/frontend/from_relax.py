@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models.frontend.origins import Imported, together
-from oneshot_ml2.models.ir import Graph, Value
-from oneshot_ml2.models.ops.reading import Reader, static
+from oneshot_ml2.models.ir import WHOLE, Graph, Value
+from oneshot_ml2.models.ops.importing import static
+from oneshot_ml2.models.ops.reading import Reader
 from oneshot_ml2.models.ops.registry import ops, readers
 from oneshot_ml2.models.simplify import simplify
 
@@ -53,7 +55,7 @@ def from_relax(
         if kind not in ("float32", "int64", "int32"):
             raise ModelError(f"input {parameter.name!r} is {kind}; {INPUTS}")
         if kind != "float32":
-            reader.integers.add(parameter.name)
+            reader.whole.add(parameter.name)
         reader.inputs.append(parameter.name)
         reader.env[parameter] = parameter.name
         reader.values[parameter.name] = Value(parameter.name, shape)
@@ -67,6 +69,9 @@ def from_relax(
             raise ModelError("an output of the model does not depend on its inputs; remove it from the model")
     if len(output_names) != len(outputs):
         output_names = [f"output_{index}" for index in range(len(outputs))] if len(outputs) > 1 else ["output"]
+    for name in reader.inputs:
+        if name in reader.whole and reader.values[name].limit is None:
+            reader.values[name] = replace(reader.values[name], limit=WHOLE)
     graph = Graph(
         name, tuple(reader.inputs), tuple(outputs), tuple(reader.nodes), reader.values, reader.constants,
         output_names=tuple(output_names),
@@ -106,7 +111,7 @@ def _read_all(reader: Reader, bindings: Sequence[Any], labels: Sequence[str], im
                 # Without a shape there is no going on.
                 break
     if refused:
-        raise together(refused, reader.supported) from refused[0]
+        raise together(refused) from refused[0]
 
 
 def _stand_in(reader: Reader, variable: Any) -> Any:

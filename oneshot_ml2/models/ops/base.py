@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Graph, Node, Value
     from oneshot_ml2.models.ops.host import Host
+    from oneshot_ml2.models.ops.importing import OnnxNode
     from oneshot_ml2.models.ops.reading import Reader
     from oneshot_ml2.workload.epilogue import Epilogue
     from oneshot_ml2.workload.registry import Workload
@@ -23,6 +24,8 @@ Shapes: TypeAlias = list[tuple[int, ...]]
 Expr: TypeAlias = Any
 # (reader, Relax call) -> the name of the value that it makes, or a tuple of names.
 Read: TypeAlias = "Callable[[Reader, Any], Any]"
+# (node) -> the Relax expression of its result, or one of several.
+Import: TypeAlias = "Callable[[OnnxNode], Expr]"
 # (operands, attributes, shape of the result) -> the result.
 Function: TypeAlias = Callable[[Sequence[Array], Attrs, Shape], Array]
 # (operands, node, shape of the result) -> the result, int8.
@@ -37,7 +40,8 @@ class Op:
 
     Attributes:
         name: of its nodes; those of integers are called ``int_`` and that.
-        relax: Relax operators that are read as it, and how.
+        relax: Relax operators that are read as it, and how; also those of our own, see `OnnxNode.own`.
+        onnx_import: ONNX operators that become Relax by it, where TVM's importer lacks or mistakes them.
         proposed: whether errors propose its Relax operators to users.
         onnx: ONNX operators that errors propose.
         onnx_layers, torch_layers: operators of the frontends whose names its nodes take.
@@ -64,6 +68,7 @@ class Op:
 
     name: str
     relax: Mapping[str, Read] = field(default_factory=dict)
+    onnx_import: Mapping[str, Import] = field(default_factory=dict)
     proposed: bool = True
     onnx: tuple[str, ...] = ()
     onnx_layers: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from oneshot_ml2.models.ir import Graph, Node, Value
 from oneshot_ml2.models.ops.base import Op
 from oneshot_ml2.models.ops.conv2d import read_weight
+from oneshot_ml2.models.ops.pad import padded
 from oneshot_ml2.models.ops.reading import ints
 from oneshot_ml2.models.ops.registry import ops
 
@@ -23,11 +24,31 @@ def _read(reader: Reader, call: Any) -> str:
     if attrs.data_layout != "NCW" or attrs.kernel_layout != "OIW":
         raise reader.refused(f"in layout {attrs.data_layout} is not supported; only NCW is")
     read_weight(reader, (x, weight))
+    (dilation,) = ints(attrs.dilation)
+    reach = (0, (reader.shape(weight)[2] - 1) * dilation)
+    x, around = padded(reader, x, (0, 0, *ints(attrs.padding)), reach)
     image = reader.reshape(x, _with_height(reader.shape(x)))
     kernel = reader.reshape(weight, _with_height(reader.shape(weight)))
     sums = reader.add(
         "conv2d", [image, kernel], (n, k, 1, out), strides=(1, *ints(attrs.strides)),
-        pads=(0, 0, *ints(attrs.padding)), dilation=(1, *ints(attrs.dilation)), groups=int(attrs.groups),
+        pads=around, dilation=(1, dilation), groups=int(attrs.groups),
+    )  # fmt: skip
+    return reader.add("reshape", [sums], (n, k, out), **{_HEIGHT_ONE: True})
+
+
+def _read_transposed(reader: Reader, call: Any) -> str:
+    (n, k, out), (x, weight), attrs = reader.static(call), reader.tensors(call), call.attrs
+    if attrs.data_layout != "NCW" or attrs.kernel_layout != "IOW":
+        raise reader.refused(f"in layout {attrs.data_layout} is not supported; only NCW is")
+    read_weight(reader, (x, weight))
+    if ints(attrs.dilation) != (1,):
+        raise reader.refused("with dilation is not supported; only 1")
+    image = reader.reshape(x, _with_height(reader.shape(x)))
+    kernel = reader.reshape(weight, _with_height(reader.shape(weight)))
+    sums = reader.add(
+        "conv2d_transpose", [image, kernel], (n, k, 1, out), strides=(1, *ints(attrs.strides)),
+        pads=(0, 0, *ints(attrs.padding)), dilation=(1, 1), groups=int(attrs.groups),
+        output_padding=(0, *ints(attrs.output_padding)),
     )  # fmt: skip
     return reader.add("reshape", [sums], (n, k, out), **{_HEIGHT_ONE: True})
 
@@ -75,5 +96,11 @@ OPS = (
         torch_layers=("conv1d.default",),
         named="conv2d",
         rewrite=_elementwise_on_images,
+    ),
+    Op(
+        "conv1d_transpose",
+        relax={"relax.nn.conv1d_transpose": _read_transposed},
+        torch_layers=("conv_transpose1d.default",),
+        named="conv2d_transpose",
     ),
 )

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models.ops.base import Array, Attrs, Expr, Op, Shape, Shapes
 from oneshot_ml2.models.ops.numeric import layer_sums, windows
+from oneshot_ml2.models.ops.pad import padded
 from oneshot_ml2.models.ops.reading import ints, layout, pads
 from oneshot_ml2.workload.conv2d import Conv2d
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Node, Value
     from oneshot_ml2.models.ops.host import Host
+    from oneshot_ml2.models.ops.importing import OnnxNode
     from oneshot_ml2.models.ops.reading import Reader
     from oneshot_ml2.workload.epilogue import Epilogue
     from oneshot_ml2.workload.registry import Workload
@@ -49,10 +52,35 @@ def _read(reader: Reader, call: Any) -> str:
     shape, operands, attrs = reader.static(call), reader.tensors(call), call.attrs
     layout(attrs, reader.where)
     read_weight(reader, operands)
+    dilation, kernel = ints(attrs.dilation), reader.shape(operands[1])[2:]
+    reach = [(k - 1) * apart for k, apart in zip(kernel, dilation, strict=True)]
+    x, around = padded(reader, operands[0], pads(attrs.padding), reach)
     return reader.add(
-        "conv2d", operands, shape, strides=ints(attrs.strides), pads=pads(attrs.padding),
-        dilation=ints(attrs.dilation), groups=int(attrs.groups),
+        "conv2d", [x, *operands[1:]], shape, strides=ints(attrs.strides), pads=around,
+        dilation=dilation, groups=int(attrs.groups),
     )  # fmt: skip
+
+
+def _import(node: OnnxNode) -> Expr:
+    rank = len(node.shape()) - 2
+    if rank not in (1, 2):
+        raise ModelError(f"has {rank} dimensions; only one or two are supported")
+    strides, around, dilation = node.window(node.shape(node.input(1))[2:])
+    sums = node.emit(
+        getattr(node.op.nn, f"conv{rank}d")(
+            node.input(0), node.input(1), strides=strides, padding=around, dilation=dilation,
+            groups=int(node.attribute("group", 1)),
+        )
+    )  # fmt: skip
+    return with_bias(node, sums, rank)
+
+
+def with_bias(node: OnnxNode, sums: Expr, rank: int) -> Expr:
+    """The sums of a convolution of ``rank`` dimensions, and the third operand, if there is one."""
+    bias = node.input(2)
+    if bias is None:
+        return sums
+    return node.op.add(sums, node.emit(node.op.reshape(bias, [1, -1] + [1] * rank)))
 
 
 def _layer(attrs: Attrs, data: Shape, weight: Shape, epilogue: Epilogue) -> Workload:
@@ -76,6 +104,7 @@ OPS = (
         "conv2d",
         relax={"relax.nn.conv2d": _read},
         onnx=("Conv",),
+        onnx_import={"Conv": _import},
         onnx_layers=("Conv",),
         torch_layers=("conv2d.default",),
         compute=_conv2d,

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models.ops.base import Array, Attrs, Expr, Op, Shape, Shapes
-from oneshot_ml2.models.ops.conv2d import read_weight
+from oneshot_ml2.models.ops.conv2d import read_weight, with_bias
+from oneshot_ml2.models.ops.importing import shared
 from oneshot_ml2.models.ops.numeric import layer_sums
 from oneshot_ml2.models.ops.reading import ints, pads
 from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
@@ -17,6 +19,7 @@ from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
 if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Node, Value
     from oneshot_ml2.models.ops.host import Host
+    from oneshot_ml2.models.ops.importing import OnnxNode
     from oneshot_ml2.models.ops.reading import Reader
     from oneshot_ml2.workload.epilogue import Epilogue
     from oneshot_ml2.workload.registry import Workload
@@ -58,6 +61,41 @@ def _read(reader: Reader, call: Any) -> str:
         "conv2d_transpose", operands, shape, strides=ints(attrs.strides), pads=pads(attrs.padding),
         dilation=(1, 1), groups=int(attrs.groups), output_padding=ints(attrs.output_padding),
     )  # fmt: skip
+
+
+def _import(node: OnnxNode) -> Expr:
+    """ONNX's, with ``output_shape`` and ``auto_pad`` as pads, and a dilated kernel as one with zeros in it."""
+    size = node.shape()[2:]
+    rank = len(size)
+    if rank not in (1, 2):
+        raise ModelError(f"has {rank} dimensions; only one or two are supported")
+    kernel = node.shape(node.input(1))[2:]
+    strides, around, dilation = node.window(kernel)
+    extra = [int(n) for n in node.attribute("output_padding", [0] * rank)]
+    auto, given = node.text("auto_pad", "NOTSET"), node.attribute("output_shape", None)
+    if given is not None or auto.startswith("SAME"):
+        after = [n * step for n, step in zip(size, strides, strict=True)] if given is None else [int(n) for n in given]
+        total = [
+            (size[i] - 1) * strides[i] + extra[i] + (kernel[i] - 1) * dilation[i] + 1 - after[-rank:][i]
+            for i in range(rank)
+        ]
+        extra = [more + max(-n, 0) for more, n in zip(extra, total, strict=True)]
+        around = shared([max(n, 0) for n in total], "SAME_UPPER" if auto == "SAME_UPPER" else "SAME_LOWER")
+    weight = node.input(1)
+    if any(apart > 1 for apart in dilation):
+        array = node.array(1)
+        assert array is not None
+        wide = [(k - 1) * apart + 1 for k, apart in zip(kernel, dilation, strict=True)]
+        full = np.zeros((*array.shape[:2], *wide), dtype=np.float32)
+        full[tuple(slice(None, None, apart) for apart in (1, 1, *dilation))] = array
+        weight = node.constant(full)
+    sums = node.emit(
+        getattr(node.op.nn, f"conv{rank}d_transpose")(
+            node.input(0), weight, strides=strides, padding=around, output_padding=extra,
+            groups=int(node.attribute("group", 1)),
+        )
+    )  # fmt: skip
+    return with_bias(node, sums, rank)
 
 
 def _layer(attrs: Attrs, data: Shape, weight: Shape, epilogue: Epilogue) -> Workload:
@@ -102,6 +140,7 @@ OPS = (
         "conv2d_transpose",
         relax={"relax.nn.conv2d_transpose": _read},
         onnx=("ConvTranspose",),
+        onnx_import={"ConvTranspose": _import},
         onnx_layers=("ConvTranspose",),
         torch_layers=("conv_transpose2d.input",),
         compute=_conv2d_transpose,

@@ -16,6 +16,7 @@ from oneshot_ml2.workload.dense import Dense
 if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Node, Value
     from oneshot_ml2.models.ops.host import Host
+    from oneshot_ml2.models.ops.importing import OnnxNode
     from oneshot_ml2.models.ops.reading import Reader
     from oneshot_ml2.workload.epilogue import Epilogue
     from oneshot_ml2.workload.registry import Workload
@@ -30,9 +31,29 @@ def _read(reader: Reader, call: Any) -> str:
             # The same matrix over and over, as PyTorch expands it.
             b = reader.constant(array[(0,) * (array.ndim - 2)])
     left, right = reader.shape(a), reader.shape(b)
-    if reader.is_constant(a) or reader.is_constant(b) or min(len(left), len(right)) < 2:
-        if a in reader.constants and b in reader.constants:
-            return reader.constant(reader.constants[a] @ reader.constants[b])
+    # A vector is a row before a product, and a column behind it.
+    full = (*shape, 1) if len(right) == 1 else shape
+    full = (*full[:-1], 1, full[-1]) if len(left) == 1 else full
+    a = reader.reshape(a, (1, *left)) if len(left) == 1 else a
+    b = reader.reshape(b, (*right, 1)) if len(right) == 1 else b
+    product = _product_of(reader, a, b, full)
+    return product if full == shape else reader.reshape(product, shape)
+
+
+def _product_of(reader: Reader, a: str, b: str, shape: tuple[int, ...]) -> str:
+    """The product of two tensors of matrices, of the given shape."""
+    left, right = reader.shape(a), reader.shape(b)
+    known_a, known_b = (x in reader.constants for x in (a, b))
+    if known_a and not known_b:
+        # Constants stand behind: what is wanted is the transpose of the other product.
+        swapped = (*shape[:-2], shape[-1], shape[-2])
+        return _transposed(reader, _product_of(reader, _transposed(reader, b), _transposed(reader, a), swapped))
+    if known_b and not known_a and len(right) > 2:
+        if math.prod(right[:-2]) > 1:
+            return _many(reader, a, b, shape)
+        if len(left) >= len(right):
+            b = reader.reshape(b, right[-2:])
+    if reader.is_constant(a) or reader.is_constant(b):
         return reader.add("matmul", [a, b], shape)
     if len(right) == 2:
         batch, rows = 1, math.prod(left[:-1])
@@ -42,6 +63,57 @@ def _read(reader: Reader, call: Any) -> str:
     a, b = reader.reshape(a, (batch, rows, left[-1])), reader.reshape(b, (batch, *right[-2:]))
     turned = reader.add("permute", [b], (batch, right[-1], right[-2]), axes=(0, 2, 1))
     return reader.reshape(reader.add("batch_matmul", [a, turned], (batch, rows, right[-1])), shape)
+
+
+def _transposed(reader: Reader, x: str) -> str:
+    """With the last two axes swapped."""
+    shape = reader.shape(x)
+    rank = len(shape)
+    axes = (*range(rank - 2), rank - 1, rank - 2)
+    return reader.add("permute", [x], tuple(shape[axis] for axis in axes), axes=axes)
+
+
+def _many(reader: Reader, a: str, b: str, shape: tuple[int, ...]) -> str:
+    """Products with different constant matrices: a convolution of as many groups, its pixels the rows."""
+    weight = reader.constants[b]
+    batch, (rows, inner, columns) = shape[:-2], (shape[-2], *weight.shape[-2:])
+    # Matrices that repeat along the first axes are the same groups.
+    own = len(weight.shape[:-2])
+    while own and weight.shape[-2 - own] == 1:
+        own -= 1
+    kept = batch[len(batch) - own :]
+    groups, images = math.prod(kept), math.prod(batch[: len(batch) - own])
+    weight = np.broadcast_to(weight.reshape(weight.shape[-2 - own :]), (*kept, inner, columns))
+    kernel = weight.reshape(groups, inner, columns).swapaxes(1, 2).reshape(groups * columns, inner, 1, 1)
+    data = _transposed(reader, reader.broadcast(a, (*batch, rows, inner)))
+    data = reader.reshape(data, (images, groups * inner, 1, rows))
+    sums = reader.add(
+        "conv2d", [data, reader.constant(np.ascontiguousarray(kernel))], (images, groups * columns, 1, rows),
+        strides=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1), groups=groups,
+    )  # fmt: skip
+    return _transposed(reader, reader.reshape(sums, (*batch, columns, rows)))
+
+
+def _import_gemm(node: OnnxNode) -> Expr:
+    """``alpha * a @ b + beta * c``, the factors in constants."""
+    op, emit = node.op, node.emit
+
+    def scaled(index: int, factor: float) -> Expr:
+        x = node.input(index)
+        if factor == 1.0 or x is None:
+            return x
+        if node.is_constant(index):
+            return node.constant(node.array(index) * np.float32(factor))
+        return emit(op.multiply(x, node.constant(factor)))
+
+    a, b = node.input(0), scaled(1, float(node.attribute("alpha", 1.0)))
+    if node.attribute("transA", 0):
+        a = emit(op.permute_dims(a, [1, 0]))
+    if node.attribute("transB", 0):
+        b = emit(op.permute_dims(b, [1, 0]))
+    product = emit(op.matmul(a, b))
+    c = scaled(2, float(node.attribute("beta", 1.0)))
+    return product if c is None else op.add(product, c)
 
 
 def _dense(args: Sequence[Array], attrs: Attrs, out: Sequence[int]) -> Array:
@@ -94,6 +166,7 @@ OPS = (
     Op(
         "dense",
         onnx=("Gemm",),
+        onnx_import={"Gemm": _import_gemm},
         onnx_layers=("Gemm", "MatMul"),
         torch_layers=("linear.default",),
         compute=_dense,

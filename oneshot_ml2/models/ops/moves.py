@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oneshot_ml2.models.ops.base import Expr, Op, Shapes
+from oneshot_ml2.models.ops.base import Array, Expr, Op, Shapes
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Node, Value
     from oneshot_ml2.models.ops.host import Host
+    from oneshot_ml2.models.ops.importing import OnnxNode
     from oneshot_ml2.models.ops.reading import Reader
 
 
@@ -40,10 +42,12 @@ def _read_strided(reader: Reader, call: Any) -> str:
     parts = [(0, size, 1) for size in shape]
     for index, axis in enumerate(axes):
         step = steps[0][index] if steps else 1
-        if step < 1:
-            raise reader.refused(f"with step {step} is not supported; only above 0")
         parts[axis % len(shape)] = slice(begins[index], ends[index], step).indices(shape[axis % len(shape)])
-    return reader.slice(operand, parts)
+    for axis, part in enumerate(parts):
+        if part[2] < 0:
+            operand = picked(reader, operand, np.arange(*part), axis)
+    shape = reader.shape(operand)
+    return reader.slice(operand, [(0, n, 1) if part[2] < 0 else part for n, part in zip(shape, parts, strict=True)])
 
 
 def _read_split(reader: Reader, call: Any) -> tuple[str, ...]:
@@ -65,24 +69,127 @@ def _read_split(reader: Reader, call: Any) -> tuple[str, ...]:
 
 
 def _read_take(reader: Reader, call: Any) -> str:
-    shape, operands, attrs = reader.static(call), reader.tensors(call), call.attrs
-    x, index = operands
-    source = reader.shape(x)
-    axis = int(attrs.axis) % len(source) if attrs.axis is not None else 0
+    shape, (x, index), attrs = reader.static(call), reader.tensors(call), call.attrs
+    if attrs.axis is None:
+        x, axis = reader.reshape(x, (math.prod(reader.shape(x)),)), 0
+    else:
+        axis = int(attrs.axis) % len(reader.shape(x))
     if index in reader.constants:
-        numbers = reader.constants[index].reshape(-1).astype(np.int64)
-        numbers = np.where(numbers < 0, numbers + source[axis], numbers)
-        if x in reader.constants:
-            return reader.constant(reader.constants[x].take(numbers, axis).reshape(shape))
-        begin, end = int(numbers[0]), int(numbers[-1]) + 1
-        if not np.array_equal(numbers, np.arange(begin, end)):
-            raise reader.refused("on an activation is supported for neighbouring constant indices only")
-        part = [(0, n, 1) if i != axis else (begin, end, 1) for i, n in enumerate(source)]
-        return reader.reshape(reader.slice(x, part), shape)
-    if index not in reader.integers or not reader.is_constant(x):
-        raise reader.refused("needs a constant table (an embedding) or constant indices")
-    reader.limited(index, source[axis])
-    return reader.add("take", operands, shape, axis=axis)
+        return reader.reshape(picked(reader, x, reader.constants[index].reshape(-1), axis), shape)
+    reader.limited(index, reader.shape(x)[axis])
+    return reader.add("take", [x, index], shape, axis=axis)
+
+
+def picked(reader: Reader, x: str, indices: Array, axis: int) -> str:
+    """The elements at some places along an axis; places below 0 count from the end."""
+    shape = reader.shape(x)
+    places = np.where(indices < 0, indices + shape[axis], indices).astype(np.int64)
+    step = int(places[1] - places[0]) if len(places) > 1 else 1
+    if step > 0 and np.array_equal(places, places[0] + step * np.arange(len(places))):
+        part = (int(places[0]), int(places[-1]) + 1, step)
+        return reader.slice(x, [part if i == axis else (0, n, 1) for i, n in enumerate(shape)])
+    made = (*shape[:axis], len(places), *shape[axis + 1 :])
+    return reader.add("gather", [x], made, places=places, axis=axis)
+
+
+def _read_tile(reader: Reader, call: Any) -> str:
+    shape, x = reader.static(call), reader.operand(call.args[0])
+    before = reader.shape(x)
+    x = reader.reshape(x, (1,) * (len(shape) - len(before)) + before)
+    for axis, (old, new) in enumerate(zip(reader.shape(x), shape, strict=True)):
+        if old != new:
+            x = picked(reader, x, np.arange(new) % old, axis)
+    return x
+
+
+def _read_repeat(reader: Reader, call: Any) -> str:
+    x, attrs = reader.operand(call.args[0]), call.attrs
+    if attrs.axis is None:
+        x = reader.reshape(x, (math.prod(reader.shape(x)),))
+    axis = 0 if attrs.axis is None else int(attrs.axis) % len(reader.shape(x))
+    return picked(reader, x, np.arange(reader.shape(x)[axis]).repeat(int(attrs.repeats)), axis)
+
+
+def _read_flip(reader: Reader, call: Any) -> str:
+    x = reader.operand(call.args[0])
+    axis = int(call.attrs.axis) % len(reader.shape(x))
+    return picked(reader, x, np.arange(reader.shape(x)[axis])[::-1], axis)
+
+
+def _read_stack(reader: Reader, call: Any) -> str:
+    shape = reader.static(call)
+    axis = int(call.attrs.axis or 0) % len(shape)
+    line = (*shape[:axis], 1, *shape[axis + 1 :])
+    parts = [reader.reshape(part, line) for part in reader.operand(call.args[0])]
+    return reader.add("concat", parts, shape, axis=axis)
+
+
+def _read_gather_elements(reader: Reader, call: Any) -> str:
+    shape, (x, index) = reader.static(call), reader.tensors(call)
+    axis = int(call.attrs.axis) % len(shape)
+    numbers = reader.constants.get(index)
+    if numbers is None:
+        return reader.add("take_along", [x, index], shape, axis=axis)
+    source = np.arange(math.prod(reader.shape(x))).reshape(reader.shape(x))
+    return _scattered(reader, x, np.take_along_axis(source, numbers, axis), shape)
+
+
+def _read_gather_nd(reader: Reader, call: Any) -> str:
+    shape, (x, index) = reader.static(call), reader.tensors(call)
+    numbers, batch = reader.constants.get(index), int(call.attrs.batch_dims)
+    if numbers is None:
+        raise reader.refused("has indices that the model computes; only constants are supported")
+    before = reader.shape(x)
+    source = np.arange(math.prod(before)).reshape(-1, *before[batch:])
+    places = [
+        part[tuple(np.moveaxis(at, -1, 0))]
+        for part, at in zip(source, numbers.reshape(len(source), *numbers.shape[batch:]), strict=True)
+    ]
+    return _scattered(reader, x, np.stack(places), shape)
+
+
+def _scattered(reader: Reader, x: str, places: Array, shape: tuple[int, ...]) -> str:
+    """Elements of a tensor by their places in it as a line."""
+    line = reader.reshape(x, (math.prod(reader.shape(x)),))
+    return reader.reshape(picked(reader, line, places.reshape(-1), 0), shape)
+
+
+def _read_shuffle(reader: Reader, call: Any) -> str:
+    """PyTorch's pixel_shuffle: channels become blocks of pixels."""
+    (n, c, height, width), x = reader.static(call), reader.operand(call.args[0])
+    step = int(call.attrs.upscale_factor)
+    parts = reader.reshape(x, (n, c, step, step, height // step, width // step))
+    turned = (n, c, height // step, step, width // step, step)
+    return reader.reshape(reader.add("permute", [parts], turned, axes=(0, 1, 4, 2, 5, 3)), (n, c, height, width))
+
+
+def _read_triangle(reader: Reader, call: Any) -> str:
+    shape, x = reader.static(call), reader.operand(call.args[0])
+    offset = int(call.args[1])
+    kept = (np.tril if call.op.name.endswith("tril") else np.triu)(np.ones(shape[-2:]), offset)
+    return reader.add("select", [reader.constant(kept), x, reader.constant(np.zeros(()))], shape)
+
+
+def _import_slice(node: OnnxNode) -> Expr:
+    shape = node.shape()
+    begins, ends = (node.numbers(index, name) or [] for index, name in ((1, "starts"), (2, "ends")))
+    axes, steps = node.numbers(3, "axes") or list(range(len(begins))), node.numbers(4, "steps") or [1] * len(begins)
+    spans = [slice(*span[1:]).indices(shape[span[0]]) for span in zip(axes, begins, ends, steps, strict=True)]
+    result = node.input(0)
+    for axis, span in zip(axes, spans, strict=True):
+        if span[2] < 0:
+            places = node.constant(np.arange(*span), "int64")
+            result = node.emit(node.op.take(result, places, axis % len(shape)))
+    forward = [(axis, span) for axis, span in zip(axes, spans, strict=True) if span[2] > 0]
+    if forward:
+        begin, end, step = zip(*(span for _, span in forward), strict=True)
+        result = node.emit(node.op.strided_slice(result, [axis for axis, _ in forward], begin, end, step))
+    return result
+
+
+def _import_tile(node: OnnxNode) -> Expr:
+    repeats = node.numbers(1, "")
+    return node.op.tile(node.input(0), repeats)
 
 
 def _read_permute(reader: Reader, call: Any) -> str:
@@ -115,6 +222,14 @@ def _take_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: 
     return host.op.take(args[0], host.emit(host.op.astype(args[1], "int32")), node.attrs["axis"], mode="clip")
 
 
+def _gather_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
+    return host.op.take(args[0], host.integer(node.attrs["places"]), node.attrs["axis"], mode="fast")
+
+
+def _take_along_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
+    return host.op.gather_elements(args[0], host.emit(host.op.astype(args[1], "int64")), node.attrs["axis"])
+
+
 def _concat_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
     return host.op.concat(args, node.attrs["axis"])
 
@@ -138,8 +253,8 @@ OPS = (
     ),
     Op(
         "permute",
-        relax={"relax.permute_dims": _read_permute},
-        onnx=("Transpose",),
+        relax={"relax.permute_dims": _read_permute, "relax.nn.pixel_shuffle": _read_shuffle},
+        onnx=("DepthToSpace", "SpaceToDepth", "Transpose"),
         compute=lambda args, attrs, out: np.ascontiguousarray(args[0].transpose(attrs["axes"])),
         host=_permute_host,
         moves_data=True,
@@ -151,6 +266,7 @@ OPS = (
         "slice",
         relax={"relax.strided_slice": _read_strided, "relax.split": _read_split},
         onnx=("Slice", "Split"),
+        onnx_import={"Slice": _import_slice},
         compute=lambda args, attrs, out: np.ascontiguousarray(args[0][tuple(slice(*part) for part in attrs["parts"])]),
         host=_slice_host,
         moves_data=True,
@@ -171,7 +287,7 @@ OPS = (
     ),
     Op(
         "concat",
-        relax={"relax.concat": _read_concat},
+        relax={"relax.concat": _read_concat, "relax.stack": _read_stack},
         onnx=("Concat",),
         compute=lambda args, attrs, out: np.concatenate(args, attrs["axis"]),
         host=_concat_host,
@@ -179,6 +295,33 @@ OPS = (
         moves_data=True,
         reason=_MOVES,
     ),
+    Op(
+        "gather",
+        relax={
+            "relax.tile": _read_tile,
+            "relax.repeat": _read_repeat,
+            "relax.flip": _read_flip,
+            "relax.gather_elements": _read_gather_elements,
+            "relax.gather_nd": _read_gather_nd,
+        },
+        onnx=("Gather", "GatherElements", "GatherND", "Tile"),
+        onnx_import={"Tile": _import_tile},
+        compute=lambda args, attrs, out: args[0].take(attrs["places"], attrs["axis"]),
+        host=_gather_host,
+        moves_data=True,
+        one_source=True,
+        keeps_scale=True,
+        reason=_MOVES,
+    ),
+    Op(
+        "take_along",
+        compute=lambda args, attrs, out: np.take_along_axis(args[0], args[1].astype(np.int64), attrs["axis"]),
+        host=_take_along_host,
+        moves_data=True,
+        reason=_MOVES,
+    ),
+    # Read as other operators.
+    Op("triangle", relax=dict.fromkeys(("relax.tril", "relax.triu"), _read_triangle), onnx=("Trilu",)),
     Op(
         "take",
         relax={"relax.take": _read_take},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oneshot_ml2.common.errors import ModelError, WorkloadError
-from oneshot_ml2.models.ops.base import Array, Attrs, Expr, Op, Shape, Shapes
+from oneshot_ml2.models.ops.base import Array, Attrs, Expr, Import, Op, Shape, Shapes
 from oneshot_ml2.models.ops.numeric import INT8, windows
+from oneshot_ml2.models.ops.pad import padded
 from oneshot_ml2.models.ops.reading import ints, layout, pads
+from oneshot_ml2.models.ops.reductions import reduced_axes
 from oneshot_ml2.workload.max_pool2d import MaxPool2d
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Node, Value
     from oneshot_ml2.models.ops.host import Host
+    from oneshot_ml2.models.ops.importing import OnnxNode
     from oneshot_ml2.models.ops.reading import Reader
     from oneshot_ml2.workload.registry import Workload
 
@@ -27,11 +31,14 @@ def _max_pool2d(args: Sequence[Array], attrs: Attrs, out: Sequence[int]) -> Arra
     return np.maximum.reduce(result)
 
 
-def _counts(shape: Sequence[int], attrs: Attrs, out: Sequence[int]) -> Array:
+def counts(shape: Sequence[int], attrs: Attrs, out: Sequence[int]) -> Array:
     """How many elements each output of an average pool divides by, (OH, OW)."""
-    if attrs["count_include_pad"]:
-        return np.full(tuple(out[2:]), math.prod(attrs["size"]), dtype=np.int64)
     ones = np.ones((1, 1, *shape[2:]), dtype=np.int64)
+    if attrs["count_include_pad"]:
+        # Padding counts, but not what a last window in ceil_mode reaches beyond it.
+        top, bottom, left, right = attrs["pads"]
+        ones = np.pad(ones, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=1)
+        attrs = {**attrs, "pads": (0, 0, 0, 0)}
     return np.sum(windows(ones, attrs, attrs["size"], out[2:], 0), axis=0)[0, 0]
 
 
@@ -44,15 +51,15 @@ def _sum_pool(x: Array, attrs: Attrs, out: Sequence[int], kind: Any) -> Array:
 
 
 def _avg_pool2d(args: Sequence[Array], attrs: Attrs, out: Sequence[int]) -> Array:
-    counts = _counts(args[0].shape, attrs, out).astype(np.float32)
-    return _sum_pool(args[0], attrs, out, np.float32) / counts
+    divisors = counts(args[0].shape, attrs, out).astype(np.float32)
+    return _sum_pool(args[0], attrs, out, np.float32) / divisors
 
 
 def _int_avg_pool2d(args: Sequence[Array], node: Node, out: Sequence[int]) -> Array:
     left = node.attrs["left"]
     total = _sum_pool(args[0], node.attrs, out, np.int64) << max(left, 0)
-    counts = _counts(args[0].shape, node.attrs, out) << max(-left, 0)
-    result, rest = np.divmod(2 * total + counts, 2 * counts)
+    divisors = counts(args[0].shape, node.attrs, out) << max(-left, 0)
+    result, rest = np.divmod(2 * total + divisors, 2 * divisors)
     if node.attrs["half_even"]:
         result = result - ((rest == 0) & (result & 1 == 1))
     return np.clip(result, *node.attrs["clip"]).astype(np.int8)
@@ -77,6 +84,8 @@ def _max_pool_layer(attrs: Attrs, data: Shape, out: Shape) -> Workload:
     """
     n, c, h, w = data
     r, s = attrs["size"]
+    if tuple(attrs["dilation"]) != (1, 1):
+        raise WorkloadError(f"its window has the dilation {tuple(attrs['dilation'])}; the VTA's layers have 1")
     for ceil_mode in (False, True):
         workload = MaxPool2d(n, c, h, w, r, s, attrs["strides"], attrs["pads"], ceil_mode)
         if workload.output_shape == tuple(out):
@@ -84,31 +93,73 @@ def _max_pool_layer(attrs: Attrs, data: Shape, out: Shape) -> Workload:
     raise WorkloadError(f"its output is {tuple(out)}; the VTA's would be {workload.output_shape}")
 
 
-def _pool(attrs: Any, op: str) -> dict[str, Any]:
-    layout(attrs, op, kernel=False)
-    if ints(attrs.dilation) != (1, 1):
-        raise ModelError(f"{op} with dilation {ints(attrs.dilation)} is not supported; only 1")
-    return {
-        "size": ints(attrs.pool_size),
-        "strides": ints(attrs.strides),
-        "pads": pads(attrs.padding),
-        "dilation": (1, 1),
-    }
+def _read_window(reader: Reader, call: Any, op: str) -> str:
+    """A pool of images, or of lines as images of height 1; its own padding and what a Pad before it gives."""
+    shape, operands, attrs = reader.static(call), reader.tensors(call), call.attrs
+    if attrs.layout not in ("NCHW", "NCW"):
+        raise reader.refused(f"in layout {attrs.layout} is not supported; only NCHW is")
+    line = len(shape) == 3
+    more: dict[str, Any] = {} if op == "max_pool2d" else {"count_include_pad": bool(attrs.count_include_pad)}
+    inner = ints(attrs.padding)
+    if line:
+        begin, end = inner * 2 if len(inner) == 1 else inner
+        inner = (0, 0, begin, end)
+    else:
+        inner = pads(inner)
+    size, strides, dilation = (
+        ((1,) if line else ()) + ints(given) for given in (attrs.pool_size, attrs.strides, attrs.dilation)
+    )
+    x, around = operands[0], inner
+    if not any(inner) or more.get("count_include_pad", True):
+        reach = [(k - 1) * apart for k, apart in zip(size, dilation, strict=True)]
+        x, around = padded(reader, x, inner, reach, lowest=op == "max_pool2d")
+    if around != inner and more:
+        # Zeros that are part of the image count.
+        more["count_include_pad"] = True
+    image = (*reader.shape(x)[:2], 1, reader.shape(x)[2]) if line else reader.shape(x)
+    pooled = reader.add(
+        op, [reader.reshape(x, image)], (*shape[:2], 1, shape[2]) if line else shape, size=size, strides=strides,
+        pads=around, dilation=dilation, **more,
+    )  # fmt: skip
+    return reader.reshape(pooled, shape)
 
 
 def _read_max(reader: Reader, call: Any) -> str:
-    shape, operands = reader.static(call), reader.tensors(call)
-    return reader.add("max_pool2d", operands, shape, **_pool(call.attrs, reader.where))
+    return _read_window(reader, call, "max_pool2d")
 
 
 def _read_avg(reader: Reader, call: Any) -> str:
-    shape, operands, attrs = reader.static(call), reader.tensors(call), call.attrs
-    if attrs.ceil_mode:
-        raise reader.refused("with ceil_mode is not supported; pad the image instead")
-    return reader.add(
-        "avg_pool2d", operands, shape, **_pool(attrs, reader.where),
-        count_include_pad=bool(attrs.count_include_pad),
-    )  # fmt: skip
+    return _read_window(reader, call, "avg_pool2d")
+
+
+def _import(name: str) -> Import:
+    def make(node: OnnxNode) -> Expr:
+        if node.outputs > 1:
+            raise ModelError("has a second output, of indices; it is not supported: remove it from the model")
+        size = [int(n) for n in node.attribute("kernel_shape", ())]
+        if len(size) > 2:
+            raise ModelError(f"has {len(size)} dimensions; only one or two are supported")
+        strides, around, dilation = node.window(size)
+        ceil_mode = bool(node.attribute("ceil_mode", 0))
+        if ceil_mode:
+            # The last window has to begin in the image, or in the padding before it; with that, all axes may be even.
+            last = [
+                -(-(n + begin + end - (k - 1) * apart - 1) // step) * step < n + begin
+                for n, k, step, apart, begin, end in zip(
+                    node.shape()[2:], size, strides, dilation, around, around[len(size) :], strict=False
+                )
+            ]
+            ceil_mode = all(last)
+            if not ceil_mode and any(last):
+                raise ModelError("with ceil_mode has windows that begin behind the image in one axis only; pad it")
+        pool, counted = getattr(node.op.nn, f"{name}{len(size)}d"), bool(node.attribute("count_include_pad", 0))
+        return pool(node.input(0), size, strides, around, dilation, ceil_mode, counted)
+
+    return make
+
+
+def _import_global_max(node: OnnxNode) -> Expr:
+    return node.op.max(node.input(0), list(range(2, len(node.shape()))), True)
 
 
 def _global_pool(
@@ -138,7 +189,7 @@ def _read_adaptive(reader: Reader, call: Any) -> str:
 def _read_mean(reader: Reader, call: Any) -> str:
     shape, operands, attrs = reader.static(call), reader.tensors(call), call.attrs
     image = reader.values[operands[0]].shape
-    axes = tuple(sorted(int(axis) % len(image) for axis in attrs.axis)) if attrs.axis else tuple(range(len(image)))
+    axes = reduced_axes(attrs.axis, len(image))
     if len(image) == 4 and axes == (2, 3):
         return _global_pool(reader, operands[0], shape, image[2:], (1, 1))
     return reader.add("mean", operands, shape, axes=axes, keepdims=bool(attrs.keepdims))
@@ -147,21 +198,30 @@ def _read_mean(reader: Reader, call: Any) -> str:
 def _bottom_right(node: Node, before: Sequence[int], out: Sequence[int]) -> list[int]:
     """A pool's pads as (top, left, bottom, right), with what makes a window in ceil_mode complete."""
     top, bottom, left, right = node.attrs["pads"]
-    reach = [(out[axis + 2] - 1) * node.attrs["strides"][axis] + node.attrs["size"][axis] for axis in range(2)]
+    strides, size, dilation = (node.attrs[name] for name in ("strides", "size", "dilation"))
+    reach = [(out[axis + 2] - 1) * strides[axis] + (size[axis] - 1) * dilation[axis] + 1 for axis in range(2)]
     return [top, left, max(bottom, reach[0] - before[2] - top), max(right, reach[1] - before[3] - left)]
 
 
 def _max_pool2d_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
     pads = _bottom_right(node, shapes[0], value.shape)
-    return host.op.nn.max_pool2d(args[0], node.attrs["size"], node.attrs["strides"], pads)
+    return host.op.nn.max_pool2d(args[0], node.attrs["size"], node.attrs["strides"], pads, node.attrs["dilation"])
 
 
 def _avg_pool2d_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
-    top, bottom, left, right = node.attrs["pads"]
-    return host.op.nn.avg_pool2d(
-        args[0], node.attrs["size"], node.attrs["strides"], (top, left, bottom, right),
-        count_include_pad=node.attrs["count_include_pad"],
+    attrs, (shape,) = node.attrs, shapes
+    around = _bottom_right(node, shape, value.shape)
+    top, bottom, left, right = attrs["pads"]
+    plain = around == [top, left, bottom, right]
+    average = host.op.nn.avg_pool2d(
+        args[0], attrs["size"], attrs["strides"], around, attrs["dilation"],
+        count_include_pad=attrs["count_include_pad"] or not plain,
     )  # fmt: skip
+    if plain:
+        return average
+    # Of windows that reach behind the image, the average is of fewer elements.
+    factors = math.prod(attrs["size"]) / counts(shape, attrs, value.shape)
+    return host.op.multiply(host.emit(average), host.relax.const(factors.astype(np.float32)))
 
 
 def _int_avg_pool2d_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
@@ -170,13 +230,14 @@ def _int_avg_pool2d_host(host: Host, node: Node, args: list[Expr], shapes: Shape
         total = host.emit(host.op.sum(host.wide(args[0]), axis=[2, 3], keepdims=True))
     else:
         ones = np.ones((shape[1], 1, *attrs["size"]), dtype=np.int8)
-        total = host.convolution(node, args[0], host.relax.const(ones), "int32", groups=shape[1])
-    counts = _counts(shape, attrs, value.shape) << max(-attrs["left"], 0)
-    counts = counts.reshape(1, 1, *counts.shape)
-    doubled = host.emit(host.op.add(host.left(total, max(attrs["left"], 0) + 1), host.integer(counts)))
-    result = host.emit(host.op.floor_divide(doubled, host.integer(2 * counts)))
+        top, left, bottom, right = _bottom_right(node, shape, value.shape)
+        reaching = dataclasses.replace(node, attrs={**attrs, "pads": (top, bottom, left, right)})
+        total = host.convolution(reaching, args[0], host.relax.const(ones), "int32", groups=shape[1])
+    divisors = counts(shape, attrs, value.shape)[None, None] << max(-attrs["left"], 0)
+    doubled = host.emit(host.op.add(host.left(total, max(attrs["left"], 0) + 1), host.integer(divisors)))
+    result = host.emit(host.op.floor_divide(doubled, host.integer(2 * divisors)))
     if attrs["half_even"]:
-        rest = host.op.subtract(doubled, host.emit(host.op.multiply(result, host.integer(2 * counts))))
+        rest = host.op.subtract(doubled, host.emit(host.op.multiply(result, host.integer(2 * divisors))))
         tie = host.emit(host.op.astype(host.op.equal(rest, host.integer(0)), "int32"))
         result = host.emit(host.op.subtract(result, host.op.bitwise_and(result, tie)))
     return host.narrow(result, attrs["clip"])
@@ -193,8 +254,9 @@ def _mean_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: 
 OPS = (
     Op(
         "max_pool2d",
-        relax={"relax.nn.max_pool2d": _read_max},
+        relax={"relax.nn.max_pool2d": _read_max, "relax.nn.max_pool1d": _read_max},
         onnx=("MaxPool",),
+        onnx_import={"MaxPool": _import("max_pool"), "GlobalMaxPool": _import_global_max},
         onnx_layers=("MaxPool",),
         torch_layers=("max_pool2d.default",),
         compute=_max_pool2d,
@@ -205,8 +267,9 @@ OPS = (
     ),
     Op(
         "avg_pool2d",
-        relax={"relax.nn.avg_pool2d": _read_avg},
+        relax={"relax.nn.avg_pool2d": _read_avg, "relax.nn.avg_pool1d": _read_avg},
         onnx=("AveragePool", "GlobalAveragePool"),
+        onnx_import={"AveragePool": _import("avg_pool")},
         onnx_layers=("AveragePool", "GlobalAveragePool"),
         torch_layers=("adaptive_avg_pool2d.default",),
         compute=_avg_pool2d,

@@ -12,7 +12,11 @@ from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models.frontend import origins
 from oneshot_ml2.models.ir import Node, Value
 from oneshot_ml2.models.ops.base import Array
+from oneshot_ml2.models.ops.importing import static
 from oneshot_ml2.models.ops.registry import ops, readers
+
+# Their scales are kept, also of constants.
+_QUANTIZERS = ("quantize", "dequantize")
 
 
 class Reader:
@@ -25,8 +29,12 @@ class Reader:
         self.inputs: list[str] = []
         self.values: dict[str, Value] = {}
         self.constants: dict[str, Array] = {}
-        # Values and constants of whole numbers; only indices are.
-        self.integers: set[str] = set()
+        # Values that hold whole numbers or truth values (0 and 1), as float32.
+        self.whole: set[str] = set()
+        # The type of what the call at hand makes.
+        self.kind = "float32"
+        # Constants that hold infinite values or NaN; without any, nothing that follows from finite inputs is NaN.
+        self.infinite: set[str] = set()
         # Values that follow from constants alone (dequantized weights).
         self.fixed: set[str] = set()
         # Relax variable -> name, or a tuple of names.
@@ -41,28 +49,43 @@ class Reader:
 
     def constant(self, array: Array) -> str:
         name = f"const_{len(self.constants)}"
+        if array.dtype.kind == "f":
+            array = array.astype(np.float32, copy=False)
+            if not np.isfinite(array).all():
+                self.infinite.add(name)
         self.constants[name] = array
         return name
 
     def is_constant(self, name: str) -> bool:
         return name in self.constants or name in self.fixed
 
+    def source(self, name: str) -> str | None:
+        """The input of the model that a value holds elements of as they are, if it does."""
+        while name not in self.inputs and name in self.values:
+            node = self.producer(name)
+            if not ops()[node.op].one_source:
+                return None
+            name = node.inputs[0]
+        return name if name in self.inputs else None
+
     def limited(self, name: str, limit: int) -> None:
         """Note that an index is below ``limit``, if it is an input of the model."""
-        while name not in self.inputs and name in self.values:
-            name = self.producer(name).inputs[0]
-        if name in self.inputs:
-            known = self.values[name].limit
-            self.values[name] = dataclasses.replace(self.values[name], limit=min(limit, known or limit))
+        source = self.source(name)
+        if source is not None:
+            known = self.values[source].limit
+            self.values[source] = dataclasses.replace(self.values[source], limit=min(limit, known or limit))
 
     def add(self, op: str, inputs: Sequence[str], shape: Sequence[int], **attrs: Any) -> str:
-        if op != "take" and not self.integers.isdisjoint(inputs):
-            if not ops()[op].one_source:
-                raise self.refused("on integers is not supported; they can only be indices (embeddings)")
-            self.integers.add(f"{op}_{self.counts.get(op, 0)}")
+        """A node, or the constant that it makes of constants."""
+        compute = ops()[op].compute
+        if compute is not None and op not in _QUANTIZERS and inputs and all(name in self.constants for name in inputs):
+            array = compute([self.constants[name] for name in inputs], attrs, shape)
+            return self.constant(np.asarray(array, dtype=self.kind))
         number = self.counts.get(op, 0)
         self.counts[op] = number + 1
         name = f"{op}_{number}"
+        if self.kind.startswith(("int", "uint", "bool")) and op not in _QUANTIZERS:
+            self.whole.add(name)
         if all(self.is_constant(operand) for operand in inputs):
             self.fixed.add(name)
         self.nodes.append(Node(name, op, tuple(inputs), name, attrs))
@@ -92,6 +115,9 @@ class Reader:
 
     def call(self, call: Any) -> Any:
         name = getattr(call.op, "name", type(call.op).__name__)
+        if name == "relax.call_dps_packed":
+            name = str(call.args[0].global_symbol)
+        self.kind = str(getattr(next(iter(getattr(call.ty, "fields", ())), call.ty), "dtype", "float32"))
         read = readers().get(name)
         if read is None:
             self.static(call)
@@ -165,20 +191,3 @@ def layout(attrs: Any, op: str, kernel: bool = True) -> None:
     layout = getattr(attrs, "data_layout", None) or attrs.layout
     if layout != "NCHW" or (kernel and attrs.kernel_layout != "OIHW"):
         raise ModelError(f"{op} in layout {layout} is not supported; only NCHW is")
-
-
-def static(ty: Any, what: str) -> tuple[int, ...]:
-    """The shape of a Relax tensor type.
-
-    Raises:
-        ModelError: no tensor, or a dynamic shape.
-    """
-    from tvm import tirx
-
-    shape = getattr(ty, "shape", None)
-    if shape is None:
-        raise ModelError(f"{what} has no tensor of a known shape; dynamic shapes are not supported")
-    if not all(isinstance(dim, (int, tirx.IntImm)) for dim in shape):
-        dims = "x".join(str(getattr(dim, "value", dim)) for dim in shape)
-        raise ModelError(f"{what} has the dynamic shape {dims}; export the model with fixed shapes")
-    return tuple(int(dim) for dim in shape)

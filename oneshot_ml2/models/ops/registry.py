@@ -6,7 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from oneshot_ml2.common.records import modules
-from oneshot_ml2.models.ops.base import Op, Read
+from oneshot_ml2.models.ops.base import Import, Op, Read
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Node
@@ -32,3 +32,9 @@ def is_integer(node: Node) -> bool:
 def readers() -> dict[str, Read]:
     """Relax operator -> how it is read."""
     return {name: read for op in ops().values() for name, read in op.relax.items()}
+
+
+@cache
+def onnx_imports() -> dict[str, Import]:
+    """ONNX operator -> how it becomes Relax, of those that are not left to TVM."""
+    return {name: make for op in ops().values() for name, make in op.onnx_import.items()}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import ModelError, WorkloadError
 from oneshot_ml2.models import partition, simplify
 from oneshot_ml2.models.ir import Graph, Node, Value
+from oneshot_ml2.models.ops.pooling import counts
 from oneshot_ml2.models.ops.registry import op_of
 from oneshot_ml2.models.partition import Composite
 from oneshot_ml2.models.quantize.qdq import single
@@ -453,7 +454,7 @@ class IntegerBuilder:
             kernel, shift = average_kernel(node.attrs["size"], left)
             off = kernel / 2.0**shift - 2.0**left / count
             worst, usual = float(np.abs(off).sum()) * 128, float(np.sqrt(np.square(off).sum())) * 128 / 3**0.5
-            if any(node.attrs["pads"]) and not node.attrs["count_include_pad"]:
+            if np.any(counts(self.graph.shape(source), node.attrs, shape) != count):
                 raise WorkloadError("its divisor differs at the border, where padding does not count")
             if worst and (self.fixed or self.half_even):
                 why = "half to even is exact" if self.half_even else "the scales are the model's"
@@ -464,7 +465,7 @@ class IntegerBuilder:
             r, s = node.attrs["size"]
             bias = np.full(c, 1 << shift >> 1, dtype=np.int32)
             workload = Conv2d(
-                n, c, h, w, c, r, s, node.attrs["strides"], node.attrs["pads"],
+                n, c, h, w, c, r, s, node.attrs["strides"], node.attrs["pads"], node.attrs["dilation"],
                 epilogue=self.epilogue(bias, None, shift, clip), groups=c,
             )  # fmt: skip
             if workload.output_shape != shape:

@@ -58,7 +58,8 @@ def random_samples(graph: Graph, count: int, seed: int) -> list[dict[str, Array]
 
     def draw(value: Value) -> Array:
         if value.limit is not None:
-            return rng.integers(0, value.limit, value.shape)
+            # What is no index is mostly a mask, of zeros and ones.
+            return rng.integers(0, 2 if value.limit == ir.WHOLE else value.limit, value.shape)
         return rng.standard_normal(value.shape, dtype=np.float32)
 
     return [{name: draw(graph.values[name]) for name in graph.inputs} for _ in range(count)]
