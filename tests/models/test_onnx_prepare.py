@@ -101,6 +101,14 @@ def test_functions_of_the_model(tmp_path: Path) -> None:
     np.testing.assert_allclose(computed(graph, {"x": X[:1]})[0], wanted(path, {"x": X[:1]})[0], atol=2e-5)
 
 
+def test_dropouts_in_training_mode_are_noted(tmp_path: Path) -> None:
+    constants = {"ratio": np.float32(0.5), "on": np.array(True), "off": np.array(False)}
+    nodes = [("Dropout", ["x", "ratio", "off"], ["d"], {}), ("Dropout", ["d", "ratio", "on"], ["e"], {})]
+    graph = import_onnx(write(tmp_path / "m.onnx", [*nodes, ("Relu", ["e"], ["y"], {})], {"x": IMAGE}, constants))
+    assert graph.notes == ("1 dropouts are in training mode in the file, and do nothing here",)
+    assert [node.op for node in graph.nodes] == ["relu"]
+
+
 def test_initializers_that_are_inputs_too(tmp_path: Path) -> None:
     path = write(tmp_path / "m.onnx", [("Conv", ["x", "w"], ["y"], {})], {"x": IMAGE, "w": WEIGHT.shape}, {"w": WEIGHT})
     assert import_onnx(path).inputs == ("x",)
@@ -222,8 +230,8 @@ def test_masks_without_the_question(tmp_path: Path) -> None:
 
 
 # Exporters ---------------------------------------------------------------------------------------
-def torch_net() -> Any:
-    """Convolution, normalization, attention with a mask, a residual, a mean and a dense layer."""
+def torch_net(masked: bool = True) -> Any:
+    """Convolution, normalization, attention with or without a mask, a residual, a mean and a dense layer."""
     import torch
     from torch import Tensor, nn
 
@@ -241,7 +249,7 @@ def torch_net() -> Any:
             b, c, h, w = x.shape
             x = x.flatten(2).transpose(1, 2)
             q, k, v = self.wide(self.norm(x)).view(b, h * w, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
-            a = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+            a = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.mask if masked else None)
             return self.head((x + a.transpose(1, 2).reshape(b, h * w, c)).mean(1))  # type: ignore[no-any-return]
 
     with torch.random.fork_rng():
@@ -268,7 +276,7 @@ def test_what_pytorch_exports(dynamo: bool, opset: int, tmp_path: Path) -> None:
 def test_an_exported_program() -> None:
     import torch
 
-    net, x = torch_net(), torch.from_numpy(X[:1, :3])
+    net, x = torch_net(masked=False), torch.from_numpy(X[:1, :3])
     program = torch.export.export(net, (x,))
     with torch.no_grad():
         expected = net(x).numpy()
@@ -305,6 +313,30 @@ def test_channels_that_are_last(tmp_path: Path) -> None:
     graph = import_onnx(path)
     assert [node.op for node in graph.nodes] == ["permute", "conv2d", "relu", "conv2d", "permute"]
     np.testing.assert_allclose(computed(graph, {"x": x[:1]})[0], wanted(path, {"x": x[:1]})[0], atol=2e-5)
+
+
+def test_turns_around_residuals_meet(tmp_path: Path) -> None:
+    """Blocks of a residual network in channels-last order: two turns are left, at the ends."""
+    there, back = {"perm": [0, 3, 1, 2]}, {"perm": [0, 2, 3, 1]}
+    nodes, x = [], "x"
+    for index in range(2):
+        nodes += [
+            ("Transpose", [x], [f"t{index}"], there),
+            ("Conv", [f"t{index}", "w"], [f"c{index}"], {"pads": [1] * 4}),
+            ("Transpose", [f"c{index}"], [f"u{index}"], back),
+            ("Add", [f"u{index}", "bias"], [f"b{index}"], {}),
+        ]
+        if index:
+            nodes.append(("Add", [f"b{index}", x], [f"s{index}"], {}))
+        nodes.append(("Relu", [f"s{index}" if index else f"b{index}"], [f"r{index}"], {}))
+        x = f"r{index}"
+    nodes.append(("Identity", [x], ["y"], {}))
+    bias = np.linspace(-1, 1, 16, dtype=np.float32)
+    path = write(tmp_path / "m.onnx", nodes, {"x": (1, 8, 8, 16)}, {"w": WEIGHT, "bias": bias})
+    image = {"x": np.ascontiguousarray(X[:1].transpose(0, 2, 3, 1))}
+    graph = import_onnx(path)
+    assert [node.op for node in graph.nodes] == ["permute", "conv2d", "relu", "conv2d", "add", "relu", "permute"]
+    np.testing.assert_allclose(computed(graph, image)[0], wanted(path, image)[0], atol=2e-5)
 
 
 @pytest.mark.parametrize("write_model", [tf_convention])

@@ -41,7 +41,7 @@ def prepare(model: Any, known: Collection[str]) -> list[str]:
     _fold(model)
     if _expand(model, {*known, *QUANTIZED, *_LOOPS}):
         _fold(model)
-    changes = []
+    changes = _trained(model)
     if is_quantized(model):
         if opset_of(model) < _CHANNEL_SCALES:
             _convert(model, _CHANNEL_SCALES)
@@ -119,6 +119,16 @@ def _fold(model: Any) -> None:
         raise ModelError(f"its constants cannot be computed: {first_line(error.__cause__ or error)}") from error
     finally:
         logger.setLevel(level)
+
+
+def _trained(model: Any) -> list[str]:
+    """A line on dropouts that are in training mode; they do nothing here."""
+    from onnx import numpy_helper
+
+    known = {tensor.name: tensor for tensor in model.graph.initializer}
+    modes = [node.input[2] for node in model.graph.node if node.op_type == "Dropout" and len(node.input) > 2]
+    on = sum(name in known and bool(numpy_helper.to_array(known[name])) for name in modes)
+    return [f"{on} dropouts are in training mode in the file, and do nothing here"] if on else []
 
 
 def _foldable(graph: Any) -> bool:
