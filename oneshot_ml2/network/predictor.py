@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.spaces.protocols import Encoding
     from oneshot_ml2.spaces.space import ScheduleSpace
     from oneshot_ml2.vta.accelerator import Accelerator
-    from oneshot_ml2.workload.registry import Workload
+    from oneshot_ml2.workload.base import Workload
 
 FORMAT = "oneshot-ml2 predictor"
 # The small network and the large one; the prefixes of their tensors.
