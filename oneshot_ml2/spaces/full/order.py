@@ -205,11 +205,17 @@ def _close(sink, uop_load):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def _own_biases(nest, schedule) -> bool:  # type: ignore[no-untyped-def]
+    """Whether every channel tile has micro-ops of its own, which add its biases."""
+    return bool(nest.bias and schedule.bias != BIAS_LOAD)
+
+
+@njit(cache=True, nogil=True)
 def _radices(nest, schedule, sp_tiles, co_tiles, places):  # type: ignore[no-untyped-def]
     inp = sp_tiles * nest.groups if INP_MODE[schedule.dataflow] == ALL else schedule.inp_buffers
     wgt = co_tiles if WGT_MODE[schedule.dataflow] == ALL else schedule.wgt_buffers
     res = schedule.inp_buffers if nest.residual else 1
-    co = max(co_tiles, 2) if nest.bias and schedule.bias != BIAS_LOAD else 2
+    co = co_tiles if _own_biases(nest, schedule) else 2
     return _Radices(schedule.acc_buffers, inp, wgt, res, co, places)
 
 
@@ -235,7 +241,8 @@ def _word(nest, schedule, at, row, col, taper, radices):  # type: ignore[no-unty
     word = word * radices.inp + (at.inp if inp_mode == STREAM else inputs % radices.inp)
     word = word * radices.wgt + (at.wgt if wgt_mode == STREAM else at.co % radices.wgt)
     word = word * radices.res + (at.res if nest.residual else 0)
-    word = word * radices.co + (at.co if radices.co > 2 else np.int64(width < schedule.tile_co))
+    # Biases make micro-ops of a channel tile's own; else tiles of as many channels have the same.
+    word = word * radices.co + (at.co if _own_biases(nest, schedule) else np.int64(width < schedule.tile_co))
     return word
 
 
