@@ -165,7 +165,7 @@ def _programs(args: argparse.Namespace) -> tuple[str, Accelerator, list[tuple[Se
     if source.is_file():
         chip, insns, _ = read_program(source, chip, args.run_index)
         work.check(insns, chip, str(source))
-        uops = np.zeros((0, 3), np.int64)
+        uops = np.zeros(0, MICRO_OP)
         return source.name, chip, [((source.name,), Program(chip, insns, uops, args.address, 0, ()))]
 
     chip = chip or Accelerator.load("pynq")

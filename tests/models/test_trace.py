@@ -76,7 +76,7 @@ def check(program: Program) -> timeline.Timeline:
         (inner if piece.inner else outer)[piece.row].append(piece)
     for r, pieces in outer.items():
         assert all(a.end <= b.start for a, b in itertools.pairwise(pieces))
-        if r <= timeline.STORE:
+        if r <= timeline.Row.STORE:
             # Waits fill the gaps.
             assert sum(piece.end - piece.start for piece in pieces) == line.cycles, timeline.ROWS[r]
     for r, pieces in inner.items():
@@ -85,9 +85,9 @@ def check(program: Program) -> timeline.Timeline:
             assert sum(o.start <= piece.start and piece.end <= o.end for o in outer[r] if o.kind == timeline.WORK) == 1
 
     # Every instruction that is issued before the end is there once, with its cycles.
-    modules = timeline.module_rows(np.asarray(program.insns))
+    modules = 1 + tokens.modules(program.insns)
     there = {}
-    for r in (timeline.LOAD, timeline.COMPUTE, timeline.STORE):
+    for r in (timeline.Row.LOAD, timeline.Row.COMPUTE, timeline.Row.STORE):
         for piece in outer[r]:
             if piece.kind == timeline.WORK:
                 assert piece.args["instruction"] not in there
@@ -100,7 +100,7 @@ def check(program: Program) -> timeline.Timeline:
         assert piece.end == min(done if done >= 0 else line.cycles, line.cycles)
 
     # A wait ends when what it names is there, and that is what came last.
-    for r in (timeline.LOAD, timeline.COMPUTE, timeline.STORE):
+    for r in (timeline.Row.LOAD, timeline.Row.COMPUTE, timeline.Row.STORE):
         for before, piece in zip([None, *outer[r]], outer[r]):
             if piece.kind != timeline.WAIT:
                 continue
@@ -117,7 +117,7 @@ def check(program: Program) -> timeline.Timeline:
                 came = piece.args[f"token from {giver}"]
                 assert came == piece.end if insn in there else came == "never" or came >= line.cycles
     # Fetch waits for room only if there is none.
-    for piece in outer[timeline.FETCH]:
+    for piece in outer[timeline.Row.FETCH]:
         if piece.name.startswith("waits for room"):
             module = modules[piece.args["for"]]
             mine = np.flatnonzero((modules == module) & (timed.queued >= 0) & (timed.queued < piece.start))
@@ -129,12 +129,12 @@ def check(program: Program) -> timeline.Timeline:
             times = timed.queued[first : first + count]
             assert piece.start == times[0] and times[-1] + 1 >= piece.end
     # What the port carries.
-    carried = sum(piece.end - piece.start for piece in outer[timeline.READ] if piece.kind == timeline.WORK)
+    carried = sum(piece.end - piece.start for piece in outer[timeline.Row.READ] if piece.kind == timeline.WORK)
     starts = timed.bursts[:, chisel.R_TAKEN] + 1
     ends = np.minimum(starts + timed.bursts[:, chisel.R_BEATS], line.cycles)
     assert carried == np.maximum(ends - starts, 0).sum()
     totals = line.totals()
-    assert all(sum(totals[name].values()) == line.cycles for name in timeline.ROWS[: timeline.READ])
+    assert all(sum(totals[name].values()) == line.cycles for name in timeline.ROWS[: timeline.Row.READ])
     return line
 
 
@@ -164,7 +164,7 @@ def test_a_program_that_hangs_says_what_it_waits_for() -> None:
     line = check(program_of(PYNQ, [row(G.LOAD, 0, G.INP, 0, 64, 1, 8, 8), row(G.GEMM, G.POP_PREV, 0, 0, 1, 1, 1),
                                    row(G.FINISH)]))  # fmt: skip
     assert line.hang
-    (wait,) = (piece for piece in line.slices if piece.row == timeline.COMPUTE)
+    (wait,) = (piece for piece in line.slices if piece.row == timeline.Row.COMPUTE)
     assert (wait.name, wait.end, wait.args["token from load"]) == (
         "waits for a token from load", line.cycles, "never",
     )  # fmt: skip
@@ -244,7 +244,7 @@ def check_events(events: list[dict[str, Any]], end_ns: int) -> None:
             assert end <= ends[-1], names[tid]
             ends.append(end)
     for tid, name in names.items():
-        if name in ("layer", *timeline.ROWS[: timeline.READ]):
+        if name in ("layer", *timeline.ROWS[: timeline.Row.READ]):
             assert max(end for _, end in rows[tid]) == end_ns
 
 

@@ -17,7 +17,7 @@ from oneshot_ml2.devices.boards import KINDS, Differences
 from oneshot_ml2.devices.perturbed import PerturbedDevice
 from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.network import picking, predictor
-from oneshot_ml2.network.calibration import COSTS, Calibration, traffic_of
+from oneshot_ml2.network.calibration import COSTS, Calibration, limits_of, traffic_of
 from oneshot_ml2.network.predictor import NETWORKS, OUTPUTS, Predictor
 from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.full import features as full_features
@@ -32,7 +32,7 @@ from oneshot_ml2.vta.reasons import Reason
 
 CHIP = Accelerator.load("pynq")
 SPACES = [ScheduleSpace(layer.workload, CHIP) for layer in LAYERS]
-LIMITS = np.array([[0, 0.9, TRAFFIC.index("largest input load"), 1, np.log(20.0), np.log(30.0)]])
+LIMITS = limits_of(np.array([[0, 0.9, TRAFFIC.index("largest input load"), 1, np.log(20.0), np.log(30.0)]]))
 KNOWN = Calibration(64, np.array([0.1, 0.2, 0.05]), LIMITS)
 
 

@@ -16,7 +16,7 @@ from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import nest
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.faults import L_PAGE, Faults, is_wrong, page_misses
+from oneshot_ml2.vta.faults import Faults, is_wrong, page_misses
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.timing import chisel
 from oneshot_ml2.workload.registry import Workload
@@ -59,7 +59,7 @@ def _measure(p, values, insns, uops, tables, address, params, sizes, limits, slo
         port = counters[chisel.B_READ_BEATS] + counters[chisel.B_WRITE_BEATS]
         more = port * slow
         if miss > 0.0:
-            more += page_misses(insns[:n], sizes, limits[L_PAGE]) * miss
+            more += page_misses(insns[:n], sizes, limits.page) * miss
         cycles[i] = max(1, round(total + more * (port + more) / (total + more)))
         for m in range(3):
             busy[i, m] = counters[m]
