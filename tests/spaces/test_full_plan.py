@@ -7,8 +7,8 @@ from programs import ACCELERATORS, random_workload, smallest_workload
 
 from oneshot_ml2.spaces.full import emit, plan, traffic
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta import nest
 from oneshot_ml2.vta import program as G
+from oneshot_ml2.vta.nest import make_nest
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
@@ -23,7 +23,7 @@ def test_bound_never_exceeds_the_cycles() -> None:
         indices = rng.integers(0, len(space), 4000)
         result = space.measure(indices)
         valid = result.reason == Reason.VALID
-        totals = plan.summaries(nest.nest(space.workload, space.accelerator), space.values(indices[valid]))
+        totals = plan.summaries(make_nest(space.workload, space.accelerator), space.values(indices[valid]))
         wrong = np.flatnonzero(totals[:, plan.S_BOUND] > result.cycles[valid])
         assert not len(wrong), (space, space.schedule(int(indices[valid][wrong[0]])))
         timed += int(valid.sum())
@@ -44,7 +44,7 @@ def test_bound_holds_on_layers_of_usual_size() -> None:
             indices = rng.integers(0, len(space), 300)
             result = space.measure(indices)
             valid = result.reason == Reason.VALID
-            totals = plan.summaries(nest.nest(layer, accelerator), space.values(indices[valid]))
+            totals = plan.summaries(make_nest(layer, accelerator), space.values(indices[valid]))
             assert (totals[:, plan.S_BOUND] <= result.cycles[valid]).all()
 
 
@@ -78,7 +78,7 @@ def test_summary_counts_the_real_work() -> None:
     layer = Conv2d(1, 64, 56, 56, 64, 3, 3, padding=1)
     space = ScheduleSpace(layer, ACCELERATORS[0])
     indices = space.sample(np.random.default_rng(1), 200)
-    totals = plan.summaries(nest.nest(layer, ACCELERATORS[0]), space.values(indices))
+    totals = plan.summaries(make_nest(layer, ACCELERATORS[0]), space.values(indices))
     compute = totals[:, plan.S_COMPUTE]
     skipping = space.values(indices)[:, plan.K_PAD] == plan.PAD_SKIP
     # The engine bound of the same layer: 440,896 GEMMs on real taps, reset and three ALU passes of 12,544 elements.
@@ -111,11 +111,11 @@ def test_micro_ops_in_closed_form_are_nearly_those_of_programs() -> None:
         for accelerator in ACCELERATORS:
             space = ScheduleSpace(layer, accelerator)
             indices = rng.integers(0, len(space), 400)
-            p = nest.nest(layer, accelerator)
-            uops = plan.summaries(p, space.values(indices))[:, plan.S_UOPS]
+            nest = make_nest(layer, accelerator)
+            uops = plan.summaries(nest, space.values(indices))[:, plan.S_UOPS]
             reasons = space.validity(indices)
             known = (reasons == Reason.VALID) | (reasons == Reason.UOP_OVERFLOW)
-            sides += ((uops > p[nest.UOP_LIMIT]) == (reasons == Reason.UOP_OVERFLOW))[known].tolist()
+            sides += ((uops > nest.uop_limit) == (reasons == Reason.UOP_OVERFLOW))[known].tolist()
             valid = np.flatnonzero(reasons == Reason.VALID)[:20]
             ratios += [uops[i] / len(space.lower(int(indices[i])).uops) for i in valid]
     low, middle, high = np.quantile(ratios, [0.05, 0.5, 0.95])
@@ -129,33 +129,33 @@ def test_a_gemm_a_tap_in_closed_form_is_that_of_programs() -> None:
     while compared < 200:
         space = ScheduleSpace(smallest_workload(rng), ACCELERATORS[int(rng.integers(len(ACCELERATORS)))])
         indices = rng.integers(0, len(space), 60)
-        p, values = nest.nest(space.workload, space.accelerator), space.values(indices)
+        nest, values = make_nest(space.workload, space.accelerator), space.values(indices)
         taps = (values[:, plan.K_FOLD] == plan.FOLD_TAPS) & (space.validity(indices) == Reason.VALID)
-        totals = plan.summaries(p, values)
+        totals = plan.summaries(nest, values)
         assert (totals[taps, plan.S_RECURRENCE] >= plan.RECURRENCE).all()
         for index, total in zip(indices[taps], totals[taps], strict=True):
             insns = space.lower(int(index)).insns
-            if p[nest.POOL]:
+            if nest.pool:
                 gemms = (insns[:, G.C_OP] == G.ALU) & (insns[:, G.C_ALU_OP] == G.ALU_MAX) & (insns[:, G.C_USE_IMM] == 0)
             else:
                 gemms = (insns[:, G.C_OP] == G.GEMM) & (insns[:, G.C_RESET] == 0)
             others = 0
-            if not p[nest.POOL]:
-                bias = p[nest.BIAS] and space.values(np.array([index]))[0, plan.K_BIAS] == plan.BIAS_GEMM
-                others = int(total[plan.S_TILES]) * (int(bias) + int(p[nest.RES]))
+            if not nest.pool:
+                bias = nest.bias and space.values(np.array([index]))[0, plan.K_BIAS] == plan.BIAS_GEMM
+                others = int(total[plan.S_TILES]) * (int(bias) + int(nest.residual))
             assert gemms.sum() - others == total[plan.S_GEMMS]
             compared += 1
 
 
 def test_tiles_of_wide_images_are_told_apart() -> None:
     layer = Conv2d(1, 16, 3, 70_000, 16, 1, 1)
-    p = nest.nest(layer, ACCELERATORS[0])
+    nest = make_nest(layer, ACCELERATORS[0])
     values = np.repeat(ScheduleSpace(layer, ACCELERATORS[0]).values(np.array([0])), 2, axis=0)
     values[:, [plan.K_H, plan.K_W]] = (1, 70_000), (2, 70_000 - 65_536)
-    both = plan.summaries(p, values)
-    alone = [plan.summaries(p, row[None])[0] for row in values]
+    both = plan.summaries(nest, values)
+    alone = [plan.summaries(nest, row[None])[0] for row in values]
     assert np.array_equal(both, alone)
-    moved = traffic.traffic(p, values, both)
+    moved = traffic.traffic(nest, values, both)
     assert np.array_equal(
-        moved, [traffic.traffic(p, row[None], total[None])[0] for row, total in zip(values, alone, strict=True)]
+        moved, [traffic.traffic(nest, row[None], total[None])[0] for row, total in zip(values, alone, strict=True)]
     )

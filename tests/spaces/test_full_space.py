@@ -12,10 +12,11 @@ from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.full import plan
 from oneshot_ml2.spaces.full import space as full
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta import image, isa, nest
+from oneshot_ml2.vta import image, isa
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator, preset_names
 from oneshot_ml2.vta.bound import engine_bound
+from oneshot_ml2.vta.nest import make_nest
 from oneshot_ml2.vta.program import Program, element_bytes
 from oneshot_ml2.vta.reasons import InvalidSchedule
 from oneshot_ml2.workload.batch_matmul import BatchMatmul
@@ -251,8 +252,8 @@ def test_extents_of_one_and_strides_beyond_the_extent() -> None:
 
 def test_one_row_where_every_output_reads_the_input_of_its_place() -> None:
     def extents(workload: Workload) -> list[int]:
-        p = nest.nest(workload, ACCELERATORS[0])
-        return p[[nest.OH, nest.OW, nest.IH, nest.IW]].tolist()
+        nest = make_nest(workload, ACCELERATORS[0])
+        return [int(nest[name]) for name in ("oh", "ow", "ih", "iw")]
 
     assert extents(Conv2d(1, 16, 5, 7, 16, 1, 1)) == [1, 35, 1, 35]
     assert extents(Conv2d(1, 16, 255, 257, 16, 1, 1)) == [1, 65535, 1, 65535]

@@ -9,8 +9,8 @@ from programs import ACCELERATORS, random_workload, smallest_workload
 
 from oneshot_ml2.spaces.full import emit, plan, steps
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta import nest
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.nest import MAX_INSNS, PORTABLE_UOPS, Nest, make_nest
 from oneshot_ml2.vta.program import COLUMNS
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.workload.conv2d import Conv2d
@@ -38,19 +38,19 @@ class Lowering:
     """`emit.lower_into` on work arrays that are kept."""
 
     def __init__(self) -> None:
-        self.insns = np.zeros((emit.MAX_INSNS, COLUMNS), dtype=np.int64)
-        self.uops = np.zeros((nest.PORTABLE_UOPS, 3), dtype=np.int64)
+        self.insns = np.zeros((MAX_INSNS, COLUMNS), dtype=np.int64)
+        self.uops = np.zeros((PORTABLE_UOPS, 3), dtype=np.int64)
         self.tables = emit.tables()
 
-    def reasons(self, p: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.uint8]:
-        found = [emit.lower_into(p, row, self.insns, self.uops, self.tables)[0] for row in values]
+    def reasons(self, nest: Nest, values: NDArray[np.int64]) -> NDArray[np.uint8]:
+        found = [emit.lower_into(nest, row, self.insns, self.uops, self.tables)[0] for row in values]
         return np.array(found, dtype=np.uint8)
 
 
 def compare(space: ScheduleSpace, values: NDArray[np.int64], lowering: Lowering) -> NDArray[np.uint8]:
-    p = nest.nest(space.workload, space.accelerator)
+    nest = make_nest(space.workload, space.accelerator)
     before = values.copy()
-    found, want = steps.reasons(p, values), lowering.reasons(p, values)
+    found, want = steps.reasons(nest, values), lowering.reasons(nest, values)
     assert np.array_equal(values, before)
     wrong = np.flatnonzero(found != want)
     assert not len(wrong), (space.workload, space.accelerator, values[wrong[0]], found[wrong[0]], want[wrong[0]])
@@ -104,11 +104,11 @@ def test_reasons_of_knob_values_outside_of_the_candidates() -> None:
     for layer in LAYERS:
         for accelerator in ACCELERATORS[:3]:
             space = ScheduleSpace(layer, accelerator)
-            p = nest.nest(layer, accelerator)
+            nest = make_nest(layer, accelerator)
             values = space.values(rng.integers(0, len(space), 60))
-            for knob, extent in ((plan.K_CO, nest.CO), (plan.K_H, nest.OH), (plan.K_W, nest.OW), (plan.K_CI, nest.CI)):
-                drawn = np.exp(rng.uniform(0, np.log(p[extent] + 1), len(values))).astype(np.int64)
-                values[:, knob] = np.clip(drawn, 1, p[extent])
+            for knob, extent in ((plan.K_CO, "co"), (plan.K_H, "oh"), (plan.K_W, "ow"), (plan.K_CI, "ci")):
+                drawn = np.exp(rng.uniform(0, np.log(nest[extent] + 1), len(values))).astype(np.int64)
+                values[:, knob] = np.clip(drawn, 1, nest[extent])
             for knob in (plan.K_INP_BUF, plan.K_WGT_BUF, plan.K_ACC_BUF):
                 values[:, knob] = rng.integers(1, 6, len(values))
             compare(space, values, lowering)
@@ -117,10 +117,10 @@ def test_reasons_of_knob_values_outside_of_the_candidates() -> None:
 def test_batches_on_threads_give_what_single_rows_give() -> None:
     space = ScheduleSpace(LAYERS[1], Accelerator.load("pynq"))
     values = space.values(np.random.default_rng(25).integers(0, len(space), 9000))
-    p = nest.nest(space.workload, space.accelerator)
-    whole = steps.reasons(p, values)
-    assert np.array_equal(whole[::50], [steps.reasons(p, row[None])[0] for row in values[::50]])
-    assert len(steps.reasons(p, values[:0])) == 0
+    nest = make_nest(space.workload, space.accelerator)
+    whole = steps.reasons(nest, values)
+    assert np.array_equal(whole[::50], [steps.reasons(nest, row[None])[0] for row in values[::50]])
+    assert len(steps.reasons(nest, values[:0])) == 0
 
 
 # Rows of which small tiles make more than any program has; and one of many taps, which takes memory.
@@ -135,37 +135,37 @@ def test_batches_on_threads_give_what_single_rows_give() -> None:
 )
 def test_more_tiles_than_a_program_has_are_illegal_and_not_looked_at(layer: Workload) -> None:
     space = ScheduleSpace(layer, Accelerator.load("pynq"))
-    p = nest.nest(space.workload, space.accelerator)
-    values = plan.canonical(p, space.values(np.random.default_rng(27).integers(0, len(space), 40)))
+    nest = make_nest(space.workload, space.accelerator)
+    values = plan.canonical(nest, space.values(np.random.default_rng(27).integers(0, len(space), 40)))
     values[:8, [plan.K_CO, plan.K_H, plan.K_W, plan.K_CI]] = 1
     compare(space, values, Lowering())
-    cut = [-(-p[extent] // values[:, knob]) for knob, extent in ((plan.K_H, nest.OH), (plan.K_W, nest.OW))]
-    too_many = 3 * cut[0] * cut[1] > steps.MAX_INSNS
-    assert too_many.any() and (steps.reasons(p, values)[too_many] != Reason.VALID).all()
-    most = [plan.most_tiles(p[kernel]) for kernel in (nest.KH, nest.KW)]
-    rows, _, cols, _, _ = plan.axes(p, values[0])
+    cut = [-(-nest[extent] // values[:, knob]) for knob, extent in ((plan.K_H, "oh"), (plan.K_W, "ow"))]
+    too_many = 3 * cut[0] * cut[1] > MAX_INSNS
+    assert too_many.any() and (steps.reasons(nest, values)[too_many] != Reason.VALID).all()
+    most = [plan.most_tiles(nest[kernel]) for kernel in ("kh", "kw")]
+    rows, _, cols, _, _ = plan.axes(nest, values[0])
     assert [len(rows), len(cols)] == [min(int(n[0]), limit + 1) for n, limit in zip(cut, most, strict=True)]
     unseen = (cut[0] > most[0]) | (cut[1] > most[1]) | (cut[0] * cut[1] > 1 << 20)
-    assert unseen.any() and (plan.summaries(p, values[unseen])[:, plan.S_INP_USE] > 1).all()
+    assert unseen.any() and (plan.summaries(nest, values[unseen])[:, plan.S_INP_USE] > 1).all()
 
 
 @pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[-1]], ids=str)
 def test_records_of_steps_cover_every_tile_and_reduction(layer: Workload) -> None:
     space = ScheduleSpace(layer, Accelerator.load("pynq"))
-    p = nest.nest(space.workload, space.accelerator)
+    nest = make_nest(space.workload, space.accelerator)
     records = steps.step_table()
     values = space.values(np.random.default_rng(26).integers(0, len(space), 4000))
-    for v in plan.canonical(p, values)[steps.reasons(p, values) == 0][:50]:
-        rows, _, cols, _, _ = plan.axes(p, v)
-        at, _ = plan.sram_layout(p, v, rows[:, plan.A_SIZE].max(), cols[:, plan.A_SIZE].max(), len(rows) * len(cols))
-        whole, tapered = (plan.chunk_starts(p[nest.CI], v[plan.K_CI], head) for head in (0, v[plan.K_HEAD]))
-        r = records[: steps.walk(p, v, at, rows, cols, whole, tapered, records)]
-        tiles = (len(rows) * len(cols), plan.channel_tiles(p, v))
-        assert len(r) == steps.step_count(p, v, *tiles, whole, tapered)
+    for v in plan.canonical(nest, values)[steps.reasons(nest, values) == 0][:50]:
+        rows, _, cols, _, _ = plan.axes(nest, v)
+        at, _ = plan.sram_layout(nest, v, rows[:, plan.A_SIZE].max(), cols[:, plan.A_SIZE].max(), len(rows) * len(cols))
+        whole, tapered = (plan.chunk_starts(nest.ci, v[plan.K_CI], head) for head in (0, v[plan.K_HEAD]))
+        r = records[: steps.walk(nest, v, at, rows, cols, whole, tapered, records)]
+        tiles = (len(rows) * len(cols), plan.channel_tiles(nest, v))
+        assert len(r) == steps.step_count(nest, v, *tiles, whole, tapered)
         work = np.zeros((r[-1, steps.S_TILE] + 1,), dtype=np.int64)
         np.add.at(work, r[:, steps.S_TILE], r[:, steps.S_NCI] * r[:, steps.S_MCO])
-        widths = np.minimum(v[plan.K_CO], p[nest.CO] - r[r[:, steps.S_LAST] == 1, steps.S_CO] * v[plan.K_CO])
-        assert np.array_equal(work, widths * p[nest.CI])
-        assert len(work) == len(rows) * len(cols) * -(-p[nest.CO] // v[plan.K_CO])
+        widths = np.minimum(v[plan.K_CO], nest.co - r[r[:, steps.S_LAST] == 1, steps.S_CO] * v[plan.K_CO])
+        assert np.array_equal(work, widths * nest.ci)
+        assert len(work) == len(rows) * len(cols) * -(-nest.co // v[plan.K_CO])
         assert (r[:, steps.S_NEEDS] < np.arange(len(r))).all() and (np.diff(r[:, steps.S_NEEDS]) >= 0).all()
         assert set(np.flatnonzero(r[:, steps.S_PUSHES])) == set(r[:, steps.S_NEEDS]) - {-1}

@@ -13,10 +13,10 @@ from oneshot_ml2.spaces.full.features import nest_of
 from oneshot_ml2.spaces.full.space import validity, work_arrays
 from oneshot_ml2.spaces.full.traffic import TRAFFIC
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta import nest
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.faults import Faults, is_wrong, page_misses
+from oneshot_ml2.vta.nest import buffers, make_nest
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.timing import chisel
 from oneshot_ml2.workload.registry import Workload
@@ -32,21 +32,21 @@ def traffic(space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
 
 def beats(space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
     """Beats of the memory port that candidates take, instructions included, float64 (n,)."""
-    p, summary = nest_of(space), given.summary
-    stored = p[nest.NB] * p[nest.OH] * p[nest.OW] * p[nest.OUT_BLOCKS] * p[nest.INP_B] / p[nest.BUS]
+    nest, summary = nest_of(space), given.summary
+    stored = nest.nb * nest.oh * nest.ow * nest.out_blocks * nest.inp_bytes / nest.bus
     return np.asarray(
         summary[:, plan.S_INP_BEATS] + summary[:, plan.S_WGT_BEATS] + stored + 2 * summary[:, plan.S_INSTRUCTIONS]
     )
 
 
 @njit(cache=True, nogil=True)
-def _measure(p, values, insns, uops, tables, address, params, sizes, limits, slow, miss, reason, cycles, busy):  # type: ignore[no-untyped-def]
+def _measure(nest, values, insns, uops, tables, address, params, sizes, limits, slow, miss, reason, cycles, busy):  # type: ignore[no-untyped-def]
     """Lower and time the rows whose ``reason`` is 0 so far; ``limits``, ``slow``, ``miss``: of `Faults`."""
     trace = np.empty((0, 2), dtype=np.int64)
     for i in range(len(values)):
         if reason[i] != 0:
             continue
-        why, n, _ = emit.lower_into(p, values[i], insns, uops, tables)
+        why, n, _ = emit.lower_into(nest, values[i], insns, uops, tables)
         if why == 0 and is_wrong(insns[:n], limits):
             why = _WRONG
         reason[i] = why
@@ -72,9 +72,9 @@ def measure_faulty(
     reason = validity(workload, accelerator, values)
     cycles, busy = np.full(len(values), -1, dtype=np.int64), np.zeros((len(values), 3), dtype=np.int64)
     insns, uops, tables = work_arrays()
-    _, end = nest.buffers(workload, accelerator)
+    _, end = buffers(workload, accelerator)
     _measure(
-        nest.nest(workload, accelerator),
+        make_nest(workload, accelerator),
         np.ascontiguousarray(values),
         insns,
         uops,

@@ -8,15 +8,16 @@ A schedule is an int64 row of knob values (the ``K_*`` columns).
 from __future__ import annotations
 
 import numpy as np
-from numba import types
+from numba import from_dtype, types
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
-from oneshot_ml2.vta import nest as N
+from oneshot_ml2.vta.nest import DTYPE, MAX_INSNS, MAX_SIZE, Nest
 
 # Types of arguments, for functions that are called with constants: numba would compile them anew for each.
 INT = types.int64
 VECTOR, TABLE = INT[::1], INT[:, ::1]
+NEST = from_dtype(DTYPE)  # type: ignore[no-untyped-call]
 
 KNOBS = (
     "tile_co",
@@ -83,14 +84,14 @@ def outer_is_co(flow: int) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def moves_apart(p) -> bool:  # type: ignore[no-untyped-def]
+def moves_apart(nest) -> bool:  # type: ignore[no-untyped-def]
     """Whether every channel is moved by itself: of 1x1 kernels on images whose planes no 16-bit stride steps over.
 
     Such images could be one row (`nest.is_one_row`) but for their size. Those of other kernels that are as large have
     tiles of one channel only.
     """
-    steps = p[N.KH] * p[N.KW] * p[N.SH] * p[N.SW] * p[N.TH] * p[N.TW]
-    return bool(p[N.MINOR] == 0 and steps == 1 and p[N.IH] * p[N.IW] > N.MAX_SIZE)
+    steps = nest.kh * nest.kw * nest.sh * nest.sw * nest.th * nest.tw
+    return bool(nest.minor == 0 and steps == 1 and nest.ih * nest.iw > MAX_SIZE)
 
 
 @njit(cache=True, nogil=True)
@@ -132,7 +133,7 @@ def most_tiles(kernel: int) -> int:
 
     Of a large kernel, whose taps take memory, a third: a tile takes three instructions at least.
     """
-    return max(N.MAX_INSNS // 3, min(N.MAX_INSNS, _TAPS // kernel))
+    return max(MAX_INSNS // 3, min(MAX_INSNS, _TAPS // kernel))
 
 
 @njit(cache=True, nogil=True)
@@ -263,10 +264,10 @@ def tap_items(axis, taps):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def narrowest(p, v) -> int:  # type: ignore[no-untyped-def]
+def narrowest(nest, v) -> int:  # type: ignore[no-untyped-def]
     """Output channel blocks of the narrowest step: with fewer, accumulators recur sooner."""
-    first = min(v[K_CO], p[N.CO])
-    return min(first, last_channels(p, v), head_parts(first, v[K_HEAD])[0])
+    first = min(v[K_CO], nest.co)
+    return min(first, last_channels(nest, v), head_parts(first, v[K_HEAD])[0])
 
 
 @njit(INT(INT, INT, INT, TABLE, TABLE), cache=True, nogil=True)
@@ -320,34 +321,34 @@ def chunk_starts(ci: int, chunk: int, head: int):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True, nogil=True)
-def channel_tiles(p, v) -> int:  # type: ignore[no-untyped-def]
+def channel_tiles(nest, v) -> int:  # type: ignore[no-untyped-def]
     """Tiles of the output channels of all groups; those of a group follow each other."""
-    return p[N.GROUPS] * ceil_div(p[N.CO], v[K_CO])
+    return nest.groups * ceil_div(nest.co, v[K_CO])
 
 
 @njit(cache=True, nogil=True)
-def input_channels(p, v):  # type: ignore[no-untyped-def]
+def input_channels(nest, v):  # type: ignore[no-untyped-def]
     """(input channel blocks of a chunk, of all chunks of a tile), at most."""
-    return (v[K_CO], v[K_CO]) if p[N.DEPTHWISE] else (v[K_CI], p[N.CI])
+    return (v[K_CO], v[K_CO]) if nest.depthwise else (v[K_CI], nest.ci)
 
 
 @njit(cache=True, nogil=True)
-def scratch_size(p, v, plane: int) -> int:  # type: ignore[no-untyped-def]
+def scratch_size(nest, v, plane: int) -> int:  # type: ignore[no-untyped-def]
     """Accumulators beside the output tiles: pooled inputs of a tile (``plane`` a channel), or copies to round."""
-    if p[N.POOL]:
+    if nest.pool:
         return plane * v[K_CO]
-    return v[K_CO] * v[K_H] * v[K_W] if p[N.EVEN] else 0
+    return v[K_CO] * v[K_H] * v[K_W] if nest.even else 0
 
 
 @njit(cache=True, nogil=True)
-def is_tapered(p, flow: int, head: int, co_tile: int, sp_tile: int) -> bool:  # type: ignore[no-untyped-def]
+def is_tapered(nest, flow: int, head: int, co_tile: int, sp_tile: int) -> bool:  # type: ignore[no-untyped-def]
     """Whether an output tile uses the tapered chunks; ``co_tile`` counts those of all groups.
 
     Resident operands fix the chunks of every tile that shares them, because a chunk is compact in SRAM.
     """
     if head == HEAD_WHOLE:
         return False
-    if p[N.MINOR] and INP_MODE[flow] != STREAM:
+    if nest.minor and INP_MODE[flow] != STREAM:
         return True
     if WGT_MODE[flow] != STREAM:
         return bool(co_tile == 0)
@@ -367,9 +368,9 @@ def head_parts(co: int, head: int):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def pieces(p, co: int, rows: int, cols: int, drain: int):  # type: ignore[no-untyped-def]
+def pieces(nest, co: int, rows: int, cols: int, drain: int):  # type: ignore[no-untyped-def]
     """(channel blocks, rows, columns) of a piece of an output tile whose last stages are cut into about ``drain``."""
-    if p[N.MINOR]:
+    if nest.minor:
         if cols > 1:
             return co, rows, ceil_div(cols, min(drain, cols))
         return ceil_div(co, min(drain, co)), rows, cols
@@ -388,53 +389,53 @@ def drains(v, tile: int, tiles: int) -> int:  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def sram_layout_into(p, v, plane: int, sp_tiles: int, at, need):  # type: ignore[no-untyped-def]
+def sram_layout_into(nest, v, plane: int, sp_tiles: int, at, need):  # type: ignore[no-untyped-def]
     """`sram_layout` with the largest loaded ``plane`` of a tile, in place."""
-    ci, tco = p[N.CI], v[K_CO]
+    ci, tco = nest.ci, v[K_CO]
     tci = v[K_CI]
-    taps = p[N.KH] * p[N.KW]
+    taps = nest.kh * nest.kw
     inp_mode, wgt_mode = INP_MODE[v[K_FLOW]], WGT_MODE[v[K_FLOW]]
-    chunk_channels, tile_channels = input_channels(p, v)
+    chunk_channels, tile_channels = input_channels(nest, v)
     at[:] = 0
     if inp_mode == STREAM:
         at[0] = plane * chunk_channels
         need[0] = at[0] * v[K_INP_BUF]
     else:
         at[0] = plane * tile_channels
-        need[0] = at[0] * (v[K_INP_BUF] if inp_mode == SET else sp_tiles * p[N.GROUPS])
+        need[0] = at[0] * (v[K_INP_BUF] if inp_mode == SET else sp_tiles * nest.groups)
     at[1] = need[0]
     at[8] = tco * v[K_H] * v[K_W]
-    if p[N.RES]:
+    if nest.residual:
         at[2] = at[8]
         at[3] = need[0]
         need[0] += at[2] * v[K_INP_BUF]
-    if p[N.POOL]:
+    if nest.pool:
         need[1] = 1
     elif wgt_mode == STREAM:
         at[5] = tco * tci * taps
         need[1] = at[5] * v[K_WGT_BUF]
     else:
         at[5] = tco * ci * taps
-        need[1] = at[5] * (v[K_WGT_BUF] if wgt_mode == SET else channel_tiles(p, v))
-    if p[N.RES]:
+        need[1] = at[5] * (v[K_WGT_BUF] if wgt_mode == SET else channel_tiles(nest, v))
+    if nest.residual:
         at[6] = need[1]
         need[1] += 1
     need[2] = at[8] * v[K_ACC_BUF]
     at[10] = need[2]
-    need[2] += scratch_size(p, v, plane)
-    if p[N.BIAS]:
+    need[2] += scratch_size(nest, v, plane)
+    if nest.bias:
         if v[K_BIAS] == BIAS_GEMM:
             at[4] = need[0]
             need[0] += 1
             at[7] = need[1]
-            need[1] += p[N.OUT_BLOCKS]
+            need[1] += nest.out_blocks
         elif v[K_BIAS] == BIAS_ADD:
             at[9] = need[2]
-            need[2] += p[N.OUT_BLOCKS]
+            need[2] += nest.out_blocks
 
 
 @njit(cache=True, nogil=True)
-def sram_layout(p, v, max_rows: int, max_cols: int, sp_tiles: int):  # type: ignore[no-untyped-def]
+def sram_layout(nest, v, max_rows: int, max_cols: int, sp_tiles: int):  # type: ignore[no-untyped-def]
     """SRAM regions of a schedule in elements.
 
     Returns int64 (11,): input slot, input total, residual slot, residual base, constant, weight slot,
@@ -442,101 +443,101 @@ def sram_layout(p, v, max_rows: int, max_cols: int, sp_tiles: int):  # type: ign
     """
     at = np.zeros(11, dtype=np.int64)
     need = np.zeros(3, dtype=np.int64)
-    sram_layout_into(p, v, max_rows * max_cols, sp_tiles, at, need)
+    sram_layout_into(nest, v, max_rows * max_cols, sp_tiles, at, need)
     return at, need
 
 
 @njit(cache=True, nogil=True)
-def sram_needed(p, v, plane: int, need):  # type: ignore[no-untyped-def]
+def sram_needed(nest, v, plane: int, need):  # type: ignore[no-untyped-def]
     """Raise the totals of INP, WGT and ACC (int64 (3,)), in place, to what the largest LOAD of each needs.
 
     One LOAD of a whole SRAM can be reported done before its data arrive (VTA reference, 6.3): it needs one more.
     """
-    need[0] = max(need[0], plane * input_channels(p, v)[0] + 1)
-    need[1] = max(need[1], 2 if p[N.POOL] else v[K_CO] * v[K_CI] * p[N.KH] * p[N.KW] + 1)
-    if p[N.BIAS] and v[K_BIAS] == BIAS_LOAD:
-        need[2] = max(need[2], v[K_H] * v[K_W] * (v[K_CO] if p[N.MINOR] else 1) + 1)
+    need[0] = max(need[0], plane * input_channels(nest, v)[0] + 1)
+    need[1] = max(need[1], 2 if nest.pool else v[K_CO] * v[K_CI] * nest.kh * nest.kw + 1)
+    if nest.bias and v[K_BIAS] == BIAS_LOAD:
+        need[2] = max(need[2], v[K_H] * v[K_W] * (v[K_CO] if nest.minor else 1) + 1)
 
 
 @njit(cache=True, nogil=True)
-def holds(p, need):  # type: ignore[no-untyped-def]
+def holds(nest, need):  # type: ignore[no-untyped-def]
     """Whether the SRAMs hold what `sram_needed` says."""
-    return need[0] <= p[N.INP_DEPTH] and need[1] <= p[N.WGT_DEPTH] and need[2] <= p[N.ACC_DEPTH]
+    return need[0] <= nest.inp_depth and need[1] <= nest.wgt_depth and need[2] <= nest.acc_depth
 
 
 @njit(cache=True, nogil=True)
-def axes(p, v):  # type: ignore[no-untyped-def]
+def axes(nest, v):  # type: ignore[no-untyped-def]
     """`tile_axis` of the rows and of the columns of a schedule, and the row step of its loads."""
-    step = load_step(p[N.KH], p[N.SH], v[K_PAD], True)
+    step = load_step(nest.kh, nest.sh, v[K_PAD], True)
     one, pad = np.int64(1), v[K_PAD]
-    rows, row_taps = tile_axis(p[N.OH], p[N.IH], p[N.KH], p[N.SH], p[N.TH], p[N.DH], p[N.PT], step, v[K_H], pad)
-    cols, col_taps = tile_axis(p[N.OW], p[N.IW], p[N.KW], p[N.SW], p[N.TW], p[N.DW], p[N.PL], one, v[K_W], pad)
+    rows, row_taps = tile_axis(nest.oh, nest.ih, nest.kh, nest.sh, nest.th, nest.dh, nest.pt, step, v[K_H], pad)
+    cols, col_taps = tile_axis(nest.ow, nest.iw, nest.kw, nest.sw, nest.tw, nest.dw, nest.pl, one, v[K_W], pad)
     return rows, row_taps, cols, col_taps, step
 
 
 @njit(cache=True, nogil=True)
-def last_channels(p, v) -> int:  # type: ignore[no-untyped-def]
+def last_channels(nest, v) -> int:  # type: ignore[no-untyped-def]
     """Channel blocks of the last channel tile of a group."""
-    return p[N.CO] - (ceil_div(p[N.CO], v[K_CO]) - 1) * v[K_CO]
+    return nest.co - (ceil_div(nest.co, v[K_CO]) - 1) * v[K_CO]
 
 
 @njit(cache=True, nogil=True)
-def canonical_row(p, v):  # type: ignore[no-untyped-def]
+def canonical_row(nest, v):  # type: ignore[no-untyped-def]
     """Rewrite one row of knob values, in place, to the alias that stands for it; lowering starts here too."""
-    _canonical_choices(p, v)
-    _canonical_drain(p, v)
+    _canonical_choices(nest, v)
+    _canonical_drain(nest, v)
 
 
 @njit(cache=True, nogil=True)
-def is_canonical(p, v, work):  # type: ignore[no-untyped-def]
+def is_canonical(nest, v, work):  # type: ignore[no-untyped-def]
     """Whether a row stands for itself; ``work``: int64 (knobs,), overwritten."""
     work[:] = v
-    _canonical_choices(p, work)
+    _canonical_choices(nest, work)
     for knob in range(len(v)):
         if work[knob] != v[knob]:
             return False
-    _canonical_drain(p, work)
+    _canonical_drain(nest, work)
     return work[K_DRAIN] == v[K_DRAIN]
 
 
 @njit(cache=True, nogil=True)
-def _canonical_choices(p, v):  # type: ignore[no-untyped-def]
+def _canonical_choices(nest, v):  # type: ignore[no-untyped-def]
     """`canonical_row` of all knobs but the drain, which it does not look at."""
-    co_tiles = channel_tiles(p, v)
-    rows, cols = ceil_div(p[N.OH], v[K_H]), ceil_div(p[N.OW], v[K_W])
-    sp_tiles = p[N.NB] * rows * cols
+    co_tiles = channel_tiles(nest, v)
+    rows, cols = ceil_div(nest.oh, v[K_H]), ceil_div(nest.ow, v[K_W])
+    sp_tiles = nest.nb * rows * cols
     tiles = co_tiles * sp_tiles
-    if p[N.BIAS] == 0:
+    if nest.bias == 0:
         v[K_BIAS] = 0
-    if p[N.POOL]:
+    if nest.pool:
         v[K_FLOW] = FLOW_CO_STREAM
-    elif p[N.DEPTHWISE]:
+    elif nest.depthwise:
         v[K_FLOW] = _OWN_INPUTS[v[K_FLOW]]
-    if p[N.POOL]:
+    if nest.pool:
         v[K_HEAD], v[K_WGT_BUF] = HEAD_WHOLE, 1
-    high_r = (p[N.OH] - 1) * p[N.SH] - p[N.PT] + (p[N.KH] - 1) * p[N.DH]
-    high_c = (p[N.OW] - 1) * p[N.SW] - p[N.PL] + (p[N.KW] - 1) * p[N.DW]
-    unpadded = p[N.PT] == 0 and p[N.PL] == 0 and high_r < p[N.IH] and high_c < p[N.IW]
-    if p[N.POOL] or p[N.TH] > 1 or p[N.TW] > 1:
+    high_r = (nest.oh - 1) * nest.sh - nest.pt + (nest.kh - 1) * nest.dh
+    high_c = (nest.ow - 1) * nest.sw - nest.pl + (nest.kw - 1) * nest.dw
+    unpadded = nest.pt == 0 and nest.pl == 0 and high_r < nest.ih and high_c < nest.iw
+    if nest.pool or nest.th > 1 or nest.tw > 1:
         # Loaded zeros could be the largest, and would have to lie between the inputs.
         v[K_PAD] = PAD_SKIP
-    elif unpadded and not (p[N.KH] == 1 and p[N.SH] > 1 and v[K_H] > 1):
+    elif unpadded and not (nest.kh == 1 and nest.sh > 1 and v[K_H] > 1):
         v[K_PAD] = PAD_SKIP
-    if v[K_HEAD] == HEAD_DOUBLING and (v[K_CI] == 1 or p[N.CI] == 2):
+    if v[K_HEAD] == HEAD_DOUBLING and (v[K_CI] == 1 or nest.ci == 2):
         v[K_HEAD] = HEAD_SINGLE
     flow = v[K_FLOW]
     if v[K_HEAD] == HEAD_SINGLE:
         shared = co_tiles == 1 and (sp_tiles == 1 or WGT_MODE[flow] != STREAM)
-        if shared or (p[N.MINOR] and INP_MODE[flow] != STREAM):
+        if shared or (nest.minor and INP_MODE[flow] != STREAM):
             # The taper is every tile's: the same as single channels throughout.
             v[K_CI] = 1
-        if v[K_CI] == 1 and head_parts(min(v[K_CO], p[N.CO]), HEAD_SINGLE)[1] == 1:
+        if v[K_CI] == 1 and head_parts(min(v[K_CO], nest.co), HEAD_SINGLE)[1] == 1:
             v[K_HEAD] = HEAD_WHOLE
-    one_chunk = v[K_CI] == p[N.CI] and (v[K_HEAD] == HEAD_WHOLE or v[K_CI] == 1)
+    one_chunk = v[K_CI] == nest.ci and (v[K_HEAD] == HEAD_WHOLE or v[K_CI] == 1)
     if sp_tiles == 1 and one_chunk:
         if flow == FLOW_CO_WGT:
             flow = FLOW_CO_STREAM
-        elif flow == FLOW_CO_WGT_ALL_INP and p[N.GROUPS] == 1:
+        elif flow == FLOW_CO_WGT_ALL_INP and nest.groups == 1:
             flow = FLOW_SP_INP
     if co_tiles == 1:
         if flow == FLOW_SP_ALL_WGT:
@@ -552,11 +553,11 @@ def _canonical_choices(p, v):  # type: ignore[no-untyped-def]
                 flow = FLOW_CO_STREAM
     v[K_FLOW] = flow
     v[K_ACC_BUF] = min(v[K_ACC_BUF], tiles)
-    chunks = ceil_div(p[N.CI], v[K_CI])
+    chunks = ceil_div(nest.ci, v[K_CI])
     if v[K_HEAD] != HEAD_WHOLE and v[K_CI] > 1:
         chunks = max(chunks, 2)
-    used = _used_buffers(INP_MODE[flow], sp_tiles * p[N.GROUPS], tiles, chunks)
-    v[K_INP_BUF] = min(v[K_INP_BUF], max(used, tiles if p[N.RES] else 1))
+    used = _used_buffers(INP_MODE[flow], sp_tiles * nest.groups, tiles, chunks)
+    v[K_INP_BUF] = min(v[K_INP_BUF], max(used, tiles if nest.residual else 1))
     v[K_WGT_BUF] = min(v[K_WGT_BUF], _used_buffers(WGT_MODE[flow], co_tiles, tiles, chunks))
     a, b = v[K_H], v[K_W]
     if a == 1:
@@ -568,12 +569,12 @@ def _canonical_choices(p, v):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _canonical_drain(p, v):  # type: ignore[no-untyped-def]
+def _canonical_drain(nest, v):  # type: ignore[no-untyped-def]
     """`canonical_row` of the drain: fewer pieces may cut every tile that drains into the same ones."""
-    rows, cols = ceil_div(p[N.OH], v[K_H]), ceil_div(p[N.OW], v[K_W])
-    tiles = channel_tiles(p, v) * p[N.NB] * rows * cols
+    rows, cols = ceil_div(nest.oh, v[K_H]), ceil_div(nest.ow, v[K_W])
+    tiles = channel_tiles(nest, v) * nest.nb * rows * cols
     every = v[K_ACC_BUF] == 1 and tiles > 1
-    if p[N.POOL] and p[N.SHIFT] < 0 and p[N.CLIP] == 0:
+    if nest.pool and nest.shift < 0 and nest.clip == 0:
         # The stages whose pieces a drain would be are not there.
         v[K_DRAIN] = DRAIN[0]
     drain = v[K_DRAIN]
@@ -582,10 +583,10 @@ def _canonical_drain(p, v):  # type: ignore[no-untyped-def]
             break
         same = True
         for i in range(8 if every else 1):
-            co = v[K_CO] if i & 1 else last_channels(p, v)
-            h = v[K_H] if i & 2 else p[N.OH] - (rows - 1) * v[K_H]
-            w = v[K_W] if i & 4 else p[N.OW] - (cols - 1) * v[K_W]
-            same = same and pieces(p, co, h, w, candidate) == pieces(p, co, h, w, drain)
+            co = v[K_CO] if i & 1 else last_channels(nest, v)
+            h = v[K_H] if i & 2 else nest.oh - (rows - 1) * v[K_H]
+            w = v[K_W] if i & 4 else nest.ow - (cols - 1) * v[K_W]
+            same = same and pieces(nest, co, h, w, candidate) == pieces(nest, co, h, w, drain)
         if same:
             v[K_DRAIN] = candidate
             break
@@ -600,30 +601,30 @@ def _used_buffers(mode: int, sets: int, tiles: int, chunks: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def canonical_rows(p, values):  # type: ignore[no-untyped-def]
+def canonical_rows(nest, values):  # type: ignore[no-untyped-def]
     """`canonical_row` of every row, in place."""
     for i in range(len(values)):
-        canonical_row(p, values[i])
+        canonical_row(nest, values[i])
 
 
-def dataflows(p: NDArray[np.int64]) -> tuple[int, ...]:
+def dataflows(nest: Nest) -> tuple[int, ...]:
     """Candidates of the dataflow knob: those that can differ."""
-    if p[N.POOL]:
+    if nest.pool:
         return (FLOW_CO_STREAM,)
-    return tuple(np.unique(_OWN_INPUTS).tolist()) if p[N.DEPTHWISE] else tuple(range(len(INP_MODE)))
+    return tuple(np.unique(_OWN_INPUTS).tolist()) if nest.depthwise else tuple(range(len(INP_MODE)))
 
 
-def bias_forms(p: NDArray[np.int64]) -> tuple[int, ...]:
+def bias_forms(nest: Nest) -> tuple[int, ...]:
     """Candidates of the bias knob: a GEMM with a constant only where every bias is one."""
-    if not p[N.BIAS]:
+    if not nest.bias:
         return (0,)
-    return (BIAS_ADD, BIAS_LOAD, BIAS_GEMM) if p[N.BIAS_GEMM_FITS] else (BIAS_ADD, BIAS_LOAD)
+    return (BIAS_ADD, BIAS_LOAD, BIAS_GEMM) if nest.bias_gemm_fits else (BIAS_ADD, BIAS_LOAD)
 
 
-def canonical(p: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
+def canonical(nest: Nest, values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Knob values (n, knobs) of the aliases that stand for each schedule; the input is left alone."""
     result = np.array(values, dtype=np.int64)
-    canonical_rows(p, result)
+    canonical_rows(nest, result)
     return result
 
 
@@ -717,18 +718,18 @@ _RECORDS = 1024
 
 
 @njit(cache=True, nogil=True)
-def _geometry(p, v, record):  # type: ignore[no-untyped-def]
+def _geometry(nest, v, record):  # type: ignore[no-untyped-def]
     """Fill a geometry record (int64 (_RECORD,)) of the spatial tiles of schedule ``v``, for one batch block.
 
     Of more tiles than any program can have none is looked at: one that no SRAM holds stands for them.
     """
     record[:] = 0
-    places = ceil_div(p[N.OH], v[K_H]), ceil_div(p[N.OW], v[K_W])
-    if places[0] > most_tiles(p[N.KH]) or places[1] > most_tiles(p[N.KW]) or places[0] * places[1] > _MOST_PLACES:
+    places = ceil_div(nest.oh, v[K_H]), ceil_div(nest.ow, v[K_W])
+    if places[0] > most_tiles(nest.kh) or places[1] > most_tiles(nest.kw) or places[0] * places[1] > _MOST_PLACES:
         record[_R_TILES] = record[_R_LAST_H] = record[_R_LAST_W] = 1
-        record[_R_MAX_PLANE] = p[N.INP_DEPTH] + 1
+        record[_R_MAX_PLANE] = nest.inp_depth + 1
         return
-    rows, row_taps, cols, col_taps, step = axes(p, v)
+    rows, row_taps, cols, col_taps, step = axes(nest, v)
     n_h, n_w = len(rows), len(cols)
     record[_R_TILES] = n_h * n_w
     record[_R_GROUPS] = rows[:, A_GROUPS].sum() * cols[:, A_GROUPS].sum()
@@ -750,9 +751,9 @@ def _geometry(p, v, record):  # type: ignore[no-untyped-def]
                 pads = rows[i, A_BEFORE] + rows[i, A_AFTER] + cols[j, A_BEFORE] + cols[j, A_AFTER]
                 height -= rows[i, A_BEFORE] + rows[i, A_AFTER]
                 width -= cols[j, A_BEFORE] + cols[j, A_AFTER]
-            compact = p[N.MINOR] == 1
-            if pads == 0 and ((width == p[N.IW] and (step == 1 or height == 1)) or height == 1):
-                compact = not moves_apart(p)
+            compact = nest.minor == 1
+            if pads == 0 and ((width == nest.iw and (step == 1 or height == 1)) or height == 1):
+                compact = not moves_apart(nest)
             record[_R_REAL] += 1
             elements = max(height, 0) * max(width, 0)
             record[_R_LOADED] += elements
@@ -844,11 +845,11 @@ def _kernel_uops(v, g, k: int, nci: int, nco: int):  # type: ignore[no-untyped-d
     return entry[3] if v[K_FOLD] == FOLD_CI_CO else entry[2] * nco
 
 
-@njit(INT(VECTOR, VECTOR, VECTOR, INT, INT, INT, INT, INT, INT), cache=True, nogil=True)
-def _chunk_uops(p, v, g, k: int, sp_tiles: int, co_tiles: int, some_co: int, nco: int, whole: int):  # type: ignore[no-untyped-def]
+@njit(INT(NEST, VECTOR, VECTOR, INT, INT, INT, INT, INT, INT), cache=True, nogil=True)
+def _chunk_uops(nest, v, g, k: int, sp_tiles: int, co_tiles: int, some_co: int, nco: int, whole: int):  # type: ignore[no-untyped-def]
     """Micro-ops of ``some_co`` channel tiles of ``nco`` channels in spatial class ``k``, in whole chunks."""
-    some_sp = g[_R_CLASSES + 1 + 4 * k] * p[N.NB]
-    last_ci = p[N.CI] - (whole - 1) * v[K_CI]
+    some_sp = g[_R_CLASSES + 1 + 4 * k] * nest.nb
+    last_ci = nest.ci - (whole - 1) * v[K_CI]
     even = whole if last_ci == v[K_CI] else whole - 1
     total = np.int64(0)
     if even > 0:
@@ -859,10 +860,10 @@ def _chunk_uops(p, v, g, k: int, sp_tiles: int, co_tiles: int, some_co: int, nco
     return total
 
 
-@njit(INT(VECTOR, VECTOR, VECTOR, INT, INT, INT, INT, INT, INT), cache=True, nogil=True)
-def _taper_uops(p, v, g, k: int, sp_tiles: int, co_tiles: int, some_sp: int, some_co: int, nco: int):  # type: ignore[no-untyped-def]
+@njit(INT(NEST, VECTOR, VECTOR, INT, INT, INT, INT, INT, INT), cache=True, nogil=True)
+def _taper_uops(nest, v, g, k: int, sp_tiles: int, co_tiles: int, some_sp: int, some_co: int, nco: int):  # type: ignore[no-untyped-def]
     """Micro-ops of tapered tiles: chunks of one channel, or such that double and then whole ones at other places."""
-    ci, tci = p[N.CI], v[K_CI]
+    ci, tci = nest.ci, v[K_CI]
     if v[K_HEAD] == HEAD_SINGLE:
         return _bases(v, sp_tiles, co_tiles, ci, some_sp, some_co, ci) * _kernel_uops(v, g, k, 1, nco)
     total, size, left = np.int64(0), np.int64(1), ci
@@ -878,33 +879,33 @@ def _taper_uops(p, v, g, k: int, sp_tiles: int, co_tiles: int, some_sp: int, som
 
 
 @njit(cache=True, nogil=True)
-def _all_uops(p, v, g, sp_tiles: int, co_tiles: int, whole: int, cuts: int):  # type: ignore[no-untyped-def]
+def _all_uops(nest, v, g, sp_tiles: int, co_tiles: int, whole: int, cuts: int):  # type: ignore[no-untyped-def]
     """Micro-ops of a program, nearly: every kernel once for every set of SRAM bases."""
-    tco, last_co = min(v[K_CO], p[N.CO]), last_channels(p, v)
-    even_co = co_tiles if last_co == tco else co_tiles - p[N.GROUPS]
+    tco, last_co = min(v[K_CO], nest.co), last_channels(nest, v)
+    even_co = co_tiles if last_co == tco else co_tiles - nest.groups
     first_co = tco if even_co > 0 else last_co
     resident = WGT_MODE[v[K_FLOW]] != STREAM
     tapers = v[K_HEAD] != HEAD_WHOLE
-    all_taper = tapers and p[N.MINOR] == 1 and INP_MODE[v[K_FLOW]] != STREAM
+    all_taper = tapers and nest.minor == 1 and INP_MODE[v[K_FLOW]] != STREAM
     total = np.int64(0)
     for k in range(g[_R_CLASSES]):
-        some_sp = g[_R_CLASSES + 1 + 4 * k] * p[N.NB]
+        some_sp = g[_R_CLASSES + 1 + 4 * k] * nest.nb
         for part in range(2):
             some_co, nco = (even_co, tco) if part == 0 else (co_tiles - even_co, last_co)
             if all_taper and some_co > 0:
-                total += _taper_uops(p, v, g, k, sp_tiles, co_tiles, some_sp, some_co, nco)
+                total += _taper_uops(nest, v, g, k, sp_tiles, co_tiles, some_sp, some_co, nco)
                 continue
             if tapers and resident and part == (even_co == 0):
-                total += _taper_uops(p, v, g, k, sp_tiles, co_tiles, some_sp, 1, nco)
+                total += _taper_uops(nest, v, g, k, sp_tiles, co_tiles, some_sp, 1, nco)
                 some_co -= 1
             if some_co > 0:
-                total += _chunk_uops(p, v, g, k, sp_tiles, co_tiles, some_co, nco, whole)
+                total += _chunk_uops(nest, v, g, k, sp_tiles, co_tiles, some_co, nco, whole)
     if tapers and g[_R_CLASSES] > 0:
         part_co, parts = head_parts(first_co, v[K_HEAD])
         total += parts * _kernel_uops(v, g, 0, 1, part_co)
         if not resident and not all_taper:
-            total += _taper_uops(p, v, g, 0, sp_tiles, co_tiles, 1, 1, first_co)
-    if p[N.BIAS] and v[K_BIAS] != BIAS_LOAD:
+            total += _taper_uops(nest, v, g, 0, sp_tiles, co_tiles, 1, 1, first_co)
+    if nest.bias and v[K_BIAS] != BIAS_LOAD:
         total += co_tiles * min(v[K_ACC_BUF], sp_tiles)
     return total + 2 * v[K_ACC_BUF] + cuts
 
@@ -918,50 +919,50 @@ def _tile_gemms(v, g):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _beats(p, elements: int, size: int) -> int:  # type: ignore[no-untyped-def]
+def _beats(nest, elements: int, size: int) -> int:  # type: ignore[no-untyped-def]
     """Bus beats that carry ``elements`` of ``size`` bytes, at least."""
-    return ceil_div(elements * size, p[N.BUS])
+    return ceil_div(elements * size, nest.bus)
 
 
 @njit(cache=True, nogil=True)
-def stage_passes(p):  # type: ignore[no-untyped-def]
+def stage_passes(nest):  # type: ignore[no-untyped-def]
     """(passes over a piece of an output tile before its store, cycles an element of all of them)."""
-    stages = (p[N.SHIFT] >= 0) + 2 * p[N.CLIP]
-    if p[N.EVEN] == 0:
+    stages = (nest.shift >= 0) + 2 * nest.clip
+    if nest.even == 0:
         return stages, stages
     # A reset, a copy (2), one or two shifts left, two bounds, and the sum (2).
-    passes = 6 + (left_shifts(p)[1] > 0)
+    passes = 6 + (left_shifts(nest)[1] > 0)
     return stages + passes, stages + passes + 2
 
 
 @njit(cache=True, nogil=True)
-def left_shifts(p):  # type: ignore[no-untyped-def]
+def left_shifts(nest):  # type: ignore[no-untyped-def]
     """Two shifts left, the second perhaps 0, that bring the lowest bit of what a right shift leaves to the sign."""
-    total = 31 - p[N.SHIFT]
+    total = 31 - nest.shift
     return min(total, 16), max(total - 16, 0)
 
 
 @njit(cache=True, nogil=True)
-def _store_cycles(p, elements: int, rows: int) -> int:  # type: ignore[no-untyped-def]
+def _store_cycles(nest, elements: int, rows: int) -> int:  # type: ignore[no-untyped-def]
     """Cycles of storing ``elements`` in ``rows`` rows, at least (VTA reference, 6.4)."""
-    beats = _beats(p, elements, p[N.INP_B])
-    if p[N.INP_B] > p[N.BUS]:
-        per_row = max(p[N.BLOCK] // p[N.BUS], 1)
+    beats = _beats(nest, elements, nest.inp_bytes)
+    if nest.inp_bytes > nest.bus:
+        per_row = max(nest.block // nest.bus, 1)
         beats += beats // per_row
         return beats + 3 * rows
     return beats + 4 * rows
 
 
 @njit(cache=True, nogil=True)
-def _record_of(p, v, records, tags):  # type: ignore[no-untyped-def]
+def _record_of(nest, v, records, tags):  # type: ignore[no-untyped-def]
     """The geometry record of a schedule's spatial tiles, made where it is not in the hash table yet."""
-    tag = (v[K_H] * (p[N.OW] + 1) + v[K_W]) * 2 + v[K_PAD]
+    tag = (v[K_H] * (nest.ow + 1) + v[K_W]) * 2 + v[K_PAD]
     slot = (tag * 2654435761 >> 8) & (_RECORDS - 1)
     while tags[slot] >= 0 and tags[slot] != tag:
         slot = (slot + 1) & (_RECORDS - 1)
     if tags[slot] < 0:
         tags[slot] = tag
-        _geometry(p, v, records[slot])
+        _geometry(nest, v, records[slot])
     return records[slot]
 
 
@@ -972,41 +973,41 @@ def geometry_table() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 @njit(cache=True, nogil=True)
-def fits_into(p, values, out, records, tags):  # type: ignore[no-untyped-def]
+def fits_into(nest, values, out, records, tags):  # type: ignore[no-untyped-def]
     """Whether the SRAMs hold what canonical rows keep in them, into bool (n,); with a `geometry_table`."""
     at, need = np.empty(11, dtype=np.int64), np.empty(3, dtype=np.int64)
     for n in range(len(values)):
         v = values[n]
-        g = _record_of(p, v, records, tags)
-        sram_layout_into(p, v, g[_R_MAX_PLANE], p[N.NB] * g[_R_TILES], at, need)
-        sram_needed(p, v, g[_R_MAX_PLANE], need)
-        out[n] = holds(p, need)
+        g = _record_of(nest, v, records, tags)
+        sram_layout_into(nest, v, g[_R_MAX_PLANE], nest.nb * g[_R_TILES], at, need)
+        sram_needed(nest, v, g[_R_MAX_PLANE], need)
+        out[n] = holds(nest, need)
 
 
 @njit(cache=True, nogil=True)
-def summaries_into(p, values, out, records, tags):  # type: ignore[no-untyped-def]
+def summaries_into(nest, values, out, records, tags):  # type: ignore[no-untyped-def]
     """`summaries` of canonical rows, into float64 (n, 25); with a `geometry_table`."""
     at, need = np.empty(11, dtype=np.int64), np.empty(3, dtype=np.int64)
-    taps = p[N.KH] * p[N.KW]
-    ci, co, nb, out_blocks = p[N.CI], p[N.CO], p[N.NB], p[N.OUT_BLOCKS]
-    latency = p[N.LATENCY]
-    outputs = nb * p[N.OH] * p[N.OW] * out_blocks
-    stages, stage_cycles = stage_passes(p)
-    pool = p[N.POOL] == 1
-    inp_beat, wgt_beat = p[N.INP_B] / p[N.BUS], p[N.WGT_B] / p[N.BUS]
-    acc_beats = max(p[N.ACC_B] // p[N.BUS], 1)
-    wide_bus = p[N.BUS] > 8
-    chunk_insns = p[N.BURST] if wide_bus else p[N.BURST] // 2
+    taps = nest.kh * nest.kw
+    ci, co, nb, out_blocks = nest.ci, nest.co, nest.nb, nest.out_blocks
+    latency = nest.latency
+    outputs = nb * nest.oh * nest.ow * out_blocks
+    stages, stage_cycles = stage_passes(nest)
+    pool = nest.pool == 1
+    inp_beat, wgt_beat = nest.inp_bytes / nest.bus, nest.wgt_bytes / nest.bus
+    acc_beats = max(nest.acc_bytes // nest.bus, 1)
+    wide_bus = nest.bus > 8
+    chunk_insns = nest.burst if wide_bus else nest.burst // 2
     for n in range(len(values)):
         v = values[n]
-        g = _record_of(p, v, records, tags)
+        g = _record_of(nest, v, records, tags)
         flow, head_kind = v[K_FLOW], v[K_HEAD]
         inp_mode, wgt_mode = INP_MODE[flow], WGT_MODE[flow]
         tco, tci = v[K_CO], v[K_CI]
-        co_tiles = channel_tiles(p, v)
+        co_tiles = channel_tiles(nest, v)
         sp_tiles = nb * g[_R_TILES]
         tiles = co_tiles * sp_tiles
-        co_first, co_last = min(tco, co), last_channels(p, v)
+        co_first, co_last = min(tco, co), last_channels(nest, v)
         gemms_all, gemms_first, gemms_last = _tile_gemms(v, g)
         groups = nb * gemms_all
         whole = ceil_div(ci, tci)
@@ -1022,7 +1023,7 @@ def summaries_into(p, values, out, records, tags):  # type: ignore[no-untyped-de
                     size = min(2 * size, tci)
                     tapered += 1
                 tapered += ceil_div(max(left, 0), tci)
-        if p[N.MINOR] and inp_mode != STREAM:
+        if nest.minor and inp_mode != STREAM:
             steps = tiles * tapered
             gemms = co_tiles * groups * tapered
             last_chunks = tapered
@@ -1040,11 +1041,11 @@ def summaries_into(p, values, out, records, tags):  # type: ignore[no-untyped-de
         gemms += gemms_first * (parts - 1)
 
         # Loads: elements and instructions.
-        if p[N.DEPTHWISE]:
+        if nest.depthwise:
             inp_elements = nb * g[_R_LOADED] * co
             inp_insns = nb * (g[_R_COMPACT] * co_tiles + g[_R_SPREAD] * co)
         else:
-            repeats = co_tiles if inp_mode == STREAM else p[N.GROUPS]
+            repeats = co_tiles if inp_mode == STREAM else nest.groups
             inp_elements = nb * g[_R_LOADED] * ci * repeats
             inp_insns = nb * (g[_R_COMPACT] * whole + g[_R_SPREAD] * ci) * repeats
         if pool:
@@ -1053,14 +1054,14 @@ def summaries_into(p, values, out, records, tags):  # type: ignore[no-untyped-de
             wgt_elements = out_blocks * ci * taps * (sp_tiles if wgt_mode == STREAM else 1)
             wgt_insns = whole * co_tiles * (sp_tiles if wgt_mode == STREAM else 1)
         extra_elements = extra_insns = 0
-        if p[N.RES]:
+        if nest.residual:
             extra_elements, extra_insns = outputs, tiles + 1
         inp_beats = int((inp_elements + extra_elements) * inp_beat)
         wgt_beats = int(wgt_elements * wgt_beat)
         loads = inp_insns + wgt_insns + extra_insns
         # A load that finds the memory busy does not pay its latency (VTA reference, 6.2 rule 4): 7, not 7 + latency.
         load = inp_beats + wgt_beats + 6 * loads
-        first_channels = co_first if p[N.DEPTHWISE] else first_chunk
+        first_channels = co_first if nest.depthwise else first_chunk
         first_elements = g[_R_LOADED_FIRST] * first_channels
         first_insns = (1 if g[_R_COMPACT_FIRST] else first_channels) + 1
         first_wgt = 1 if pool else part * first_chunk * taps
@@ -1069,7 +1070,7 @@ def summaries_into(p, values, out, records, tags):  # type: ignore[no-untyped-de
         # Compute: GEMM work, initialisation, epilogue.
         area_last = g[_R_LAST_H] * g[_R_LAST_W]
         last_outputs = co_last * area_last
-        pc, ph, pw = pieces(p, co_last, g[_R_LAST_H], g[_R_LAST_W], v[K_DRAIN])
+        pc, ph, pw = pieces(nest, co_last, g[_R_LAST_H], g[_R_LAST_W], v[K_DRAIN])
         cuts = ceil_div(co_last, pc) * ceil_div(g[_R_LAST_H], ph) * ceil_div(g[_R_LAST_W], pw)
         every = v[K_ACC_BUF] == 1
         # Of a tile that drains before the next may start, only one piece is counted: it may be cut otherwise.
@@ -1082,49 +1083,49 @@ def summaries_into(p, values, out, records, tags):  # type: ignore[no-untyped-de
             # Twice for two operands; the least number first, and the inputs' way into ACC.
             gemm = 2 * work + 7 * gemms + 2 * inp_elements + 14 * g[_R_REAL] * nb * co_tiles
             start += outputs + 7 * tiles
-        if p[N.PRE] >= 0:
+        if nest.pre_shift >= 0:
             extra += outputs + 7 * tiles
-        if p[N.BIAS]:
+        if nest.bias:
             if v[K_BIAS] == BIAS_LOAD:
                 # A bias that is repeated one by one is a row of its own, and takes two cycles.
-                start = outputs * (acc_beats if p[N.MINOR] else max(acc_beats, 2)) + 6 * tiles
+                start = outputs * (acc_beats if nest.minor else max(acc_beats, 2)) + 6 * tiles
             elif v[K_BIAS] == BIAS_ADD:
                 extra += 2 * outputs + 7 * tiles + out_blocks * acc_beats
             else:
                 extra += outputs + 7 * tiles
-        if p[N.RES]:
+        if nest.residual:
             extra += outputs + 7 * tiles
         finish = stage_cycles * outputs + 7 * stages * all_cuts
         compute = gemm + start + extra + finish + 8
-        first_tile_start = start // tiles if p[N.BIAS] and v[K_BIAS] == BIAS_LOAD else co_first * v[K_H] * v[K_W] + 7
+        first_tile_start = start // tiles if nest.bias and v[K_BIAS] == BIAS_LOAD else co_first * v[K_H] * v[K_W] + 7
         if pool:
             first_tile_start *= 2
 
         # Head and tail.
         insns = gemms + tiles * 2 + all_cuts * stages + loads + all_cuts - tiles + 3
         insns += (tiles + 2 * g[_R_REAL] * nb * co_tiles) if pool else 0
-        insns += tiles if p[N.PRE] >= 0 else 0
+        insns += tiles if nest.pre_shift >= 0 else 0
         fetched = min(chunk_insns, insns)
         if wide_bus:
-            head = latency + 8 + ceil_div(fetched * 16, p[N.BUS])
+            head = latency + 8 + ceil_div(fetched * 16, nest.bus)
         else:
             head = latency + 6 + 2 * fetched
         piece = min(pc, co_last) * min(ph, g[_R_LAST_H]) * min(pw, g[_R_LAST_W])
         last_c = co_last - (ceil_div(co_last, pc) - 1) * pc
         last_h = g[_R_LAST_H] - (ceil_div(g[_R_LAST_H], ph) - 1) * ph
         last_w = g[_R_LAST_W] - (ceil_div(g[_R_LAST_W], pw) - 1) * pw
-        tail = _store_cycles(p, last_c * last_h * last_w, 1) + 3
+        tail = _store_cycles(nest, last_c * last_h * last_w, 1) + 3
         last_extra = 0
-        if p[N.RES]:
+        if nest.residual:
             last_extra += last_outputs + 7
-        if p[N.BIAS] and v[K_BIAS] != BIAS_LOAD:
+        if nest.bias and v[K_BIAS] != BIAS_LOAD:
             last_extra += (2 if v[K_BIAS] == BIAS_ADD else 1) * last_outputs + 7
         last_finish = stage_cycles * last_outputs + 7 * stages * cuts
         last_ci = ci - (whole - 1) * tci if last_chunks == whole else 1
         last_co = part if steps == parts else co_last
         last_step = g[_R_WORK_LAST] * last_co * min(last_ci, tci) + 7 * gemms_last + last_extra + last_finish
         first_tile = g[_R_WORK_FIRST] * ci * co_first
-        store = _store_cycles(p, outputs, all_cuts)
+        store = _store_cycles(nest, outputs, all_cuts)
 
         bound = head + compute + tail
         bound = max(bound, head + first_load + compute - first_tile_start - 8 + tail)
@@ -1144,14 +1145,14 @@ def summaries_into(p, values, out, records, tags):  # type: ignore[no-untyped-de
             serial += (wgt_beats + (7 + per_load) * wgt_insns) // max(whole, 1)
         exposed = 0
         if every and tiles > 1:
-            exposed = (tiles - 1) * (_store_cycles(p, piece, 1) + 4)
+            exposed = (tiles - 1) * (_store_cycles(nest, piece, 1) + 4)
         paid = load + per_load * loads
         port = inp_beats + wgt_beats + 2 * insns
         estimate = head + first_load + max(compute + serial + exposed, max(paid, port)) + tail
 
-        cell = (2 * v[K_FOLD] + (tci > 1)) * _NARROW + min(narrowest(p, v), _NARROW) - 1
-        sram_layout_into(p, v, g[_R_MAX_PLANE], sp_tiles, at, need)
-        sram_needed(p, v, g[_R_MAX_PLANE], need)
+        cell = (2 * v[K_FOLD] + (tci > 1)) * _NARROW + min(narrowest(nest, v), _NARROW) - 1
+        sram_layout_into(nest, v, g[_R_MAX_PLANE], sp_tiles, at, need)
+        sram_needed(nest, v, g[_R_MAX_PLANE], need)
         row = out[n]
         row[S_BOUND] = bound
         row[S_ESTIMATE] = estimate
@@ -1174,21 +1175,21 @@ def summaries_into(p, values, out, records, tags):  # type: ignore[no-untyped-de
         row[S_TILES] = tiles
         row[S_INSTRUCTIONS] = insns
         # Most of the time goes into the micro-ops, so what no SRAM holds is not looked at.
-        fits = holds(p, need)
-        row[S_UOPS] = _all_uops(p, v, g, sp_tiles, co_tiles, whole, cuts) if fits else 0
-        row[S_INP_USE] = need[0] / p[N.INP_DEPTH]
-        row[S_WGT_USE] = need[1] / p[N.WGT_DEPTH]
-        row[S_ACC_USE] = need[2] / p[N.ACC_DEPTH]
+        fits = holds(nest, need)
+        row[S_UOPS] = _all_uops(nest, v, g, sp_tiles, co_tiles, whole, cuts) if fits else 0
+        row[S_INP_USE] = need[0] / nest.inp_depth
+        row[S_WGT_USE] = need[1] / nest.wgt_depth
+        row[S_ACC_USE] = need[2] / nest.acc_depth
         row[S_RECURRENCE] = g[_R_RECUR + cell]
 
 
-def summaries(p: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.float64]:
+def summaries(nest: Nest, values: NDArray[np.int64]) -> NDArray[np.float64]:
     """Closed-form totals (n, len(SUMMARY)) of knob values (n, knobs), which are made canonical first.
 
     ``bound`` is proven for every schedule that lowers: no engine does its own operations faster, nor before the
     first fetch and loads, nor ends before the last store (VTA reference, 6.7).
     """
-    rows = canonical(p, values)
+    rows = canonical(nest, values)
     out = np.zeros((len(rows), len(SUMMARY)))
-    summaries_into(p, rows, out, *geometry_table())
+    summaries_into(nest, rows, out, *geometry_table())
     return out
