@@ -9,7 +9,7 @@ import pytest
 from programs import ACCELERATORS, legal_order, random_workload, smallest_workload
 
 from oneshot_ml2.network import picking
-from oneshot_ml2.spaces.full import plan
+from oneshot_ml2.spaces.full import knobs
 from oneshot_ml2.spaces.full import space as full
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import image, isa
@@ -204,18 +204,18 @@ def test_picks_of_smallest_layers() -> None:
 
 def test_a_gemm_a_tap_only_where_nothing_else_is_legal() -> None:
     rng = np.random.default_rng(33)
-    folds = (plan.FOLD_SPACE, plan.FOLD_CI_ROWS, plan.FOLD_CI_CO)
+    folds = (knobs.FOLD_SPACE, knobs.FOLD_CI_ROWS, knobs.FOLD_CI_CO)
     with_taps = without = 0
     for draw in range(160):
         workload = smallest_workload(rng) if draw % 4 else random_workload(rng)
         space = ScheduleSpace(workload, ACCELERATORS[int(rng.integers(len(ACCELERATORS)))])
         column = [knob.name for knob in space.knobs].index("fold")
-        if plan.FOLD_TAPS not in space.knobs[column].values:
+        if knobs.FOLD_TAPS not in space.knobs[column].values:
             assert space.knobs[column].values == folds
             without += 1
             continue
         indices = legal(space, rng)
-        assert len(indices) and (space.values(indices)[:, column] == plan.FOLD_TAPS).all()
+        assert len(indices) and (space.values(indices)[:, column] == knobs.FOLD_TAPS).all()
         with_taps += 1
     assert min(with_taps, without) >= 10
 
@@ -304,9 +304,9 @@ def test_channels_that_lie_far_apart_move_one_by_one() -> None:
     space = ScheduleSpace(layer, ACCELERATORS[0])
     indices = np.unique(rng.integers(0, len(space), 8000))
     values = space.values(indices)
-    several = indices[(values[:, plan.K_CO] > 1) & (values[:, plan.K_CI] > 1)]
+    several = indices[(knobs.schedules(values)["tile_co"] > 1) & (knobs.schedules(values)["tile_ci"] > 1)]
     found = several[space.validity(several) == 0]
-    full_rows = space.values(found)[:, plan.K_W] == 257
+    full_rows = knobs.schedules(space.values(found))["tile_w"] == 257
     for chosen in (found[full_rows], found[~full_rows]):
         check_computes(space, int(rng.choice(chosen)), rng)
 
@@ -315,7 +315,7 @@ def test_kernels_of_many_taps_are_told_apart() -> None:
     # Every row of the kernel meets another number of outputs, so that each is a GEMM of its own.
     layer = Conv2d(1, 16, 129, 2, 16, 129, 2, padding=(128, 0, 1, 0))
     space = ScheduleSpace(layer, ACCELERATORS[0])
-    whole = {"tile_h": 129, "tile_w": 2, "fold": plan.FOLD_CI_ROWS, "pad": plan.PAD_SKIP}
+    whole = {"tile_h": 129, "tile_w": 2, "fold": knobs.FOLD_CI_ROWS, "pad": knobs.PAD_SKIP}
     indices = np.arange(len(space))
     for name, value in whole.items():
         column = [knob.name for knob in space.knobs].index(name)

@@ -11,13 +11,13 @@ import pytest
 from programs import ACCELERATORS, legal_order, random_workload
 
 from oneshot_ml2.common.errors import OneShotError
-from oneshot_ml2.spaces.full import emit
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import image, link, simulator
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Program, element_bytes
 from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.tokens import runs_in_order
 from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.registry import Workload
@@ -62,7 +62,7 @@ def test_joined_programs_compute_what_single_ones_do() -> None:
             continue
         programs = [program for _, program in layers]
         joined, placements = placed(programs, rng)
-        assert emit.runs_in_order(joined.insns)
+        assert runs_in_order(joined.insns)
         assert joined.insns[:, G.C_OP].tolist().count(G.FINISH) == 1
         assert joined.dram_bytes >= joined.insn_address + 16 * len(joined.insns)
         dram = np.zeros(joined.dram_bytes, dtype=np.uint8)

@@ -7,10 +7,12 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.spaces.base import BatchResult, Candidates
-from oneshot_ml2.spaces.full import emit, plan
+from oneshot_ml2.spaces.full import emit
 from oneshot_ml2.spaces.full import traffic as closed_form
 from oneshot_ml2.spaces.full.features import nest_of
-from oneshot_ml2.spaces.full.space import validity, work_arrays
+from oneshot_ml2.spaces.full.knobs import schedules
+from oneshot_ml2.spaces.full.space import validity
+from oneshot_ml2.spaces.full.totals import column
 from oneshot_ml2.spaces.full.traffic import TRAFFIC
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import program as G
@@ -35,18 +37,18 @@ def beats(space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
     nest, summary = nest_of(space), given.summary
     stored = nest.nb * nest.oh * nest.ow * nest.out_blocks * nest.inp_bytes / nest.bus
     return np.asarray(
-        summary[:, plan.S_INP_BEATS] + summary[:, plan.S_WGT_BEATS] + stored + 2 * summary[:, plan.S_INSTRUCTIONS]
+        column(summary, "inp_beats") + column(summary, "wgt_beats") + stored + 2 * column(summary, "instructions")
     )
 
 
 @njit(cache=True, nogil=True)
-def _measure(nest, values, insns, uops, tables, address, params, sizes, limits, slow, miss, reason, cycles, busy):  # type: ignore[no-untyped-def]
+def _measure(nest, batch, insns, uops, tables, address, params, sizes, limits, slow, miss, reason, cycles, busy):  # type: ignore[no-untyped-def]
     """Lower and time the rows whose ``reason`` is 0 so far; ``limits``, ``slow``, ``miss``: of `Faults`."""
     trace = np.empty((0, 2), dtype=np.int64)
-    for i in range(len(values)):
+    for i in range(len(batch)):
         if reason[i] != 0:
             continue
-        why, n, _ = emit.lower_into(nest, values[i], insns, uops, tables)
+        why, n, _ = emit.lower_into(nest, batch[i], insns, uops, tables)
         if why == 0 and is_wrong(insns[:n], limits):
             why = _WRONG
         reason[i] = why
@@ -71,11 +73,11 @@ def measure_faulty(
     """Lower every row of knob values that is valid, and time it on a board with faults, without noise."""
     reason = validity(workload, accelerator, values)
     cycles, busy = np.full(len(values), -1, dtype=np.int64), np.zeros((len(values), 3), dtype=np.int64)
-    insns, uops, tables = work_arrays()
+    insns, uops, tables = emit.work_arrays()
     _, end = buffers(workload, accelerator)
     _measure(
         make_nest(workload, accelerator),
-        np.ascontiguousarray(values),
+        schedules(values),
         insns,
         uops,
         tables,
