@@ -12,7 +12,19 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.vta import tokens as queues
-from oneshot_ml2.vta.program import ALU, GEMM, ITERATIONS, LOAD, OUT, POP_NEXT, POP_PREV, PUSH_NEXT, PUSH_PREV, STORE, Insns
+from oneshot_ml2.vta.program import (
+    ALU,
+    GEMM,
+    ITERATIONS,
+    LOAD,
+    OUT,
+    POP_NEXT,
+    POP_PREV,
+    PUSH_NEXT,
+    PUSH_PREV,
+    STORE,
+    Insns,
+)
 
 # What is told of a path: its cycles; LOADs of the load module, GEMM and ALU instructions, STOREs, and LOADs of the
 # compute module on it; requests and bursts of all these LOADs and STOREs.

@@ -223,10 +223,10 @@ def _text(insn: np.void) -> str:
     op = insn["op"]
     if op in (LOAD, STORE):
         name = f"{'LOAD' if op == LOAD else 'STORE'} {MEMORIES[insn['mem']]}"
-        if insn['x'] == 0:
+        if insn["x"] == 0:
             return f"{name} nop"
         text = f"{name} sram {insn['sram']} dram {insn['dram']:#x} y {insn['y']} x {insn['x']} stride {insn['stride']}"
-        pads = (insn['top'], insn['bottom'], insn['left'], insn['right'])
+        pads = (insn["top"], insn["bottom"], insn["left"], insn["right"])
         return text + (f" pad y {pads[0]},{pads[1]} x {pads[2]},{pads[3]}" if any(pads) else "")
     if op == FINISH:
         return "FINISH"
@@ -238,7 +238,7 @@ def _text(insn: np.void) -> str:
     )
     if op == GEMM:
         return f"GEMM{' reset' if insn['reset'] else ''} {loops} wgt {insn['wgt_out']},{insn['wgt_in']}"
-    operand = f" imm {insn['imm']}" if insn['use_imm'] else ""
+    operand = f" imm {insn['imm']}" if insn["use_imm"] else ""
     return f"ALU {ALU_OPS[insn['alu_op']]}{operand} {loops}"
 
 
