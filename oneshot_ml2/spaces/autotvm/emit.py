@@ -258,5 +258,6 @@ def write_uops(task, value, kernels, uops):  # type: ignore[no-untyped-def]
                 for loop in range(len(loops) - 1, -1, -1):
                     digit = rest % loops[loop, 0]
                     rest //= loops[loop, 0]
-                    for j in range(3):
-                        uops[offset + u, j] += digit * loops[loop, 1 + j]
+                    uops[offset + u].dst += digit * loops[loop, 1]
+                    uops[offset + u].src += digit * loops[loop, 2]
+                    uops[offset + u].wgt += digit * loops[loop, 3]

@@ -1,6 +1,7 @@
 """Closed forms of an ``autotvm`` schedule: what its program loads, computes and stores, and how long that takes.
 
-Nothing is lowered. Counts follow from the template's loop nest, durations from the rules of the modules; how they overlap is worked out for a few steps of a few tiles and drawn out over the others.
+Nothing is lowered. Counts follow from the template's loop nest, durations from the rules of the modules;
+how they overlap is worked out for a few steps of a few tiles and drawn out over the others.
 No legality is in here: a schedule that does not lower has figures, too, those of what it asks for.
 """
 

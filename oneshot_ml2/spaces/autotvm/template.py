@@ -1,4 +1,4 @@
-"""TVM's ``conv2d_packed.vta`` template: its knobs, the workloads that it takes, and what compiled code is told of one."""
+"""TVM's ``conv2d_packed.vta`` template: its knobs, the workloads that it takes, and what compiled code knows of one."""
 
 from __future__ import annotations
 
