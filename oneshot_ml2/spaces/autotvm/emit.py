@@ -135,6 +135,23 @@ def _emit_store(rows, state, task, value, t, b, h0, co0, w0, out_pattern):  # ty
 
 
 @njit(cache=True, nogil=True)
+def _close(rows, state, carried, threads):  # type: ignore[no-untyped-def]
+    """Take the tokens that are left, wait for the last store, and end."""
+    if carried and threads > 1:
+        for _ in range(threads):
+            queue.pop(rows, state, queue.ON_STORE, queue.ON_COMPUTE)
+    queue.push(rows, state, queue.ON_STORE, queue.ON_COMPUTE)
+    queue.push(rows, state, queue.ON_LOAD, queue.ON_COMPUTE)
+    queue.pop(rows, state, queue.ON_STORE, queue.ON_COMPUTE)
+    queue.pop(rows, state, queue.ON_LOAD, queue.ON_COMPUTE)
+    queue.noop(rows, state, queue.ON_COMPUTE, 0)
+    if carried and threads == 1:
+        # TVM carries this pop into the next submission.
+        queue.pop(rows, state, queue.ON_STORE, queue.ON_COMPUTE)
+    queue.append(rows, state, FINISH, queue.ON_COMPUTE, queue.ON_COMPUTE, 0)
+
+
+@njit(cache=True, nogil=True)
 def emit(task, value, rows, kernels):  # type: ignore[no-untyped-def]
     """Write the program of a valid schedule into ``rows``, at least `validity.instruction_bound` of them.
 
@@ -220,24 +237,13 @@ def emit(task, value, rows, kernels):  # type: ignore[no-untyped-def]
             _emit_store(rows, state, task, value, t, b, h0, co0, w0, out_pattern)
             if carried:
                 queue.push(rows, state, queue.ON_STORE, queue.ON_COMPUTE)
-    if carried and threads > 1:
-        for _ in range(threads):
-            queue.pop(rows, state, queue.ON_STORE, queue.ON_COMPUTE)
-    queue.push(rows, state, queue.ON_STORE, queue.ON_COMPUTE)
-    queue.push(rows, state, queue.ON_LOAD, queue.ON_COMPUTE)
-    queue.pop(rows, state, queue.ON_STORE, queue.ON_COMPUTE)
-    queue.pop(rows, state, queue.ON_LOAD, queue.ON_COMPUTE)
-    queue.noop(rows, state, queue.ON_COMPUTE, 0)
-    if carried and threads == 1:
-        # TVM carries this pop into the next submission.
-        queue.pop(rows, state, queue.ON_STORE, queue.ON_COMPUTE)
-    queue.append(rows, state, FINISH, queue.ON_COMPUTE, queue.ON_COMPUTE, 0)
+    _close(rows, state, carried, threads)
     return states[0].count, states[0].image
 
 
 @njit(cache=True, nogil=True)
 def write_uops(task, value, kernels, uops):  # type: ignore[no-untyped-def]
-    """Fill the micro-op image (m, 3) that `emit` laid out."""
+    """Fill the micro-op image (m,) that `emit` laid out."""
     threads = value.oc_nthread * value.h_nthread
     nest = _nest(task, value)
     acc = value.tile_co * value.tile_h * value.tile_w

@@ -82,6 +82,25 @@ def instruction_bound(task, value):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def _run_time_reason(task, value, stride):  # type: ignore[no-untyped-def]
+    """Why the run time cannot emit a schedule that lowers; ``stride``: the widest of its copies."""
+    th, tw, tci, tco = value.tile_h, value.tile_w, value.tile_ci, value.tile_co
+    kh, kw, acc = task.kh, task.kw, tco * th * tw
+    reset, gemm, hazard = uop_counts(task, value)
+    if hazard:
+        return _ACC_HAZARD
+    if reset > task.uop_depth or gemm > task.uop_depth:
+        return _UOP_OVERFLOW
+    if stride > MAX_SIZE or max(task.ph, task.pw) > _MAX_PAD:
+        return _FIELD_OVERFLOW
+    if max(tw, tci, tco, th, kw, kh) > _MAX_ITER or acc > _MAX_ITER or tci * kh * kw * tco > MAX_SIZE:
+        return _FIELD_OVERFLOW
+    if instruction_bound(task, value) > MAX_INSTRUCTIONS:
+        return _INSTRUCTION_OVERFLOW
+    return VALID
+
+
+@njit(cache=True, nogil=True)
 def reason(task, value):  # type: ignore[no-untyped-def]
     """Why the schedule is invalid, in the order in which TVM and its run time find out."""
     th, tw, tci, tco = value.tile_h, value.tile_w, value.tile_ci, value.tile_co
@@ -124,19 +143,8 @@ def reason(task, value):  # type: ignore[no-untyped-def]
         return _SRAM_OVERFLOW
     if both:
         return _UOP_SIGNATURE
-    reset, gemm, hazard = uop_counts(task, value)
-    if hazard:
-        return _ACC_HAZARD
-    if reset > task.uop_depth or gemm > task.uop_depth:
-        return _UOP_OVERFLOW
     wgt_stride = task.ci * kh * kw if tco > 1 else 0
-    if max(inp_stride, out_stride, wgt_stride) > MAX_SIZE or max(ph, pw) > _MAX_PAD:
-        return _FIELD_OVERFLOW
-    if max(tw, tci, tco, th, kw, kh) > _MAX_ITER or acc > _MAX_ITER or tci * kh * kw * tco > MAX_SIZE:
-        return _FIELD_OVERFLOW
-    if instruction_bound(task, value) > MAX_INSTRUCTIONS:
-        return _INSTRUCTION_OVERFLOW
-    return VALID
+    return _run_time_reason(task, value, max(inp_stride, out_stride, wgt_stride))
 
 
 @njit(cache=True, nogil=True)
