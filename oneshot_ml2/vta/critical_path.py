@@ -56,7 +56,7 @@ def _modules(insns, order, sizes):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _extend(states[0], insn, module, elements, bus, burst):  # type: ignore[no-untyped-def]
+def _extend(state, insn, module, elements, bus, burst):  # type: ignore[no-untyped-def]
     """A path, a record of `_PATH`, with one more instruction at its end."""
     op = insn.op
     if op == LOAD or op == STORE:
