@@ -13,11 +13,11 @@ from unittest import mock
 
 import numpy as np
 
-from oneshot_ml2.spaces.full import emit, steps
+from oneshot_ml2.spaces.full import emit, legality
+from oneshot_ml2.spaces.full.knobs import schedules
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta import nest
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import COLUMNS
+from oneshot_ml2.vta.nest import make_nest
 from oneshot_ml2.workload.conv2d import Conv2d
 
 SCHEDULES, LOWERED = 100_000, 2_000
@@ -27,21 +27,20 @@ def main() -> None:
     layer, accelerator = Conv2d(1, 128, 28, 28, 128, 3, 3, padding=1), Accelerator.load("pynq")
     space = ScheduleSpace(layer, accelerator)
     values = space.values(np.random.default_rng(0).integers(0, len(space), SCHEDULES))
-    p = nest.nest(layer, accelerator)
-    insns = np.zeros((emit.MAX_INSNS, COLUMNS), dtype=np.int64)
-    uops, tables = np.zeros((nest.PORTABLE_UOPS, 3), dtype=np.int64), emit.tables()
-    steps.reasons(p, values[:100])
-    emit.lower_into(p, values[0], insns, uops, tables)
+    nest = make_nest(layer, accelerator)
+    arrays = emit.work_arrays()
+    legality.reasons(nest, values[:100])
+    emit.lower_into(nest, schedules(values)[0], *arrays)
 
     start = time.perf_counter()
-    lowered = [emit.lower_into(p, row, insns, uops, tables)[0] for row in values[:LOWERED]]
+    lowered = [emit.lower_into(nest, schedule, *arrays)[0] for schedule in schedules(values[:LOWERED])]
     print(f"by lowering                {LOWERED / (time.perf_counter() - start):10,.0f} schedules/s")
     for cores in sorted({1, os.cpu_count() or 1}):
         seconds = np.inf
         with mock.patch("os.cpu_count", return_value=cores):
             for _ in range(3):
                 start = time.perf_counter()
-                reasons = steps.reasons(p, values)
+                reasons = legality.reasons(nest, values)
                 seconds = min(seconds, time.perf_counter() - start)
         print(f"in closed form, {cores:2d} core(s) {SCHEDULES / seconds:10,.0f} schedules/s")
     if not np.array_equal(reasons[:LOWERED], lowered):

@@ -32,7 +32,7 @@ from oneshot_ml2.evaluation import baselines
 from oneshot_ml2.network import picking
 from oneshot_ml2.network.predictor import NETWORKS, Predictor, depth
 from oneshot_ml2.spaces.full import features as full_features
-from oneshot_ml2.spaces.full import plan
+from oneshot_ml2.spaces.full.totals import column
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.tuning import calibrate, finetune, trees
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -71,8 +71,8 @@ def lower_bound(space: ScheduleSpace, device: PerturbedDevice, given: full_featu
     d = device.differences
     board = ScheduleSpace(space.workload, board_of(space.accelerator, d))
     summary = full_features.Encoder.of(board).candidates(given.indices, given.values).summary
-    port = summary[:, plan.S_INP_BEATS] + summary[:, plan.S_WGT_BEATS]
-    bound, more = summary[:, plan.S_BOUND], port * (1.0 / d.bandwidth - 1.0)
+    port = column(summary, "inp_beats") + column(summary, "wgt_beats")
+    bound, more = column(summary, "bound"), port * (1.0 / d.bandwidth - 1.0)
     return np.asarray(bound + more * (port + more) / (bound + more))
 
 

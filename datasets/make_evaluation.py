@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.nest import nest
+from oneshot_ml2.vta.nest import make_nest
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.lists import Layer, read_layers, read_workloads
@@ -50,9 +50,9 @@ def _is_new(workload: Workload, chip: Accelerator) -> bool:
 
     Channels count in blocks, so that layers of 240 and of 256 channels are one nest where a block has 32.
     """
-    own = nest(workload, chip)
+    own = make_nest(workload, chip)
     trained = (work for name in ("train", "operators") for work in _list(f"workloads/{name}.toml"))
-    return not any(np.array_equal(own, nest(work, chip)) for work in trained)
+    return not any(own == make_nest(work, chip) for work in trained)
 
 
 @functools.cache

@@ -27,7 +27,7 @@ from oneshot_ml2.spaces.registry import DEFAULT_KIND
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import work
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import Program
+from oneshot_ml2.vta.program import MICRO_OP, Program
 from oneshot_ml2.vta.timeline import COMPUTE, LOAD, READ, ROWS, STORE, WAIT, WAIT_PORT, WORK, WRITE, timeline
 from oneshot_ml2.workload.lists import read_layers
 
@@ -165,7 +165,7 @@ def _programs(args: argparse.Namespace) -> tuple[str, Accelerator, list[tuple[Se
     if source.is_file():
         chip, insns, _ = read_program(source, chip, args.run_index)
         work.check(insns, chip, str(source))
-        uops = np.zeros((0, 3), np.int64)
+        uops = np.zeros(0, MICRO_OP)
         return source.name, chip, [((source.name,), Program(chip, insns, uops, args.address, 0, ()))]
 
     chip = chip or Accelerator.load("pynq")

@@ -11,7 +11,7 @@ import numpy as np
 
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.common.names import unknown
-from oneshot_ml2.vta.faults import RULES, Faults
+from oneshot_ml2.vta.faults import RULES, Faults, Limits
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
@@ -110,5 +110,5 @@ def faults_of(chip: Accelerator, d: Differences) -> Faults:
     """What a board of such a description does to programs."""
     rule = RULES.index(d.rule)
     limit = (0, 1 + round(4 * d.rule_share), round(16384 * d.rule_share), round(chip.inp_depth * d.rule_share))[rule]
-    limits = np.array([round(chip.uop_depth * d.uop_share), rule, limit, d.page_bytes], dtype=np.int64)
+    limits = Limits(round(chip.uop_depth * d.uop_share), rule, limit, d.page_bytes)
     return Faults(board_of(chip, d), limits, 1.0 / d.bandwidth - 1.0, d.page_miss / d.clock_ratio)

@@ -17,7 +17,9 @@ from oneshot_ml2.common.errors import CorpusError
 from oneshot_ml2.common.reading import parse_json
 from oneshot_ml2.vta import isa, simulator, work
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.program import Insns
 from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing.records import nothing
 
 SCHEMA = "vta-rtl-runs/1"
 # Files are small; they are timed again and again for this long.
@@ -46,7 +48,7 @@ _ADVICE = "is the file complete?"
 
 @dataclass(frozen=True)
 class Runs:
-    """One file of measured runs, the columns as in the file; ``insns`` are decoded, int64 (all, COLUMNS).
+    """One file of measured runs, the columns as in the file; ``insns`` are decoded, (all,).
 
     ``pipelined``: whether the RTL had its pipelined units; others are not modelled.
     """
@@ -54,7 +56,7 @@ class Runs:
     path: Path
     accelerator: Accelerator
     pipelined: bool
-    insns: NDArray[np.int64]
+    insns: Insns
     insn_bytes: NDArray[np.uint8]
     insn_offset: NDArray[np.int64]
     uops: NDArray[np.uint32]
@@ -72,8 +74,8 @@ class Runs:
     def __len__(self) -> int:
         return len(self.cycles)
 
-    def program(self, run: int) -> NDArray[np.int64]:
-        """Decoded instructions of one run, int64 (n, COLUMNS)."""
+    def program(self, run: int) -> Insns:
+        """Decoded instructions of one run, (n,)."""
         return self.insns[self.insn_offset[run] : self.insn_offset[run + 1]]
 
     def micro_ops(self, run: int) -> NDArray[np.uint32]:
@@ -197,8 +199,8 @@ def replay(runs: Runs) -> Report:
     if not runs.pipelined:
         return Report(str(runs.path), len(runs), 0, 0, 0, 0, 0, 0.0, 0.0, "not modelled")
     p = chisel.params(runs.accelerator)
-    no_trace = np.empty((0, 2), np.int64)
-    chisel.simulate(runs.insns[:0], 0, p, no_trace)  # compiles, outside the measured time
+    unrecorded = nothing()
+    chisel.simulate(runs.insns[:0], 0, p, unrecorded)  # compiles, outside the measured time
     programs = [np.ascontiguousarray(runs.program(run)) for run in range(len(runs))]
     for run, program in enumerate(programs):
         work.check(program, runs.accelerator, f"{runs.path}: run {run}", executed=bool(runs.dram_sha256[run]))
@@ -207,7 +209,7 @@ def replay(runs: Runs) -> Report:
     start = time.perf_counter()
     while seconds < _TIMED_SECONDS and programs:
         for program, address in zip(programs, runs.insn_address.tolist(), strict=True):
-            simulated += chisel.simulate(program, address, p, no_trace)[0]
+            simulated += chisel.simulate(program, address, p, unrecorded)[0]
         seconds = time.perf_counter() - start
 
     cycles_equal = traces_checked = traces_equal = memories_checked = memories_equal = 0
@@ -215,7 +217,7 @@ def replay(runs: Runs) -> Report:
     for run, program in enumerate(programs):
         expected = runs.expected_trace(run)
         trace = np.empty((len(program), 2), np.int64)
-        cycles, hang, _ = chisel.simulate(program, int(runs.insn_address[run]), p, trace)
+        cycles, hang, _ = chisel.simulate(program, int(runs.insn_address[run]), p, unrecorded._replace(trace=trace))
         if hang or runs.hang[run]:
             cycles_equal += bool(hang) == bool(runs.hang[run])
             if not (hang and runs.hang[run]):

@@ -36,8 +36,8 @@ _WINDOW = 110
 # A share of 0..1 as one character, 64 levels.
 _CODES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _COLOURS = {
-    timeline.FETCH: "host", timeline.LOAD: "load", timeline.STORE: "store",
-    timeline.READ: "port", timeline.WRITE: "write",
+    timeline.Row.FETCH: "host", timeline.Row.LOAD: "load", timeline.Row.STORE: "store",
+    timeline.Row.READ: "port", timeline.Row.WRITE: "write",
 }  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def _encode(shares: NDArray[np.float64]) -> str:
 def _colour(piece: timeline.Slice) -> str:
     if piece.kind != timeline.WORK:
         return "wait"
-    if piece.row == timeline.COMPUTE:
+    if piece.row == timeline.Row.COMPUTE:
         return "gemm" if piece.name == "GEMM" else "load" if piece.name.startswith("LOAD") else "alu"
     return _COLOURS[piece.row]
 

@@ -99,7 +99,7 @@ class LayerProgram:
             raw = port.pack(operand, chip).reshape(-1).view(np.uint8)
             address = program.buffer(port.buffer).address
             dram[address : address + raw.size] = raw
-        simulator.execute_checked(np.ascontiguousarray(program.insns, np.int64), chip, dram)
+        simulator.execute_checked(np.ascontiguousarray(program.insns), chip, dram)
         results = []
         for port in self.outputs:
             address = program.buffer(port.buffer).address
@@ -122,8 +122,8 @@ def programs_digest(segments: Sequence[LayerProgram]) -> str:
         digest.update(replace(program.accelerator, extra=()).to_json().encode())
         places = (program.uop_address, program.insn_address, program.buffers)
         digest.update(repr((segment.inputs, segment.outputs, places)).encode())
-        digest.update(np.ascontiguousarray(program.insns).data)
-        digest.update(np.ascontiguousarray(program.uops).data)
+        digest.update(program.insns.tobytes())
+        digest.update(program.uops.tobytes())
         for name, content in sorted(segment.constants.items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(content).data)

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.version import __version__
-from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.program import LOAD, UOP, element_bytes
 from oneshot_ml2.vta.timeline import IDLE, ROWS, WAIT, Slice
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ def part(line: Timeline, program: Program, names: Sequence[str]) -> Part:
     """
     if len(names) == 1:
         return Part(line, ((names[0], 0, line.cycles),))
-    insns = np.asarray(program.insns)
-    loads = np.flatnonzero((insns[:, G.C_OP] == G.LOAD) & (insns[:, G.C_MEM] == G.UOP) & (insns[:, G.C_X] > 0))
-    address = insns[loads, G.C_DRAM] * G.element_bytes(program.accelerator)[G.UOP]
+    insns = program.insns
+    loads = np.flatnonzero((insns["op"] == LOAD) & (insns["mem"] == UOP) & (insns["x"] > 0))
+    address = insns["dram"][loads] * element_bytes(program.accelerator)[UOP]
     ends = {piece.args["instruction"]: piece.end for piece in line.slices if "executes from" in piece.args}
     layers, begin = [], 0
     for number, name in enumerate(names):

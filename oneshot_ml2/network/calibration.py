@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.recfunctions import structured_to_unstructured
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import OneShotError
@@ -33,23 +34,23 @@ PREFIX = "calibration."
 # with r, as what a port has to do more hides where it has been idle.
 COSTS = ("constant", "port", "requests")
 _REQUEST = 16.0
-# Columns of ``limits``: which limit (hypotheses of one add up to at most 1), probability, column, +1 for an upper limit
-# and -1 for a lower one, then the logarithms between which it lies, times that sign.
-L_GROUP, L_SHARE, L_COLUMN, L_SIGN, L_LOW, L_HIGH = range(6)
+# A hypothesis of ``limits``: which limit it is of (those of one add up to at most 1), its probability, the column, +1
+# for an upper limit and -1 for a lower one, then the logarithms between which it lies, times that sign.
+LIMIT = np.dtype([(name, np.float64) for name in ("group", "share", "column", "sign", "low", "high")])
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """See the module. ``costs``: float (len(COSTS),); ``limits``: float (n, 6), columns ``L_*``."""
+    """See the module. ``costs``: float (len(COSTS),); ``limits``: `LIMIT` (n,)."""
 
     latency: int
     costs: NDArray[np.float64]
-    limits: NDArray[np.float64]
+    limits: NDArray[np.void]
 
     @classmethod
     def none(cls, latency: int) -> Calibration:
         """That of a board which is as described."""
-        return cls(latency, np.zeros(len(COSTS)), np.zeros((0, 6)))
+        return cls(latency, np.zeros(len(COSTS)), np.zeros(0, LIMIT))
 
     def board(self, space: ScheduleSpace) -> ScheduleSpace:
         """The space as the networks are told it; its schedules have the same indices."""
@@ -62,18 +63,22 @@ class Calibration:
     def risk(self, traffic: NDArray[np.float64]) -> NDArray[np.float64]:
         """Probability that a limit is exceeded, float64 (n,), of `traffic_of` (n, columns)."""
         fine = np.ones(len(traffic))
-        for group in np.unique(self.limits[:, L_GROUP]):
+        for group in np.unique(self.limits["group"]):
             beyond = np.zeros(len(traffic))
-            for row in self.limits[self.limits[:, L_GROUP] == group]:
-                x = row[L_SIGN] * logarithm(traffic[:, int(row[L_COLUMN])])
-                width = max(row[L_HIGH] - row[L_LOW], 1e-9)
-                beyond += row[L_SHARE] * np.clip((x - row[L_LOW]) / width, 0.0, 1.0)
+            for limit in self.limits[self.limits["group"] == group]:
+                x = limit["sign"] * logarithm(traffic[:, int(limit["column"])])
+                width = max(limit["high"] - limit["low"], 1e-9)
+                beyond += limit["share"] * np.clip((x - limit["low"]) / width, 0.0, 1.0)
             fine *= 1.0 - np.minimum(beyond, 1.0)
         return 1.0 - fine
 
     def to_tensors(self) -> dict[str, NDArray[np.float32]]:
         """As they stand in a weights file, float32."""
-        parts = {"latency": np.array([self.latency]), "costs": self.costs, "limits": self.limits}
+        parts = {
+            "latency": np.array([self.latency]),
+            "costs": self.costs,
+            "limits": structured_to_unstructured(self.limits),
+        }
         return {PREFIX + name: np.asarray(value, dtype=np.float32) for name, value in parts.items()}
 
     @classmethod
@@ -88,20 +93,26 @@ class Calibration:
             return None
         if set(given) != {"latency", "costs", "limits"} or given["latency"].shape != (1,):
             raise ValueError("a calibration has a latency, costs and limits")
-        costs, limits = given["costs"].astype(np.float64), given["limits"].astype(np.float64)
-        if costs.shape != (len(COSTS),) or limits.ndim != 2 or limits.shape[1] != 6:
+        costs, table = given["costs"].astype(np.float64), given["limits"]
+        if costs.shape != (len(COSTS),) or table.ndim != 2 or table.shape[1] != len(LIMIT):
             raise ValueError("costs or limits of another shape")
+        limits = limits_of(table)
         latency = int(given["latency"][0])
         if not 1 <= latency <= 65535 or (costs < 0).any() or not _possible(limits, kind):
             raise ValueError("a latency, cost or limit that cannot be")
         return cls(latency, costs, limits)
 
 
-def _possible(limits: NDArray[np.float64], kind: str) -> bool:
+def limits_of(table: NDArray[Any]) -> NDArray[np.void]:
+    """Limits (n,) of their figures in the order of `LIMIT`, (n, 6)."""
+    return np.ascontiguousarray(table, dtype=np.float64).view(LIMIT)[:, 0]
+
+
+def _possible(limits: NDArray[np.void], kind: str) -> bool:
     boards = space_kind(kind).boards
     columns, signs = np.arange(0 if boards is None else len(boards.TRAFFIC)), (-1.0, 1.0)
     return boards is not None and bool(
-        np.isin(limits[:, L_COLUMN], columns).all() and np.isin(limits[:, L_SIGN], signs).all()
+        np.isin(limits["column"], columns).all() and np.isin(limits["sign"], signs).all()
     )
 
 

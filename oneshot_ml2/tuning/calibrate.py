@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.network.calibration import COSTS, Calibration, boards_of, cost_terms, logarithm, traffic_of
+from oneshot_ml2.network.calibration import (
+    COSTS,
+    LIMIT,
+    Calibration,
+    boards_of,
+    cost_terms,
+    limits_of,
+    logarithm,
+    traffic_of,
+)
 from oneshot_ml2.network.predictor import Predictor, bare
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.reasons import TRANSIENT, Reason
@@ -167,14 +176,14 @@ def fit_costs(
     return found
 
 
-def fit_limits(traffic: NDArray[np.float64], failed: NDArray[np.bool_]) -> NDArray[np.float64]:
+def fit_limits(traffic: NDArray[np.float64], failed: NDArray[np.bool_]) -> NDArray[np.void]:
     """Limits as of `Calibration` from what schedules (n, columns) failed (n,).
 
     Every column, direction, threshold between measured values and width of the stretch around it is a hypothesis; its
     share is its likelihood, times the prior: columns alike, thresholds evenly in the logarithm. Failures that the first
     limit explains say nothing about the second.
     """
-    found: list[NDArray[np.float64]] = []
+    found: list[NDArray[np.void]] = []
     open_ = np.ones(len(failed), dtype=bool)
     for group in range(_LIMITS):
         if (failed & open_).sum() < (1 if group == 0 else 3):
@@ -188,11 +197,11 @@ def fit_limits(traffic: NDArray[np.float64], failed: NDArray[np.bool_]) -> NDArr
         if shares[-1] > 0.5:
             break
         keep = shares[:-1] > _NEGLIGIBLE
-        rows = np.column_stack([np.full(int(keep.sum()), group), shares[:-1][keep], hypotheses[keep]])
+        rows = limits_of(np.column_stack([np.full(int(keep.sum()), group), shares[:-1][keep], hypotheses[keep]]))
         found.append(rows)
         beyond = Calibration(1, np.zeros(len(COSTS)), rows).risk(traffic)
         open_ &= ~(failed & (beyond > 0.5))
-    return np.concatenate(found) if found else np.zeros((0, 6))
+    return np.concatenate(found) if found else np.zeros(0, LIMIT)
 
 
 def _log_likelihood(beyond: NDArray[np.float64], failed: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -227,7 +236,7 @@ def _hypotheses(
 
 def fit(board: Board, measured: Measured) -> Calibration:
     """The calibration that measurements speak for; that of a board as described while fewer than four are valid."""
-    limits = np.zeros((0, 6))
+    limits = np.zeros(0, LIMIT)
     usable = measured.take(measured.valid | measured.failed)
     if len(usable):
         limits = fit_limits(board.seen(usable, board.described).traffic, usable.failed)

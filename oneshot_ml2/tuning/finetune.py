@@ -347,13 +347,16 @@ def adapt(board: Board, measured: Measured, about: dict[str, Any]) -> Finetuned:
 def described_limits(known: Calibration, names: Sequence[str]) -> list[dict[str, Any]]:
     """The likeliest hypothesis of each limit, and its column's share of the probability; ``names``: of the columns."""
     found = []
-    for group in np.unique(known.limits[:, 0]):
-        rows = known.limits[known.limits[:, 0] == group]
-        best = rows[rows[:, 1].argmax()]
-        ends = sorted(float(np.exp(best[3] * end)) for end in best[4:6])
-        share = float(rows[(rows[:, 2] == best[2]) & (rows[:, 3] == best[3]), 1].sum())
-        kind = "at most" if best[3] > 0 else "at least"
-        found.append({"what": names[int(best[2])], "kind": kind, "between": ends, "probability": round(share, 4)})
+    for group in np.unique(known.limits["group"]):
+        limits = known.limits[known.limits["group"] == group]
+        best = limits[limits["share"].argmax()]
+        ends = sorted(float(np.exp(best["sign"] * best[end])) for end in ("low", "high"))
+        alike = limits[(limits["column"] == best["column"]) & (limits["sign"] == best["sign"])]
+        share = float(alike["share"].sum())
+        kind = "at most" if best["sign"] > 0 else "at least"
+        found.append(
+            {"what": names[int(best["column"])], "kind": kind, "between": ends, "probability": round(share, 4)}
+        )
     return found
 
 

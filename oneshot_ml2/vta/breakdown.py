@@ -5,36 +5,35 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.vta import program as G
+from oneshot_ml2.vta import tokens
+from oneshot_ml2.vta.program import ALU, GEMM, LOAD, POP_NEXT, POP_PREV, PUSH_NEXT, PUSH_PREV, Insns
 
 # Where the cycles go, in the table's order; see `split_cycles`.
 PARTS = ("gemm", "alu", "load", "store", "rest")
 
 
-def split_cycles(insns: NDArray[np.int64], trace: NDArray[np.int64], cycles: int) -> dict[str, int]:
+def split_cycles(insns: Insns, trace: NDArray[np.int64], cycles: int) -> dict[str, int]:
     """What the compute engine did in every cycle of a run: ``PARTS`` -> cycles, which add up to ``cycles``.
 
-    ``insns``: (n, COLUMNS); ``trace``: (n, 2), execution cycles [start, done). ``gemm`` and ``alu`` are the execution
+    ``insns``: (n,); ``trace``: (n, 2), execution cycles [start, done). ``gemm`` and ``alu`` are the execution
     of GEMMs and of resets and ALU instructions; ``load`` is the start up to the first of them, gaps that a token
     from the load module ends, and LOADs that the compute module executes itself; ``store`` is the gaps that a
     token from the store module ends, and all that follows the last of them; ``rest`` is what remains (turnover and
     fetch).
     """
-    op, flags = insns[:, G.C_OP], insns[:, G.C_FLAGS]
-    loads = (op == G.LOAD) & np.isin(insns[:, G.C_MEM], (G.INP, G.WGT))
-    stores = op == G.STORE
-    compute = ~loads & ~stores
-    engine = (op == G.GEMM) | (op == G.ALU)
+    op, flags, modules = insns["op"], insns["flags"], tokens.modules(insns)
+    compute = modules == tokens.COMPUTES
+    engine = (op == GEMM) | (op == ALU)
     first, last = int(trace[engine, 0].min()), int(trace[engine, 1].max())
     kinds = np.select(
-        [op == G.LOAD, (op == G.GEMM) & (insns[:, G.C_RESET] == 0), engine], ["load", "gemm", "alu"], "rest"
+        [op == LOAD, (op == GEMM) & (insns["reset"] == 0), engine], ["load", "gemm", "alu"], "rest"
     ).tolist()
 
     # When the token that each compute instruction pops was pushed; the k-th pop takes the k-th push.
     arrival = np.zeros((2, len(insns)), dtype=np.int64)
-    for row, pop, module, push in ((0, G.POP_PREV, loads, G.PUSH_NEXT), (1, G.POP_NEXT, stores, G.PUSH_PREV)):
+    for row, pop, giver, push in ((0, POP_PREV, tokens.LOADS, PUSH_NEXT), (1, POP_NEXT, tokens.STORES, PUSH_PREV)):
         takers = np.flatnonzero(compute & (flags & pop != 0))
-        pushed = trace[module & (flags & push != 0), 1]
+        pushed = trace[(modules == giver) & (flags & push != 0), 1]
         arrival[row, takers] = pushed[: len(takers)]
 
     parts = dict.fromkeys(PARTS, 0)

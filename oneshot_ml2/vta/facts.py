@@ -13,32 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
-from oneshot_ml2.vta.critical_path import critical_path, rows
+from oneshot_ml2.vta import tokens
+from oneshot_ml2.vta.critical_path import PATH, critical_path, rows
 from oneshot_ml2.vta.program import (
     ACC,
     ALU,
-    C_BOTTOM,
-    C_DRAM,
-    C_DST_IN,
-    C_DST_OUT,
-    C_FLAGS,
-    C_ITER_IN,
-    C_ITER_OUT,
-    C_LEFT,
-    C_MEM,
-    C_OP,
-    C_RESET,
-    C_RIGHT,
-    C_SRAM,
-    C_STRIDE,
-    C_TOP,
-    C_UOP_BGN,
-    C_UOP_END,
-    C_USE_IMM,
-    C_X,
-    C_Y,
     GEMM,
     INP,
+    ITERATIONS,
     LOAD,
     OUT,
     POP_NEXT,
@@ -48,9 +30,9 @@ from oneshot_ml2.vta.program import (
     STORE,
     UOP,
     WGT,
+    Insns,
     element_bytes,
 )
-from oneshot_ml2.vta.timing.chisel import ITERATIONS
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
@@ -124,160 +106,182 @@ TABLE: tuple[Feature, ...] = (
 )
 NAMES = tuple(feature.name for feature in TABLE)
 
-# Rows of the counters by memory id: UOP, WGT, INP, ACC and OUT.
-_LOADS, _REQUESTS, _BYTES, _HIGH = range(4)
-# The other counters, in the order in which `features` names them.
-(
-    _NOOPS, _GEMMS, _RESETS, _ALUS, _READ_BEATS, _WRITE_BEATS, _READ_BURSTS, _WRITE_BURSTS, _SHORT_READS, _SHORT_WRITES,
-    _STRIDED_LOADS, _STRIDED_STORES, _PADDED, _PAD_ELEMENTS, _LARGEST_LOAD, _LARGEST_STORE, _HEAD, _TAIL, _LD_CP,
-    _CP_LD, _CP_ST, _ST_CP, _POPS, _GEMM_OPS, _RESET_OPS, _IMM_OPS, _TENSOR_OPS, _LONGEST, _SHORTEST, _SPAN,
-) = range(30)  # fmt: skip
+# Counters by memory id (UOP, WGT, INP, ACC and OUT), and by direction: of LOADs, of STOREs.
+_TRAFFIC = np.dtype([(name, np.int64) for name in ("moves", "requests", "bytes", "high")])
+_PORT = np.dtype([(name, np.int64) for name in ("beats", "bursts", "short", "strided", "largest")])
+# The other counters, by their name in `TABLE`.
+_COUNTED = (
+    "noops", "gemms", "resets", "alus", "padded_loads", "pad_elements", "head_bytes", "tail_bytes",
+    *(queue.replace("-", "_") for queue in tokens.QUEUES), "pops", "gemm_operations", "reset_operations",
+    "alu_immediate_operations", "alu_tensor_operations", "longest_gemm", "shortest_gemm", "uop_span",
+)  # fmt: skip
+_COUNTS = np.dtype([(name, np.int64) for name in _COUNTED])
 
 
 @njit(cache=True, nogil=True)
-def _count(insns, uops, uop_base, sizes, bus, burst, depth, by_memory, other, touched_inp, touched_wgt, low):  # type: ignore[no-untyped-def]
-    """Fill ``by_memory`` (4, 5) and ``other`` (30,), int64.
+def _count_tokens(insn, counts):  # type: ignore[no-untyped-def]
+    flags, module = insn.flags, tokens.module_of(insn)
+    for bit in (POP_PREV, POP_NEXT):
+        counts.pops += (flags & bit) != 0
+    if flags & PUSH_NEXT:
+        if module == tokens.LOADS:
+            counts.load_to_compute += 1
+        else:
+            counts.compute_to_store += 1
+    if flags & PUSH_PREV:
+        if module == tokens.STORES:
+            counts.store_to_compute += 1
+        else:
+            counts.compute_to_load += 1
+
+
+@njit(cache=True, nogil=True)
+def _count_move(insn, size, bus, burst, traffic, port):  # type: ignore[no-untyped-def]
+    """Count what a LOAD or STORE moves; returns its bytes."""
+    x_bytes, stride = insn.x * size, insn.stride * size
+    moved = x_bytes * insn.y
+    traffic.moves += 1
+    traffic.requests += insn.y
+    traffic.bytes += moved
+    beats, bursts = rows(insn.dram * size, insn.y, x_bytes, stride, bus, burst)
+    port.beats += beats
+    port.bursts += bursts
+    if x_bytes < burst * bus // 4:
+        port.short += insn.y
+    port.strided += insn.y > 1 and insn.stride != insn.x
+    port.largest = max(port.largest, moved)
+    return moved
+
+
+@njit(cache=True, nogil=True)
+def _count_pads(insn, traffic, counts):  # type: ignore[no-untyped-def]
+    full = (insn.top + insn.y + insn.bottom) * (insn.left + insn.x + insn.right)
+    counts.padded_loads += full > insn.x * insn.y
+    counts.pad_elements += full - insn.x * insn.y
+    traffic.high = max(traffic.high, insn.sram + full)
+
+
+@njit(cache=True, nogil=True)
+def _load_uops(insn, uops, uop_base, destinations):  # type: ignore[no-untyped-def]
+    """Note where the micro-ops that a LOAD brings write to."""
+    for k in range(insn.x * insn.y):
+        row, column = k // insn.x, k % insn.x
+        source = insn.dram + row * insn.stride + column - uop_base
+        if 0 <= source < len(uops) and insn.sram + k < len(destinations):
+            destinations[insn.sram + k] = uops[source].dst
+
+
+@njit(cache=True, nogil=True)
+def _touch(insn, low, touched):  # type: ignore[no-untyped-def]
+    """Mark the elements from ``low`` on that a LOAD reads."""
+    for row in range(insn.y):
+        begin = insn.dram + row * insn.stride - low
+        touched[begin : begin + insn.x] = True
+
+
+@njit(cache=True, nogil=True)
+def _count_work(insn, destinations, acc, counts):  # type: ignore[no-untyped-def]
+    """Count a GEMM or ALU instruction."""
+    counts.tail_bytes = 0
+    outer = insn.iter_out if insn.iter_out > 0 else ITERATIONS
+    inner = insn.iter_in if insn.iter_in > 0 else ITERATIONS
+    span = max(insn.uop_end - insn.uop_bgn, 0)
+    operations = outer * inner * span
+    counts.uop_span = max(counts.uop_span, span)
+    highest = 0
+    for k in range(insn.uop_bgn, min(insn.uop_end, len(destinations))):
+        highest = max(highest, destinations[k])
+    highest += (outer - 1) * insn.dst_out + (inner - 1) * insn.dst_in + 1
+    acc.high = max(acc.high, highest)
+    if insn.op == ALU:
+        counts.alus += 1
+        if insn.use_imm:
+            counts.alu_immediate_operations += operations
+        else:
+            counts.alu_tensor_operations += operations
+    elif insn.reset:
+        counts.resets += 1
+        counts.reset_operations += operations
+    else:
+        counts.shortest_gemm = operations if counts.gemms == 0 else min(counts.shortest_gemm, operations)
+        counts.longest_gemm = max(counts.longest_gemm, operations)
+        counts.gemms += 1
+        counts.gemm_operations += operations
+
+
+@njit(cache=True, nogil=True)
+def _count(insns, uops, uop_base, sizes, bus, burst, depth, traffic, ports, count, touched_inp, touched_wgt, low):  # type: ignore[no-untyped-def]
+    """Fill ``traffic``, `_TRAFFIC` (5,) by memory id, ``ports``, `_PORT` (2,), and ``count``, `_COUNTS` (1,).
 
     ``touched_inp``, ``touched_wgt``: bool, marked at every element loaded from ``low`` (2,) on.
     """
     destinations = np.zeros(depth, dtype=np.int64)
-    started = False
-    other[_SHORTEST] = 1 << 60
-    quarter = burst * bus // 4
+    counts, started = count[0], False
     for i in range(len(insns)):
         insn = insns[i]
-        op, flags = insn[C_OP], insn[C_FLAGS]
-        memory = insn[C_MEM]
-        store = op == STORE
-        load = op == LOAD and (memory == INP or memory == WGT)
-        for bit in (POP_PREV, POP_NEXT):
-            other[_POPS] += (flags & bit) != 0
-        if flags & PUSH_NEXT:
-            other[_LD_CP if load else _CP_ST] += 1
-        if flags & PUSH_PREV:
-            other[_ST_CP if store else _CP_LD] += 1
-        if op == LOAD or store:
-            x, y = insn[C_X], insn[C_Y]
-            if x == 0 or y == 0:
-                other[_NOOPS] += 1
-                continue
-            # An ACC load of 8-bit elements counts as one of ACC.
-            place = OUT if store else min(memory, ACC)
-            size = sizes[OUT] if store else sizes[memory]
-            moved = x * y * size
-            by_memory[_LOADS, place] += 1
-            by_memory[_REQUESTS, place] += y
-            by_memory[_BYTES, place] += moved
-            beats, bursts = rows(insn[C_DRAM] * size, y, x * size, insn[C_STRIDE] * size, bus, burst)
-            other[_WRITE_BEATS if store else _READ_BEATS] += beats
-            other[_WRITE_BURSTS if store else _READ_BURSTS] += bursts
-            if x * size < quarter:
-                other[_SHORT_WRITES if store else _SHORT_READS] += y
-            if y > 1 and insn[C_STRIDE] != x:
-                other[_STRIDED_STORES if store else _STRIDED_LOADS] += 1
-            if store:
-                other[_LARGEST_STORE] = max(other[_LARGEST_STORE], moved)
-                other[_TAIL] += moved
-                continue
-            other[_LARGEST_LOAD] = max(other[_LARGEST_LOAD], moved)
-            if not started:
-                other[_HEAD] += moved
-            full = (insn[C_TOP] + y + insn[C_BOTTOM]) * (insn[C_LEFT] + x + insn[C_RIGHT])
-            if full > x * y:
-                other[_PADDED] += 1
-                other[_PAD_ELEMENTS] += full - x * y
-            by_memory[_HIGH, place] = max(by_memory[_HIGH, place], insn[C_SRAM] + full)
-            if memory == UOP:
-                for k in range(x * y):
-                    row, column = k // x, k % x
-                    source = insn[C_DRAM] + row * insn[C_STRIDE] + column - uop_base
-                    if 0 <= source < len(uops) and insn[C_SRAM] + k < depth:
-                        destinations[insn[C_SRAM] + k] = uops[source, 0]
-            elif memory == INP:
-                for row in range(y):
-                    begin = insn[C_DRAM] + row * insn[C_STRIDE] - low[0]
-                    touched_inp[begin : begin + x] = True
-            elif memory == WGT:
-                for row in range(y):
-                    begin = insn[C_DRAM] + row * insn[C_STRIDE] - low[1]
-                    touched_wgt[begin : begin + x] = True
-        elif op == GEMM or op == ALU:
+        _count_tokens(insn, counts)
+        if insn.op == GEMM or insn.op == ALU:
             started = True
-            other[_TAIL] = 0
-            outer = insn[C_ITER_OUT] if insn[C_ITER_OUT] > 0 else ITERATIONS
-            inner = insn[C_ITER_IN] if insn[C_ITER_IN] > 0 else ITERATIONS
-            begin, end = insn[C_UOP_BGN], min(insn[C_UOP_END], depth)
-            span = max(insn[C_UOP_END] - begin, 0)
-            operations = outer * inner * span
-            other[_SPAN] = max(other[_SPAN], span)
-            highest = 0
-            for k in range(begin, end):
-                highest = max(highest, destinations[k])
-            highest += (outer - 1) * insn[C_DST_OUT] + (inner - 1) * insn[C_DST_IN] + 1
-            by_memory[_HIGH, ACC] = max(by_memory[_HIGH, ACC], highest)
-            if op == ALU:
-                other[_ALUS] += 1
-                other[_IMM_OPS if insn[C_USE_IMM] else _TENSOR_OPS] += operations
-            elif insn[C_RESET]:
-                other[_RESETS] += 1
-                other[_RESET_OPS] += operations
+            _count_work(insn, destinations, traffic[ACC], counts)
+        elif insn.op == LOAD or insn.op == STORE:
+            if insn.x == 0 or insn.y == 0:
+                counts.noops += 1
+            elif insn.op == STORE:
+                counts.tail_bytes += _count_move(insn, sizes[OUT], bus, burst, traffic[OUT], ports[1])
             else:
-                other[_GEMMS] += 1
-                other[_GEMM_OPS] += operations
-                other[_LONGEST] = max(other[_LONGEST], operations)
-                other[_SHORTEST] = min(other[_SHORTEST], operations)
+                # An ACC load of 8-bit elements counts as one of ACC.
+                place = ACC if insn.mem > ACC else insn.mem
+                moved = _count_move(insn, sizes[insn.mem], bus, burst, traffic[place], ports[0])
+                counts.head_bytes += 0 if started else moved
+                _count_pads(insn, traffic[place], counts)
+                if insn.mem == UOP:
+                    _load_uops(insn, uops, uop_base, destinations)
+                elif insn.mem == INP:
+                    _touch(insn, low[0], touched_inp)
+                elif insn.mem == WGT:
+                    _touch(insn, low[1], touched_wgt)
 
 
-def _extent(insns: NDArray[np.int64], memory: int) -> tuple[int, int]:
+def _extent(insns: Insns, memory: int) -> tuple[int, int]:
     """First DRAM element that LOADs into a memory read, and how many there are from it to the last one."""
-    rows = insns[(insns[:, C_OP] == LOAD) & (insns[:, C_MEM] == memory) & (insns[:, C_X] > 0) & (insns[:, C_Y] > 0)]
-    if not len(rows):
+    loads = insns[(insns["op"] == LOAD) & (insns["mem"] == memory) & (insns["x"] > 0) & (insns["y"] > 0)]
+    if not len(loads):
         return 0, 0
-    ends = rows[:, C_DRAM] + (rows[:, C_Y] - 1) * rows[:, C_STRIDE] + rows[:, C_X]
-    low = int(rows[:, C_DRAM].min())
+    ends = loads["dram"] + (loads["y"] - 1) * loads["stride"] + loads["x"]
+    low = int(loads["dram"].min())
     return low, int(ends.max()) - low
 
 
 def features(program: Program) -> NDArray[np.float64]:
     """The hidden features of a program, float64 (len(TABLE),), in `TABLE`'s order."""
     a = program.accelerator
-    insns = np.ascontiguousarray(program.insns, dtype=np.int64)
-    uops = np.ascontiguousarray(program.uops, dtype=np.int64).reshape(-1, 3)
+    insns = np.ascontiguousarray(program.insns)
     (inp_low, inp_size), (wgt_low, wgt_size) = _extent(insns, INP), _extent(insns, WGT)
     touched_inp, touched_wgt = np.zeros(inp_size, dtype=bool), np.zeros(wgt_size, dtype=bool)
-    by_memory, other = np.zeros((4, 5), dtype=np.int64), np.zeros(30, dtype=np.int64)
+    traffic, ports, count = np.zeros(5, dtype=_TRAFFIC), np.zeros(2, dtype=_PORT), np.zeros(1, dtype=_COUNTS)
     sizes = np.array(element_bytes(a), dtype=np.int64)
     low = np.array([inp_low, wgt_low], dtype=np.int64)
     _count(
-        insns, uops, program.uop_address // 4, sizes, a.bus_bytes, a.burst_beats, a.uop_depth, by_memory, other,
-        touched_inp, touched_wgt, low,
+        insns, program.uops, program.uop_address // 4, sizes, a.bus_bytes, a.burst_beats, a.uop_depth, traffic, ports,
+        count, touched_inp, touched_wgt, low,
     )  # fmt: skip
-    c, m = other.tolist(), by_memory.tolist()
-    inp_distinct = int(touched_inp.sum()) * a.inp_bytes
-    wgt_distinct = int(touched_wgt.sum()) * a.wgt_bytes
-    memories = (UOP, WGT, INP, ACC)
-    row = [
-        len(insns),
-        c[_NOOPS],
-        *(m[_LOADS][k] for k in memories),
-        m[_LOADS][OUT],
-        *c[_GEMMS : _ALUS + 1],
-        *(m[_REQUESTS][k] for k in (*memories, OUT)),
-        *(m[_BYTES][k] for k in (*memories, OUT)),
-        *c[_READ_BEATS : _TAIL + 1],
-        inp_distinct,
-        wgt_distinct,
-        m[_BYTES][INP] / max(inp_distinct, 1),
-        m[_BYTES][WGT] / max(wgt_distinct, 1),
-        *c[_LD_CP : _LONGEST + 1],
-        c[_SHORTEST] if c[_GEMMS] else 0,
-        c[_GEMM_OPS] / max(c[_GEMMS], 1),
-        len(uops),
-        c[_SPAN],
-        m[_HIGH][UOP],
-        m[_HIGH][WGT],
-        m[_HIGH][INP],
-        m[_HIGH][ACC],
-        *critical_path(insns, sizes, a.bus_bytes, a.burst_beats),
-    ]
-    return np.array(row, dtype=np.float64)
+    values: dict[str, float] = dict(zip(_COUNTED, count[0].tolist()))
+    for name, memory in (*zip(_MEMORIES, (UOP, WGT, INP, ACC)), ("out", OUT)):
+        values |= {f"{name}_requests": traffic["requests"][memory], f"{name}_bytes": traffic["bytes"][memory]}
+        values |= {f"{name}_loads": traffic["moves"][memory], f"{name}_high": traffic["high"][memory]}
+    for port, beats, moves in zip(ports, ("read", "write"), ("load", "store")):
+        values |= {f"{beats}_beats": port["beats"], f"{beats}_bursts": port["bursts"], f"short_{beats}s": port["short"]}
+        values |= {f"strided_{moves}s": port["strided"], f"largest_{moves}": port["largest"]}
+    values |= {
+        "instructions": len(insns),
+        "uops": len(program.uops),
+        "stores": traffic["moves"][OUT],
+        "inp_distinct_bytes": int(touched_inp.sum()) * a.inp_bytes,
+        "wgt_distinct_bytes": int(touched_wgt.sum()) * a.wgt_bytes,
+        "operations_per_gemm": values["gemm_operations"] / max(values["gemms"], 1),
+    }
+    values["inp_rereads"] = values["inp_bytes"] / max(values["inp_distinct_bytes"], 1)
+    values["wgt_reloads"] = values["wgt_bytes"] / max(values["wgt_distinct_bytes"], 1)
+    path = critical_path(insns, sizes, a.bus_bytes, a.burst_beats)
+    values |= {f"path_{name}": value for name, value in zip(PATH, path.tolist(), strict=True)}
+    return np.array([values[name] for name in NAMES], dtype=np.float64)

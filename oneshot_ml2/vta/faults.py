@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from oneshot_ml2.common.kernels import njit
-from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.program import GEMM, INP, LOAD, OUT, STORE, UOP
 
 # When results are wrong: never, by a strided STORE of short rows, by a GEMM of many operations, by a large LOAD of INP.
 RULES = ("none", "short_strided_store", "long_gemm", "wide_load")
-_NONE, _SHORT_STORE, _LONG_GEMM, _WIDE_LOAD = range(4)
-# Columns of `Faults.limits`: micro-ops that there is room for; which of `RULES`, and from where on; bytes of a page.
-L_UOPS, L_RULE, L_LIMIT, L_PAGE = range(4)
+_SHORT_STORE, _LONG_GEMM, _WIDE_LOAD = 1, 2, 3
+
+
+class Limits(NamedTuple):
+    """Micro-ops that there is room for; which of `RULES` (its number), and from where on; bytes of a DRAM page."""
+
+    uops: int
+    rule: int
+    limit: int
+    page: int
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,13 @@ class Faults:
 
     Attributes:
         board: the accelerator as it is, with the memory latency of the board.
-        limits: int64 (4,), columns ``L_*``.
+        limits: beyond which programs fail.
         slow: additional cycles that a beat of the memory port takes.
         miss: additional cycles of a request to another DRAM page than that before.
     """
 
     board: Accelerator
-    limits: NDArray[np.int64]
+    limits: Limits
     slow: float
     miss: float
 
@@ -38,20 +43,20 @@ class Faults:
 @njit(cache=True, nogil=True)
 def is_wrong(insns, limits):  # type: ignore[no-untyped-def]
     """Whether a program's micro-ops do not fit, or the rule strikes; ``limits``: of `Faults`."""
-    rule, limit = limits[L_RULE], limits[L_LIMIT]
+    rule, limit = limits.rule, limits.limit
     for i in range(len(insns)):
-        row = insns[i]
-        op, x, y = row[G.C_OP], row[G.C_X], row[G.C_Y]
-        if op == G.LOAD and x > 0:
-            if row[G.C_MEM] == G.UOP and row[G.C_SRAM] + x * y > limits[L_UOPS]:
+        insn = insns[i]
+        op, x, y = insn.op, insn.x, insn.y
+        if op == LOAD and x > 0:
+            if insn.mem == UOP and insn.sram + x * y > limits.uops:
                 return True
-            if rule == _WIDE_LOAD and row[G.C_MEM] == G.INP and x * y > limit:
+            if rule == _WIDE_LOAD and insn.mem == INP and x * y > limit:
                 return True
-        elif rule == _SHORT_STORE and op == G.STORE and y > 1 and x < row[G.C_STRIDE] and x <= limit:
+        elif rule == _SHORT_STORE and op == STORE and y > 1 and x < insn.stride and x <= limit:
             return True
-        elif rule == _LONG_GEMM and op == G.GEMM and row[G.C_RESET] == 0:
-            span = max(row[G.C_UOP_END] - row[G.C_UOP_BGN], 0)
-            if row[G.C_ITER_OUT] * row[G.C_ITER_IN] * span > limit:
+        elif rule == _LONG_GEMM and op == GEMM and insn.reset == 0:
+            span = max(insn.uop_end - insn.uop_bgn, 0)
+            if insn.iter_out * insn.iter_in * span > limit:
                 return True
     return False
 
@@ -62,13 +67,13 @@ def page_misses(insns, sizes, page):  # type: ignore[no-untyped-def]
     page borders within requests; ``sizes``: bytes of an element of each memory."""
     misses, last = 0, -1
     for i in range(len(insns)):
-        row = insns[i]
-        if (row[G.C_OP] != G.LOAD and row[G.C_OP] != G.STORE) or row[G.C_X] * row[G.C_Y] <= 0:
+        insn = insns[i]
+        if (insn.op != LOAD and insn.op != STORE) or insn.x * insn.y <= 0:
             continue
-        size = sizes[G.OUT] if row[G.C_OP] == G.STORE else sizes[row[G.C_MEM]]
-        for y in range(row[G.C_Y]):
-            begin = (row[G.C_DRAM] + y * row[G.C_STRIDE]) * size
-            first, end = begin // page, (begin + row[G.C_X] * size - 1) // page
+        size = sizes[OUT] if insn.op == STORE else sizes[insn.mem]
+        for y in range(insn.y):
+            begin = (insn.dram + y * insn.stride) * size
+            first, end = begin // page, (begin + insn.x * size - 1) // page
             misses += end - first
             if first != last:
                 misses += 1

@@ -11,19 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.vta import tokens
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import (
-    C_DRAM,
-    C_FLAGS,
-    C_MEM,
-    C_OP,
-    C_STRIDE,
-    C_X,
-    C_Y,
     FINISH,
     INP,
     INSN_BYTES,
@@ -35,8 +27,11 @@ from oneshot_ml2.vta.program import (
     UOP,
     WGT,
     Buffer,
+    Insns,
     Program,
+    Uops,
     element_bytes,
+    joined,
 )
 
 UOPS = "uops"
@@ -80,8 +75,8 @@ def link(
         raise OneShotError(f"{len(programs)} programs cannot be joined with {len(placements)} placements")
     chip = programs[0].accelerator
     align = alignment(chip)
-    parts: list[NDArray[np.int64]] = []
-    uops: list[NDArray[np.int64]] = []
+    parts: list[Insns] = []
+    uops: list[Uops] = []
     buffers: list[Buffer] = []
     begin = uop_address
     for number, (program, placement) in enumerate(zip(programs, placements)):
@@ -89,25 +84,27 @@ def link(
             raise OneShotError("programs for different accelerators cannot be joined")
         _check_frame(program, number)
         to = {**placement, UOPS: begin}
-        insns = relocated(program, to)
+        part = relocated(program, to)
         if parts:
             # The NOP at the end of what is there; FINISH has gone.
-            _hand_over(parts, insns, number)
-        parts.append(insns[: len(insns) - (number + 1 < len(programs))])
+            _hand_over(parts, part, number)
+        parts.append(part[: len(part) - (number + 1 < len(programs))])
         area = aligned(_uop_bytes(program), align)
-        uops.append(np.pad(program.uops, ((0, area // 4 - len(program.uops)), (0, 0))))
+        padded = np.zeros(area // 4, program.uops.dtype)
+        padded[: len(program.uops)] = program.uops
+        uops.append(padded)
         for buffer in program.buffers:
             elements = len(program.uops) if buffer.name == UOPS else buffer.elements
             buffers.append(Buffer(f"{number}.{buffer.name}", buffer.memory, to[buffer.name], elements))
         begin += area
-    joined = np.concatenate(parts)
-    if not tokens.runs_in_order(joined):
+    insns = joined(parts)
+    if not tokens.runs_in_order(insns):
         raise OneShotError("the joined program's tokens do not balance")
-    return Program(chip, joined, np.concatenate(uops), insn_address, uop_address, tuple(buffers))
+    return Program(chip, insns, np.concatenate(uops), insn_address, uop_address, tuple(buffers))
 
 
-def relocated(program: Program, placement: Mapping[str, int]) -> NDArray[np.int64]:
-    """A program's instructions, int64 (n, COLUMNS), with its buffers at other byte addresses, by name.
+def relocated(program: Program, placement: Mapping[str, int]) -> Insns:
+    """A program's instructions (n,), with its buffers at other byte addresses, by name.
 
     Raises:
         OneShotError: a buffer without a place, an address that does not suit its elements, or an access outside of
@@ -123,16 +120,17 @@ def relocated(program: Program, placement: Mapping[str, int]) -> NDArray[np.int6
     shifts = np.array([placement[buffer.name] for buffer in order], dtype=np.int64) - begins
     insns = program.insns.copy()
     # Of a memory instruction with x_size 0 only the tokens count.
-    rows = np.flatnonzero(((insns[:, C_OP] == LOAD) | (insns[:, C_OP] == STORE)) & (insns[:, C_X] > 0))
-    size = sizes[insns[rows, C_MEM]]
-    first = insns[rows, C_DRAM] * size
-    last = first + ((insns[rows, C_Y] - 1) * insns[rows, C_STRIDE] + insns[rows, C_X]) * size
+    rows = np.flatnonzero(((insns["op"] == LOAD) | (insns["op"] == STORE)) & (insns["x"] > 0))
+    moves = insns[rows]
+    size = sizes[moves["mem"]]
+    first = moves["dram"] * size
+    last = first + ((moves["y"] - 1) * moves["stride"] + moves["x"]) * size
     which = np.searchsorted(begins, first, side="right") - 1
     if (which < 0).any() or (last > ends[which]).any():
         raise OneShotError("an instruction reads or writes outside of its program's buffers")
     if (shifts[which] % size).any():
         raise OneShotError("a buffer's new address does not suit its elements")
-    insns[rows, C_DRAM] += shifts[which] // size
+    insns["dram"][rows] += shifts[which] // size
     return insns
 
 
@@ -145,18 +143,18 @@ def _check_frame(program: Program, number: int) -> None:
     insns = program.insns
     if len(insns) >= 2:
         nop, end = insns[-2], insns[-1]
-        waits = nop[C_OP] == LOAD and nop[C_MEM] == UOP and nop[C_X] == 0 and nop[C_FLAGS] == POP_NEXT
-        if waits and end[C_OP] == FINISH and end[C_FLAGS] == 0 and not (insns[:-1, C_OP] == FINISH).any():
+        waits = nop["op"] == LOAD and nop["mem"] == UOP and nop["x"] == 0 and nop["flags"] == POP_NEXT
+        if waits and end["op"] == FINISH and end["flags"] == 0 and not (insns["op"][:-1] == FINISH).any():
             return
     raise OneShotError(f"program {number} does not end as those of the full space; it cannot be joined with others")
 
 
-def _hand_over(parts: list[NDArray[np.int64]], insns: NDArray[np.int64], number: int) -> None:
+def _hand_over(parts: list[Insns], insns: Insns, number: int) -> None:
     """Let the first LOAD of the next program wait for the end of the last one; without any, compute's order does."""
-    loads = np.flatnonzero((insns[:, C_OP] == LOAD) & ((insns[:, C_MEM] == INP) | (insns[:, C_MEM] == WGT)))
+    loads = np.flatnonzero((insns["op"] == LOAD) & ((insns["mem"] == INP) | (insns["mem"] == WGT)))
     if not len(loads):
         return
-    if insns[loads[0], C_FLAGS] & POP_NEXT:
+    if insns["flags"][loads[0]] & POP_NEXT:
         raise OneShotError(f"the first load of program {number} waits for compute already; it cannot be joined")
-    insns[loads[0], C_FLAGS] |= POP_NEXT
-    parts[-1][-1, C_FLAGS] |= PUSH_PREV
+    insns["flags"][loads[0]] |= POP_NEXT
+    parts[-1]["flags"][-1] |= PUSH_PREV

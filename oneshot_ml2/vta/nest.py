@@ -1,25 +1,24 @@
-"""A workload on an accelerator as one tiled GEMM loop nest: a flat int64 vector that numba code reads.
+"""A workload on an accelerator as one tiled GEMM loop nest: a record of integers that numba code reads.
 
 All operators are the same nest: output channels x output rows x output columns, reduced over input channels and
 kernel taps, all channel counts in blocks. A 1x1 convolution whose steps are 1 is flattened to one row of pixels, as
 long as 16 bits count them; dense is one row whose pixels are the batch blocks, with the channel blocks innermost in
-memory (``MINOR``).
+memory (``minor``).
 
-Groups (``GROUPS``) repeat the nest with inputs and weights of their own: groups of channels, or the pairs of a batched
+Groups (``groups``) repeat the nest with inputs and weights of their own: groups of channels, or the pairs of a batched
 matrix product. Groups so small that a block holds whole ones are one nest whose output block reads the input block
-of its own number only (``DEPTHWISE``). Max pooling (``POOL``) is such a nest too: an identity weight copies the
+of its own number only (``depthwise``). Max pooling (``pool``) is such a nest too: an identity weight copies the
 inputs into ACC, and the ALU takes the maximum where others multiply. A transposed convolution has outputs that lie
-``TH``, ``TW`` apart for neighbouring inputs, in place of inputs that lie ``SH``, ``SW`` apart.
+``th``, ``tw`` apart for neighbouring inputs, in place of inputs that lie ``sh``, ``sw`` apart.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from oneshot_ml2.vta.packing import blocks
 from oneshot_ml2.vta.program import ACC, ADDRESSES, INP, INSN_BYTES, OUT, PAGE, UOP, WGT, Buffer, element_bytes
@@ -28,27 +27,35 @@ from oneshot_ml2.vta.reasons import NoSchedule, Reason
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
     from oneshot_ml2.workload.base import Workload
+    from oneshot_ml2.workload.epilogue import Epilogue
     from oneshot_ml2.workload.loops import LoopNest
 
-# Loop extents: batch blocks, channel blocks (of a group), spatial sizes, kernel, stride, dilation, leading pads.
-NB, CO, CI, OH, OW, IH, IW, KH, KW, SH, SW, DH, DW, PT, PL, MINOR = range(16)
-# Epilogue: bias (0/1), residual (0/1), immediate stages (shift amount or -1, clip or none).
-BIAS, BIAS_GEMM_FITS, RES, SHIFT, CLIP, LO, HI = range(16, 23)
-# Hardware limits: SRAM depths, micro-op limit, index widths.
-INP_DEPTH, WGT_DEPTH, ACC_DEPTH, UOP_LIMIT, INP_BITS, WGT_BITS, ACC_BITS = range(23, 30)
-# Element index of each DRAM buffer in its own unit.
-D_INP, D_WGT, D_OUT, D_BIAS, D_BIAS_WGT, D_CONST, D_RES, D_IDENT, D_UOP = range(30, 39)
-# Facts for bounds and features: bus bytes, beats of a burst, latency, element bytes, GEMM lanes.
-BUS, BURST, LATENCY, INP_B, WGT_B, ACC_B, BATCH, BLOCK, QUEUE = range(39, 48)
-# Groups, kinds of nest (0/1), output steps; input and output channel blocks of a whole image or of all pairs.
-GROUPS, DEPTHWISE, POOL, TH, TW, INP_BLOCKS, OUT_BLOCKS = range(48, 55)
-# More of the epilogue: shift before the residual (or -1), rounding half to even (0/1).
-PRE, EVEN = range(55, 57)
-SIZE = 57
+# The fields of a nest, all int64.
+FIELDS = (
+    # Loop extents: batch blocks, channel blocks (of a group), spatial sizes, kernel, stride, dilation, leading pads.
+    "nb", "co", "ci", "oh", "ow", "ih", "iw", "kh", "kw", "sh", "sw", "dh", "dw", "pt", "pl", "minor",
+    # Epilogue: bias (0/1), residual (0/1), immediate stages (shift amount or -1, clip or none).
+    "bias", "bias_gemm_fits", "residual", "shift", "clip", "low", "high",
+    # Hardware limits: SRAM depths, micro-op limit, index widths.
+    "inp_depth", "wgt_depth", "acc_depth", "uop_limit", "inp_bits", "wgt_bits", "acc_bits",
+    # Element index of each DRAM buffer in its own unit.
+    "dram_inp", "dram_wgt", "dram_out", "dram_bias", "dram_bias_wgt", "dram_const", "dram_res", "dram_ident",
+    "dram_uop",
+    # Facts for bounds and features: bus bytes, beats of a burst, latency, element bytes, GEMM lanes.
+    "bus", "burst", "latency", "inp_bytes", "wgt_bytes", "acc_bytes", "batch", "block", "queue",
+    # Groups, kinds of nest (0/1), output steps; input and output channel blocks of a whole image or of all pairs.
+    "groups", "depthwise", "pool", "th", "tw", "inp_blocks", "out_blocks",
+    # More of the epilogue: shift before the residual (or -1), rounding half to even (0/1).
+    "pre_shift", "even",
+)  # fmt: skip
+DTYPE = np.dtype((np.record, [(name, np.int64) for name in FIELDS]))
+
+# One nest: a record of `FIELDS`. Compiled code gets a pointer to it, and reads fields by their names.
+Nest: TypeAlias = np.record
 
 # Sizes and strides of a LOAD or STORE have 16 bits.
 MAX_SIZE = 65535
-# `full` schedules keep to the micro-op SRAM of the unmodified RTL (VTA reference, 9).
+# `full` schedules keep to the micro-op SRAM of the unmodified RTL.
 PORTABLE_UOPS = 2048
 # Instructions of a program: 1 MiB of them, a quarter of what VTA's runtime submits at once.
 MAX_INSNS = 65536
@@ -148,58 +155,87 @@ def is_one_row(loops: LoopNest) -> bool:
     return plain and loops.pixels <= MAX_SIZE
 
 
-def nest(workload: Workload, accelerator: Accelerator) -> NDArray[np.int64]:
-    """The nest vector, int64 (SIZE,), of a workload on an accelerator."""
+# Fields that hold where a buffer lies, by its name.
+_PLACES = {
+    "data": "dram_inp",
+    "weight": "dram_wgt",
+    "output": "dram_out",
+    "bias": "dram_bias",
+    "bias_weight": "dram_bias_wgt",
+    "constant": "dram_const",
+    "residual": "dram_res",
+    "identity": "dram_ident",
+    "uops": "dram_uop",
+}
+
+
+def _spatial(loops: LoopNest, nb: int) -> dict[str, int]:
+    """Fields of the spatial loops; ``nb``: batch blocks, which a flat nest has as its pixels."""
+    fields: dict[str, int] = {"nb": nb, "minor": loops.flat}
+    for letter, lead, axis in (("h", "pt", loops.height), ("w", "pl", loops.width)):
+        fields |= {f"o{letter}": axis.out, f"i{letter}": axis.size, f"k{letter}": axis.kernel, lead: axis.lead}
+        fields |= {f"s{letter}": axis.stride, f"t{letter}": axis.spread, f"d{letter}": axis.dilation}
+    if loops.flat:
+        return fields | {"ow": nb, "iw": nb, "nb": 1}
+    if is_one_row(loops):
+        return fields | {"ow": loops.pixels, "iw": loops.pixels, "oh": 1, "ih": 1}
+    return fields
+
+
+def _stages(epilogue: Epilogue, block: int, pool: bool) -> dict[str, int]:
+    """Fields of the epilogue."""
+    fields: dict[str, int] = {
+        "bias": epilogue.bias,
+        "bias_gemm_fits": bias_gemm_fits(epilogue.bias_bits, block),
+        "residual": epilogue.residual,
+        "shift": epilogue.shift or -1,
+        "pre_shift": epilogue.pre_shift or -1,
+        "even": epilogue.rounds_even,
+    }
+    if epilogue.clip is not None:
+        low, high = epilogue.clip
+        return fields | {"clip": 1, "low": low, "high": high}
+    if fields["shift"] < 0 and not pool:
+        # STORE reads OUT, which only GEMM and the ALU write: a shift by 0 copies where neither is sure to.
+        fields["shift"] = 0
+    return fields
+
+
+def make_nest(workload: Workload, accelerator: Accelerator) -> Nest:
+    """The nest of a workload on an accelerator, one record of `DTYPE`."""
     a = accelerator
-    p = np.zeros(SIZE, dtype=np.int64)
     loops = workload.loops
     channels = channel_blocks(loops, a.block)
-    p[NB] = blocks(loops.images, a.batch)
-    p[[GROUPS, CI, CO, DEPTHWISE]] = channels.groups, channels.inputs, channels.outputs, channels.depthwise
-    p[OUT_BLOCKS] = channels.groups * channels.outputs
-    p[INP_BLOCKS] = channels.outputs if channels.depthwise else channels.groups * channels.inputs
-    p[POOL] = loops.pool
-    p[MINOR] = loops.flat
-    height, width = loops.height, loops.width
-    p[[OH, IH, KH, SH, TH, DH, PT]] = (
-        height.out, height.size, height.kernel, height.stride, height.spread, height.dilation, height.lead,
-    )  # fmt: skip
-    p[[OW, IW, KW, SW, TW, DW, PL]] = (
-        width.out, width.size, width.kernel, width.stride, width.spread, width.dilation, width.lead,
-    )  # fmt: skip
-    if loops.flat:
-        p[[OW, IW]] = p[NB]
-        p[NB] = 1
-    elif is_one_row(loops):
-        p[[OW, IW]] = loops.pixels
-        p[[OH, IH]] = 1
-    epilogue = workload.epilogue
-    fits = bias_gemm_fits(epilogue.bias_bits, a.block)
-    p[[BIAS, BIAS_GEMM_FITS, RES, SHIFT]] = epilogue.bias, fits, epilogue.residual, epilogue.shift or -1
-    p[[PRE, EVEN]] = epilogue.pre_shift or -1, epilogue.rounds_even
-    if epilogue.clip is not None:
-        p[[CLIP, LO, HI]] = 1, *epilogue.clip
-    elif p[SHIFT] < 0 and not p[POOL]:
-        # A stored index must have been written by a GEMM or the ALU (VTA reference, 3.4): copy where neither is sure.
-        p[SHIFT] = 0
-    p[[INP_DEPTH, WGT_DEPTH, ACC_DEPTH]] = a.inp_depth, a.wgt_depth, a.acc_depth
-    p[UOP_LIMIT] = min(PORTABLE_UOPS, a.uop_depth)
-    p[[INP_BITS, WGT_BITS, ACC_BITS]] = a.isa_inp_bits, a.isa_wgt_bits, a.isa_acc_bits
     sizes = element_bytes(a)
-    columns = {
-        "data": D_INP,
-        "weight": D_WGT,
-        "output": D_OUT,
-        "bias": D_BIAS,
-        "bias_weight": D_BIAS_WGT,
-        "constant": D_CONST,
-        "residual": D_RES,
-        "identity": D_IDENT,
-        "uops": D_UOP,
+    fields: dict[str, int] = {
+        "groups": channels.groups,
+        "ci": channels.inputs,
+        "co": channels.outputs,
+        "depthwise": channels.depthwise,
+        "pool": loops.pool,
+        "inp_blocks": channels.outputs if channels.depthwise else channels.groups * channels.inputs,
+        "out_blocks": channels.groups * channels.outputs,
+        "inp_depth": a.inp_depth,
+        "wgt_depth": a.wgt_depth,
+        "acc_depth": a.acc_depth,
+        "uop_limit": min(PORTABLE_UOPS, a.uop_depth),
+        "inp_bits": a.isa_inp_bits,
+        "wgt_bits": a.isa_wgt_bits,
+        "acc_bits": a.isa_acc_bits,
+        "bus": a.bus_bytes,
+        "burst": a.burst_beats,
+        "latency": a.memory_latency,
+        "inp_bytes": a.inp_bytes,
+        "wgt_bytes": a.wgt_bytes,
+        "acc_bytes": a.acc_bytes,
+        "batch": a.batch,
+        "block": a.block,
+        "queue": a.instruction_queue,
     }
-    for buffer in buffers(workload, a)[0]:
-        p[columns[buffer.name]] = buffer.address // sizes[buffer.memory]
-    p[[BUS, BURST, LATENCY]] = a.bus_bytes, a.burst_beats, a.memory_latency
-    p[[INP_B, WGT_B, ACC_B]] = a.inp_bytes, a.wgt_bytes, a.acc_bytes
-    p[[BATCH, BLOCK, QUEUE]] = a.batch, a.block, a.instruction_queue
-    return p
+    fields |= _spatial(loops, blocks(loops.images, a.batch))
+    fields |= _stages(workload.epilogue, a.block, loops.pool)
+    fields |= {_PLACES[buffer.name]: buffer.address // sizes[buffer.memory] for buffer in buffers(workload, a)[0]}
+    nest: Nest = np.zeros(1, dtype=DTYPE)[0]
+    for name, value in fields.items():
+        nest[name] = value
+    return nest

@@ -1,13 +1,15 @@
 """A VTA program: decoded instructions, micro-ops and the DRAM buffers that they address.
 
-Instructions travel as one int64 array of shape (n, ``COLUMNS``), a row an instruction, a column a
-field (the constants below); `isa.py` packs and unpacks the 128-bit words of one accelerator.
-LOAD/STORE and GEMM/ALU/FINISH share columns 2..11.
+Instructions travel as a structured array (n,) of dtype `INSN`, a record an instruction, and micro-ops as one of dtype
+`MICRO_OP`: ``insns["dram"]``, in compiled code ``insns[i].dram``. `isa.py` packs and unpacks the 128-bit words of an
+accelerator.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,27 +18,85 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
 
-# Opcodes, memory ids and ALU opcodes (VTA reference, section 2).
-LOAD, STORE, GEMM, FINISH, ALU = 0, 1, 2, 3, 4
-UOP, WGT, INP, ACC, OUT, ACC_8BIT = 0, 1, 2, 3, 4, 5
-ALU_MIN, ALU_MAX, ALU_ADD, ALU_SHR, ALU_MUL = 0, 1, 2, 3, 4
-# Dependency flags, bits of column FLAGS.
+
+class Opcode(IntEnum):
+    """The 3-bit opcode of an instruction (VTA's ``hw_spec_const.h``)."""
+
+    LOAD = 0
+    STORE = 1
+    GEMM = 2
+    FINISH = 3
+    ALU = 4
+
+
+class Memory(IntEnum):
+    """The SRAM that a LOAD fills, or a STORE empties."""
+
+    UOP = 0
+    WGT = 1
+    INP = 2
+    ACC = 3
+    OUT = 4
+    ACC_8BIT = 5
+
+
+class AluOp(IntEnum):
+    """What an ALU instruction does; the RTL has no MUL."""
+
+    MIN = 0
+    MAX = 1
+    ADD = 2
+    SHR = 3
+    MUL = 4
+
+
+# Compiled code and most others name them without their class.
+LOAD, STORE, GEMM, FINISH, ALU = Opcode
+UOP, WGT, INP, ACC, OUT, ACC_8BIT = Memory
+ALU_MIN, ALU_MAX, ALU_ADD, ALU_SHR, ALU_MUL = AluOp
+# Dependency flags, bits of the field ``flags``.
 POP_PREV, POP_NEXT, PUSH_PREV, PUSH_NEXT = 1, 2, 4, 8
 
-# Columns of every instruction.
-C_OP, C_FLAGS = 0, 1
-# LOAD and STORE.
-C_MEM, C_SRAM, C_DRAM, C_Y, C_X, C_STRIDE, C_TOP, C_BOTTOM, C_LEFT, C_RIGHT = range(2, 12)
-# GEMM and ALU. C_RESET is GEMM's reset bit; C_ALU_OP, C_USE_IMM and C_IMM are the ALU's.
-C_RESET, C_UOP_BGN, C_UOP_END, C_ITER_OUT, C_ITER_IN = range(2, 7)
-C_DST_OUT, C_DST_IN, C_SRC_OUT, C_SRC_IN, C_WGT_OUT, C_WGT_IN = range(7, 13)
-C_ALU_OP, C_USE_IMM, C_IMM = 11, 12, 13
+# An instruction is 14 words of int64. As in VTA's union of three structs, fields of different opcodes share words.
+_COMMON = ("op", "flags")
+_MEMORY = (*_COMMON, "mem", "sram", "dram", "y", "x", "stride", "top", "bottom", "left", "right")
+_LOOPS = (*_COMMON, "reset", "uop_bgn", "uop_end", "iter_out", "iter_in", "dst_out", "dst_in", "src_out", "src_in")
+_GEMM = (*_LOOPS, "wgt_out", "wgt_in")
+_ALU = (*_LOOPS, "alu_op", "use_imm", "imm")
 COLUMNS = 14
+_PLACES = {name: 8 * place for names in (_MEMORY, _GEMM, _ALU) for place, name in enumerate(names)}
+INSN = np.dtype(
+    {"names": [*_PLACES], "formats": ["<i8"] * len(_PLACES), "offsets": [*_PLACES.values()], "itemsize": 8 * COLUMNS}
+)
+# A micro-op: indices into ACC (and OUT), into INP (of the ALU: ACC) and into WGT.
+MICRO_OP = np.dtype([("dst", "<i8"), ("src", "<i8"), ("wgt", "<i8")])
+# Arrays of instructions (n,) and of micro-ops (m,).
+Insns = NDArray[np.void]
+Uops = NDArray[np.void]
 
 PAGE = 4096
-# Bytes that a program can address: byte addresses wrap at 32 bits (VTA reference, 3.2).
+# Bytes that a program can address: byte addresses wrap at 32 bits.
 ADDRESSES = 1 << 32
 INSN_BYTES = 16
+# What a loop of 0 iterations counts to: its counter runs once around.
+ITERATIONS = 1 << 14
+
+
+def words_of(insns: Insns) -> NDArray[np.int64]:
+    """Instructions (n,) as int64 (n, COLUMNS): a view where they lie one after another, else a copy."""
+    return np.ascontiguousarray(insns).view(np.int64).reshape(-1, COLUMNS)
+
+
+def insns_of(words: NDArray[np.int64] | Sequence[Sequence[int]]) -> Insns:
+    """The inverse of `words_of`."""
+    table = np.ascontiguousarray(words, dtype=np.int64).reshape(-1, COLUMNS)
+    return table.view(INSN)[:, 0]
+
+
+def joined(parts: Sequence[Insns]) -> Insns:
+    """Instructions of several programs, one after the other."""
+    # numpy's own concatenation of records whose fields share words has another dtype.
+    return insns_of(np.concatenate([words_of(part) for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -48,18 +108,22 @@ class Buffer:
     address: int
     elements: int
 
+    def __post_init__(self) -> None:
+        # Not the member of `Memory`: what is kept of programs spells a buffer out.
+        object.__setattr__(self, "memory", int(self.memory))
+
 
 @dataclass(frozen=True)
 class Program:
     """What lowering makes and a device runs.
 
-    ``insns``: int64 (n, COLUMNS); ``uops``: int64 (m, 3) as (dst, src, wgt); addresses in bytes.
+    ``insns``: `INSN` (n,); ``uops``: `MICRO_OP` (m,); addresses in bytes.
     ``features``: hidden features by name, what the code generator knew on the way.
     """
 
     accelerator: Accelerator
-    insns: NDArray[np.int64]
-    uops: NDArray[np.int64]
+    insns: Insns
+    uops: Uops
     insn_address: int
     uop_address: int
     buffers: tuple[Buffer, ...]

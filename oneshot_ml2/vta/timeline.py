@@ -10,29 +10,57 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.vta import isa
-from oneshot_ml2.vta import program as G
+from oneshot_ml2.vta import tokens as queues
+from oneshot_ml2.vta.program import (
+    ALU,
+    FINISH,
+    GEMM,
+    INSN,
+    LOAD,
+    OUT,
+    POP_NEXT,
+    POP_PREV,
+    PUSH_NEXT,
+    PUSH_PREV,
+    STORE,
+    Insns,
+    element_bytes,
+)
 from oneshot_ml2.vta.timing import chisel
-from oneshot_ml2.vta.timing import chisel as T
+from oneshot_ml2.vta.timing.records import CLIENT_OF_MEMORY, CLIENTS, FETCH_CLIENT
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
 
 ROWS = ("fetch", "load", "compute", "store", "memory read", "memory write")
-FETCH, LOAD, COMPUTE, STORE, READ, WRITE = range(6)
+
+
+class Row(IntEnum):
+    """Places in ``ROWS``."""
+
+    FETCH = 0
+    LOAD = 1
+    COMPUTE = 2
+    STORE = 3
+    READ = 4
+    WRITE = 5
+
+
+# By module, its row.
+MODULE_ROWS = (Row.LOAD, Row.COMPUTE, Row.STORE)
 # Kinds of slices.
 WORK, WAIT, IDLE = "instruction", "wait", "idle"
 NO_MORE = "no more instructions"
 WAIT_INSTRUCTION = "waits for instructions"
 WAIT_PORT = "waits for the memory port"
 LATENCY = "memory latency"
-_CLIENTS = ("fetch", "UOP", "INP", "WGT", "ACC")
-_MODULES = {LOAD: "load", COMPUTE: "compute", STORE: "store"}
 _FLAG_NAMES = ("pop_prev", "pop_next", "push_prev", "push_next")
 
 
@@ -72,7 +100,7 @@ class Timeline:
 
     def port_waits(self) -> dict[str, int]:
         """Row -> cycles within its instructions in which they wait for the memory port."""
-        waits = dict.fromkeys(ROWS[:STORE], 0)
+        waits = dict.fromkeys(ROWS[: Row.STORE], 0)
         for piece in self.slices:
             if piece.inner:
                 waits[ROWS[piece.row]] += piece.end - piece.start
@@ -92,8 +120,7 @@ def timeline(program: Program) -> Timeline:
     """Time a program on its own accelerator, and say what everything does in every cycle."""
     timed = chisel.measure(program, trace=True, memory=True)
     assert timed.trace is not None and timed.queued is not None and timed.bursts is not None
-    insns = np.asarray(program.insns, np.int64)
-    modules = module_rows(insns)
+    modules = queues.modules(program.insns)
     ports = _port_waits(timed.bursts, program.accelerator.memory_latency)
     slices = [
         *_fetch(program, modules, timed.queued, timed.bursts, ports, timed.cycles),
@@ -104,37 +131,31 @@ def timeline(program: Program) -> Timeline:
     return Timeline(timed.cycles, timed.hang, tuple(ordered)).cut(0, timed.cycles)
 
 
-def module_rows(insns: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The row (LOAD, COMPUTE, STORE) that executes each instruction of int64 (n, COLUMNS), int64 (n,)."""
-    loads = (insns[:, G.C_OP] == G.LOAD) & np.isin(insns[:, G.C_MEM], (G.INP, G.WGT))
-    return np.where(insns[:, G.C_OP] == G.STORE, STORE, np.where(loads, LOAD, COMPUTE))
-
-
-def _port_waits(bursts: NDArray[np.int64], latency: int) -> dict[tuple[int, int], list[tuple[int, int, str]]]:
+def _port_waits(bursts: NDArray[np.void], latency: int) -> dict[tuple[int, int], list[tuple[int, int, str]]]:
     """(client, instruction) -> cycles [start, end) in which it waits for the port, and whose beats that carries then.
 
     It waits from when its first beat could have come, had the memory been idle, while others' beats are on the channel.
     """
-    starts = bursts[:, T.R_TAKEN] + 1
-    ends = starts + bursts[:, T.R_BEATS]
-    clients = bursts[:, T.R_CLIENT]
+    starts = bursts["taken"] + 1
+    ends = starts + bursts["beats"]
+    clients = bursts["client"]
     waits: dict[tuple[int, int], list[tuple[int, int, str]]] = {}
     if not len(bursts):
         return waits
-    order = np.lexsort((np.arange(len(bursts)), bursts[:, T.R_INSN], clients))
-    keys = bursts[order][:, [T.R_CLIENT, T.R_INSN]]
-    for group in np.split(order, np.flatnonzero(np.any(np.diff(keys, axis=0), axis=1)) + 1):
+    order = np.lexsort((np.arange(len(bursts)), bursts["insn"], clients))
+    keys = bursts[["client", "insn"]][order]
+    for group in np.split(order, np.flatnonzero(keys[1:] != keys[:-1]) + 1):
         first, last = int(group[0]), int(group[-1])
-        client, insn = int(clients[first]), int(bursts[first, T.R_INSN])
-        begin = int(bursts[first, T.R_ASKED]) + latency + 2
+        client, insn = int(clients[first]), int(bursts["insn"][first])
+        begin = int(bursts["asked"][first]) + latency + 2
         low = int(np.searchsorted(ends, begin, side="right"))
         others = np.arange(low, last)
-        others = others[(clients[others] != client) | (bursts[others, T.R_INSN] != insn)]
+        others = others[(clients[others] != client) | (bursts["insn"][others] != insn)]
         if not len(others) or insn < 0:
             continue
         found: list[tuple[int, int, str]] = []
         for start, end, who in zip(np.maximum(starts[others], begin).tolist(), ends[others].tolist(), others.tolist()):
-            name = _CLIENTS[int(clients[who])]
+            name = CLIENTS[int(clients[who])]
             if found and found[-1][1] == start:
                 names = found[-1][2]
                 found[-1] = (found[-1][0], end, names if name in names.split(", ") else f"{names}, {name}")
@@ -157,25 +178,25 @@ def _fetch(
     program: Program,
     modules: NDArray[np.int64],
     queued: NDArray[np.int64],
-    bursts: NDArray[np.int64],
+    bursts: NDArray[np.void],
     ports: Mapping[tuple[int, int], list[tuple[int, int, str]]],
     cycles: int,
 ) -> list[Slice]:
     """Chunks of instructions are read, then dispatched in order while their modules' queues have room (section 6.5)."""
     wide = program.accelerator.bus_bytes > 8
-    mine = bursts[bursts[:, T.R_CLIENT] == 0]
-    firsts = np.unique(mine[:, T.R_INSN])
+    mine = bursts[bursts["client"] == FETCH_CLIENT]
+    firsts = np.unique(mine["insn"])
     slices: list[Slice] = []
     now = 0
     for first, limit in zip(firsts.tolist(), [*firsts[1:].tolist(), len(queued)]):
-        chunk = mine[mine[:, T.R_INSN] == first]
-        last = int(chunk[-1, T.R_TAKEN] + chunk[-1, T.R_BEATS])
+        chunk = mine[mine["insn"] == first]
+        last = int(chunk["taken"][-1] + chunk["beats"][-1])
         # From the last beat to the first instruction's entry into a queue that has room.
         arrival = max(now, last + (5 if wide else 2))
         there = np.flatnonzero(queued[first:limit] >= 0) + first
-        args = {"first instruction": first, "beats": int(chunk[:, T.R_BEATS].sum()), "bursts": len(chunk)}
-        slices.append(Slice(FETCH, now, arrival, "FETCH", WORK, args))
-        slices += _inner(FETCH, ports.get((0, first), []), now, arrival)
+        args = {"first instruction": first, "beats": int(chunk["beats"].sum()), "bursts": len(chunk)}
+        slices.append(Slice(Row.FETCH, now, arrival, "FETCH", WORK, args))
+        slices += _inner(Row.FETCH, ports.get((FETCH_CLIENT, first), []), now, arrival)
         now = arrival
         if len(there):
             times = queued[there]
@@ -185,19 +206,19 @@ def _fetch(
                 if begin > now:
                     slices.append(_full_queue(modules, int(run[0]), now, begin))
                 span = {"first instruction": int(run[0]), "instructions": len(run)}
-                slices.append(Slice(FETCH, max(now, begin), end, "DISPATCH", WORK, span))
+                slices.append(Slice(Row.FETCH, max(now, begin), end, "DISPATCH", WORK, span))
                 now = max(now, end)
         left = first + len(there)
         if left < limit and (limit == len(queued)):
             slices.append(_full_queue(modules, left, now, cycles))
             now = cycles
-    slices.append(Slice(FETCH, now, cycles, NO_MORE if len(firsts) else WAIT_INSTRUCTION, IDLE))
+    slices.append(Slice(Row.FETCH, now, cycles, NO_MORE if len(firsts) else WAIT_INSTRUCTION, IDLE))
     return slices
 
 
 def _full_queue(modules: NDArray[np.int64], insn: int, start: int, end: int) -> Slice:
-    module = _MODULES[int(modules[insn])]
-    return Slice(FETCH, start, end, f"waits for room in the {module} queue", WAIT, {"for": insn})
+    module = queues.MODULES[modules[insn]]
+    return Slice(Row.FETCH, start, end, f"waits for room in the {module} queue", WAIT, {"for": insn})
 
 
 def _modules(
@@ -209,41 +230,41 @@ def _modules(
     cycles: int,
 ) -> list[Slice]:
     """Every issued instruction, and between them what the next one waits for."""
-    insns = np.asarray(program.insns, np.int64)
-    flags = insns[:, G.C_FLAGS]
+    insns, flags = program.insns, program.insns["flags"]
     texts = _names(insns)
-    memories = {G.UOP: 1, G.INP: 2, G.WGT: 3, G.ACC: 4}
     # By popping module: the flag, and where the token comes from; the k-th pop takes the k-th push.
-    sources: dict[int, list[tuple[str, NDArray[np.int64], NDArray[np.int64], int]]] = {m: [] for m in _MODULES}
+    sources: dict[int, list[tuple[str, NDArray[np.int64], NDArray[np.int64], int]]] = {0: [], 1: [], 2: []}
     for taker, pop, giver, push in (
-        (COMPUTE, G.POP_PREV, LOAD, G.PUSH_NEXT),
-        (LOAD, G.POP_NEXT, COMPUTE, G.PUSH_PREV),
-        (STORE, G.POP_PREV, COMPUTE, G.PUSH_NEXT),
-        (COMPUTE, G.POP_NEXT, STORE, G.PUSH_PREV),
+        (queues.COMPUTES, POP_PREV, queues.LOADS, PUSH_NEXT),
+        (queues.LOADS, POP_NEXT, queues.COMPUTES, PUSH_PREV),
+        (queues.STORES, POP_PREV, queues.COMPUTES, PUSH_NEXT),
+        (queues.COMPUTES, POP_NEXT, queues.STORES, PUSH_PREV),
     ):
         pushers = np.flatnonzero((modules == giver) & (flags & push != 0))
         poppers = np.flatnonzero((modules == taker) & (flags & pop != 0))
         by = np.full(len(insns), -1, np.int64)
         by[poppers[: len(pushers)]] = pushers[: len(poppers)]
-        sources[taker].append((_MODULES[giver], by, trace[:, 1], pop))
+        sources[taker].append((queues.MODULES[giver], by, trace[:, 1], pop))
 
     slices: list[Slice] = []
-    for row in _MODULES:
+    for module, row in enumerate(MODULE_ROWS):
         now = 0
-        for i in np.flatnonzero(modules == row).tolist():
+        for i in np.flatnonzero(modules == module).tolist():
             issued = bool(trace[i, 0] >= 0)
             issue = int(trace[i, 0]) - 1 if issued else cycles
             if issue > now:
-                slices.append(_gap(row, i, now, issue, queued, [s for s in sources[row] if flags[i] & s[3]]))
+                slices.append(_gap(row, i, now, issue, queued, [s for s in sources[module] if flags[i] & s[3]]))
             if not issued or issue >= cycles:
                 now = cycles
                 break
             done = int(trace[i, 1])
             end = min(done, cycles) if done >= 0 else cycles
-            waits = _inner(row, ports.get((memories.get(int(insns[i, G.C_MEM]), -1), i), []), issue, end)
+            loads = insns["op"][i] == LOAD
+            port = ports.get((int(CLIENT_OF_MEMORY[insns["mem"][i]]), i), []) if loads else []
+            waits = _inner(row, port, issue, end)
             args = _arguments(program, i, int(trace[i, 0]), done, sum(w.end - w.start for w in waits))
             slices.append(Slice(row, issue, end, texts[i], WORK, args))
-            slices += waits if insns[i, G.C_OP] == G.LOAD else []
+            slices += waits
             now = end
         slices.append(Slice(row, now, cycles, NO_MORE, IDLE))
     return slices
@@ -272,80 +293,80 @@ def _gap(
     return Slice(row, start, end, name, WAIT, args)
 
 
-def _names(insns: NDArray[np.int64]) -> list[str]:
+def _names(insns: Insns) -> list[str]:
     """What each instruction is: ``LOAD INP``, ``GEMM``, ``ALU SHR``."""
     names = []
-    for row in insns.tolist():
-        op = row[G.C_OP]
-        if op in (G.LOAD, G.STORE):
-            text = f"{'LOAD' if op == G.LOAD else 'STORE'} {isa.MEMORIES[row[G.C_MEM]]}"
-            names.append(text if row[G.C_X] else f"{text} nop")
-        elif op == G.GEMM:
-            names.append("GEMM reset" if row[G.C_RESET] else "GEMM")
-        elif op == G.ALU:
-            names.append(f"ALU {isa.ALU_OPS[row[G.C_ALU_OP]]}")
+    for insn in insns:
+        op = insn["op"]
+        if op in (LOAD, STORE):
+            text = f"{'LOAD' if op == LOAD else 'STORE'} {isa.MEMORIES[insn['mem']]}"
+            names.append(text if insn["x"] else f"{text} nop")
+        elif op == GEMM:
+            names.append("GEMM reset" if insn["reset"] else "GEMM")
+        elif op == ALU:
+            names.append(f"ALU {isa.ALU_OPS[insn['alu_op']]}")
         else:
-            names.append("FINISH" if op == G.FINISH else f"OPCODE {op}")
+            names.append("FINISH" if op == FINISH else f"OPCODE {op}")
     return names
 
 
 def _arguments(program: Program, i: int, start: int, done: int, port_wait: int) -> dict[str, Any]:
     """Sizes, addresses, flags and tokens of an instruction, for a click on it."""
-    row = program.insns[i].tolist()
+    insn = {name: int(program.insns[name][i]) for name in INSN.names or ()}
     args: dict[str, Any] = {"instruction": i, "executes from": start, "execution cycles": done - start}
     if done < 0:
         args["execution cycles"] = "does not end"
-    op = row[G.C_OP]
-    if op in (G.LOAD, G.STORE):
-        if row[G.C_X]:
-            size = G.element_bytes(program.accelerator)[row[G.C_MEM]]
+    op = insn["op"]
+    if op in (LOAD, STORE):
+        if insn["x"]:
+            size = element_bytes(program.accelerator)[insn["mem"]]
             args |= {
-                "sram": row[G.C_SRAM], "dram": f"{row[G.C_DRAM] * size:#x}", "y": row[G.C_Y], "x": row[G.C_X],
-                "stride": row[G.C_STRIDE], "bytes": row[G.C_Y] * row[G.C_X] * size,
+                "sram": insn["sram"], "dram": f"{insn['dram'] * size:#x}", "y": insn["y"], "x": insn["x"],
+                "stride": insn["stride"], "bytes": insn["y"] * insn["x"] * size,
             }  # fmt: skip
-            pads = {"top": G.C_TOP, "bottom": G.C_BOTTOM, "left": G.C_LEFT, "right": G.C_RIGHT}
-            args |= {f"pad {side}": row[column] for side, column in pads.items() if row[column]}
+            args |= {f"pad {side}": insn[side] for side in ("top", "bottom", "left", "right") if insn[side]}
         if port_wait:
             args[WAIT_PORT] = port_wait
-    elif op in (G.GEMM, G.ALU):
-        uops = row[G.C_UOP_END] - row[G.C_UOP_BGN]
+    elif op in (GEMM, ALU):
+        uops = insn["uop_end"] - insn["uop_bgn"]
         args |= {
-            "micro-ops": f"{row[G.C_UOP_BGN]}..{row[G.C_UOP_END]}",
-            "loops": f"{row[G.C_ITER_OUT]} x {row[G.C_ITER_IN]}",
-            "operations": row[G.C_ITER_OUT] * row[G.C_ITER_IN] * uops,
-            "dst factors": f"{row[G.C_DST_OUT]},{row[G.C_DST_IN]}",
-            "src factors": f"{row[G.C_SRC_OUT]},{row[G.C_SRC_IN]}",
+            "micro-ops": f"{insn['uop_bgn']}..{insn['uop_end']}",
+            "loops": f"{insn['iter_out']} x {insn['iter_in']}",
+            "operations": insn["iter_out"] * insn["iter_in"] * uops,
+            "dst factors": f"{insn['dst_out']},{insn['dst_in']}",
+            "src factors": f"{insn['src_out']},{insn['src_in']}",
         }
-        if op == G.GEMM:
-            args["wgt factors"] = f"{row[G.C_WGT_OUT]},{row[G.C_WGT_IN]}"
-        elif row[G.C_USE_IMM]:
-            args["immediate"] = row[G.C_IMM]
-    tokens = [name for bit, name in enumerate(_FLAG_NAMES) if row[G.C_FLAGS] >> bit & 1]
+        if op == GEMM:
+            args["wgt factors"] = f"{insn['wgt_out']},{insn['wgt_in']}"
+        elif insn["use_imm"]:
+            args["immediate"] = insn["imm"]
+    tokens = [name for bit, name in enumerate(_FLAG_NAMES) if insn["flags"] >> bit & 1]
     return args | ({"tokens": " ".join(tokens)} if tokens else {})
 
 
-def _memory(program: Program, trace: NDArray[np.int64], bursts: NDArray[np.int64]) -> list[Slice]:
+def _memory(program: Program, trace: NDArray[np.int64], bursts: NDArray[np.void]) -> list[Slice]:
     """What the read channel carries, and the latency that it waits for; STOREs, on the write channel."""
     bus = program.accelerator.bus_bytes
     slices: list[Slice] = []
     if len(bursts):
-        starts = bursts[:, T.R_TAKEN] + 1
-        ends = starts + bursts[:, T.R_BEATS]
-        same = np.all(bursts[1:, [T.R_CLIENT, T.R_INSN]] == bursts[:-1, [T.R_CLIENT, T.R_INSN]], axis=1)
+        starts = bursts["taken"] + 1
+        ends = starts + bursts["beats"]
+        keys = bursts[["client", "insn"]]
+        same = keys[1:] == keys[:-1]
         cuts = np.flatnonzero(~(same & (starts[1:] == ends[:-1]))) + 1
         heads = [0, *cuts.tolist()]
-        beats = np.add.reduceat(bursts[:, T.R_BEATS], heads).tolist()
+        beats = np.add.reduceat(bursts["beats"], heads).tolist()
         before = 0
         for a, b, n in zip(heads, [*cuts.tolist(), len(bursts)], beats):
             start, end = int(starts[a]), int(ends[b - 1])
-            asked = max(before, int(bursts[a, T.R_SENT]))
-            slices.append(Slice(READ, asked, start, LATENCY, IDLE))
-            args = {"instruction": int(bursts[a, T.R_INSN]), "beats": n, "bytes": n * bus, "bursts": b - a}
-            slices.append(Slice(READ, start, end, _CLIENTS[int(bursts[a, T.R_CLIENT])], WORK, args))
+            asked = max(before, int(bursts["sent"][a]))
+            slices.append(Slice(Row.READ, asked, start, LATENCY, IDLE))
+            args = {"instruction": int(bursts["insn"][a]), "beats": n, "bytes": n * bus, "bursts": b - a}
+            slices.append(Slice(Row.READ, start, end, CLIENTS[int(bursts["client"][a])], WORK, args))
             before = end
-    insns = np.asarray(program.insns)
-    for i in np.flatnonzero((insns[:, G.C_OP] == G.STORE) & (insns[:, G.C_X] > 0) & (trace[:, 0] >= 0)).tolist():
+    insns = program.insns
+    for i in np.flatnonzero((insns["op"] == STORE) & (insns["x"] > 0) & (trace[:, 0] >= 0)).tolist():
         end = int(trace[i, 1]) if trace[i, 1] >= 0 else 1 << 60
-        size = int(insns[i, G.C_Y] * insns[i, G.C_X]) * G.element_bytes(program.accelerator)[G.OUT]
-        slices.append(Slice(WRITE, int(trace[i, 0]), end, "OUT", WORK, {"instruction": i, "bytes": size}))
+        size = int(insns["y"][i] * insns["x"][i]) * element_bytes(program.accelerator)[OUT]
+        slices.append(Slice(Row.WRITE, int(trace[i, 0]), end, "OUT", WORK, {"instruction": i, "bytes": size}))
     return slices

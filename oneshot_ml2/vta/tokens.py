@@ -1,4 +1,4 @@
-"""Dependency tokens in program order: whether a program can end, and what it leaves behind (VTA reference, section 4).
+"""Dependency tokens in program order: whether a program can end, and what it leaves behind.
 
 Tokens outlive a submission: one that nothing has taken lets the next program on the device start something early.
 """
@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.vta.program import (
-    C_FLAGS,
-    C_MEM,
-    C_OP,
     FINISH,
     INP,
     LOAD,
@@ -23,33 +20,49 @@ from oneshot_ml2.vta.program import (
     PUSH_PREV,
     STORE,
     WGT,
+    Insns,
 )
 
 QUEUES = ("load-to-compute", "compute-to-load", "compute-to-store", "store-to-compute")
+# The modules, in the order of the pipeline.
+MODULES = ("load", "compute", "store")
+LOADS, COMPUTES, STORES = 0, 1, 2
+# By module: which of `QUEUES` a flag takes from or gives to, NO_QUEUE if there is none on that side.
+NO_QUEUE = -1
+POPS_PREV, POPS_NEXT = np.array((NO_QUEUE, 0, 2)), np.array((1, 3, NO_QUEUE))
+PUSHES_PREV, PUSHES_NEXT = np.array((NO_QUEUE, 1, 3)), np.array((0, 2, NO_QUEUE))
+
+
+@njit(cache=True, nogil=True)
+def module_of(insn):  # type: ignore[no-untyped-def]
+    """The module that executes an instruction (an `INSN` record): LOADS, COMPUTES or STORES."""
+    if insn.op == STORE:
+        return STORES
+    return LOADS if insn.op == LOAD and (insn.mem == INP or insn.mem == WGT) else COMPUTES
+
+
+def modules(insns: Insns) -> NDArray[np.int64]:
+    """`module_of` each of some instructions (n,), int64 (n,)."""
+    loads = (insns["op"] == LOAD) & np.isin(insns["mem"], (INP, WGT))
+    return np.where(insns["op"] == STORE, STORES, np.where(loads, LOADS, COMPUTES))
 
 
 @njit(cache=True, nogil=True)
 def flow(insns, tokens) -> bool:  # type: ignore[no-untyped-def]
-    """Move ``tokens``, int64 (4,) in the order of `QUEUES`, as instructions, int64 (n, COLUMNS), do in program order.
+    """Move ``tokens``, int64 (4,) in the order of `QUEUES`, as instructions (n,) do in program order.
 
     Returns whether every pop finds its token and every flag has a queue. Counts go below zero where a pop does not;
     flags without a queue move nothing.
     """
     sound = True
     for i in range(len(insns)):
-        op, flags = insns[i, C_OP], insns[i, C_FLAGS]
-        if op == STORE:
-            pop_prev, pop_next, push_prev, push_next = 2, -1, 3, -1
-        elif op == LOAD and (insns[i, C_MEM] == INP or insns[i, C_MEM] == WGT):
-            pop_prev, pop_next, push_prev, push_next = -1, 1, -1, 0
-        else:
-            pop_prev, pop_next, push_prev, push_next = 0, 3, 1, 2
-        for flag, queue in ((POP_PREV, pop_prev), (POP_NEXT, pop_next)):
+        module, flags = module_of(insns[i]), insns[i].flags
+        for flag, queue in ((POP_PREV, POPS_PREV[module]), (POP_NEXT, POPS_NEXT[module])):
             if flags & flag:
                 sound = sound and queue >= 0 and tokens[queue] > 0
                 if queue >= 0:
                     tokens[queue] -= 1
-        for flag, queue in ((PUSH_PREV, push_prev), (PUSH_NEXT, push_next)):
+        for flag, queue in ((PUSH_PREV, PUSHES_PREV[module]), (PUSH_NEXT, PUSHES_NEXT[module])):
             if flags & flag:
                 sound = sound and queue >= 0
                 if queue >= 0:
@@ -68,12 +81,12 @@ def runs_in_order(insns) -> bool:  # type: ignore[no-untyped-def]
     return sound and not tokens.any()
 
 
-def left(insns: NDArray[np.int64]) -> tuple[int, int, int, int]:
-    """Tokens that a program, int64 (n, COLUMNS), leaves in each of `QUEUES`, up to FINISH.
+def left(insns: Insns) -> tuple[int, int, int, int]:
+    """Tokens that a program's instructions (n,) leave in each of `QUEUES`, up to FINISH.
 
     Below zero where it waits for tokens that it does not push itself.
     """
-    ends = np.flatnonzero(insns[:, C_OP] == FINISH)
+    ends = np.flatnonzero(insns["op"] == FINISH)
     tokens = np.zeros(4, dtype=np.int64)
     flow(insns[: ends[0] + 1] if len(ends) else insns, tokens)
     a, b, c, d = tokens.tolist()
@@ -85,7 +98,7 @@ def describe(tokens: tuple[int, int, int, int]) -> str:
     return ", ".join(f"{count} {queue}" for queue, count in zip(QUEUES, tokens) if count)
 
 
-def check_submission(insns: NDArray[np.int64]) -> None:
+def check_submission(insns: Insns) -> None:
     """Refuse a program that does not leave every queue as it found it.
 
     Raises:

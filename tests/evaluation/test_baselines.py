@@ -13,7 +13,7 @@ from oneshot_ml2.corpus.read import open_corpus
 from oneshot_ml2.evaluation import baselines
 from oneshot_ml2.evaluation.evaluate import SETS
 from oneshot_ml2.spaces.full import features as full_features
-from oneshot_ml2.spaces.full import plan
+from oneshot_ml2.spaces.full.totals import column
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.reasons import Reason
@@ -35,9 +35,9 @@ def legal(form: baselines.ClosedForm) -> np.ndarray:
 @pytest.mark.parametrize(
     ("choose", "key"),
     [
-        (baselines.fewest_bytes, lambda t: t[:, plan.S_INP_BEATS] + t[:, plan.S_WGT_BEATS]),
-        (baselines.roofline, lambda t: np.maximum(t[:, plan.S_COMPUTE], t[:, plan.S_READ_BEATS])),
-        (baselines.closed_form, lambda t: t[:, plan.S_ESTIMATE]),
+        (baselines.fewest_bytes, lambda t: column(t, "inp_beats") + column(t, "wgt_beats")),
+        (baselines.roofline, lambda t: np.maximum(column(t, "compute"), column(t, "read_beats"))),
+        (baselines.closed_form, lambda t: column(t, "estimate")),
     ],
 )
 def test_each_takes_the_least_of_its_key_among_the_legal(form, legal, choose, key):
@@ -51,7 +51,7 @@ def test_the_bytes_are_those_that_the_programs_move(form, legal):
     from oneshot_ml2.vta import simulator
 
     few = legal[np.linspace(0, len(legal) - 1, 40).astype(int)]
-    beats = form.given.summary[few][:, [plan.S_INP_BEATS, plan.S_WGT_BEATS]].sum(axis=1)
+    beats = sum(column(form.given.summary[few], name) for name in ("inp_beats", "wgt_beats"))
     moved = []
     for index in form.indices[few]:
         traffic = simulator.traffic(SPACE.lower(int(index)).insns, SPACE.accelerator)
@@ -62,7 +62,7 @@ def test_the_bytes_are_those_that_the_programs_move(form, legal):
 def test_simulation_keeps_to_its_time(form, legal):
     index, timed = baselines.simulated(SPACE, 0.0)
     assert timed == 0
-    bound = form.given.summary[:, plan.S_BOUND]
+    bound = column(form.given.summary, "bound")
     assert bound[form.indices == index][0] == bound[legal].min()
     baselines.simulated(SPACE, 0.5)  # compiles
     index, timed = baselines.simulated(SPACE, 2.0)

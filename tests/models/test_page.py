@@ -190,7 +190,7 @@ def test_utilisation_counts_covered_cycles() -> None:
         cycles = int(rng.integers(1, 300))
         cuts = np.unique(rng.integers(0, cycles + 1, 2 * int(rng.integers(0, 8))))
         cuts = cuts[: len(cuts) // 2 * 2].reshape(-1, 2)
-        slices = [timeline.Slice(timeline.LOAD, int(a), int(b), "x", timeline.WORK) for a, b in cuts]
+        slices = [timeline.Slice(timeline.Row.LOAD, int(a), int(b), "x", timeline.WORK) for a, b in cuts]
         steps = int(rng.integers(1, cycles + 1))
         fine = np.zeros(cycles * steps)
         for a, b in cuts:

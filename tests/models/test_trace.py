@@ -20,8 +20,9 @@ from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta import timeline
+from oneshot_ml2.vta import tokens as queues
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import Program
+from oneshot_ml2.vta.program import MICRO_OP, Program, insns_of
 from oneshot_ml2.vta.timing import chisel
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.epilogue import Epilogue
@@ -49,7 +50,7 @@ padding = [1, 1, 1, 1]
 
 
 def program_of(accelerator: Accelerator, insns: list[list[int]], address: int = 0x1000) -> Program:
-    return Program(accelerator, np.array(insns, np.int64), np.empty((0, 3), np.int64), address, 0x8000, ())
+    return Program(accelerator, insns_of(insns), np.empty(0, MICRO_OP), address, 0x8000, ())
 
 
 def legal(space: ScheduleSpace) -> int:
@@ -76,7 +77,7 @@ def check(program: Program) -> timeline.Timeline:
         (inner if piece.inner else outer)[piece.row].append(piece)
     for r, pieces in outer.items():
         assert all(a.end <= b.start for a, b in itertools.pairwise(pieces))
-        if r <= timeline.STORE:
+        if r <= timeline.Row.STORE:
             # Waits fill the gaps.
             assert sum(piece.end - piece.start for piece in pieces) == line.cycles, timeline.ROWS[r]
     for r, pieces in inner.items():
@@ -85,9 +86,9 @@ def check(program: Program) -> timeline.Timeline:
             assert sum(o.start <= piece.start and piece.end <= o.end for o in outer[r] if o.kind == timeline.WORK) == 1
 
     # Every instruction that is issued before the end is there once, with its cycles.
-    modules = timeline.module_rows(np.asarray(program.insns))
+    modules = 1 + queues.modules(program.insns)
     there = {}
-    for r in (timeline.LOAD, timeline.COMPUTE, timeline.STORE):
+    for r in (timeline.Row.LOAD, timeline.Row.COMPUTE, timeline.Row.STORE):
         for piece in outer[r]:
             if piece.kind == timeline.WORK:
                 assert piece.args["instruction"] not in there
@@ -100,7 +101,7 @@ def check(program: Program) -> timeline.Timeline:
         assert piece.end == min(done if done >= 0 else line.cycles, line.cycles)
 
     # A wait ends when what it names is there, and that is what came last.
-    for r in (timeline.LOAD, timeline.COMPUTE, timeline.STORE):
+    for r in (timeline.Row.LOAD, timeline.Row.COMPUTE, timeline.Row.STORE):
         for before, piece in zip([None, *outer[r]], outer[r]):
             if piece.kind != timeline.WAIT:
                 continue
@@ -117,7 +118,7 @@ def check(program: Program) -> timeline.Timeline:
                 came = piece.args[f"token from {giver}"]
                 assert came == piece.end if insn in there else came == "never" or came >= line.cycles
     # Fetch waits for room only if there is none.
-    for piece in outer[timeline.FETCH]:
+    for piece in outer[timeline.Row.FETCH]:
         if piece.name.startswith("waits for room"):
             module = modules[piece.args["for"]]
             mine = np.flatnonzero((modules == module) & (timed.queued >= 0) & (timed.queued < piece.start))
@@ -129,12 +130,12 @@ def check(program: Program) -> timeline.Timeline:
             times = timed.queued[first : first + count]
             assert piece.start == times[0] and times[-1] + 1 >= piece.end
     # What the port carries.
-    carried = sum(piece.end - piece.start for piece in outer[timeline.READ] if piece.kind == timeline.WORK)
-    starts = timed.bursts[:, chisel.R_TAKEN] + 1
-    ends = np.minimum(starts + timed.bursts[:, chisel.R_BEATS], line.cycles)
+    carried = sum(piece.end - piece.start for piece in outer[timeline.Row.READ] if piece.kind == timeline.WORK)
+    starts = timed.bursts["taken"] + 1
+    ends = np.minimum(starts + timed.bursts["beats"], line.cycles)
     assert carried == np.maximum(ends - starts, 0).sum()
     totals = line.totals()
-    assert all(sum(totals[name].values()) == line.cycles for name in timeline.ROWS[: timeline.READ])
+    assert all(sum(totals[name].values()) == line.cycles for name in timeline.ROWS[: timeline.Row.READ])
     return line
 
 
@@ -164,7 +165,7 @@ def test_a_program_that_hangs_says_what_it_waits_for() -> None:
     line = check(program_of(PYNQ, [row(G.LOAD, 0, G.INP, 0, 64, 1, 8, 8), row(G.GEMM, G.POP_PREV, 0, 0, 1, 1, 1),
                                    row(G.FINISH)]))  # fmt: skip
     assert line.hang
-    (wait,) = (piece for piece in line.slices if piece.row == timeline.COMPUTE)
+    (wait,) = (piece for piece in line.slices if piece.row == timeline.Row.COMPUTE)
     assert (wait.name, wait.end, wait.args["token from load"]) == (
         "waits for a token from load", line.cycles, "never",
     )  # fmt: skip
@@ -196,9 +197,9 @@ def test_layers_of_a_joined_program() -> None:
         row(G.GEMM, G.POP_PREV, 0, 0, 4, 5, 5),
         row(G.FINISH),
     ]
-    uops = np.zeros((0x1400 // 4, 3), np.int64)
+    uops = np.zeros(0x1400 // 4, MICRO_OP)
     buffers = (G.Buffer("0.uops", G.UOP, 0x8000, 4), G.Buffer("1.uops", G.UOP, 0x9000, 4))
-    program = Program(PYNQ, np.array(insns, np.int64), uops, 0x1000, 0x8000, buffers)
+    program = Program(PYNQ, insns_of(insns), uops, 0x1000, 0x8000, buffers)
     line = check(program)
     entry = trace.part(line, program, ("a", "b"))
     timed = chisel.measure(program, trace=True)
@@ -244,7 +245,7 @@ def check_events(events: list[dict[str, Any]], end_ns: int) -> None:
             assert end <= ends[-1], names[tid]
             ends.append(end)
     for tid, name in names.items():
-        if name in ("layer", *timeline.ROWS[: timeline.READ]):
+        if name in ("layer", *timeline.ROWS[: timeline.Row.READ]):
             assert max(end for _, end in rows[tid]) == end_ns
 
 

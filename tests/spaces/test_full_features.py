@@ -7,7 +7,8 @@ import pytest
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.parallel import in_parallel
 from oneshot_ml2.spaces.full import features as full_features
-from oneshot_ml2.spaces.full import plan
+from oneshot_ml2.spaces.full import totals
+from oneshot_ml2.spaces.full.totals import column
 from oneshot_ml2.spaces.space import ScheduleSpace, scan
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.reasons import Reason
@@ -33,9 +34,9 @@ def test_the_table_is_the_space_s_own(space):
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_summaries_are_the_plan_s(space):
     indices = drawn(space)
-    expected = plan.summaries(full_features.nest_of(space), space.values(indices))
+    expected = totals.summaries(full_features.nest_of(space), space.values(indices))
     assert np.array_equal(full_features.summaries(space, indices), expected)
-    assert full_features.summaries(space, indices[:0]).shape == (0, len(plan.SUMMARY))
+    assert full_features.summaries(space, indices[:0]).shape == (0, len(totals.SUMMARY))
 
 
 @pytest.mark.parametrize("space", SPACES, ids=str)
@@ -62,7 +63,7 @@ def test_the_encoder_writes_what_encode_gives():
     whole = full_features.encode(space, space.values(indices))
     assert np.array_equal(out, whole[:, len(full_features.TASK_FEATURES) :])
     assert np.array_equal(whole[0, : len(full_features.TASK_FEATURES)], full_features.task_features(space))
-    assert np.array_equal(given.bound, full_features.summaries(space, indices)[:, plan.S_BOUND])
+    assert np.array_equal(given.bound, column(full_features.summaries(space, indices), "bound"))
     assert np.array_equal(given.take(np.array([3, 5])).values, given.values[[3, 5]])
 
 
@@ -71,7 +72,8 @@ def test_sram_shares_tell_capacity_exactly():
     for space in SPACES:
         indices = drawn(space, 2000)
         overflows = space.validity(indices) == Reason.SRAM_OVERFLOW
-        totals = full_features.summaries(space, indices)[:, [plan.S_INP_USE, plan.S_WGT_USE, plan.S_ACC_USE]]
+        summary = full_features.summaries(space, indices)
+        totals = np.stack([column(summary, name) for name in ("inp_use", "wgt_use", "acc_use")], axis=1)
         assert np.array_equal((totals > 1).any(axis=1), overflows)
         seen += int(overflows.sum())
     assert seen

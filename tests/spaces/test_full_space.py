@@ -9,13 +9,14 @@ import pytest
 from programs import ACCELERATORS, legal_order, random_workload, smallest_workload
 
 from oneshot_ml2.network import picking
-from oneshot_ml2.spaces.full import plan
+from oneshot_ml2.spaces.full import knobs
 from oneshot_ml2.spaces.full import space as full
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta import image, isa, nest
+from oneshot_ml2.vta import image, isa
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator, preset_names
 from oneshot_ml2.vta.bound import engine_bound
+from oneshot_ml2.vta.nest import make_nest
 from oneshot_ml2.vta.program import Program, element_bytes
 from oneshot_ml2.vta.reasons import InvalidSchedule
 from oneshot_ml2.workload.base import Workload
@@ -27,10 +28,10 @@ from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.max_pool2d import MaxPool2d
 
 
-def touched(program: Program, insn: np.ndarray, column: int, out: int, inn: int) -> np.ndarray:
+def touched(program: Program, insn: np.ndarray, column: str, out: str, inn: str) -> np.ndarray:
     """The SRAM indices (steps,) of one operand of a GEMM or ALU, in order: micro-op ``column``, factors out and in."""
-    outer, inner = np.arange(insn[G.C_ITER_OUT]), np.arange(insn[G.C_ITER_IN])
-    uops = program.uops[insn[G.C_UOP_BGN] : insn[G.C_UOP_END], column]
+    outer, inner = np.arange(insn["iter_out"]), np.arange(insn["iter_in"])
+    uops = program.uops[column][insn["uop_bgn"] : insn["uop_end"]]
     return (outer[:, None, None] * insn[out] + inner[None, :, None] * insn[inn] + uops).reshape(-1)
 
 
@@ -40,32 +41,32 @@ def check_portable(program: Program) -> None:
     assert len(program.uops) <= 2048
     depth = {G.UOP: a.uop_depth, G.INP: a.inp_depth, G.WGT: a.wgt_depth, G.ACC: a.acc_depth, G.OUT: a.acc_depth}
     for insn in insns:
-        op = insn[G.C_OP]
-        if op in (G.LOAD, G.STORE) and insn[G.C_X]:
-            size = element_bytes(a)[int(insn[G.C_MEM])]
-            begin = int(insn[G.C_DRAM]) * size
-            end = begin + int((insn[G.C_Y] - 1) * insn[G.C_STRIDE] + insn[G.C_X]) * size
+        op = insn["op"]
+        if op in (G.LOAD, G.STORE) and insn["x"]:
+            size = element_bytes(a)[int(insn["mem"])]
+            begin = int(insn["dram"]) * size
+            end = begin + int((insn["y"] - 1) * insn["stride"] + insn["x"]) * size
             assert any(
                 b.address <= begin and end <= b.address + b.elements * element_bytes(a)[b.memory]
                 for b in program.buffers
             )
-            height = insn[G.C_Y] + insn[G.C_TOP] + insn[G.C_BOTTOM]
-            count = height * (insn[G.C_X] + insn[G.C_LEFT] + insn[G.C_RIGHT])
-            assert insn[G.C_Y] > 0
-            assert insn[G.C_SRAM] + count <= depth[int(insn[G.C_MEM])]
-            if insn[G.C_MEM] in (G.INP, G.WGT):
-                assert count < depth[int(insn[G.C_MEM])]
+            height = insn["y"] + insn["top"] + insn["bottom"]
+            count = height * (insn["x"] + insn["left"] + insn["right"])
+            assert insn["y"] > 0
+            assert insn["sram"] + count <= depth[int(insn["mem"])]
+            if insn["mem"] in (G.INP, G.WGT):
+                assert count < depth[int(insn["mem"])]
         elif op in (G.GEMM, G.ALU):
-            assert insn[G.C_ITER_OUT] > 0 and insn[G.C_ITER_IN] > 0 and insn[G.C_UOP_END] > insn[G.C_UOP_BGN]
-            dst = touched(program, insn, 0, G.C_DST_OUT, G.C_DST_IN)
-            src = touched(program, insn, 1, G.C_SRC_OUT, G.C_SRC_IN)
+            assert insn["iter_out"] > 0 and insn["iter_in"] > 0 and insn["uop_end"] > insn["uop_bgn"]
+            dst = touched(program, insn, "dst", "dst_out", "dst_in")
+            src = touched(program, insn, "src", "src_out", "src_in")
             assert dst.max() < a.acc_depth
             for distance in (1, 2):
                 assert (dst[distance:] != dst[:-distance]).all()
             if op == G.GEMM:
                 assert src.max() < a.inp_depth
-                assert touched(program, insn, 2, G.C_WGT_OUT, G.C_WGT_IN).max() < a.wgt_depth
-            elif insn[G.C_USE_IMM]:
+                assert touched(program, insn, "wgt", "wgt_out", "wgt_in").max() < a.wgt_depth
+            elif insn["use_imm"]:
                 assert (dst == src).all()
             else:
                 assert (src[1:] != dst[:-1]).all()
@@ -203,18 +204,18 @@ def test_picks_of_smallest_layers() -> None:
 
 def test_a_gemm_a_tap_only_where_nothing_else_is_legal() -> None:
     rng = np.random.default_rng(33)
-    folds = (plan.FOLD_SPACE, plan.FOLD_CI_ROWS, plan.FOLD_CI_CO)
+    folds = (knobs.FOLD_SPACE, knobs.FOLD_CI_ROWS, knobs.FOLD_CI_CO)
     with_taps = without = 0
     for draw in range(160):
         workload = smallest_workload(rng) if draw % 4 else random_workload(rng)
         space = ScheduleSpace(workload, ACCELERATORS[int(rng.integers(len(ACCELERATORS)))])
         column = [knob.name for knob in space.knobs].index("fold")
-        if plan.FOLD_TAPS not in space.knobs[column].values:
+        if knobs.FOLD_TAPS not in space.knobs[column].values:
             assert space.knobs[column].values == folds
             without += 1
             continue
         indices = legal(space, rng)
-        assert len(indices) and (space.values(indices)[:, column] == plan.FOLD_TAPS).all()
+        assert len(indices) and (space.values(indices)[:, column] == knobs.FOLD_TAPS).all()
         with_taps += 1
     assert min(with_taps, without) >= 10
 
@@ -251,8 +252,8 @@ def test_extents_of_one_and_strides_beyond_the_extent() -> None:
 
 def test_one_row_where_every_output_reads_the_input_of_its_place() -> None:
     def extents(workload: Workload) -> list[int]:
-        p = nest.nest(workload, ACCELERATORS[0])
-        return p[[nest.OH, nest.OW, nest.IH, nest.IW]].tolist()
+        nest = make_nest(workload, ACCELERATORS[0])
+        return [int(nest[name]) for name in ("oh", "ow", "ih", "iw")]
 
     assert extents(Conv2d(1, 16, 5, 7, 16, 1, 1)) == [1, 35, 1, 35]
     assert extents(Conv2d(1, 16, 255, 257, 16, 1, 1)) == [1, 65535, 1, 65535]
@@ -303,9 +304,9 @@ def test_channels_that_lie_far_apart_move_one_by_one() -> None:
     space = ScheduleSpace(layer, ACCELERATORS[0])
     indices = np.unique(rng.integers(0, len(space), 8000))
     values = space.values(indices)
-    several = indices[(values[:, plan.K_CO] > 1) & (values[:, plan.K_CI] > 1)]
+    several = indices[(knobs.schedules(values)["tile_co"] > 1) & (knobs.schedules(values)["tile_ci"] > 1)]
     found = several[space.validity(several) == 0]
-    full_rows = space.values(found)[:, plan.K_W] == 257
+    full_rows = knobs.schedules(space.values(found))["tile_w"] == 257
     for chosen in (found[full_rows], found[~full_rows]):
         check_computes(space, int(rng.choice(chosen)), rng)
 
@@ -314,7 +315,7 @@ def test_kernels_of_many_taps_are_told_apart() -> None:
     # Every row of the kernel meets another number of outputs, so that each is a GEMM of its own.
     layer = Conv2d(1, 16, 129, 2, 16, 129, 2, padding=(128, 0, 1, 0))
     space = ScheduleSpace(layer, ACCELERATORS[0])
-    whole = {"tile_h": 129, "tile_w": 2, "fold": plan.FOLD_CI_ROWS, "pad": plan.PAD_SKIP}
+    whole = {"tile_h": 129, "tile_w": 2, "fold": knobs.FOLD_CI_ROWS, "pad": knobs.PAD_SKIP}
     indices = np.arange(len(space))
     for name, value in whole.items():
         column = [knob.name for knob in space.knobs].index(name)

@@ -1,171 +1,48 @@
-"""Validity in closed form against lowering, which counts by emitting."""
+"""Records of the steps of a schedule."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from programs import ACCELERATORS, random_workload, smallest_workload
 
-from oneshot_ml2.spaces.full import emit, plan, steps
+from oneshot_ml2.spaces.full import steps
+from oneshot_ml2.spaces.full.axes import cut_axes
+from oneshot_ml2.spaces.full.canonical import canonical
+from oneshot_ml2.spaces.full.knobs import HEAD_WHOLE, schedules
+from oneshot_ml2.spaces.full.legality import reasons
+from oneshot_ml2.spaces.full.sram import LAYOUT, lay_out
+from oneshot_ml2.spaces.full.tiles import channel_tiles, chunk_starts
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta import nest
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import COLUMNS
-from oneshot_ml2.vta.reasons import Reason
+from oneshot_ml2.vta.nest import make_nest
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
 
-# Each leaves few schedules to the static checks alone, and together they meet every reason.
 LAYERS: tuple[Workload, ...] = (
     Conv2d(1, 128, 28, 28, 128, 3, 3, padding=1),
-    Conv2d(1, 128, 28, 28, 256, 3, 3, stride=2, padding=1, epilogue=Epilogue(bias=True, residual_shift=3)),
-    Conv2d(1, 256, 14, 14, 1024, 1, 1, epilogue=Epilogue(residual_shift=1)),
-    Conv2d(1, 3, 112, 112, 32, 3, 3, stride=2, padding=1, epilogue=Epilogue(bias=True)),
-    Conv2d(1, 64, 56, 56, 128, 1, 1, stride=2),
-    Conv2d(4, 64, 56, 56, 64, 3, 3, padding=2, dilation=2, epilogue=Epilogue(bias=True, residual_shift=1)),
-    Conv2d(2, 40, 13, 9, 72, 5, 2, stride=(2, 3), padding=(4, 1, 1, 1), epilogue=Epilogue(bias=True)),
-    Conv2d(1, 24, 3, 5, 40, 5, 5, padding=(8, 8, 7, 7), dilation=2, epilogue=Epilogue(bias=True, residual_shift=2)),
-    Conv2d(1, 32, 260, 300, 16, 3, 3, padding=1),
-    Dense(1, 512, 1000, epilogue=Epilogue(bias=True, clip=(-128, 127))),
     Dense(128, 768, 768, epilogue=Epilogue(bias=True, residual_shift=2)),
 )
 
 
-class Lowering:
-    """`emit.lower_into` on work arrays that are kept."""
-
-    def __init__(self) -> None:
-        self.insns = np.zeros((emit.MAX_INSNS, COLUMNS), dtype=np.int64)
-        self.uops = np.zeros((nest.PORTABLE_UOPS, 3), dtype=np.int64)
-        self.tables = emit.tables()
-
-    def reasons(self, p: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.uint8]:
-        found = [emit.lower_into(p, row, self.insns, self.uops, self.tables)[0] for row in values]
-        return np.array(found, dtype=np.uint8)
-
-
-def compare(space: ScheduleSpace, values: NDArray[np.int64], lowering: Lowering) -> NDArray[np.uint8]:
-    p = nest.nest(space.workload, space.accelerator)
-    before = values.copy()
-    found, want = steps.reasons(p, values), lowering.reasons(p, values)
-    assert np.array_equal(values, before)
-    wrong = np.flatnonzero(found != want)
-    assert not len(wrong), (space.workload, space.accelerator, values[wrong[0]], found[wrong[0]], want[wrong[0]])
-    return found
-
-
-def run_random(seed: int, tasks: int, each: int) -> None:
-    rng = np.random.default_rng(seed)
-    lowering = Lowering()
-    for _ in range(tasks):
-        space = ScheduleSpace(random_workload(rng), ACCELERATORS[int(rng.integers(len(ACCELERATORS)))])
-        compare(space, space.values(rng.integers(0, len(space), each)), lowering)
-
-
-def test_reasons_are_those_of_lowering() -> None:
-    rng = np.random.default_rng(21)
-    lowering = Lowering()
-    seen: set[int] = set()
-    for layer in LAYERS:
-        for accelerator in ACCELERATORS:
-            space = ScheduleSpace(layer, accelerator)
-            reasons = compare(space, space.values(rng.integers(0, len(space), 200)), lowering)
-            seen |= set(reasons.tolist())
-    wanted = {
-        Reason.VALID, Reason.SRAM_OVERFLOW, Reason.ACC_HAZARD, Reason.UOP_OVERFLOW, Reason.FIELD_OVERFLOW,
-        Reason.INSTRUCTION_OVERFLOW, Reason.TOKEN_OVERFLOW,
-    }  # fmt: skip
-    assert wanted <= seen and Reason.DEADLOCK not in seen
-
-
-def test_reasons_of_random_workloads_are_those_of_lowering() -> None:
-    run_random(seed=22, tasks=100, each=120)
-
-
-def test_reasons_of_smallest_workloads_are_those_of_lowering() -> None:
-    rng = np.random.default_rng(27)
-    lowering = Lowering()
-    for _ in range(100):
-        space = ScheduleSpace(smallest_workload(rng), ACCELERATORS[int(rng.integers(len(ACCELERATORS)))])
-        compare(space, space.values(rng.integers(0, len(space), 120)), lowering)
-
-
-@pytest.mark.slow
-def test_reasons_of_random_workloads_are_those_of_lowering_long() -> None:
-    run_random(seed=23, tasks=1500, each=400)
-
-
-def test_reasons_of_knob_values_outside_of_the_candidates() -> None:
-    rng = np.random.default_rng(24)
-    lowering = Lowering()
-    for layer in LAYERS:
-        for accelerator in ACCELERATORS[:3]:
-            space = ScheduleSpace(layer, accelerator)
-            p = nest.nest(layer, accelerator)
-            values = space.values(rng.integers(0, len(space), 60))
-            for knob, extent in ((plan.K_CO, nest.CO), (plan.K_H, nest.OH), (plan.K_W, nest.OW), (plan.K_CI, nest.CI)):
-                drawn = np.exp(rng.uniform(0, np.log(p[extent] + 1), len(values))).astype(np.int64)
-                values[:, knob] = np.clip(drawn, 1, p[extent])
-            for knob in (plan.K_INP_BUF, plan.K_WGT_BUF, plan.K_ACC_BUF):
-                values[:, knob] = rng.integers(1, 6, len(values))
-            compare(space, values, lowering)
-
-
-def test_batches_on_threads_give_what_single_rows_give() -> None:
-    space = ScheduleSpace(LAYERS[1], Accelerator.load("pynq"))
-    values = space.values(np.random.default_rng(25).integers(0, len(space), 9000))
-    p = nest.nest(space.workload, space.accelerator)
-    whole = steps.reasons(p, values)
-    assert np.array_equal(whole[::50], [steps.reasons(p, row[None])[0] for row in values[::50]])
-    assert len(steps.reasons(p, values[:0])) == 0
-
-
-# Rows of which small tiles make more than any program has; and one of many taps, which takes memory.
-@pytest.mark.parametrize(
-    "layer",
-    [
-        Conv2d(1, 16, 1 << 20, 1, 16, 3, 1, padding=(1, 0)),
-        Conv2d(1, 16, 1, 40000, 16, 1, 1001),
-        Conv2d(1, 16, 2048, 2048, 16, 3, 3, padding=1),
-    ],
-    ids=str,
-)
-def test_more_tiles_than_a_program_has_are_illegal_and_not_looked_at(layer: Workload) -> None:
-    space = ScheduleSpace(layer, Accelerator.load("pynq"))
-    p = nest.nest(space.workload, space.accelerator)
-    values = plan.canonical(p, space.values(np.random.default_rng(27).integers(0, len(space), 40)))
-    values[:8, [plan.K_CO, plan.K_H, plan.K_W, plan.K_CI]] = 1
-    compare(space, values, Lowering())
-    cut = [-(-p[extent] // values[:, knob]) for knob, extent in ((plan.K_H, nest.OH), (plan.K_W, nest.OW))]
-    too_many = 3 * cut[0] * cut[1] > steps.MAX_INSNS
-    assert too_many.any() and (steps.reasons(p, values)[too_many] != Reason.VALID).all()
-    most = [plan.most_tiles(p[kernel]) for kernel in (nest.KH, nest.KW)]
-    rows, _, cols, _, _ = plan.axes(p, values[0])
-    assert [len(rows), len(cols)] == [min(int(n[0]), limit + 1) for n, limit in zip(cut, most, strict=True)]
-    unseen = (cut[0] > most[0]) | (cut[1] > most[1]) | (cut[0] * cut[1] > 1 << 20)
-    assert unseen.any() and (plan.summaries(p, values[unseen])[:, plan.S_INP_USE] > 1).all()
-
-
-@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[-1]], ids=str)
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_records_of_steps_cover_every_tile_and_reduction(layer: Workload) -> None:
     space = ScheduleSpace(layer, Accelerator.load("pynq"))
-    p = nest.nest(space.workload, space.accelerator)
-    records = steps.step_table()
+    nest = make_nest(space.workload, space.accelerator)
+    records, sram = steps.step_table(), np.zeros(1, dtype=LAYOUT)
     values = space.values(np.random.default_rng(26).integers(0, len(space), 4000))
-    for v in plan.canonical(p, values)[steps.reasons(p, values) == 0][:50]:
-        rows, _, cols, _, _ = plan.axes(p, v)
-        at, _ = plan.sram_layout(p, v, rows[:, plan.A_SIZE].max(), cols[:, plan.A_SIZE].max(), len(rows) * len(cols))
-        whole, tapered = (plan.chunk_starts(p[nest.CI], v[plan.K_CI], head) for head in (0, v[plan.K_HEAD]))
-        r = records[: steps.walk(p, v, at, rows, cols, whole, tapered, records)]
-        tiles = (len(rows) * len(cols), plan.channel_tiles(p, v))
-        assert len(r) == steps.step_count(p, v, *tiles, whole, tapered)
-        work = np.zeros((r[-1, steps.S_TILE] + 1,), dtype=np.int64)
-        np.add.at(work, r[:, steps.S_TILE], r[:, steps.S_NCI] * r[:, steps.S_MCO])
-        widths = np.minimum(v[plan.K_CO], p[nest.CO] - r[r[:, steps.S_LAST] == 1, steps.S_CO] * v[plan.K_CO])
-        assert np.array_equal(work, widths * p[nest.CI])
-        assert len(work) == len(rows) * len(cols) * -(-p[nest.CO] // v[plan.K_CO])
-        assert (r[:, steps.S_NEEDS] < np.arange(len(r))).all() and (np.diff(r[:, steps.S_NEEDS]) >= 0).all()
-        assert set(np.flatnonzero(r[:, steps.S_PUSHES])) == set(r[:, steps.S_NEEDS]) - {-1}
+    for schedule in schedules(canonical(nest, values)[reasons(nest, values) == 0][:50]):
+        rows, _, cols, _, _ = cut_axes(nest, schedule)
+        sp_tiles, co_tiles = len(rows) * len(cols), channel_tiles(nest, schedule)
+        lay_out(nest, schedule, rows["held"].max() * cols["held"].max(), sp_tiles, sram[0])
+        whole, tapered = (chunk_starts(nest.ci, schedule.tile_ci, head) for head in (HEAD_WHOLE, schedule.head))
+        found = records[: steps.record_steps(nest, schedule, sram[0], rows, cols, whole, tapered, records)]
+        assert len(found) == steps.step_count(nest, schedule, sp_tiles, co_tiles, whole, tapered)
+        work = np.zeros(found[-1]["tile"] + 1, dtype=np.int64)
+        np.add.at(work, found["tile"], found["ci"] * found["co"])
+        widths = np.minimum(schedule.tile_co, nest.co - found[found["last"] == 1]["co_tile"] * schedule.tile_co)
+        assert np.array_equal(work, widths * nest.ci)
+        assert len(work) == sp_tiles * -(-nest.co // schedule.tile_co)
+        assert (found["needs"] < np.arange(len(found))).all() and (np.diff(found["needs"]) >= 0).all()
+        assert set(np.flatnonzero(found["pushes"])) == set(found["needs"]) - {-1}

@@ -18,7 +18,7 @@ from oneshot_ml2.evaluation import baselines, evaluate, optimum
 from oneshot_ml2.evaluation.optimum import Task
 from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.full import features as full_features
-from oneshot_ml2.spaces.full import plan
+from oneshot_ml2.spaces.full.knobs import KNOBS
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.training import settings
 from oneshot_ml2.training.peers import registry as peers
@@ -72,7 +72,7 @@ def test_rows_are_a_subsample_of_the_corpus_s_valid_ones(corpus: Path):
         assert len(rows.cycles[own]) == min(task.valid.sum(), SETTINGS.samples)
         assert set(rows.cycles[own]) <= set(task.cycles[task.valid])
         assert rows.speed[own].max() == 1.0
-        values = rows.own[own][:, : len(plan.KNOBS)].astype(np.int64)
+        values = rows.own[own][:, : len(KNOBS)].astype(np.int64)
         assert np.array_equal(rows.features[own], full_features.encode(task.space(), values))
     assert len(read_rows([corpus], Settings(every=5, samples=3))) == math.ceil(len(tasks) / 5)
 
@@ -80,15 +80,15 @@ def test_rows_are_a_subsample_of_the_corpus_s_valid_ones(corpus: Path):
 def test_inputs_of_their_own_are_knobs_and_shapes():
     index = SPACE.table()[:3]
     rows = own_inputs(SPACE, SPACE.values(index))
-    assert np.array_equal(rows[:, : len(plan.KNOBS)], SPACE.values(index))
-    assert rows[0, len(plan.KNOBS) :].tolist() == [48, 32, 3, 3, 1, 48, 6, 6]
+    assert np.array_equal(rows[:, : len(KNOBS)], SPACE.values(index))
+    assert rows[0, len(KNOBS) :].tolist() == [48, 32, 3, 3, 1, 48, 6, 6]
     for workload, shapes in (
         (Dense(2, 64, 40), [0, 0, 40, 64, 0, 0, 2, 40]),
         (BatchMatmul(3, 8, 16, 24), [0, 3, 24, 16, 0, 3, 8, 24]),
         (MaxPool2d(1, 16, 8, 8, 2, 2, 2), [0, 0, 0, 0, 1, 16, 4, 4]),
     ):
         space = ScheduleSpace(workload, PYNQ)
-        assert own_inputs(space, space.values(index[:1]))[0, len(plan.KNOBS) :].tolist() == shapes
+        assert own_inputs(space, space.values(index[:1]))[0, len(KNOBS) :].tolist() == shapes
         assert operations(workload) > 0
     assert operations(MaxPool2d(1, 16, 8, 8, 2, 2, 2)) == 16 * 4 * 4 * 4
     assert operations(Dense(2, 64, 40)) == 2 * 2 * 64 * 40

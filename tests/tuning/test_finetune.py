@@ -17,7 +17,7 @@ from oneshot_ml2.devices.boards import KINDS, Differences
 from oneshot_ml2.devices.perturbed import PerturbedDevice
 from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.network import picking, predictor
-from oneshot_ml2.network.calibration import COSTS, Calibration, traffic_of
+from oneshot_ml2.network.calibration import COSTS, Calibration, limits_of, traffic_of
 from oneshot_ml2.network.predictor import NETWORKS, OUTPUTS, Predictor
 from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.full import features as full_features
@@ -32,7 +32,7 @@ from oneshot_ml2.vta.reasons import Reason
 
 CHIP = Accelerator.load("pynq")
 SPACES = [ScheduleSpace(layer.workload, CHIP) for layer in LAYERS]
-LIMITS = np.array([[0, 0.9, TRAFFIC.index("largest input load"), 1, np.log(20.0), np.log(30.0)]])
+LIMITS = limits_of(np.array([[0, 0.9, TRAFFIC.index("largest input load"), 1, np.log(20.0), np.log(30.0)]]))
 KNOWN = Calibration(64, np.array([0.1, 0.2, 0.05]), LIMITS)
 
 
@@ -83,16 +83,16 @@ def test_traffic_is_what_programs_do(legal: np.ndarray) -> None:
     true = np.empty((len(legal), 4))
     for i, index in enumerate(legal.tolist()):
         insns = SPACES[0].lower(index).insns
-        moves, rows = (insns[:, G.C_X] > 0), insns[:, G.C_X] * insns[:, G.C_Y]
-        loads, stores = moves & (insns[:, G.C_OP] == G.LOAD), moves & (insns[:, G.C_OP] == G.STORE)
-        inp = loads & (insns[:, G.C_MEM] == G.INP)
-        apart = stores & (insns[:, G.C_Y] > 1) & (insns[:, G.C_X] < insns[:, G.C_STRIDE])
-        uops = loads & (insns[:, G.C_MEM] == G.UOP)
+        moves, rows = (insns["x"] > 0), insns["x"] * insns["y"]
+        loads, stores = moves & (insns["op"] == G.LOAD), moves & (insns["op"] == G.STORE)
+        inp = loads & (insns["mem"] == G.INP)
+        apart = stores & (insns["y"] > 1) & (insns["x"] < insns["stride"])
+        uops = loads & (insns["mem"] == G.UOP)
         true[i] = (
             rows[inp].max(),
-            insns[apart, G.C_X].min(initial=NO_ROW),
-            insns[stores, G.C_Y].sum(),
-            (insns[:, G.C_SRAM] + rows)[uops].max(),
+            insns["x"][apart].min(initial=NO_ROW),
+            insns["y"][stores].sum(),
+            (insns["sram"] + rows)[uops].max(),
         )
     columns = [TRAFFIC.index(name) for name in ("largest input load", "shortest output row", "output requests")]
     for column, exact in zip((*columns, TRAFFIC.index("micro-ops")), true.T):

@@ -7,18 +7,21 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.spaces.base import BatchResult, Candidates
-from oneshot_ml2.spaces.full import emit, plan
+from oneshot_ml2.spaces.full import emit
 from oneshot_ml2.spaces.full import traffic as closed_form
 from oneshot_ml2.spaces.full.features import nest_of
-from oneshot_ml2.spaces.full.space import validity, work_arrays
+from oneshot_ml2.spaces.full.knobs import schedules
+from oneshot_ml2.spaces.full.space import validity
+from oneshot_ml2.spaces.full.totals import column
 from oneshot_ml2.spaces.full.traffic import TRAFFIC
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta import nest
-from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.faults import L_PAGE, Faults, is_wrong, page_misses
+from oneshot_ml2.vta.faults import Faults, is_wrong, page_misses
+from oneshot_ml2.vta.nest import buffers, make_nest
+from oneshot_ml2.vta.program import element_bytes
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing.records import nothing
 from oneshot_ml2.workload.base import Workload
 
 REQUESTS = tuple(TRAFFIC.index(f"{kind} requests") for kind in ("input", "weight", "output"))
@@ -32,37 +35,36 @@ def traffic(space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
 
 def beats(space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
     """Beats of the memory port that candidates take, instructions included, float64 (n,)."""
-    p, summary = nest_of(space), given.summary
-    stored = p[nest.NB] * p[nest.OH] * p[nest.OW] * p[nest.OUT_BLOCKS] * p[nest.INP_B] / p[nest.BUS]
+    nest, summary = nest_of(space), given.summary
+    stored = nest.nb * nest.oh * nest.ow * nest.out_blocks * nest.inp_bytes / nest.bus
     return np.asarray(
-        summary[:, plan.S_INP_BEATS] + summary[:, plan.S_WGT_BEATS] + stored + 2 * summary[:, plan.S_INSTRUCTIONS]
+        column(summary, "inp_beats") + column(summary, "wgt_beats") + stored + 2 * column(summary, "instructions")
     )
 
 
 @njit(cache=True, nogil=True)
-def _measure(p, values, insns, uops, tables, address, params, sizes, limits, slow, miss, reason, cycles, busy):  # type: ignore[no-untyped-def]
+def _measure(nest, batch, insns, uops, tables, address, params, sizes, limits, slow, miss, reason, cycles, busy):  # type: ignore[no-untyped-def]
     """Lower and time the rows whose ``reason`` is 0 so far; ``limits``, ``slow``, ``miss``: of `Faults`."""
-    trace = np.empty((0, 2), dtype=np.int64)
-    for i in range(len(values)):
+    unrecorded = nothing()
+    for i in range(len(batch)):
         if reason[i] != 0:
             continue
-        why, n, _ = emit.lower_into(p, values[i], insns, uops, tables)
+        why, n, _ = emit.lower_into(nest, batch[i], insns, uops, tables)
         if why == 0 and is_wrong(insns[:n], limits):
             why = _WRONG
         reason[i] = why
         if why != 0:
             continue
-        total, hang, counters = chisel.simulate(insns[:n], address, params, trace)
+        total, hang, counters = chisel.simulate(insns[:n], address, params, unrecorded)
         if hang:
             reason[i] = emit.DEADLOCK
             continue
-        port = counters[chisel.B_READ_BEATS] + counters[chisel.B_WRITE_BEATS]
+        port = counters.read_beats + counters.write_beats
         more = port * slow
         if miss > 0.0:
-            more += page_misses(insns[:n], sizes, limits[L_PAGE]) * miss
+            more += page_misses(insns[:n], sizes, limits.page) * miss
         cycles[i] = max(1, round(total + more * (port + more) / (total + more)))
-        for m in range(3):
-            busy[i, m] = counters[m]
+        busy[i, 0], busy[i, 1], busy[i, 2] = counters.load, counters.compute, counters.store
 
 
 def measure_faulty(
@@ -71,17 +73,17 @@ def measure_faulty(
     """Lower every row of knob values that is valid, and time it on a board with faults, without noise."""
     reason = validity(workload, accelerator, values)
     cycles, busy = np.full(len(values), -1, dtype=np.int64), np.zeros((len(values), 3), dtype=np.int64)
-    insns, uops, tables = work_arrays()
-    _, end = nest.buffers(workload, accelerator)
+    insns, uops, tables = emit.work_arrays()
+    _, end = buffers(workload, accelerator)
     _measure(
-        nest.nest(workload, accelerator),
-        np.ascontiguousarray(values),
+        make_nest(workload, accelerator),
+        schedules(values),
         insns,
         uops,
         tables,
         end,
         chisel.params(faults.board),
-        np.array(G.element_bytes(accelerator), dtype=np.int64),
+        np.array(element_bytes(accelerator), dtype=np.int64),
         faults.limits,
         faults.slow,
         faults.miss,

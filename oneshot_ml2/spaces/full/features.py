@@ -1,7 +1,7 @@
 """What the network sees of a task and of its schedules: logarithms of sizes, one-hots of choices, closed-form cycles.
 
 Features come in two parts: those of the task (accelerator and workload), the same for all of its schedules, and those
-of a schedule. Every closed-form figure is `plan.summaries`'s; nothing here knows a formula of the hardware.
+of a schedule. Every closed-form figure is `totals.summaries`'s; nothing here knows a formula of the hardware.
 """
 
 from __future__ import annotations
@@ -19,85 +19,83 @@ from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.common.parallel import in_parallel
 from oneshot_ml2.spaces import base
-from oneshot_ml2.spaces.full import emit, plan
+from oneshot_ml2.spaces.full import canonical, totals
+from oneshot_ml2.spaces.full.axes import RECURRENCE
+from oneshot_ml2.spaces.full.geometry import Geometries, geometry_table
+from oneshot_ml2.spaces.full.knobs import KNOBS, schedules
+from oneshot_ml2.spaces.full.totals import SUMMARY, column
 from oneshot_ml2.spaces.registry import DEFAULT_KIND
-from oneshot_ml2.vta import nest as N
 from oneshot_ml2.vta.bound import engine_bound
+from oneshot_ml2.vta.nest import MAX_INSNS, Nest, make_nest
 
 if TYPE_CHECKING:
     from oneshot_ml2.spaces.space import ScheduleSpace
 
-Geometries = tuple[NDArray[np.int64], NDArray[np.int64]]
-
 # Raised whenever a feature changes its meaning; weights of another version are refused.
 FEATURE_VERSION = 5
 
-# Logarithms of nest columns, by name.
+# Logarithms of fields of a nest, by name.
 _ACCELERATOR_LOGS = {
-    "batch": N.BATCH,
-    "block": N.BLOCK,
-    "bus bytes": N.BUS,
-    "burst beats": N.BURST,
-    "memory latency": N.LATENCY,
-    "input elements": N.INP_DEPTH,
-    "weight elements": N.WGT_DEPTH,
-    "accumulator elements": N.ACC_DEPTH,
-    "micro-ops": N.UOP_LIMIT,
-    "instruction queue": N.QUEUE,
+    "batch": "batch",
+    "block": "block",
+    "bus bytes": "bus",
+    "burst beats": "burst",
+    "memory latency": "latency",
+    "input elements": "inp_depth",
+    "weight elements": "wgt_depth",
+    "accumulator elements": "acc_depth",
+    "micro-ops": "uop_limit",
+    "instruction queue": "queue",
 }
 _WORKLOAD_LOGS = {
-    "batch blocks": N.NB,
-    "output channel blocks": N.CO,
-    "input channel blocks": N.CI,
-    "output height": N.OH,
-    "output width": N.OW,
-    "input height": N.IH,
-    "input width": N.IW,
-    "kernel height": N.KH,
-    "kernel width": N.KW,
-    "stride height": N.SH,
-    "stride width": N.SW,
-    "dilation height": N.DH,
-    "dilation width": N.DW,
-    "pad top": N.PT,
-    "pad left": N.PL,
-    "groups": N.GROUPS,
-    "output step height": N.TH,
-    "output step width": N.TW,
+    "batch blocks": "nb",
+    "output channel blocks": "co",
+    "input channel blocks": "ci",
+    "output height": "oh",
+    "output width": "ow",
+    "input height": "ih",
+    "input width": "iw",
+    "kernel height": "kh",
+    "kernel width": "kw",
+    "stride height": "sh",
+    "stride width": "sw",
+    "dilation height": "dh",
+    "dilation width": "dw",
+    "pad top": "pt",
+    "pad left": "pl",
+    "groups": "groups",
+    "output step height": "th",
+    "output step width": "tw",
 }
 _FLAGS = {
-    "channels innermost": N.MINOR,
-    "bias": N.BIAS,
-    "bias by GEMM": N.BIAS_GEMM_FITS,
-    "residual": N.RES,
-    "depthwise": N.DEPTHWISE,
-    "pooling": N.POOL,
-    "half to even": N.EVEN,
+    "channels innermost": "minor",
+    "bias": "bias",
+    "bias by GEMM": "bias_gemm_fits",
+    "residual": "residual",
+    "depthwise": "depthwise",
+    "pooling": "pool",
+    "half to even": "even",
 }
 _EXTRA = ("stage cycles", "engine bound", "compute share", "read share", "store share")
 TASK_FEATURES = (*_ACCELERATOR_LOGS, *_WORKLOAD_LOGS, *_FLAGS, *_EXTRA)
 
-_TILES = (("co", plan.K_CO, N.CO), ("h", plan.K_H, N.OH), ("w", plan.K_W, N.OW), ("ci", plan.K_CI, N.CI))
-_CHOICES = (("dataflow", plan.K_FLOW, 6), ("fold", plan.K_FOLD, 3), ("head", plan.K_HEAD, 3), ("bias", plan.K_BIAS, 3))
-_NUMBERS = (
-    ("inp_buffers", plan.K_INP_BUF),
-    ("wgt_buffers", plan.K_WGT_BUF),
-    ("acc_buffers", plan.K_ACC_BUF),
-    ("pad", plan.K_PAD),
-    ("drain", plan.K_DRAIN),
-)
+# What is cut (a knob ``tile_...``), and the extent in the nest.
+_TILES = {"co": "co", "h": "oh", "w": "ow", "ci": "ci"}
+# Knobs whose values are choices, and how many are told apart.
+_CHOICES = {"dataflow": 6, "fold": 3, "head": 3, "bias": 3}
+_NUMBERS = ("inp_buffers", "wgt_buffers", "acc_buffers", "pad", "drain")
 # A tile: logarithms of its size and of how many there are, and the share of the last one that is filled.
-_TILE_FEATURES = tuple(f"{kind} {name}" for name, _, _ in _TILES for kind in ("tile", "tiles", "last tile"))
-_CHOICE_FEATURES = tuple(f"{name}={value}" for name, _, values in _CHOICES for value in range(values))
+_TILE_FEATURES = tuple(f"{kind} {name}" for name in _TILES for kind in ("tile", "tiles", "last tile"))
+_CHOICE_FEATURES = tuple(f"{name}={value}" for name, values in _CHOICES.items() for value in range(values))
 # How a summary column is shown: cycles beside the bound, counts that cost a few cycles each, sizes, shares of an SRAM.
 _COUNTS = ("loads", "gemms", "steps", "tiles", "instructions")
 _SIZES = ("uops", "recurrence")
 _USES = ("inp_use", "wgt_use", "acc_use")
-_CYCLES = tuple(name for name in plan.SUMMARY[1:] if name not in _COUNTS + _SIZES + _USES)
+_CYCLES = tuple(name for name in SUMMARY[1:] if name not in _COUNTS + _SIZES + _USES)
 SCHEDULE_FEATURES = (
     *_TILE_FEATURES,
     *_CHOICE_FEATURES,
-    *(name for name, _ in _NUMBERS),
+    *_NUMBERS,
     "log bound / engine bound",
     *(f"{form} {name} / bound" for name in _CYCLES for form in ("log", "linear")),
     *(text for name in _COUNTS for text in (f"log {name}", f"linear {name} x 16 / bound")),
@@ -110,30 +108,30 @@ SCHEDULE_FEATURES = (
 )
 FEATURES = TASK_FEATURES + SCHEDULE_FEATURES
 
-_TILE_COLUMNS = np.array([[knob, extent] for _, knob, extent in _TILES], dtype=np.int64)
-_CHOICE_COLUMNS = np.array([[knob, values] for _, knob, values in _CHOICES], dtype=np.int64)
-_NUMBER_COLUMNS = np.array([knob for _, knob in _NUMBERS], dtype=np.int64)
-_CYCLE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _CYCLES], dtype=np.int64)
-_COUNT_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _COUNTS], dtype=np.int64)
-_SIZE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _SIZES], dtype=np.int64)
-_USE_COLUMNS = np.array([plan.SUMMARY.index(name) for name in _USES], dtype=np.int64)
+_TILE_COLUMNS = np.array([KNOBS.index(f"tile_{name}") for name in _TILES], dtype=np.int64)
+_CHOICE_COLUMNS = np.array([[KNOBS.index(knob), values] for knob, values in _CHOICES.items()], dtype=np.int64)
+_NUMBER_COLUMNS = np.array([KNOBS.index(knob) for knob in _NUMBERS], dtype=np.int64)
+_CYCLE_COLUMNS = np.array([SUMMARY.index(name) for name in _CYCLES], dtype=np.int64)
+_COUNT_COLUMNS = np.array([SUMMARY.index(name) for name in _COUNTS], dtype=np.int64)
+_SIZE_COLUMNS = np.array([SUMMARY.index(name) for name in _SIZES], dtype=np.int64)
+_USE_COLUMNS = np.array([SUMMARY.index(name) for name in _USES], dtype=np.int64)
 # Columns of a summary that count or measure something, and the cycles that computing and storing take by themselves: no
 # latencies, overlap, limits or verdicts.
 _COUNTED = (
     "compute", "store", "read_beats", "inp_beats", "wgt_beats", "loads", "gemms", "steps", "tiles", "instructions",
     "uops", "inp_use", "wgt_use", "acc_use", "recurrence",
 )  # fmt: skip
-COUNTED = np.array([plan.SUMMARY.index(name) for name in _COUNTED], dtype=np.int64)
+COUNTED = np.array([SUMMARY.index(name) for name in _COUNTED], dtype=np.int64)
 _BOUND, _UOPS, _INSTRUCTIONS, _RECURRENCE = (
-    plan.SUMMARY.index(name) for name in ("bound", "uops", "instructions", "recurrence")
+    SUMMARY.index(name) for name in ("bound", "uops", "instructions", "recurrence")
 )
 # Linear ratios to the bound are cut here: what is so much slower need not be told apart finely.
 _LINEAR_LIMIT = np.float32(4.0)
 _USE_FLOOR = np.float32(1 / 64)
 # More parts than cores, as some stretches of a space have fewer canonical schedules.
 _PARTS = 8
-_ONE, _FEW, _SOON = np.float32(1.0), np.float32(8.0), np.float32(plan.RECURRENCE)
-_SHARP, _SHARPER, _MANY = np.float32(4.0), np.float32(64.0), np.float32(emit.MAX_INSNS)
+_ONE, _FEW, _SOON = np.float32(1.0), np.float32(8.0), np.float32(RECURRENCE)
+_SHARP, _SHARPER, _MANY = np.float32(4.0), np.float32(64.0), np.float32(MAX_INSNS)
 
 
 def check_space(space: ScheduleSpace) -> None:
@@ -142,19 +140,19 @@ def check_space(space: ScheduleSpace) -> None:
         raise OneShotError(f"the network knows the schedule space {DEFAULT_KIND!r}, not {space.kind!r}")
 
 
-def nest_of(space: ScheduleSpace) -> NDArray[np.int64]:
-    """The space's nest vector, int64 (nest.SIZE,)."""
-    return N.nest(space.workload, space.accelerator)
+def nest_of(space: ScheduleSpace) -> Nest:
+    """The nest of a space's workload on its accelerator."""
+    return make_nest(space.workload, space.accelerator)
 
 
 def task_features(space: ScheduleSpace) -> NDArray[np.float32]:
     """`TASK_FEATURES` of a space's workload and accelerator, float32 (len(TASK_FEATURES),)."""
     check_space(space)
-    p = nest_of(space)
+    nest = nest_of(space)
     bound = engine_bound(space.workload, space.accelerator)
     logs = [*_ACCELERATOR_LOGS.values(), *_WORKLOAD_LOGS.values()]
-    row = [math.log2(1 + p[column]) for column in logs]
-    row += [float(p[column]) for column in _FLAGS.values()]
+    row = [math.log2(1 + nest[name]) for name in logs]
+    row += [float(nest[name]) for name in _FLAGS.values()]
     row += [float(space.workload.epilogue.stage_cycles), math.log2(bound.bound)]
     row += [part / bound.bound for part in (bound.compute, bound.read_beats, bound.store_cycles)]
     return np.array(row, dtype=np.float32)
@@ -175,18 +173,20 @@ def candidates(space: ScheduleSpace) -> tuple[NDArray[np.int64], NDArray[np.int6
 
 
 @njit(cache=True, nogil=True)
-def _canonical_rows(p, begin, end, candidates, radix, indices, values):  # type: ignore[no-untyped-def]
-    """Indices (n,) and knob values (n, knobs) of those of begin..end that stand for themselves, in place; returns n."""
+def _canonical_rows(nest, begin, end, candidates, radix, pair, schedules_of_pair, indices, values):  # type: ignore[no-untyped-def]
+    """Indices (n,) and knob values (n, knobs) of those of begin..end that stand for themselves, in place; returns n.
+
+    ``pair``: work array int64 (2, knobs), and ``schedules_of_pair`` the same as schedules.
+    """
     knobs = len(radix)
-    digits, given = np.empty(knobs, dtype=np.int64), np.empty(knobs, dtype=np.int64)
-    work = np.empty(knobs, dtype=np.int64)
+    digits, given = np.empty(knobs, dtype=np.int64), pair[0]
     rest, n = begin, 0
     for j in range(knobs):
         digits[j] = rest % radix[j]
         given[j] = candidates[j, digits[j]]
         rest //= radix[j]
     for index in range(begin, end):
-        if plan.is_canonical(p, given, work):
+        if canonical.is_canonical(nest, schedules_of_pair, pair):
             indices[n] = index
             values[n] = given
             n += 1
@@ -202,13 +202,16 @@ def _canonical_rows(p, begin, end, candidates, radix, indices, values):  # type:
 
 
 @njit(cache=True, nogil=True)
-def _encode_rows(p, values, summary, log_engine_bound, out):  # type: ignore[no-untyped-def]
-    """Schedule features of knob values (n, knobs) with their summaries (n, len(plan.SUMMARY)), in place."""
+def _encode_rows(nest, extents, values, summary, log_engine_bound, out):  # type: ignore[no-untyped-def]
+    """Schedule features of knob values (n, knobs) with their summaries (n, len(SUMMARY)), in place.
+
+    ``extents``: int64 (4,), of the loops that `_TILES` cuts.
+    """
     for i in range(len(values)):
         v = values[i]
         at = 0
         for t in range(len(_TILE_COLUMNS)):
-            size, extent = v[_TILE_COLUMNS[t, 0]], p[_TILE_COLUMNS[t, 1]]
+            size, extent = v[_TILE_COLUMNS[t]], extents[t]
             count = -(-extent // size)
             out[i, at] = np.log2(np.float32(size))
             out[i, at + 1] = np.log2(np.float32(count))
@@ -242,7 +245,7 @@ def _encode_rows(p, values, summary, log_engine_bound, out):  # type: ignore[no-
         # What limits sharply is shown sharply too: a network is smooth.
         out[i, at] = min(np.float32(summary[i, _RECURRENCE]), _FEW)
         out[i, at + 1] = 1.0 if summary[i, _RECURRENCE] < _SOON else 0.0
-        out[i, at + 2] = np.log2(max(np.float32(summary[i, _UOPS]), _ONE) / np.float32(p[N.UOP_LIMIT]))
+        out[i, at + 2] = np.log2(max(np.float32(summary[i, _UOPS]), _ONE) / np.float32(nest.uop_limit))
         at += 3
         for over in (out[i, at - 1], np.log2(np.float32(summary[i, _INSTRUCTIONS]) / _MANY)):
             out[i, at] = min(max(_SHARP * over, -_ONE), _ONE)
@@ -258,19 +261,22 @@ def _encode_rows(p, values, summary, log_engine_bound, out):  # type: ignore[no-
 
 
 @njit(cache=True, nogil=True)
-def _decode_canonical(p, indices, candidates, radix, values):  # type: ignore[no-untyped-def]
-    """Canonical knob values (n, knobs) of mixed-radix indices (n,), in place; ``candidates``: int64 (knobs, most)."""
+def _decode_canonical(nest, indices, candidates, radix, values, batch):  # type: ignore[no-untyped-def]
+    """Canonical knob values (n, knobs) of mixed-radix indices (n,), in place; ``candidates``: int64 (knobs, most).
+
+    ``batch``: ``values`` as schedules.
+    """
     for i in range(len(indices)):
         rest = indices[i]
         for j in range(len(radix)):
             values[i, j] = candidates[j, rest % radix[j]]
             rest //= radix[j]
-        plan.canonical_row(p, values[i])
+        canonical.canonical_row(nest, batch[i])
 
 
 @dataclass(frozen=True)
 class Candidates(base.Candidates):
-    """Schedules of a space and what closed forms say of them; ``summary``: `plan.SUMMARY` of each."""
+    """Schedules of a space and what closed forms say of them; ``summary``: `SUMMARY` of each."""
 
     @property
     def bound(self) -> NDArray[np.float64]:
@@ -279,29 +285,29 @@ class Candidates(base.Candidates):
 
     @property
     def estimate(self) -> NDArray[np.float64]:
-        """The `plan` estimate, which knows of heads, tails and what is not overlapped, float64 (n,)."""
-        return self.summary[:, plan.S_ESTIMATE]
+        """The closed-form estimate, which knows of heads, tails and what is not overlapped, float64 (n,)."""
+        return column(self.summary, "estimate")
 
     @property
     def reads(self) -> NDArray[np.float64]:
         """Beats of INP and WGT LOADs, float64 (n,)."""
-        return self.summary[:, plan.S_INP_BEATS] + self.summary[:, plan.S_WGT_BEATS]
+        return column(self.summary, "inp_beats") + column(self.summary, "wgt_beats")
 
     @property
     def roofline(self) -> NDArray[np.float64]:
         """max(compute cycles, cycles of the memory port), float64 (n,)."""
-        return np.maximum(self.summary[:, plan.S_COMPUTE], self.summary[:, plan.S_READ_BEATS])
+        return np.maximum(column(self.summary, "compute"), column(self.summary, "read_beats"))
 
 
 @dataclass(frozen=True)
 class Encoder:
     """What turns schedules of one space into numbers, on all cores.
 
-    ``p``: the nest; ``table``, ``radix``: `candidates`; ``size``: of the space; ``log_bound``: log2 of the engine
-    bound; ``tables``: `plan.geometry_table` that no thread uses now.
+    ``nest``: of the task; ``table``, ``radix``: `candidates`; ``size``: of the space; ``log_bound``: log2 of the engine
+    bound; ``tables``: `geometry.geometry_table` that no thread uses now.
     """
 
-    p: NDArray[np.int64]
+    nest: Nest
     table: NDArray[np.int64]
     radix: NDArray[np.int64]
     size: int
@@ -322,7 +328,9 @@ class Encoder:
         def part(begin: int, end: int) -> None:
             indices = np.empty(end - begin, dtype=np.int64)
             values = np.empty((end - begin, len(self.radix)), dtype=np.int64)
-            n = _canonical_rows(self.p, begin, end, self.table, self.radix, indices, values)
+            pair = np.empty((2, len(self.radix)), dtype=np.int64)
+            work = (pair, schedules(pair))
+            n = _canonical_rows(self.nest, begin, end, self.table, self.radix, *work, indices, values)
             found[begin] = (indices[:n], values[:n])
 
         in_parallel(part, self.size, _PARTS)
@@ -335,28 +343,29 @@ class Encoder:
         try:
             table = self.tables.pop()
         except IndexError:
-            table = plan.geometry_table()
+            table = geometry_table()
         yield table
         self.tables.append(table)
 
     def fits(self, values: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether the SRAMs hold what schedules of canonical knob values (n, knobs) keep in them, bool (n,)."""
-        out = np.empty(len(values), dtype=np.bool_)
+        out, batch = np.empty(len(values), dtype=np.bool_), schedules(values)
 
         def part(begin: int, end: int) -> None:
             with self._geometries() as table:
-                plan.fits_into(self.p, values[begin:end], out[begin:end], *table)
+                totals.fits_into(self.nest, batch[begin:end], out[begin:end], *table)
 
         in_parallel(part, len(values))
         return out
 
     def candidates(self, indices: NDArray[np.int64], values: NDArray[np.int64]) -> Candidates:
         """Indices (n,) and their canonical knob values (n, knobs) with their closed forms."""
-        summary = np.empty((len(values), len(plan.SUMMARY)))
+        summary = np.empty((len(values), len(SUMMARY)))
+        batch, rows = schedules(values), totals.totals_of(summary)
 
         def part(begin: int, end: int) -> None:
             with self._geometries() as table:
-                plan.summaries_into(self.p, values[begin:end], summary[begin:end], *table)
+                totals.summaries_into(self.nest, batch[begin:end], rows[begin:end], *table)
 
         in_parallel(part, len(values))
         return Candidates(indices, values, summary)
@@ -364,15 +373,16 @@ class Encoder:
     def candidates_at(self, indices: NDArray[np.int64]) -> Candidates:
         """The schedules at some indices (n,), aliases by the values of those that stand for them; on this thread."""
         values = np.empty((len(indices), len(self.radix)), dtype=np.int64)
-        _decode_canonical(self.p, indices, self.table, self.radix, values)
-        summary = np.empty((len(values), len(plan.SUMMARY)))
+        _decode_canonical(self.nest, indices, self.table, self.radix, values, schedules(values))
+        summary = np.empty((len(values), len(SUMMARY)))
         with self._geometries() as table:
-            plan.summaries_into(self.p, values, summary, *table)
+            totals.summaries_into(self.nest, schedules(values), totals.totals_of(summary), *table)
         return Candidates(indices, values, summary)
 
     def encode(self, given: base.Candidates, out: NDArray[np.float32]) -> None:
         """`SCHEDULE_FEATURES` of candidates into the first columns of float32 (n, at least so many), on this thread."""
-        _encode_rows(self.p, given.values, given.summary, np.float32(self.log_bound), out)
+        extents = np.array([self.nest[extent] for extent in _TILES.values()], dtype=np.int64)
+        _encode_rows(self.nest, extents, given.values, given.summary, np.float32(self.log_bound), out)
 
 
 def canonical_table(space: ScheduleSpace) -> NDArray[np.int64]:
@@ -394,7 +404,7 @@ def candidates_at(space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidate
     """The schedules at some indices (n,), on all cores; aliases by the values of those that stand for them."""
     encoder, indices = Encoder.of(space), np.ascontiguousarray(indices, dtype=np.int64)
     values = np.empty((len(indices), len(encoder.radix)), dtype=np.int64)
-    summary = np.empty((len(indices), len(plan.SUMMARY)))
+    summary = np.empty((len(indices), len(SUMMARY)))
 
     def part(begin: int, end: int) -> None:
         given = encoder.candidates_at(indices[begin:end])
@@ -405,7 +415,7 @@ def candidates_at(space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidate
 
 
 def summaries(space: ScheduleSpace, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-    """`plan.summaries` of indices (n,) of a space, on all cores: float64 (n, len(plan.SUMMARY))."""
+    """`totals.summaries` of indices (n,) of a space, on all cores: float64 (n, len(SUMMARY))."""
     return candidates_at(space, indices).summary
 
 
@@ -419,6 +429,6 @@ def encode(space: ScheduleSpace, values: NDArray[np.int64]) -> NDArray[np.float3
     out = np.empty((len(values), len(FEATURES)), dtype=np.float32)
     out[:, : len(task)] = task
     encoder = Encoder.of(space)
-    given = encoder.candidates(np.arange(len(values)), plan.canonical(encoder.p, values))
+    given = encoder.candidates(np.arange(len(values)), canonical.canonical(encoder.nest, values))
     encoder.encode(given, out[:, len(task) :])
     return out

@@ -1,4 +1,4 @@
-"""The `full` schedule space: what VTA's instruction set allows beyond AutoTVM's template (design: nest, plan, emit)."""
+"""The `full` schedule space: what VTA's instruction set allows beyond AutoTVM's template."""
 
 from __future__ import annotations
 
@@ -11,13 +11,31 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.spaces.base import BatchResult, Knob
-from oneshot_ml2.spaces.full import emit, plan, steps
+from oneshot_ml2.spaces.full import canonical as aliases
+from oneshot_ml2.spaces.full import emit, legality, totals
 from oneshot_ml2.spaces.full import features as full_features
+from oneshot_ml2.spaces.full.knobs import (
+    BIAS_LOAD,
+    DRAIN,
+    FLOW_CO_STREAM,
+    FOLD_CI_CO,
+    FOLD_CI_ROWS,
+    FOLD_SPACE,
+    FOLD_TAPS,
+    HEAD_DOUBLING,
+    HEAD_SINGLE,
+    HEAD_WHOLE,
+    PAD_LOAD,
+    PAD_SKIP,
+    schedules,
+)
+from oneshot_ml2.spaces.full.knobs import KNOBS as KNOBS
 from oneshot_ml2.spaces.full.shown import short as short
-from oneshot_ml2.vta import nest
-from oneshot_ml2.vta.program import COLUMNS, Program
+from oneshot_ml2.vta.nest import PORTABLE_UOPS, Nest, buffers, make_nest
+from oneshot_ml2.vta.program import Insns, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule, NoSchedule, Reason
 from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing.records import nothing
 from oneshot_ml2.workload.base import Workload
 
 if TYPE_CHECKING:
@@ -25,7 +43,6 @@ if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
 
 SPACE_VERSION = 2
-KNOBS = plan.KNOBS
 
 # Largest number of canonical schedules that candidate lists are thinned to (before aliases are removed).
 _LIMIT = 380_000
@@ -56,37 +73,37 @@ def _thin(sizes: list[int], extent: int, count: int) -> tuple[int, ...]:
 
 
 def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
-    """Knobs and candidates (``plan.KNOBS`` in order) of a workload on an accelerator.
+    """Knobs and candidates (`KNOBS` in order) of a workload on an accelerator.
 
     Raises:
         NoSchedule: a workload that VTA cannot address, or with a kernel of more taps a side than there are micro-ops.
     """
-    p = nest.nest(workload, accelerator)
-    if max(p[nest.KH], p[nest.KW]) > nest.PORTABLE_UOPS:
+    nest = make_nest(workload, accelerator)
+    if max(nest.kh, nest.kw) > PORTABLE_UOPS:
         raise NoSchedule(
             workload,
             accelerator,
             Reason.UOP_OVERFLOW,
-            f"its kernel has {p[nest.KH]:,} x {p[nest.KW]:,} taps, and a program has {nest.PORTABLE_UOPS:,} micro-ops, "
-            f"one for each at least; allowed: {nest.PORTABLE_UOPS:,} a side",
+            f"its kernel has {nest.kh:,} x {nest.kw:,} taps, and a program has {PORTABLE_UOPS:,} micro-ops, "
+            f"one for each at least; allowed: {PORTABLE_UOPS:,} a side",
         )
-    co, ci, oh, ow = (int(p[i]) for i in (nest.CO, nest.CI, nest.OH, nest.OW))
+    co, ci, oh, ow = (int(nest[name]) for name in ("co", "ci", "oh", "ow"))
     # Tiles whose accumulators or inputs cannot fit are left out of the lists; smaller ones are thinned.
-    fits = [s for s in _ceilings(co) if s <= p[nest.ACC_DEPTH]]
+    fits = [s for s in _ceilings(co) if s <= nest.acc_depth]
     padded = workload.loops.zeros_around
-    strided = int(p[nest.KH]) == 1 and int(p[nest.SH]) > 1
-    pool = bool(p[nest.POOL])
+    strided = int(nest.kh) == 1 and int(nest.sh) > 1
+    pool = bool(nest.pool)
     head = (ci > 1 or co > 5) and not pool
     fixed = {
-        "dataflow": plan.dataflows(p),
+        "dataflow": aliases.dataflows(nest),
         "inp_buffers": _BUFFERS,
         "wgt_buffers": (1,) if pool else _BUFFERS,
         "acc_buffers": _BUFFERS,
-        "fold": (plan.FOLD_SPACE, plan.FOLD_CI_ROWS, plan.FOLD_CI_CO),
-        "pad": (plan.PAD_SKIP, plan.PAD_LOAD) if padded or strided else (plan.PAD_SKIP,),
-        "head": (plan.HEAD_WHOLE, plan.HEAD_SINGLE, plan.HEAD_DOUBLING) if head else (plan.HEAD_WHOLE,),
-        "drain": plan.DRAIN,
-        "bias": plan.bias_forms(p),
+        "fold": (FOLD_SPACE, FOLD_CI_ROWS, FOLD_CI_CO),
+        "pad": (PAD_SKIP, PAD_LOAD) if padded or strided else (PAD_SKIP,),
+        "head": (HEAD_WHOLE, HEAD_SINGLE, HEAD_DOUBLING) if head else (HEAD_WHOLE,),
+        "drain": DRAIN,
+        "bias": aliases.bias_forms(nest),
     }
     rest = int(np.prod([len(v) for v in fixed.values()]))
     counts = {"tile_co": 8, "tile_h": 10, "tile_w": 4 if oh > 1 else 14, "tile_ci": 4}
@@ -101,31 +118,31 @@ def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
         longest = max(counts, key=lambda name: (len(tiles[name]), name))
         counts[longest] = len(tiles[longest]) - 1
     candidates = tiles | fixed
-    if _recurs_always(p, candidates):
-        candidates["fold"] = (*candidates["fold"], plan.FOLD_TAPS)
-    return tuple(Knob(name, candidates[name]) for name in plan.KNOBS)
+    if _recurs_always(nest, candidates):
+        candidates["fold"] = (*candidates["fold"], FOLD_TAPS)
+    return tuple(Knob(name, candidates[name]) for name in KNOBS)
 
 
-def _recurs_always(p: NDArray[np.int64], candidates: dict[str, tuple[int, ...]]) -> bool:
+def _recurs_always(nest: Nest, candidates: dict[str, tuple[int, ...]]) -> bool:
     """Whether no schedule of some candidates is legal, as the accumulators of all that the SRAMs hold recur too soon.
 
     Chunks of one channel, streamed, with biases loaded into ACC, fit and are free of hazards if any schedule is.
     """
-    taps = p[nest.KH] * p[nest.KW]
-    if taps == 1 or (taps >= p[nest.WGT_DEPTH] and not p[nest.POOL]):
+    taps = nest.kh * nest.kw
+    if taps == 1 or (taps >= nest.wgt_depth and not nest.pool):
         # No accumulator recurs; or no SRAM holds a kernel, however large.
         return False
-    least = dict.fromkeys(plan.KNOBS, (1,)) | {"dataflow": (plan.FLOW_CO_STREAM,), "head": (plan.HEAD_WHOLE,)}
-    least |= {"bias": (plan.BIAS_LOAD if p[nest.BIAS] else 0,)}
+    least = dict.fromkeys(KNOBS, (1,)) | {"dataflow": (FLOW_CO_STREAM,), "head": (HEAD_WHOLE,)}
+    least |= {"bias": (BIAS_LOAD if nest.bias else 0,)}
     varied = {name: candidates[name] for name in ("tile_co", "tile_h", "tile_w", "fold", "pad")}
     grid = np.meshgrid(*(least | varied).values(), indexing="ij")
     values = np.stack([column.ravel() for column in grid], axis=1).astype(np.int64)
-    return bool(steps.recurs_always(p, plan.canonical(p, values)))
+    return bool(legality.recurs_always(nest, schedules(aliases.canonical(nest, values))))
 
 
 def canonical(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Knob values (n, knobs) of the aliases that stand for each schedule."""
-    return plan.canonical(nest.nest(workload, accelerator), values)
+    return aliases.canonical(make_nest(workload, accelerator), values)
 
 
 def table(space: ScheduleSpace) -> NDArray[np.int64]:
@@ -134,41 +151,33 @@ def table(space: ScheduleSpace) -> NDArray[np.int64]:
 
 
 @njit(cache=True, nogil=True)
-def _measure(p, values, insns, uops, tables, insn_address, params, reason, cycles, busy):  # type: ignore[no-untyped-def]
+def _measure(nest, batch, insns, uops, tables, insn_address, params, reason, cycles, busy):  # type: ignore[no-untyped-def]
     """Lower and time the rows whose ``reason`` is 0 so far."""
-    trace = np.empty((0, 2), dtype=np.int64)
-    for i in range(len(values)):
+    unrecorded = nothing()
+    for i in range(len(batch)):
         if reason[i] != 0:
             continue
-        why, n, _ = emit.lower_into(p, values[i], insns, uops, tables)
+        why, n, _ = emit.lower_into(nest, batch[i], insns, uops, tables)
         reason[i] = why
         if why == 0:
-            total, hang, times = chisel.simulate(insns[:n], insn_address, params, trace)
+            total, hang, times = chisel.simulate(insns[:n], insn_address, params, unrecorded)
             cycles[i] = total
             if hang:
                 reason[i] = emit.DEADLOCK
                 cycles[i] = -1
-            busy[i, 0] = times[0]
-            busy[i, 1] = times[1]
-            busy[i, 2] = times[2]
-
-
-def work_arrays() -> tuple[NDArray[np.int64], NDArray[np.int64], emit.Tables]:
-    """What `emit.lower_into` writes a program's instructions and micro-ops into, and its tables."""
-    insns = np.zeros((emit.MAX_INSNS, COLUMNS), dtype=np.int64)
-    return insns, np.zeros((nest.PORTABLE_UOPS, 3), dtype=np.int64), emit.tables()
+            busy[i, 0], busy[i, 1], busy[i, 2] = times.load, times.compute, times.store
 
 
 def validity(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.uint8]:
     """`Reason` of each row of knob values, uint8 (n,), in closed form: what lowering says, without emitting."""
-    return steps.reasons(nest.nest(workload, accelerator), values)
+    return legality.reasons(make_nest(workload, accelerator), values)
 
 
 def estimate(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.float64]:
     """Closed-form guess of the cycles of each row of knob values, float64 (n,); infinite where an SRAM is too small."""
-    totals = plan.summaries(nest.nest(workload, accelerator), values)
-    fits = (totals[:, [plan.S_INP_USE, plan.S_WGT_USE, plan.S_ACC_USE]] <= 1.0).all(axis=1)
-    return np.where(fits, totals[:, plan.S_ESTIMATE], np.inf)
+    found = totals.totals_of(totals.summaries(make_nest(workload, accelerator), values))
+    fits = (found["inp_use"] <= 1.0) & (found["wgt_use"] <= 1.0) & (found["acc_use"] <= 1.0)
+    return np.where(fits, found["estimate"], np.inf)
 
 
 def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Program:
@@ -177,27 +186,27 @@ def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64
     Raises:
         InvalidSchedule: with the reason.
     """
-    insns, uops, tables = work_arrays()
-    p = nest.nest(workload, accelerator)
-    reason, n, m = emit.lower_into(p, np.ascontiguousarray(values), insns, uops, tables)
+    insns, uops, tables = emit.work_arrays()
+    nest = make_nest(workload, accelerator)
+    reason, n, m = emit.lower_into(nest, schedules(values[None])[0], insns, uops, tables)
     if reason:
         raise InvalidSchedule(Reason(reason))
-    placed, end = nest.buffers(workload, accelerator)
+    placed, end = buffers(workload, accelerator)
     uop_address = next(b.address for b in placed if b.name == "uops")
-    features = dict(zip(plan.SUMMARY, plan.summaries(p, values[None])[0].tolist(), strict=True))
+    features = dict(zip(totals.SUMMARY, totals.summaries(nest, values[None])[0].tolist(), strict=True))
     return Program(accelerator, insns[:n].copy(), uops[:m].copy(), end, uop_address, placed, features)
 
 
-def programs(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """The instructions (m, COLUMNS) of valid rows of knob values, each a view that the next one overwrites.
+def programs(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Iterator[Insns]:
+    """The instructions (m,) of valid rows of knob values, each a view that the next one overwrites.
 
     Raises:
         InvalidSchedule: a row that does not lower.
     """
-    insns, uops, tables = work_arrays()
-    p = nest.nest(workload, accelerator)
-    for row in np.ascontiguousarray(values):
-        reason, n, _ = emit.lower_into(p, row, insns, uops, tables)
+    insns, uops, tables = emit.work_arrays()
+    nest = make_nest(workload, accelerator)
+    for schedule in schedules(values):
+        reason, n, _ = emit.lower_into(nest, schedule, insns, uops, tables)
         if reason:
             raise InvalidSchedule(Reason(reason))
         yield insns[:n]
@@ -208,11 +217,11 @@ def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[
     n = len(values)
     reason, cycles = validity(workload, accelerator, values), np.full(n, -1, dtype=np.int64)
     busy = np.zeros((n, 3), dtype=np.int64)
-    insns, uops, tables = work_arrays()
-    _, end = nest.buffers(workload, accelerator)
+    insns, uops, tables = emit.work_arrays()
+    _, end = buffers(workload, accelerator)
     _measure(
-        nest.nest(workload, accelerator),
-        np.ascontiguousarray(values),
+        make_nest(workload, accelerator),
+        schedules(values),
         insns,
         uops,
         tables,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 from programs import ACCELERATORS, random_workload, smallest_workload
 
-from oneshot_ml2.spaces.full import emit, plan, traffic
+from oneshot_ml2.spaces.full import traffic
+from oneshot_ml2.spaces.full.axes import RECURRENCE
+from oneshot_ml2.spaces.full.knobs import BIAS_GEMM, FOLD_TAPS, KNOBS, PAD_SKIP, schedules
+from oneshot_ml2.spaces.full.totals import column, summaries, totals_of
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta import nest
 from oneshot_ml2.vta import program as G
+from oneshot_ml2.vta.nest import make_nest
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
@@ -23,8 +26,8 @@ def test_bound_never_exceeds_the_cycles() -> None:
         indices = rng.integers(0, len(space), 4000)
         result = space.measure(indices)
         valid = result.reason == Reason.VALID
-        totals = plan.summaries(nest.nest(space.workload, space.accelerator), space.values(indices[valid]))
-        wrong = np.flatnonzero(totals[:, plan.S_BOUND] > result.cycles[valid])
+        totals = summaries(make_nest(space.workload, space.accelerator), space.values(indices[valid]))
+        wrong = np.flatnonzero(column(totals, "bound") > result.cycles[valid])
         assert not len(wrong), (space, space.schedule(int(indices[valid][wrong[0]])))
         timed += int(valid.sum())
 
@@ -44,8 +47,8 @@ def test_bound_holds_on_layers_of_usual_size() -> None:
             indices = rng.integers(0, len(space), 300)
             result = space.measure(indices)
             valid = result.reason == Reason.VALID
-            totals = plan.summaries(nest.nest(layer, accelerator), space.values(indices[valid]))
-            assert (totals[:, plan.S_BOUND] <= result.cycles[valid]).all()
+            totals = summaries(make_nest(layer, accelerator), space.values(indices[valid]))
+            assert (column(totals, "bound") <= result.cycles[valid]).all()
 
 
 def test_validity_of_a_table_is_what_lowering_says() -> None:
@@ -64,38 +67,16 @@ def test_validity_of_a_table_is_what_lowering_says() -> None:
     assert {Reason.VALID, Reason.SRAM_OVERFLOW, Reason.ACC_HAZARD} <= seen
 
 
-def test_chunks_cover_the_reduction() -> None:
-    for ci in range(1, 40):
-        for chunk in range(1, ci + 1):
-            for head in (plan.HEAD_WHOLE, plan.HEAD_SINGLE, plan.HEAD_DOUBLING):
-                starts = plan.chunk_starts(ci, chunk, head)
-                sizes = np.diff(starts)
-                assert starts[0] == 0 and starts[-1] == ci
-                assert (sizes > 0).all() and (sizes <= chunk).all()
-
-
 def test_summary_counts_the_real_work() -> None:
     layer = Conv2d(1, 64, 56, 56, 64, 3, 3, padding=1)
     space = ScheduleSpace(layer, ACCELERATORS[0])
     indices = space.sample(np.random.default_rng(1), 200)
-    totals = plan.summaries(nest.nest(layer, ACCELERATORS[0]), space.values(indices))
-    compute = totals[:, plan.S_COMPUTE]
-    skipping = space.values(indices)[:, plan.K_PAD] == plan.PAD_SKIP
+    totals = summaries(make_nest(layer, ACCELERATORS[0]), space.values(indices))
+    compute = column(totals, "compute")
+    skipping = schedules(space.values(indices))["pad"] == PAD_SKIP
     # The engine bound of the same layer: 440,896 GEMMs on real taps, reset and three ALU passes of 12,544 elements.
     assert (compute[skipping] >= 440_896 + 4 * 12_544).all()
     assert (compute[~skipping] >= 451_584 + 4 * 12_544).all()
-
-
-def test_token_order_check_sees_a_missing_push() -> None:
-    layer = Conv2d(1, 32, 8, 8, 32, 3, 3, padding=1)
-    space = ScheduleSpace(layer, ACCELERATORS[0])
-    indices = np.arange(0, len(space), 97)
-    program = space.lower(int(indices[space.validity(indices) == 0][0]))
-    assert emit.runs_in_order(program.insns)
-    for row in np.flatnonzero(program.insns[:, 1]):
-        broken = program.insns.copy()
-        broken[row, 1] = 0
-        assert not emit.runs_in_order(broken)
 
 
 def test_micro_ops_in_closed_form_are_nearly_those_of_programs() -> None:
@@ -111,11 +92,11 @@ def test_micro_ops_in_closed_form_are_nearly_those_of_programs() -> None:
         for accelerator in ACCELERATORS:
             space = ScheduleSpace(layer, accelerator)
             indices = rng.integers(0, len(space), 400)
-            p = nest.nest(layer, accelerator)
-            uops = plan.summaries(p, space.values(indices))[:, plan.S_UOPS]
+            nest = make_nest(layer, accelerator)
+            uops = column(summaries(nest, space.values(indices)), "uops")
             reasons = space.validity(indices)
             known = (reasons == Reason.VALID) | (reasons == Reason.UOP_OVERFLOW)
-            sides += ((uops > p[nest.UOP_LIMIT]) == (reasons == Reason.UOP_OVERFLOW))[known].tolist()
+            sides += ((uops > nest.uop_limit) == (reasons == Reason.UOP_OVERFLOW))[known].tolist()
             valid = np.flatnonzero(reasons == Reason.VALID)[:20]
             ratios += [uops[i] / len(space.lower(int(indices[i])).uops) for i in valid]
     low, middle, high = np.quantile(ratios, [0.05, 0.5, 0.95])
@@ -129,33 +110,33 @@ def test_a_gemm_a_tap_in_closed_form_is_that_of_programs() -> None:
     while compared < 200:
         space = ScheduleSpace(smallest_workload(rng), ACCELERATORS[int(rng.integers(len(ACCELERATORS)))])
         indices = rng.integers(0, len(space), 60)
-        p, values = nest.nest(space.workload, space.accelerator), space.values(indices)
-        taps = (values[:, plan.K_FOLD] == plan.FOLD_TAPS) & (space.validity(indices) == Reason.VALID)
-        totals = plan.summaries(p, values)
-        assert (totals[taps, plan.S_RECURRENCE] >= plan.RECURRENCE).all()
-        for index, total in zip(indices[taps], totals[taps], strict=True):
+        nest, values = make_nest(space.workload, space.accelerator), space.values(indices)
+        taps = (schedules(values)["fold"] == FOLD_TAPS) & (space.validity(indices) == Reason.VALID)
+        totals = summaries(nest, values)
+        assert (column(totals, "recurrence")[taps] >= RECURRENCE).all()
+        for index, total in zip(indices[taps], totals_of(totals)[taps], strict=True):
             insns = space.lower(int(index)).insns
-            if p[nest.POOL]:
-                gemms = (insns[:, G.C_OP] == G.ALU) & (insns[:, G.C_ALU_OP] == G.ALU_MAX) & (insns[:, G.C_USE_IMM] == 0)
+            if nest.pool:
+                gemms = (insns["op"] == G.ALU) & (insns["alu_op"] == G.ALU_MAX) & (insns["use_imm"] == 0)
             else:
-                gemms = (insns[:, G.C_OP] == G.GEMM) & (insns[:, G.C_RESET] == 0)
+                gemms = (insns["op"] == G.GEMM) & (insns["reset"] == 0)
             others = 0
-            if not p[nest.POOL]:
-                bias = p[nest.BIAS] and space.values(np.array([index]))[0, plan.K_BIAS] == plan.BIAS_GEMM
-                others = int(total[plan.S_TILES]) * (int(bias) + int(p[nest.RES]))
-            assert gemms.sum() - others == total[plan.S_GEMMS]
+            if not nest.pool:
+                bias = nest.bias and schedules(space.values(np.array([index])))[0]["bias"] == BIAS_GEMM
+                others = int(total["tiles"]) * (int(bias) + int(nest.residual))
+            assert gemms.sum() - others == total["gemms"]
             compared += 1
 
 
 def test_tiles_of_wide_images_are_told_apart() -> None:
     layer = Conv2d(1, 16, 3, 70_000, 16, 1, 1)
-    p = nest.nest(layer, ACCELERATORS[0])
+    nest = make_nest(layer, ACCELERATORS[0])
     values = np.repeat(ScheduleSpace(layer, ACCELERATORS[0]).values(np.array([0])), 2, axis=0)
-    values[:, [plan.K_H, plan.K_W]] = (1, 70_000), (2, 70_000 - 65_536)
-    both = plan.summaries(p, values)
-    alone = [plan.summaries(p, row[None])[0] for row in values]
+    values[:, [KNOBS.index("tile_h"), KNOBS.index("tile_w")]] = (1, 70_000), (2, 70_000 - 65_536)
+    both = summaries(nest, values)
+    alone = [summaries(nest, row[None])[0] for row in values]
     assert np.array_equal(both, alone)
-    moved = traffic.traffic(p, values, both)
+    moved = traffic.traffic(nest, values, both)
     assert np.array_equal(
-        moved, [traffic.traffic(p, row[None], total[None])[0] for row, total in zip(values, alone, strict=True)]
+        moved, [traffic.traffic(nest, row[None], total[None])[0] for row, total in zip(values, alone, strict=True)]
     )
