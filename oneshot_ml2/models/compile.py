@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from oneshot_ml2.common import ahead, kernels
 from oneshot_ml2.common.errors import ModelError
-from oneshot_ml2.models import host, hostcode, layout, partition, patches
+from oneshot_ml2.models import first_run, host, hostcode, layout, partition, patches
 from oneshot_ml2.models.check import Checked, check_alone, check_executable
 from oneshot_ml2.models.compiled import CompiledLayer, CompiledModel, Submission, Whole
 from oneshot_ml2.models.costs import cost_of
@@ -97,7 +98,8 @@ def compile(
         raise ModelError(f"rounding is {rounding!r}; allowed: {', '.join(quantize.ROUNDINGS)}")
     chip = accelerator if isinstance(accelerator, Accelerator) else Accelerator.load(accelerator)
     quantized, sample = None, None
-    with _stages(progress) as stage:
+    # What a first run compiles, another process begins with, while this one imports and quantizes.
+    with ahead.compiled(first_run.USES), _stages(progress) as stage:
         # Import: anybody's model as a float graph at fixed shapes, or a list of layers.
         with stage("import"):
             source = importer.import_model(model, example_inputs, size)
@@ -136,6 +138,7 @@ class _Stage:
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        self.bar.set_postfix_str("")
         self.describe(name)
         begin = time.perf_counter()
         yield
@@ -152,7 +155,9 @@ def _stages(progress: bool) -> Iterator[_Stage]:
 
     hidden = None if progress else True
     with tqdm(total=len(STAGES), unit="stage", file=sys.stderr, leave=False, disable=hidden) as bar:
-        yield _Stage(bar, {})
+        stage = _Stage(bar, {})
+        with kernels.telling(lambda: bar.set_postfix_str("compiling kernels, in the first run only")):
+            yield stage
 
 
 def _quantized(
