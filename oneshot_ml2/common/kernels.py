@@ -164,6 +164,8 @@ class _Shared:
             return self._cache.load_overload(types, context)
         except Exception:
             # A file that is cut short, or of something else: unpickling raises what it likes.
+            with contextlib.suppress(OSError):
+                self._cache.flush()
             return None
 
     def _name(self, types: Any) -> str:
