@@ -18,6 +18,7 @@ from pathlib import Path
 
 from oneshot_ml2.common import kernels
 from oneshot_ml2.common.files import write_whole
+from oneshot_ml2.common.parallel import one_blas_thread
 
 # What a process runs: the modules that this one finds, it finds too.
 _START = (
@@ -44,7 +45,9 @@ def compiled(uses: Sequence[str]) -> Iterator[None]:
             # Without memory or processes for it, this one does all itself.
             with contextlib.suppress(OSError):
                 helpers.append(_started(order))
-        yield
+        # BLAS's threads wait for each other by spinning: with fewer cores than threads, that takes ten times as long.
+        with one_blas_thread() if helpers else contextlib.nullcontext():
+            yield
     finally:
         for helper in helpers:
             helper.kill()
