@@ -163,7 +163,7 @@ def _stages(progress: bool) -> Iterator[_Stage]:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without garbage collection: importing torch and TVM makes what stays, and a sixth of its time went into looking."""
+    """Without garbage collections: what importing torch and TVM makes stays, and they took a sixth of its time."""
     before = gc.isenabled()
     gc.disable()
     try:

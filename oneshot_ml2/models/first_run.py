@@ -12,9 +12,9 @@ from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.protocols import Backend
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta import simulator
+from oneshot_ml2.vta import isa, simulator
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import C_OP, COLUMNS, FINISH, Program
+from oneshot_ml2.vta.program import FINISH, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule
 from oneshot_ml2.vta.timing import chisel
 from oneshot_ml2.workload.conv2d import Conv2d
@@ -74,6 +74,6 @@ def _task() -> tuple[Backend, Workload, Accelerator, NDArray[np.int64]]:
 
 def _program() -> Program:
     """FINISH alone."""
-    insns = np.zeros((1, COLUMNS), dtype=np.int64)
-    insns[0, C_OP] = FINISH
-    return Program(Accelerator.load("pynq"), insns, np.zeros((0, 3), dtype=np.int64), 0, 0, ())
+    chip = Accelerator.load("pynq")
+    insns = isa.decode(np.array([[FINISH, 0]], dtype=np.uint64), chip)
+    return Program(chip, insns, isa.decode_uops(np.zeros(0, dtype=np.uint32), chip), 0, 0, ())
