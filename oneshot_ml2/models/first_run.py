@@ -12,7 +12,7 @@ from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.protocols import Backend
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta import isa, simulator
+from oneshot_ml2.vta import isa, simulator, tokens
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import FINISH, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule
@@ -50,8 +50,10 @@ def lowering() -> None:
 
 
 def timing() -> None:
-    """The cycles of a program."""
-    chisel.measure(_program(), trace=True)
+    """The cycles of a program, and whether it may be joined to another."""
+    program = _program()
+    tokens.runs_in_order(program.insns)
+    chisel.measure(program, trace=True)
 
 
 def execution() -> None:
