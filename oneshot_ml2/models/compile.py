@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 import sys
 import time
@@ -19,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from oneshot_ml2.common import ahead, kernels
 from oneshot_ml2.common.errors import ModelError
-from oneshot_ml2.models import host, hostcode, layout, partition, patches, samples
+from oneshot_ml2.models import first_run, host, hostcode, layout, partition, patches, samples
 from oneshot_ml2.models.check import Checked, check_alone, check_executable
 from oneshot_ml2.models.compiled import CompiledLayer, CompiledModel, Submission, Whole
 from oneshot_ml2.models.costs import cost_of
@@ -100,9 +102,10 @@ def compile(
     chip = accelerator if isinstance(accelerator, Accelerator) else Accelerator.load(accelerator)
     found = None if calibration is None else samples.find(calibration)
     quantized = None
-    with _stages(progress) as stage:
+    # What a first run compiles, another process begins with, while this one imports and quantizes.
+    with ahead.compiled(first_run.USES), _stages(progress) as stage:
         # Import: anybody's model as a float graph at fixed shapes, or a list of layers.
-        with stage("import"):
+        with stage("import"), _uncollected():
             source = importer.import_model(model, example_inputs, size, shapes)
         if isinstance(source, LayerList):
             name, tasks = source.name, list(source.layers)
@@ -139,6 +142,7 @@ class _Stage:
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        self.bar.set_postfix_str("")
         self.describe(name)
         begin = time.perf_counter()
         yield
@@ -155,7 +159,21 @@ def _stages(progress: bool) -> Iterator[_Stage]:
 
     hidden = None if progress else True
     with tqdm(total=len(STAGES), unit="stage", file=sys.stderr, leave=False, disable=hidden) as bar:
-        yield _Stage(bar, {})
+        stage = _Stage(bar, {})
+        with kernels.telling(lambda: bar.set_postfix_str("compiling kernels, in the first run only")):
+            yield stage
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collections: what importing torch and TVM makes stays, and they took a sixth of its time."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def vta_layers(graph: Graph) -> list[Layer]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,100 @@ def test_kernels_of_other_sources_are_dropped_wherever_they_are(tmp_path: Path) 
     index.write_text("")
     kernels._drop_stale(tmp_path)
     assert index.exists()
+
+
+def test_what_another_process_compiles_is_waited_for_and_told(tmp_path: Path) -> None:
+    """Two at once: one compiles, the other loads what that keeps; both say that the kernel was not there."""
+    (tmp_path / "module.py").write_text(SOURCE)
+    code = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {str(tmp_path)!r})
+from oneshot_ml2.common import kernels
+import module
+told = []
+Path(sys.argv[1]).write_text("")
+while not Path({str(tmp_path / "go")!r}).exists():
+    time.sleep(0.001)
+with kernels.telling(lambda: told.append("missing")):
+    assert module.double(4) == 8
+print(sum(module.double.stats.cache_misses.values()), len(told))
+"""
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-B", "-c", code, str(tmp_path / f"ready{number}")],
+            stdout=subprocess.PIPE, text=True,
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path / "kernels")},
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    end = time.monotonic() + 100
+    while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.001)
+    (tmp_path / "go").write_text("")
+    assert sorted(process.communicate(timeout=120)[0].split()[0] for process in both) == ["0", "1"]
+
+
+def test_a_turn_is_one_process_at_a_time_and_patience_has_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = kernels._Turns(tmp_path)
+    mine.take("kernel")
+    code = f"""
+from pathlib import Path
+from oneshot_ml2.common import kernels
+kernels._PATIENCE_S = 0.1
+kernels._Turns(Path({str(tmp_path)!r})).take("other kernel")
+kernels.time.sleep = lambda seconds: print("waits")
+kernels._Turns(Path({str(tmp_path)!r})).take("kernel")
+print("goes on")
+"""
+
+    def other() -> list[str]:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=ROOT)
+        return done.stdout.splitlines()
+
+    lines = other()
+    assert "waits" in lines and lines[-1] == "goes on"
+    mine.give("kernel")
+    assert other() == ["goes on"]
+    # Where files cannot be locked, everybody compiles.
+    monkeypatch.setattr(kernels.fcntl, "lockf", lambda *args: (_ for _ in ()).throw(OSError("no locks")))
+    mine.take("kernel")
+
+
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+@pytest.mark.parametrize("content", ["", "no pickle"])
+def test_a_kernel_that_cannot_be_read_is_compiled_anew(ending: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text(SOURCE)
+    code = CODE.format(folder=str(tmp_path), nowhere=False)
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-B", "-c", code], capture_output=True, text=True, timeout=120, check=True,
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path / "kernels")},
+        )  # fmt: skip
+        assert (done.stdout.split()[0], done.stderr) == ("8", "")
+        for file in (tmp_path / "kernels").rglob(f"*.{ending}"):
+            file.write_text(content)
+
+
+def test_a_kernel_that_cannot_be_kept_works_all_the_same(tmp_path: Path) -> None:
+    class Full:
+        """numba's cache on a disk that is full."""
+
+        class _impl:
+            filename_base = "kernel"
+
+        def load_overload(self, types: object, context: object) -> None:
+            return None
+
+        def save_overload(self, types: object, result: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    shared = kernels._Shared(Full(), kernels._Turns(tmp_path))
+    assert shared.load_overload("int64", None) is None
+    shared.save_overload("int64", object())
 
 
 def test_every_kernel_comes_from_here() -> None:

@@ -13,8 +13,9 @@ import pytest
 from conftest import RunCommand, noted
 
 import oneshot_ml2 as o2
-from oneshot_ml2.common import tables
+from oneshot_ml2.common import kernels, tables
 from oneshot_ml2.common.errors import ModelError
+from oneshot_ml2.models import compile as compile_module
 from oneshot_ml2.models.frontend import importer
 from oneshot_ml2.models.frontend.importer import LayerList
 from oneshot_ml2.network import picking
@@ -367,3 +368,14 @@ def test_equal_layers_are_picked_and_timed_once(monkeypatch: pytest.MonkeyPatch)
     model = o2.compile([LAYERS[-1], twin])
     assert [entry.name for entry in model.layers] == ["fc", "twin"]
     assert events == ["pick", "measure"]
+
+
+def test_the_bar_says_that_kernels_are_compiled_until_the_next_stage() -> None:
+    with compile_module._stages(True) as stage:
+        with stage("pick"):
+            for tell in kernels._told:
+                tell()
+            assert "compiling kernels" in str(stage.bar.postfix)
+        with stage("check"):
+            assert "compiling kernels" not in str(stage.bar.postfix)
+    assert not kernels._told
