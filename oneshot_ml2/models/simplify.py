@@ -12,6 +12,7 @@ import numpy as np
 from oneshot_ml2.models import operators, partition
 from oneshot_ml2.models.ir import Graph, Node
 from oneshot_ml2.models.ops.registry import op_of, ops
+from oneshot_ml2.models.turning import permutes, sink_permutes
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.ops.base import Array
@@ -27,7 +28,9 @@ def simplify(graph: Graph, names: Mapping[str, list[tuple[str, str]]]) -> Graph:
     for op in ops().values():
         rewritten = graph if op.rewrite is None else op.rewrite(graph)
         graph = graph if rewritten is graph else drop_unused(rewritten)
-    graph = drop_unused(fold_moves(hoist_scales(fold_layers(fold_constants(graph)))))
+    graph = drop_unused(fold_constants(graph))
+    as_is, turned = _folded(graph), _folded(drop_unused(sink_permutes(graph)))
+    graph = turned if permutes(turned) < permutes(as_is) else as_is
     renamed, labels = [], {}
     taken: set[str] = set()
     kinds: dict[str, int] = {}
@@ -49,6 +52,10 @@ def simplify(graph: Graph, names: Mapping[str, list[tuple[str, str]]]) -> Graph:
                 node = dataclasses.replace(node, name=label)
         renamed.append(node)
     return dataclasses.replace(graph, nodes=tuple(renamed), labels=labels)
+
+
+def _folded(graph: Graph) -> Graph:
+    return drop_unused(fold_moves(hoist_scales(fold_layers(graph))))
 
 
 def fold_constants(graph: Graph) -> Graph:

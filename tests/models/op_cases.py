@@ -132,7 +132,7 @@ CHOICES = {
 
 RESIZES = {
     f"Resize {mode} {coordinates} {nearest} {given}": one(
-        "Resize", None, None if given == "sizes" else reals(1, 1, 2, 2), ints(1, 16, 13, 5) if given == "sizes" else None,
+        "Resize", None, *((None, ints(1, 16, 13, 5)) if given == "sizes" else (reals(1, 1, 2, 2),)),
         mode=mode, coordinate_transformation_mode=coordinates, **({"nearest_mode": nearest} if nearest else {}),
     )
     for mode, nearests, ways in (
@@ -168,7 +168,8 @@ PADS = {
     "Pad attributes": one("Pad", pads=[0, 0, 1, 1, 0, 0, 1, 1], opset=9),
     "Pad axes": one("Pad", ints(1, 1, 0, 1), None, ints(2, 3), opset=18),
     "Pad, Conv": case(of("Pad", ints(0, 0, 0, 0, 0, 0, 1, 1)), of("Conv", weight(16, 16, 3, 3), strides=[2, 2])),
-    "Pad, Conv with pads": case(of("Pad", ints(0, 0, 1, 1, 0, 0, 1, 1)), of("Conv", weight(16, 16, 3, 3), pads=[1] * 4)),
+    "Pad, Conv with pads": case(of("Pad", ints(0, 0, 1, 1, 0, 0, 1, 1)),
+                                of("Conv", weight(16, 16, 3, 3), pads=[1] * 4)),
     "Pad, AveragePool": case(of("Pad", ints(0, 0, 1, 1, 0, 0, 1, 1)), of("AveragePool", kernel_shape=[2, 2])),
     "Pad, MaxPool": case(of("Relu"), of("Pad", ints(0, 0, 0, 0, 0, 0, 1, 1)),
                          of("MaxPool", kernel_shape=[3, 3], strides=[2, 2])),
@@ -203,7 +204,8 @@ REDUCTIONS = {
     f"Reduce{kind} {name}": made
     for kind in ("Sum", "Mean", "Max", "Min", "L2", "L1", "Prod", "SumSquare", "LogSumExp")
     for name, made in (
-        ("", one("ReduceSum", ints(2, 3), keepdims=0) if kind == "Sum" else one(f"Reduce{kind}", axes=[2, 3], keepdims=0)),
+        ("", one("ReduceSum", ints(2, 3), keepdims=0)
+             if kind == "Sum" else one(f"Reduce{kind}", axes=[2, 3], keepdims=0)),
         ("kept", one(f"Reduce{kind}", axes=[1], keepdims=1, opset=11)),
         ("18", one(f"Reduce{kind}", ints(1), keepdims=1, opset=18)),
     )

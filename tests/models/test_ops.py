@@ -1,4 +1,4 @@
-"""Every operator that a model may have: as ONNX defines it, and what quantization costs; then groups of them compiled."""
+"""Every operator that a model may have: as ONNX defines it, what quantization costs, and groups of them compiled."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from graph_models import needs
 from op_cases import GROUPS, Case, written
 
+import oneshot_ml2 as o2
 from oneshot_ml2.models import partition
 from oneshot_ml2.models.execute import execute
 from oneshot_ml2.models.frontend.from_onnx import import_onnx
@@ -64,3 +65,29 @@ def test_as_onnx_defines_it(name: str, tmp_path: Path) -> None:
     if name not in ROUGH:
         found = list(execute(integer, {"x": first}).values())
         assert max(error(array, other) for array, other in zip(found, right, strict=True)) < 0.12
+
+
+# Cases that are compiled together, behind one convolution.
+TOGETHER = {
+    name: [case for case in group.values() if case.opset == 17 and case.image]
+    for name, group in GROUPS.items()
+    if name not in ("layers", "recurrent")
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", TOGETHER)
+def test_compiled_as_the_reference_computes(group: str, tmp_path: Path) -> None:
+    import onnx
+
+    cases = TOGETHER[group]
+    onnx.save(written(cases), tmp_path / "m.onnx")
+    x = samples(cases[0], 4)
+    model = o2.compile(tmp_path / "m.onnx", "pynq", calibration=x)
+    assert all(not layer.wrong for layer in model.layers)
+    found, right = model.run(x[:1]), execute(model.graph, {"x": x[:1]})
+    for title, name in zip(model.graph.output_names, model.graph.outputs, strict=True):
+        if group == "moves":
+            np.testing.assert_array_equal(found[title], right[name])
+        else:
+            assert error(found[title], right[name]) < 0.02, title

@@ -17,7 +17,7 @@ from oneshot_ml2.models import execute, ir, operators, partition
 from oneshot_ml2.models.frontend import from_onnx, from_torch, importer
 from oneshot_ml2.models.ir import Graph, Node, Value
 from oneshot_ml2.models.ops import numeric
-from oneshot_ml2.models.quantize import integer, quantize, scales
+from oneshot_ml2.models.quantize import integer, quantize, sampling, scales
 
 needs("tvm", "onnx")
 
@@ -237,14 +237,23 @@ def test_clips_become_bounds(tmp_path: Path) -> None:
 def test_unsupported_inputs(tmp_path: Path) -> None:
     text = qdq_error(tmp_path, lambda q, p: q.write(p, q.node("Relu", ["x"], "r"), ("batch", 3, "height", 8)))
     assert "dimension 2 of input 'x' (1, 3, height, 8) is free" in text
-    text = qdq_error(tmp_path, lambda q, p: q.write(p, q.node("Relu", ["x"], "r"), (1, 3), 7, 2))
-    assert "integers" in text
     text = qdq_error(tmp_path, lambda q, p: q.write(p, q.node("Relu", ["x"], "r"), (1, 3), 9, 2))
     assert "input 'x' is bool; only float32" in text
-    text = qdq_error(
-        tmp_path, lambda q, p: q.write(p, q.node("CumSum", ["x", q.constant("a", np.int64(1))], "r"), (1, 3), rank=2)
-    )
-    assert "operator CumSum (node '/r/CumSum') is not supported" in text
+    text = qdq_error(tmp_path, lambda q, p: q.write(p, q.node("Acosh", ["x"], "r"), (1, 3), rank=2))
+    assert "operator Acosh (node '/r/Acosh') is not supported" in text
+
+
+def test_whole_numbers_that_are_no_indices(tmp_path: Path) -> None:
+    """A mask of ones and zeros, as encoders take it: computed with, exactly, and what it may hold is checked."""
+    q = Qdq()
+    hidden = q.node("Cast", [q.node("Equal", ["x", q.constant("zero", np.int64(0))], "e")], "h", to=1)
+    graph = from_onnx.import_onnx(q.write(tmp_path / "m.onnx", hidden, (1, 3), 7, 2))
+    (found,) = execute.execute(graph, {"x": np.array([[1, 0, 5]])}).values()
+    np.testing.assert_array_equal(found, [[0, 1, 0]])
+    (sample,) = sampling.random_samples(graph, 1, 0)
+    assert sample["x"].dtype.kind == "i" and sample["x"].max() <= 1
+    with pytest.raises(ModelError, match="whole numbers"):
+        execute.execute(graph, {"x": np.array([[0.5, 1, 1]])})
 
 
 @pytest.mark.parametrize("content", [b"", b"no ONNX", b"\x08\x09\x12\x03abc"])
@@ -269,7 +278,7 @@ def test_modules_that_cannot_be_imported() -> None:
         from_torch.import_torch(Branches(), (torch.zeros(3),))
     with pytest.raises(ModelError, match="float64"):
         from_torch.import_torch(nn.ReLU(), (torch.zeros(3, dtype=torch.float64),))
-    with pytest.raises(ModelError, match=r"operator cumsum is not supported; replace it"):
+    with pytest.raises(ModelError, match=r"operator cumprod is not supported; replace it"):
         from_torch.import_torch(Cumulative(), (torch.zeros(3, 4),))
     with pytest.raises(ModelError, match="example_inputs"):
         importer.import_model(nn.ReLU())
@@ -282,7 +291,7 @@ def Cumulative() -> Any:
 
     class Net(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x.cumsum(1)
+            return x.cumprod(1)
 
     return Net()
 

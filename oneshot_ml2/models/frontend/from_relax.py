@@ -111,7 +111,7 @@ def _read_all(reader: Reader, bindings: Sequence[Any], labels: Sequence[str], im
                 # Without a shape there is no going on.
                 break
     if refused:
-        raise together(refused, reader.supported) from refused[0]
+        raise together(refused) from refused[0]
 
 
 def _stand_in(reader: Reader, variable: Any) -> Any:

@@ -18,6 +18,9 @@ from oneshot_ml2.models.frontend.onnx_quantized import QUANTIZED, is_quantized, 
 # From here on a scale of each channel can say along which axis they lie.
 _CHANNEL_SCALES = 13
 
+# What is a loop when it is expanded; of constants it is computed.
+_LOOPS = ("Range", "SequenceMap")
+
 
 def prepare(model: Any, known: Collection[str]) -> list[str]:
     """Resolve, in place, what need not be left to the compiled model.
@@ -31,9 +34,14 @@ def prepare(model: Any, known: Collection[str]) -> list[str]:
     Raises:
         ModelError: shapes that contradict each other, or a quantization that is not supported.
     """
-    _expand(model, {*known, *QUANTIZED})
+    from onnx import inliner
+
+    if model.functions:
+        model.CopyFrom(inliner.inline_local_functions(model))
     _fold(model)
-    changes = []
+    if _expand(model, {*known, *QUANTIZED, *_LOOPS}):
+        _fold(model)
+    changes = _trained(model)
     if is_quantized(model):
         if opset_of(model) < _CHANNEL_SCALES:
             _convert(model, _CHANNEL_SCALES)
@@ -44,24 +52,27 @@ def prepare(model: Any, known: Collection[str]) -> list[str]:
     return changes
 
 
-def _expand(model: Any, known: Collection[str]) -> None:
-    """Replace calls of functions, the model's and those of ONNX's operators that are not ``known``, by their bodies."""
+def _expand(model: Any, known: Collection[str]) -> bool:
+    """Replace ONNX's operators that are not ``known`` by what they are made of, where the standard says it; whether
+    there were any.
+    """
     import onnx
-    from onnx import defs, inliner
+    from onnx import defs, helper, inliner
 
-    version, local = opset_of(model), {(function.domain, function.name) for function in model.functions}
-    expanded = set()
+    version, expanded = opset_of(model), set()
     for node in nodes(model.graph):
-        if (node.domain, node.op_type) in local:
-            expanded.add((node.domain, node.op_type))
-        elif node.domain == "" and node.op_type not in known and defs.has(node.op_type):
+        if node.domain == "" and node.op_type not in known and defs.has(node.op_type):
             schema = defs.get_schema(node.op_type, version)
             if schema.has_function or schema.has_context_dependent_function:
                 expanded.add(("", node.op_type))
     if expanded:
-        # Some bodies depend on the types of their operands.
+        # Some depend on the types of their operands, also of constants.
         inferred = onnx.shape_inference.infer_shapes(model)
+        for tensor in model.graph.initializer:
+            info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            inferred.graph.value_info.append(info)
         model.CopyFrom(inliner.inline_selected_functions(inferred, sorted(expanded), inline_schema_functions=True))
+    return bool(expanded)
 
 
 def nodes(graph: Any) -> Iterator[Any]:
@@ -82,7 +93,8 @@ def _fold(model: Any) -> None:
     if not _foldable(model.graph):
         return
     import onnx
-    from onnxscript import optimizer
+    from onnx_ir.passes import common
+    from onnxscript import ir, optimizer
 
     try:
         # With the values of shapes, which tells more of what follows from them.
@@ -90,21 +102,33 @@ def _fold(model: Any) -> None:
     except Exception as error:
         # It names the node itself.
         raise ModelError(f"its shapes cannot be inferred: {first_line(error)}") from error
-    model.CopyFrom(inferred)
     quantizers = ("QuantizeLinear", "DequantizeLinear")
     logger = logging.getLogger("onnxscript")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
+        graph = ir.serde.deserialize_model(inferred)
         optimizer.fold_constants(
-            model, onnx_shape_inference=True, output_size_limit=1 << 30,
+            graph, onnx_shape_inference=True, output_size_limit=1 << 30,
             should_fold=lambda node: node.op_type not in quantizers,
         )  # fmt: skip
-        optimizer.remove_unused_nodes(model)
+        optimizer.remove_unused_nodes(graph)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
+        model.CopyFrom(ir.serde.serialize_model(graph))
     except Exception as error:
         raise ModelError(f"its constants cannot be computed: {first_line(error.__cause__ or error)}") from error
     finally:
         logger.setLevel(level)
+
+
+def _trained(model: Any) -> list[str]:
+    """A line on dropouts that are in training mode; they do nothing here."""
+    from onnx import numpy_helper
+
+    known = {tensor.name: tensor for tensor in model.graph.initializer}
+    modes = [node.input[2] for node in model.graph.node if node.op_type == "Dropout" and len(node.input) > 2]
+    on = sum(name in known and bool(numpy_helper.to_array(known[name])) for name in modes)
+    return [f"{on} dropouts are in training mode in the file, and do nothing here"] if on else []
 
 
 def _foldable(graph: Any) -> bool:

@@ -17,7 +17,6 @@ from typing import Any
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models.frontend.onnx_file import MICROSOFT, opset_of
 from oneshot_ml2.models.host import quiet_stderr, whole_tvm
-from oneshot_ml2.models.ops.base import Import
 from oneshot_ml2.models.ops.importing import OnnxNode
 from oneshot_ml2.models.ops.registry import onnx_imports
 
@@ -25,6 +24,10 @@ from oneshot_ml2.models.ops.registry import onnx_imports
 _OF_MICROSOFT = ("Gelu", "FastGelu", "BiasGelu", "SkipLayerNormalization", "EmbedLayerNormalization")
 # A message with a label of a node in it: before, node, after.
 _NODE = re.compile(r"(operator \S+) \(((?:the )?node .*?')\)(.*)", re.DOTALL)
+_ADVICE = (
+    "; replace it by supported ones in the model (docs/models.md lists them), or compile the part of the model "
+    "without it"
+)
 # Nodes of one kind that an error names; the others are counted.
 _SHOWN = 4
 # TVM's names in its own messages, e.g. `relax.nn.conv2d`, `R.Tensor`.
@@ -46,21 +49,14 @@ def plain(message: str, instead: str = "the operator") -> str:
 def not_supported(where: str, supported: Sequence[str]) -> ModelError:
     """The error of an operator that there is no way to compile; ``supported``: those that there are."""
     how = " with these attributes and operands" if where.split()[1] in supported else ""
-    return ModelError(f"{where} is not supported{how}{_advice(supported)}")
+    return ModelError(f"{where} is not supported{how}{_ADVICE}")
 
 
-def _advice(supported: Sequence[str]) -> str:
-    return (
-        f"; replace it by supported ones in the model ({', '.join(supported)}), or compile the part of the model "
-        "without it"
-    )
-
-
-def together(errors: Sequence[ModelError], supported: Sequence[str] = ()) -> ModelError:
+def together(errors: Sequence[ModelError]) -> ModelError:
     """One error of several, those alike but for their node side by side, and what helps once."""
-    advice, groups = _advice(supported), dict[tuple[str, str], list[str]]()
+    groups = dict[tuple[str, str], list[str]]()
     for error in errors:
-        text = str(error).removesuffix(advice)
+        text = str(error).removesuffix(_ADVICE)
         parts = _NODE.fullmatch(text)
         before, node, after = parts.groups() if parts else (text, "", "")
         groups.setdefault((before, after), []).append(node)
@@ -71,8 +67,8 @@ def together(errors: Sequence[ModelError], supported: Sequence[str] = ()) -> Mod
         names = ", ".join(name.removeprefix("node ") for name in different[:_SHOWN])
         many = f"nodes {names}{more}" if len(different) > 1 else different[0]
         lines.append(f"{before} ({many}){after}" if many else before)
-    helps = any(str(error).endswith(advice) for error in errors)
-    return ModelError("; ".join(lines) + (advice if helps else ""))
+    helps = any(str(error).endswith(_ADVICE) for error in errors)
+    return ModelError("; ".join(lines) + (_ADVICE if helps else ""))
 
 
 @dataclass(frozen=True)
@@ -120,16 +116,16 @@ def import_nodes(model: Any, supported: Sequence[str]) -> Imported:
 
         def _convert_operator(self, name: str, inputs: Any, attributes: Any, opset: int) -> Any:
             node = nodes[self.begun - 1]
-            own = onnx_imports().get(name) if node.domain in ("", "ai.onnx") else None
             follows = any(operand is other for operand in inputs for other in doubtful)
             try:
-                if own is not None:
-                    given = OnnxNode(self.bb, list(inputs), attributes, opset, len(node.output))
-                    result = self.bb.normalize(_imported(own, given, node))
-                elif _known(node):
+                if not _known(node):
+                    raise not_supported(label(node), supported)
+                own = onnx_imports().get(name) if node.domain in ("", "ai.onnx") else None
+                if own is None:
                     result = super()._convert_operator(name, inputs, attributes, opset)
                 else:
-                    raise not_supported(label(node), supported)
+                    made_of = OnnxNode(self.bb, list(inputs), attributes, opset, len(node.output))
+                    result = self.bb.normalize(own(made_of))
             except Exception as error:
                 refusal = _refusal(model, node, error, supported)
                 # What follows from what is missing may be none of its own.
@@ -147,7 +143,7 @@ def import_nodes(model: Any, supported: Sequence[str]) -> Imported:
 
     flow = [node for node in nodes if any(entry.g.node or entry.graphs for entry in node.attribute)]
     if flow:
-        raise together([not_supported(label(node), supported) for node in flow], supported)
+        raise together([not_supported(label(node), supported) for node in flow])
     importer = Importer({}, "float32")
     try:
         # TVM prints the operands of what fails.
@@ -164,16 +160,8 @@ def import_nodes(model: Any, supported: Sequence[str]) -> Imported:
             del importer
             made.clear()
             gc.collect()
-        raise together(refused, supported) from error
+        raise together(refused) from error
     return Imported(module, _owners(module["main"], made), tuple(refused), tuple(stand_ins))
-
-
-def _imported(own: Import, given: OnnxNode, node: Any) -> Any:
-    """What a node becomes by an operator's own record, whose errors begin behind the node's name."""
-    try:
-        return own(given)
-    except ModelError as error:
-        raise ModelError(f"{label(node)} {error}") from error
 
 
 def _known(node: Any) -> bool:
@@ -186,9 +174,9 @@ def _known(node: Any) -> bool:
 
 def _refusal(model: Any, node: Any, error: Exception, supported: Sequence[str]) -> ModelError:
     """Why a node, or the model, cannot be imported, from what was raised."""
-    if isinstance(error, ModelError):
-        return error
     where = "the model" if node is None else label(node)
+    if isinstance(error, ModelError):
+        return error if str(error).startswith(where) else ModelError(f"{where} {error}")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     if isinstance(error, NotImplementedError) and lines[0].startswith("Operator "):
         return not_supported(where, supported)

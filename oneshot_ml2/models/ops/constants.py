@@ -59,7 +59,7 @@ def _import_cast(node: OnnxNode) -> Expr:
     kind, x = str(helper.tensor_dtype_to_np_dtype(int(node.attribute("to", 1)))), node.input(0)
     if node.is_constant(0):
         return node.constant(node.array(0), kind)
-    if not hasattr(x.ty, "dtype"):
+    if not hasattr(getattr(x, "ty", None), "dtype"):
         x = node.emit(node.op.shape_to_tensor(x))
     return node.op.astype(x, kind)
 

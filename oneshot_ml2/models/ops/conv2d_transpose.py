@@ -87,7 +87,7 @@ def _import(node: OnnxNode) -> Expr:
         assert array is not None
         wide = [(k - 1) * apart + 1 for k, apart in zip(kernel, dilation, strict=True)]
         full = np.zeros((*array.shape[:2], *wide), dtype=np.float32)
-        full[(slice(None), slice(None), *(slice(None, None, apart) for apart in dilation))] = array
+        full[tuple(slice(None, None, apart) for apart in (1, 1, *dilation))] = array
         weight = node.constant(full)
     sums = node.emit(
         getattr(node.op.nn, f"conv{rank}d_transpose")(

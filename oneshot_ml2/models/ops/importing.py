@@ -81,6 +81,17 @@ class OnnxNode:
             raise ModelError(f"has operand {index} that the model computes; only a constant is supported there")
         return np.asarray(operand.value.numpy())
 
+    def number(self, index: int) -> int:
+        """A constant operand that is one whole number.
+
+        Raises:
+            ModelError: the model computes it, or it is not there.
+        """
+        array = self.array(index)
+        if array is None or array.size != 1:
+            raise ModelError(f"has no single number as operand {index}")
+        return int(array.reshape(()))
+
     def numbers(self, index: int, attribute: str) -> list[int] | None:
         """Whole numbers that are an operand or, in older opsets, an attribute; None: neither is there."""
         array = self.array(index) if index >= 0 else None

@@ -130,7 +130,7 @@ def _topk_host(part: str) -> HostCode:
 
 
 def _import_cumsum(node: OnnxNode) -> Expr:
-    axis = int(np.ravel(node.array(1))[0]) % len(node.shape())
+    axis = node.number(1) % len(node.shape())
     backwards = node.constant(np.arange(node.shape()[axis])[::-1].copy(), "int64")
     x, reverse = node.input(0), bool(node.attribute("reverse", 0))
     if reverse:
@@ -163,8 +163,10 @@ def _one_hot(node: OnnxNode, places: Expr, depth: int, axis: int) -> Expr:
 
 
 def _import_one_hot(node: OnnxNode) -> Expr:
-    depth, values = int(np.ravel(node.array(1))[0]), np.ravel(node.array(2)).astype(np.float32)
-    hot = _one_hot(node, node.input(0), depth, int(node.attribute("axis", -1)))
+    values = node.array(2)
+    if values is None or values.size != 2:
+        raise ModelError("has no two values")
+    hot = _one_hot(node, node.input(0), node.number(1), int(node.attribute("axis", -1)))
     scaled = node.emit(node.op.multiply(hot, node.constant(values[1] - values[0])))
     return node.op.add(scaled, node.constant(values[0]))
 

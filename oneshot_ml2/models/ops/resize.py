@@ -59,10 +59,8 @@ class Line:
         """The nearest source of each element, (after,) int64."""
         # A place that should be exact is; division may have left it just beside.
         x = np.round(self.places(), 9)
-        found = {
-            "floor": np.floor, "ceil": np.ceil, "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-            "round_prefer_ceil": lambda x: np.floor(x + 0.5),
-        }[self.nearest](x)  # fmt: skip
+        half = {"round_prefer_floor": -0.5, "round_prefer_ceil": 0.5}.get(self.nearest, 0.0)
+        found = np.ceil(x + half) if self.nearest in ("ceil", "round_prefer_floor") else np.floor(x + half)
         return np.clip(found, 0, self.before - 1).astype(np.int64)
 
     def taps(self) -> tuple[Array, Array]:
