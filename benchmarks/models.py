@@ -188,7 +188,7 @@ def write_report(rows: Sequence[dict[str, Any]], path: Path) -> None:
     good = [row for row in known if "refused" not in row]
     header = [
         "model", "from", "exporter", "input", "error", "MACs", "on VTA", "exact", "cycles", "of bound", "seconds",
-        "GiB", "arena MiB",
+        "CPU seconds", "GiB", "arena MiB",
     ]  # fmt: skip
     table = [header, ["---"] * len(header), *(_cells(row) for row in good)]
     slow = [row["model"] for row in good if row["seconds"] > SECONDS or row["gib"] > GIB]
@@ -225,6 +225,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['cycles']:,}",
         f"{row['of_bound']:.1%}",
         f"{row['seconds']:.0f}",
+        f"{row['cpu_seconds']:.0f}",
         f"{row['gib']:.2f}",
         f"{row['arena'] / 2**20:.1f}",
     ]

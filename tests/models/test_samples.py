@@ -228,7 +228,7 @@ def test_calibration_from_the_command_line(tmp_path: Path, run_command: RunComma
     given = ["compile", path, "--calibration", folder, "--mean", "0.5", "--std", "0.2", "0.25", "0.3"]
     code, out, err = run_command(*given, "--resize", "14", "-o", build)
     assert (code, err) == (0, "")
-    assert f"Calibration: 3 samples ({folder})." in out and "random" not in out
+    assert f"Calibration: 3 samples ({folder})." in out and "scales follow from random" not in out
     assert f"calibrated on 3 samples ({folder})" in (build / "report.html").read_text()
     report = samples.Path(build / "report.json").read_text()
     assert '"samples": 3' in report

@@ -17,7 +17,6 @@ from typing import Any
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models.frontend.onnx_file import MICROSOFT, opset_of
 from oneshot_ml2.models.host import quiet_stderr, whole_tvm
-from oneshot_ml2.models.ops.base import Import
 from oneshot_ml2.models.ops.importing import OnnxNode
 from oneshot_ml2.models.ops.registry import onnx_imports
 
@@ -25,8 +24,10 @@ from oneshot_ml2.models.ops.registry import onnx_imports
 _OF_MICROSOFT = ("Gelu", "FastGelu", "BiasGelu", "SkipLayerNormalization", "EmbedLayerNormalization")
 # A message with a label of a node in it: before, node, after.
 _NODE = re.compile(r"(operator \S+) \(((?:the )?node .*?')\)(.*)", re.DOTALL)
-# What ends the message of an operator that there is no way to compile.
-_ADVICE = "; replace it by supported ones in the model (docs/models.md lists them), or compile the part without it"
+_ADVICE = (
+    "; replace it by supported ones in the model (docs/models.md lists them), or compile the part of the model "
+    "without it"
+)
 # Nodes of one kind that an error names; the others are counted.
 _SHOWN = 4
 # TVM's names in its own messages, e.g. `relax.nn.conv2d`, `R.Tensor`.
@@ -115,16 +116,16 @@ def import_nodes(model: Any, supported: Sequence[str]) -> Imported:
 
         def _convert_operator(self, name: str, inputs: Any, attributes: Any, opset: int) -> Any:
             node = nodes[self.begun - 1]
-            own = onnx_imports().get(name) if node.domain in ("", "ai.onnx") else None
             follows = any(operand is other for operand in inputs for other in doubtful)
             try:
-                if own is not None:
-                    given = OnnxNode(self.bb, list(inputs), attributes, opset, len(node.output))
-                    result = self.bb.normalize(_imported(own, given, node))
-                elif _known(node):
+                if not _known(node):
+                    raise not_supported(label(node), supported)
+                own = onnx_imports().get(name) if node.domain in ("", "ai.onnx") else None
+                if own is None:
                     result = super()._convert_operator(name, inputs, attributes, opset)
                 else:
-                    raise not_supported(label(node), supported)
+                    made_of = OnnxNode(self.bb, list(inputs), attributes, opset, len(node.output))
+                    result = self.bb.normalize(own(made_of))
             except Exception as error:
                 refusal = _refusal(model, node, error, supported)
                 # What follows from what is missing may be none of its own.
@@ -161,14 +162,6 @@ def import_nodes(model: Any, supported: Sequence[str]) -> Imported:
             gc.collect()
         raise together(refused) from error
     return Imported(module, _owners(module["main"], made), tuple(refused), tuple(stand_ins))
-
-
-def _imported(own: Import, given: OnnxNode, node: Any) -> Any:
-    """What a node becomes by an operator's own record, whose errors begin behind the node's name."""
-    try:
-        return own(given)
-    except ModelError as error:
-        raise ModelError(f"{label(node)} {error}") from error
 
 
 def _known(node: Any) -> bool:
