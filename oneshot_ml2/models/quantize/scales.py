@@ -47,10 +47,12 @@ def observed_exponents(graph: Graph, samples: Sequence[Sample]) -> tuple[dict[st
             if index == 0:
                 first[name] = array
             if array.dtype == np.float32:
-                if not np.isfinite(array).all():
+                # Minus infinity is what masks leave out; int8 has its least number for it.
+                kept = array[array > -np.inf] if np.isneginf(array).any() else array
+                if not np.isfinite(kept).all():
                     raise ModelError(f"the model's tensor {name!r} is not finite on the calibration data")
-                largest[name] = max(largest.get(name, 0.0), float(np.abs(array).max()))
-                drawn.setdefault(name, []).append(drawn_values(array))
+                largest[name] = max(largest.get(name, 0.0), float(np.abs(kept).max(initial=0.0)))
+                drawn.setdefault(name, []).append(drawn_values(kept) if kept.size else np.zeros(1, np.float32))
 
         execute.execute(graph, sample, observe)
     exponents = {name: best_exponent(np.concatenate(parts), largest[name]) for name, parts in drawn.items()}
