@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models.frontend.from_relax import INPUTS, SUPPORTED, first_line, from_relax, quiet
 from oneshot_ml2.models.ir import Graph
-from oneshot_ml2.models.ops.registry import ops
+from oneshot_ml2.models.ops.registry import ops, torch_imports
 from oneshot_ml2.models.simplify import NAMELESS
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def import_torch(module: nn.Module, example_inputs: Sequence[Any], name: str | N
         except Exception as error:
             raise ModelError(f"torch.export cannot export {type(module).__name__}: {first_line(error)}") from error
         try:
-            relax_module = from_exported_program(program, unwrap_unit_return_tuple=True)
+            relax_module = from_exported_program(
+                program, unwrap_unit_return_tuple=True, custom_convert_map=torch_imports()
+            )
         except Exception as error:
             raise ModelError(f"TVM cannot import {type(module).__name__}: {first_line(error)}") from error
     names: dict[str, list[tuple[str, str]]] = {}

@@ -32,7 +32,10 @@ def best_exponent(values: Array, largest: float) -> int:
     errors = []
     for exponent in (top, top - 1):
         step = 2.0**exponent
-        errors.append((float(np.square(np.clip(np.rint(values / step), LOW, HIGH) * step - values).mean()), exponent))
+        # What masks add may be the least number that there is.
+        with np.errstate(over="ignore"):
+            square = np.square(np.clip(np.rint(values / step), LOW, HIGH) * step - values)
+            errors.append((float(square.mean()), exponent))
     return min(errors)[1]
 
 
