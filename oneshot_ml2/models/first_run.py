@@ -17,8 +17,8 @@ from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import FINISH, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule
 from oneshot_ml2.vta.timing import chisel
-from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.base import Workload
+from oneshot_ml2.workload.conv2d import Conv2d
 
 
 def candidates() -> None:
