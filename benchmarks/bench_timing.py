@@ -12,7 +12,6 @@ import sys
 import time
 
 import numpy as np
-from numpy.typing import NDArray
 
 from oneshot_ml2.evaluation.replay import read_runs, replay
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -31,12 +30,15 @@ from oneshot_ml2.vta.program import (
     STORE,
     UOP,
     WGT,
+    Insns,
+    insns_of,
 )
 from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing.records import nothing
 
 
-def tiled_gemm(steps: int, rows: int, x: int, weights: int, operations: int) -> NDArray[np.int64]:
-    """A layer of ``steps`` load-load-GEMM steps, eight to an output tile, int64 (n, COLUMNS).
+def tiled_gemm(steps: int, rows: int, x: int, weights: int, operations: int) -> Insns:
+    """A layer of ``steps`` load-load-GEMM steps, eight to an output tile, (n,).
 
     INP tiles of ``rows`` rows of ``x`` elements, padded above and on the left; ``weights`` WGT elements and
     ``operations`` tensor operations a step.
@@ -58,13 +60,13 @@ def tiled_gemm(steps: int, rows: int, x: int, weights: int, operations: int) -> 
         insns.append(row(ALU, PUSH_NEXT, 0, 0, 1, 1, operations, 0, 1, 0, 1, 3, 1, 8))
         insns.append(row(STORE, POP_PREV | PUSH_PREV, OUT, 0, 0x8000 + 64 * tile, rows, x, x + 42))
     insns += [row(LOAD, PUSH_NEXT, INP), row(LOAD, POP_PREV | POP_NEXT, UOP), row(FINISH)]
-    return np.array(insns, np.int64)
+    return insns_of(insns)
 
 
 def main(files: list[str]) -> None:
     accelerator = Accelerator.load("pynq")
     p = chisel.params(accelerator)
-    trace = np.empty((0, 2), np.int64)
+    unrecorded = nothing()
     print("rows  x  wgt  operations  instructions      cycles  Mcycles/s  ns/instruction  ns/burst")
     for rows, x, weights, operations in (
         (1, 1, 1, 16),
@@ -75,15 +77,15 @@ def main(files: list[str]) -> None:
         (3, 56, 9, 1008),
     ):
         insns = tiled_gemm(30_000, rows, x, weights, operations)
-        chisel.simulate(insns[:8], 0x1000, p, trace)
+        chisel.simulate(insns[:8], 0x1000, p, unrecorded)
         seconds = np.inf
         for _ in range(3):
             start = time.perf_counter()
-            cycles, hang, counters = chisel.simulate(insns, 0x1000, p, trace)
+            cycles, hang, counters = chisel.simulate(insns, 0x1000, p, unrecorded)
             seconds = min(seconds, time.perf_counter() - start)
         if hang:
             raise RuntimeError("the benchmark program hangs")
-        bursts = counters[chisel.B_READ_BURSTS] + counters[chisel.B_WRITE_BURSTS]
+        bursts = counters.read_bursts + counters.write_bursts
         print(
             f"{rows:4d} {x:2d} {weights:4d} {operations:11d} {len(insns):13d} {cycles:11d}"
             f" {cycles / seconds / 1e6:10.0f} {seconds / len(insns) * 1e9:15.0f} {seconds / bursts * 1e9:9.1f}"

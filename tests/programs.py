@@ -144,9 +144,9 @@ def _random_conv2d(rng: np.random.Generator) -> Conv2d:
 
 def module(insn: NDArray[np.int64]) -> int:
     """0 load, 1 compute, 2 store: where fetch sends an instruction (VTA reference, section 4)."""
-    if insn[G.C_OP] == G.STORE:
+    if insn["op"] == G.STORE:
         return 2
-    return 0 if insn[G.C_OP] == G.LOAD and insn[G.C_MEM] in (G.INP, G.WGT) else 1
+    return 0 if insn["op"] == G.LOAD and insn["mem"] in (G.INP, G.WGT) else 1
 
 
 def legal_order(insns: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
@@ -162,7 +162,7 @@ def legal_order(insns: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
         for m in range(3):
             if heads[m] == len(queues[m]):
                 continue
-            flags = insns[queues[m][heads[m]], G.C_FLAGS]
+            flags = insns["flags"][queues[m][heads[m]]]
             wants = [(m - 1, m)] * bool(flags & G.POP_PREV) + [(m + 1, m)] * bool(flags & G.POP_NEXT)
             if all(tokens[edge] > 0 for edge in wants):
                 ready.append((m, wants, flags))

@@ -14,6 +14,7 @@ from oneshot_ml2.evaluation.replay import read_runs
 from oneshot_ml2.vta import isa, tokens, work
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing.records import nothing
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _LARGEST_STREAM = 1 << 26
@@ -74,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
             raise OneShotError(f"--address is {args.address}; allowed: 0 to {(1 << 32) - 1}")
         work.check(insns, accelerator, args.file)
         trace = np.empty((len(insns), 2), np.int64)
-        cycles, hang, _ = chisel.simulate(np.ascontiguousarray(insns), args.address, chisel.params(accelerator), trace)
+        cycles, hang, _ = chisel.simulate(
+            np.ascontiguousarray(insns), args.address, chisel.params(accelerator), nothing()._replace(trace=trace)
+        )
         left = tokens.left(insns)
         result |= {"cycles": int(cycles), "hang": bool(hang), "trace": trace.tolist()}
         result["tokens_left"] = dict(zip(tokens.QUEUES, left))

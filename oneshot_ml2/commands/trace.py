@@ -27,7 +27,7 @@ from oneshot_ml2.spaces.registry import DEFAULT_KIND
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import work
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import Program
+from oneshot_ml2.vta.program import MICRO_OP, Program
 from oneshot_ml2.vta.timeline import COMPUTE, LOAD, READ, ROWS, STORE, WAIT, WAIT_PORT, WORK, WRITE, timeline
 from oneshot_ml2.workload.lists import read_layers
 

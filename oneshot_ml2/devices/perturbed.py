@@ -30,7 +30,7 @@ from oneshot_ml2.devices.boards import KINDS, draw, faults_of
 from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import faults
-from oneshot_ml2.vta import program as G
+from oneshot_ml2.vta.program import element_bytes
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 from oneshot_ml2.vta.timing import chisel
 
@@ -124,7 +124,7 @@ def _failed(reason: Reason) -> Measurement:
 
 def page_misses(program: Program, page_bytes: int) -> int:
     """See `faults.page_misses`, of a program."""
-    sizes = np.array(G.element_bytes(program.accelerator), dtype=np.int64)
+    sizes = np.array(element_bytes(program.accelerator), dtype=np.int64)
     return int(faults.page_misses(program.insns, sizes, page_bytes))
 
 

@@ -74,7 +74,11 @@ class Calibration:
 
     def to_tensors(self) -> dict[str, NDArray[np.float32]]:
         """As they stand in a weights file, float32."""
-        parts = {"latency": np.array([self.latency]), "costs": self.costs, "limits": structured_to_unstructured(self.limits)}
+        parts = {
+            "latency": np.array([self.latency]),
+            "costs": self.costs,
+            "limits": structured_to_unstructured(self.limits),
+        }
         return {PREFIX + name: np.asarray(value, dtype=np.float32) for name, value in parts.items()}
 
     @classmethod

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.spaces.space import ScheduleSpace
     from oneshot_ml2.vta.accelerator import Accelerator
     from oneshot_ml2.vta.faults import Faults
-    from oneshot_ml2.vta.program import Program
+    from oneshot_ml2.vta.program import Insns, Program
     from oneshot_ml2.workload.registry import Workload
 
 
@@ -49,10 +49,8 @@ class Backend(Protocol):
 
     def lower(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Program: ...
 
-    def programs(
-        self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]
-    ) -> Iterator[NDArray[np.int64]]:
-        """The instructions (m, program.COLUMNS) of valid schedules, each a view that the next one overwrites."""
+    def programs(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Iterator[Insns]:
+        """The instructions (m,) of valid schedules, each a view that the next one overwrites."""
         ...
 
     def measure_batch(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> BatchResult: ...

@@ -18,7 +18,7 @@ from oneshot_ml2.spaces.registry import DEFAULT_KIND, SpaceKind, space_kind
 if TYPE_CHECKING:
     from oneshot_ml2.spaces.base import BatchResult, Knob
     from oneshot_ml2.vta.accelerator import Accelerator
-    from oneshot_ml2.vta.program import Program
+    from oneshot_ml2.vta.program import Insns, Program
     from oneshot_ml2.workload.registry import Workload
 
 
@@ -176,8 +176,8 @@ class ScheduleSpace:
         index = schedule if isinstance(schedule, int | np.integer) else self.index_of(schedule)
         return self.record.schedules.lower(self.workload, self.accelerator, self.values(np.array([index]))[0])
 
-    def programs(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        """The instructions (m, program.COLUMNS) of schedules (n,), each a view that the next one overwrites.
+    def programs(self, indices: NDArray[np.int64]) -> Iterator[Insns]:
+        """The instructions (m,) of schedules (n,), each a view that the next one overwrites.
 
         Raises:
             InvalidSchedule: a schedule does not lower.

@@ -354,7 +354,9 @@ def described_limits(known: Calibration, names: Sequence[str]) -> list[dict[str,
         alike = limits[(limits["column"] == best["column"]) & (limits["sign"] == best["sign"])]
         share = float(alike["share"].sum())
         kind = "at most" if best["sign"] > 0 else "at least"
-        found.append({"what": names[int(best["column"])], "kind": kind, "between": ends, "probability": round(share, 4)})
+        found.append(
+            {"what": names[int(best["column"])], "kind": kind, "between": ends, "probability": round(share, 4)}
+        )
     return found
 
 

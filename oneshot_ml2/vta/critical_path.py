@@ -12,12 +12,24 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.vta import tokens as queues
-from oneshot_ml2.vta.program import ALU, GEMM, ITERATIONS, LOAD, OUT, POP_NEXT, POP_PREV, PUSH_NEXT, PUSH_PREV, STORE, Insns
+from oneshot_ml2.vta.program import (
+    ALU,
+    GEMM,
+    ITERATIONS,
+    LOAD,
+    OUT,
+    POP_NEXT,
+    POP_PREV,
+    PUSH_NEXT,
+    PUSH_PREV,
+    STORE,
+    Insns,
+)
 
 # What is told of a path: its cycles; LOADs of the load module, GEMM and ALU instructions, STOREs, and LOADs of the
 # compute module on it; requests and bursts of all these LOADs and STOREs.
 PATH = ("cycles", "loads", "computes", "stores", "compute_loads", "requests", "bursts")
-_CYCLES, _LOADS, _COMPUTES, _STORES, _COMPUTE_LOADS, _REQUESTS, _BURSTS = range(7)
+_PATH = np.dtype([(name, np.int64) for name in PATH])
 
 
 @njit(cache=True, nogil=True)
@@ -45,7 +57,7 @@ def _modules(insns, order, sizes):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _extend(state, insn, module, elements, bus, burst):  # type: ignore[no-untyped-def]
-    """A path (7,) with one more instruction at its end."""
+    """A path, a record of `_PATH`, with one more instruction at its end."""
     op = insn.op
     if op == LOAD or op == STORE:
         x, y = insn.x, insn.y
@@ -53,29 +65,31 @@ def _extend(state, insn, module, elements, bus, burst):  # type: ignore[no-untyp
             return
         size = elements[OUT] if op == STORE else elements[insn.mem]
         beats, bursts = rows(insn.dram * size, y, x * size, insn.stride * size, bus, burst)
-        state[_CYCLES] += beats
-        state[_REQUESTS] += y
-        state[_BURSTS] += bursts
-        state[_LOADS if module == 0 else _COMPUTE_LOADS if module == 1 else _STORES] += 1
+        state.cycles += beats
+        state.requests += y
+        state.bursts += bursts
+        state.loads += module == queues.LOADS
+        state.compute_loads += module == queues.COMPUTES
+        state.stores += module == queues.STORES
     elif op == GEMM or op == ALU:
         outer = insn.iter_out if insn.iter_out > 0 else ITERATIONS
         inner = insn.iter_in if insn.iter_in > 0 else ITERATIONS
         operations = outer * inner * max(insn.uop_end - insn.uop_bgn, 0)
-        state[_CYCLES] += 2 * operations if op == ALU and insn.use_imm == 0 else operations
-        state[_COMPUTES] += 1
+        state.cycles += 2 * operations if op == ALU and insn.use_imm == 0 else operations
+        state.computes += 1
 
 
 @njit(cache=True, nogil=True)
 def _walk(insns, elements, bus, burst):  # type: ignore[no-untyped-def]
-    """The path, int64 (7,), of a program whose tokens do not deadlock."""
+    """The path, `_PATH` (1,), of a program whose tokens do not deadlock."""
     n = len(insns)
     order, sizes = np.empty((3, n), dtype=np.int64), np.empty(3, dtype=np.int64)
     _modules(insns, order, sizes)
     # Tokens in flight, by `tokens.QUEUES`.
-    tokens = np.zeros((4, n, 7), dtype=np.int64)
+    tokens = np.zeros((4, n), dtype=_PATH)
     pushed, popped = np.zeros(4, dtype=np.int64), np.zeros(4, dtype=np.int64)
-    now, at = np.zeros((3, 7), dtype=np.int64), np.zeros(3, dtype=np.int64)
-    state = np.empty(7, dtype=np.int64)
+    now, at = np.zeros(3, dtype=_PATH), np.zeros(3, dtype=np.int64)
+    states = np.zeros(1, dtype=_PATH)
     moved = True
     while moved:
         moved = False
@@ -88,21 +102,25 @@ def _walk(insns, elements, bus, burst):  # type: ignore[no-untyped-def]
                 waits = first >= 0 and popped[first] == pushed[first]
                 if waits or (second >= 0 and popped[second] == pushed[second]):
                     break
-                state[:] = now[module]
+                states[0] = now[module]
                 for queue in (first, second):
                     if queue >= 0:
-                        if tokens[queue, popped[queue], _CYCLES] > state[_CYCLES]:
-                            state[:] = tokens[queue, popped[queue]]
+                        if tokens[queue, popped[queue]].cycles > states[0].cycles:
+                            states[0] = tokens[queue, popped[queue]]
                         popped[queue] += 1
-                _extend(state, insn, module, elements, bus, burst)
-                now[module] = state
+                _extend(states[0], insn, module, elements, bus, burst)
+                now[module] = states[0]
                 for queue, flag in ((queues.PUSHES_PREV[module], PUSH_PREV), (queues.PUSHES_NEXT[module], PUSH_NEXT)):
                     if queue >= 0 and flags & flag:
-                        tokens[queue, pushed[queue]] = state
+                        tokens[queue, pushed[queue]] = states[0]
                         pushed[queue] += 1
                 at[module] += 1
                 moved = True
-    return now[np.argmax(now[:, _CYCLES])]
+    longest = 0
+    for module in range(1, 3):
+        if now[module].cycles > now[longest].cycles:
+            longest = module
+    return now[longest : longest + 1]
 
 
 def critical_path(insns: Insns, elements: NDArray[np.int64], bus: int, burst: int) -> NDArray[np.int64]:
@@ -111,4 +129,4 @@ def critical_path(insns: Insns, elements: NDArray[np.int64], bus: int, burst: in
     ``elements``: int64, bytes of an element of each memory id; ``bus``: bytes of a beat; ``burst``: beats of the
     longest burst.
     """
-    return np.asarray(_walk(insns, elements, bus, burst))
+    return np.asarray(_walk(insns, elements, bus, burst)).view(np.int64)

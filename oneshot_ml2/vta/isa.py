@@ -117,7 +117,7 @@ def encode(insns: Insns, accelerator: Accelerator) -> NDArray[np.uint64]:
         OneShotError: an opcode without encoding, or a value that its field cannot hold.
     """
     if insns.dtype != INSN or insns.ndim != 1:
-        raise OneShotError(f"instructions are {insns.dtype} {insns.shape}; expected records of `program.INSN` (n,)")
+        raise OneShotError(f"instructions have shape {insns.shape}; expected (n,) of `program.INSN`")
     words = np.zeros((len(insns), 2), np.uint64)
     known = (insns["op"] >= LOAD) & (insns["op"] <= ALU)
     if not known.all():
@@ -153,7 +153,7 @@ def decode(words: NDArray[np.uint64], accelerator: Accelerator) -> Insns:
         rows = np.flatnonzero(opcodes == opcode)
         if not len(rows):
             continue
-        for name, field, start, width in layout(opcode, _bits(accelerator)):
+        for _, field, start, width in layout(opcode, _bits(accelerator)):
             bits = (words[rows, start // 64] >> np.uint64(start % 64)) & np.uint64((1 << width) - 1)
             values = bits.astype(np.int64)
             insns[field][rows] = (values ^ (1 << 15)) - (1 << 15) if field == "imm" else values
@@ -223,10 +223,10 @@ def _text(insn: np.void) -> str:
     op = insn["op"]
     if op in (LOAD, STORE):
         name = f"{'LOAD' if op == LOAD else 'STORE'} {MEMORIES[insn['mem']]}"
-        if insn['x'] == 0:
+        if insn["x"] == 0:
             return f"{name} nop"
         text = f"{name} sram {insn['sram']} dram {insn['dram']:#x} y {insn['y']} x {insn['x']} stride {insn['stride']}"
-        pads = (insn['top'], insn['bottom'], insn['left'], insn['right'])
+        pads = (insn["top"], insn["bottom"], insn["left"], insn["right"])
         return text + (f" pad y {pads[0]},{pads[1]} x {pads[2]},{pads[3]}" if any(pads) else "")
     if op == FINISH:
         return "FINISH"
@@ -238,7 +238,7 @@ def _text(insn: np.void) -> str:
     )
     if op == GEMM:
         return f"GEMM{' reset' if insn['reset'] else ''} {loops} wgt {insn['wgt_out']},{insn['wgt_in']}"
-    operand = f" imm {insn['imm']}" if insn['use_imm'] else ""
+    operand = f" imm {insn['imm']}" if insn["use_imm"] else ""
     return f"ALU {ALU_OPS[insn['alu_op']]}{operand} {loops}"
 
 

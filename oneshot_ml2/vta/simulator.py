@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
 
 
-
 class Status(IntEnum):
     """How :func:`execute` ends."""
 

@@ -300,9 +300,9 @@ def _names(insns: Insns) -> list[str]:
         op = insn["op"]
         if op in (LOAD, STORE):
             text = f"{'LOAD' if op == LOAD else 'STORE'} {isa.MEMORIES[insn['mem']]}"
-            names.append(text if insn['x'] else f"{text} nop")
+            names.append(text if insn["x"] else f"{text} nop")
         elif op == GEMM:
-            names.append("GEMM reset" if insn['reset'] else "GEMM")
+            names.append("GEMM reset" if insn["reset"] else "GEMM")
         elif op == ALU:
             names.append(f"ALU {isa.ALU_OPS[insn['alu_op']]}")
         else:
@@ -321,7 +321,7 @@ def _arguments(program: Program, i: int, start: int, done: int, port_wait: int) 
         if insn["x"]:
             size = element_bytes(program.accelerator)[insn["mem"]]
             args |= {
-                "sram": insn["sram"], "dram": f"{insn["dram"] * size:#x}", "y": insn["y"], "x": insn["x"],
+                "sram": insn["sram"], "dram": f"{insn['dram'] * size:#x}", "y": insn["y"], "x": insn["x"],
                 "stride": insn["stride"], "bytes": insn["y"] * insn["x"] * size,
             }  # fmt: skip
             args |= {f"pad {side}": insn[side] for side in ("top", "bottom", "left", "right") if insn[side]}
@@ -330,14 +330,14 @@ def _arguments(program: Program, i: int, start: int, done: int, port_wait: int) 
     elif op in (GEMM, ALU):
         uops = insn["uop_end"] - insn["uop_bgn"]
         args |= {
-            "micro-ops": f"{insn["uop_bgn"]}..{insn["uop_end"]}",
-            "loops": f"{insn["iter_out"]} x {insn["iter_in"]}",
+            "micro-ops": f"{insn['uop_bgn']}..{insn['uop_end']}",
+            "loops": f"{insn['iter_out']} x {insn['iter_in']}",
             "operations": insn["iter_out"] * insn["iter_in"] * uops,
-            "dst factors": f"{insn["dst_out"]},{insn["dst_in"]}",
-            "src factors": f"{insn["src_out"]},{insn["src_in"]}",
+            "dst factors": f"{insn['dst_out']},{insn['dst_in']}",
+            "src factors": f"{insn['src_out']},{insn['src_in']}",
         }
         if op == GEMM:
-            args["wgt factors"] = f"{insn["wgt_out"]},{insn["wgt_in"]}"
+            args["wgt factors"] = f"{insn['wgt_out']},{insn['wgt_in']}"
         elif insn["use_imm"]:
             args["immediate"] = insn["imm"]
     tokens = [name for bit, name in enumerate(_FLAG_NAMES) if insn["flags"] >> bit & 1]

@@ -20,8 +20,9 @@ from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta import timeline
+from oneshot_ml2.vta import tokens as queues
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import Program
+from oneshot_ml2.vta.program import MICRO_OP, Program, insns_of
 from oneshot_ml2.vta.timing import chisel
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.epilogue import Epilogue
@@ -49,7 +50,7 @@ padding = [1, 1, 1, 1]
 
 
 def program_of(accelerator: Accelerator, insns: list[list[int]], address: int = 0x1000) -> Program:
-    return Program(accelerator, np.array(insns, np.int64), np.empty((0, 3), np.int64), address, 0x8000, ())
+    return Program(accelerator, insns_of(insns), np.empty(0, MICRO_OP), address, 0x8000, ())
 
 
 def legal(space: ScheduleSpace) -> int:
@@ -85,7 +86,7 @@ def check(program: Program) -> timeline.Timeline:
             assert sum(o.start <= piece.start and piece.end <= o.end for o in outer[r] if o.kind == timeline.WORK) == 1
 
     # Every instruction that is issued before the end is there once, with its cycles.
-    modules = 1 + tokens.modules(program.insns)
+    modules = 1 + queues.modules(program.insns)
     there = {}
     for r in (timeline.Row.LOAD, timeline.Row.COMPUTE, timeline.Row.STORE):
         for piece in outer[r]:
@@ -130,8 +131,8 @@ def check(program: Program) -> timeline.Timeline:
             assert piece.start == times[0] and times[-1] + 1 >= piece.end
     # What the port carries.
     carried = sum(piece.end - piece.start for piece in outer[timeline.Row.READ] if piece.kind == timeline.WORK)
-    starts = timed.bursts[:, chisel.R_TAKEN] + 1
-    ends = np.minimum(starts + timed.bursts[:, chisel.R_BEATS], line.cycles)
+    starts = timed.bursts["taken"] + 1
+    ends = np.minimum(starts + timed.bursts["beats"], line.cycles)
     assert carried == np.maximum(ends - starts, 0).sum()
     totals = line.totals()
     assert all(sum(totals[name].values()) == line.cycles for name in timeline.ROWS[: timeline.Row.READ])
@@ -196,9 +197,9 @@ def test_layers_of_a_joined_program() -> None:
         row(G.GEMM, G.POP_PREV, 0, 0, 4, 5, 5),
         row(G.FINISH),
     ]
-    uops = np.zeros((0x1400 // 4, 3), np.int64)
+    uops = np.zeros(0x1400 // 4, MICRO_OP)
     buffers = (G.Buffer("0.uops", G.UOP, 0x8000, 4), G.Buffer("1.uops", G.UOP, 0x9000, 4))
-    program = Program(PYNQ, np.array(insns, np.int64), uops, 0x1000, 0x8000, buffers)
+    program = Program(PYNQ, insns_of(insns), uops, 0x1000, 0x8000, buffers)
     line = check(program)
     entry = trace.part(line, program, ("a", "b"))
     timed = chisel.measure(program, trace=True)

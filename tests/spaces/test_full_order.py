@@ -21,9 +21,9 @@ from oneshot_ml2.workload.conv2d import Conv2d
 def multiplications(nest: Nest, insns: NDArray[np.int64]) -> int:
     """GEMMs of a program but for resets, so with those that add biases and residuals; of a pool its maxima."""
     if nest.pool:
-        tensors = (insns[:, G.C_OP] == G.ALU) & (insns[:, G.C_USE_IMM] == 0)
-        return int((tensors & (insns[:, G.C_ALU_OP] == G.ALU_MAX)).sum())
-    return int(((insns[:, G.C_OP] == G.GEMM) & (insns[:, G.C_RESET] == 0)).sum())
+        tensors = (insns["op"] == G.ALU) & (insns["use_imm"] == 0)
+        return int((tensors & (insns["alu_op"] == G.ALU_MAX)).sum())
+    return int(((insns["op"] == G.GEMM) & (insns["reset"] == 0)).sum())
 
 
 def compare(seed: int, tasks: int, each: int) -> set[str]:
@@ -64,7 +64,7 @@ def test_token_order_check_sees_a_missing_push() -> None:
     indices = np.arange(0, len(space), 97)
     program = space.lower(int(indices[space.validity(indices) == 0][0]))
     assert runs_in_order(program.insns)
-    for row in np.flatnonzero(program.insns[:, 1]):
+    for row in np.flatnonzero(program.insns["flags"]):
         broken = program.insns.copy()
-        broken[row, 1] = 0
+        broken["flags"][row] = 0
         assert not runs_in_order(broken)

@@ -28,10 +28,10 @@ from oneshot_ml2.workload.max_pool2d import MaxPool2d
 from oneshot_ml2.workload.registry import Workload
 
 
-def touched(program: Program, insn: np.ndarray, column: int, out: int, inn: int) -> np.ndarray:
+def touched(program: Program, insn: np.ndarray, column: str, out: str, inn: str) -> np.ndarray:
     """The SRAM indices (steps,) of one operand of a GEMM or ALU, in order: micro-op ``column``, factors out and in."""
-    outer, inner = np.arange(insn[G.C_ITER_OUT]), np.arange(insn[G.C_ITER_IN])
-    uops = program.uops[insn[G.C_UOP_BGN] : insn[G.C_UOP_END], column]
+    outer, inner = np.arange(insn["iter_out"]), np.arange(insn["iter_in"])
+    uops = program.uops[column][insn["uop_bgn"] : insn["uop_end"]]
     return (outer[:, None, None] * insn[out] + inner[None, :, None] * insn[inn] + uops).reshape(-1)
 
 
@@ -41,32 +41,32 @@ def check_portable(program: Program) -> None:
     assert len(program.uops) <= 2048
     depth = {G.UOP: a.uop_depth, G.INP: a.inp_depth, G.WGT: a.wgt_depth, G.ACC: a.acc_depth, G.OUT: a.acc_depth}
     for insn in insns:
-        op = insn[G.C_OP]
-        if op in (G.LOAD, G.STORE) and insn[G.C_X]:
-            size = element_bytes(a)[int(insn[G.C_MEM])]
-            begin = int(insn[G.C_DRAM]) * size
-            end = begin + int((insn[G.C_Y] - 1) * insn[G.C_STRIDE] + insn[G.C_X]) * size
+        op = insn["op"]
+        if op in (G.LOAD, G.STORE) and insn["x"]:
+            size = element_bytes(a)[int(insn["mem"])]
+            begin = int(insn["dram"]) * size
+            end = begin + int((insn["y"] - 1) * insn["stride"] + insn["x"]) * size
             assert any(
                 b.address <= begin and end <= b.address + b.elements * element_bytes(a)[b.memory]
                 for b in program.buffers
             )
-            height = insn[G.C_Y] + insn[G.C_TOP] + insn[G.C_BOTTOM]
-            count = height * (insn[G.C_X] + insn[G.C_LEFT] + insn[G.C_RIGHT])
-            assert insn[G.C_Y] > 0
-            assert insn[G.C_SRAM] + count <= depth[int(insn[G.C_MEM])]
-            if insn[G.C_MEM] in (G.INP, G.WGT):
-                assert count < depth[int(insn[G.C_MEM])]
+            height = insn["y"] + insn["top"] + insn["bottom"]
+            count = height * (insn["x"] + insn["left"] + insn["right"])
+            assert insn["y"] > 0
+            assert insn["sram"] + count <= depth[int(insn["mem"])]
+            if insn["mem"] in (G.INP, G.WGT):
+                assert count < depth[int(insn["mem"])]
         elif op in (G.GEMM, G.ALU):
-            assert insn[G.C_ITER_OUT] > 0 and insn[G.C_ITER_IN] > 0 and insn[G.C_UOP_END] > insn[G.C_UOP_BGN]
-            dst = touched(program, insn, 0, G.C_DST_OUT, G.C_DST_IN)
-            src = touched(program, insn, 1, G.C_SRC_OUT, G.C_SRC_IN)
+            assert insn["iter_out"] > 0 and insn["iter_in"] > 0 and insn["uop_end"] > insn["uop_bgn"]
+            dst = touched(program, insn, "dst", "dst_out", "dst_in")
+            src = touched(program, insn, "src", "src_out", "src_in")
             assert dst.max() < a.acc_depth
             for distance in (1, 2):
                 assert (dst[distance:] != dst[:-distance]).all()
             if op == G.GEMM:
                 assert src.max() < a.inp_depth
-                assert touched(program, insn, 2, G.C_WGT_OUT, G.C_WGT_IN).max() < a.wgt_depth
-            elif insn[G.C_USE_IMM]:
+                assert touched(program, insn, "wgt", "wgt_out", "wgt_in").max() < a.wgt_depth
+            elif insn["use_imm"]:
                 assert (dst == src).all()
             else:
                 assert (src[1:] != dst[:-1]).all()

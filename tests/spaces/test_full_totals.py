@@ -117,9 +117,9 @@ def test_a_gemm_a_tap_in_closed_form_is_that_of_programs() -> None:
         for index, total in zip(indices[taps], totals_of(totals)[taps], strict=True):
             insns = space.lower(int(index)).insns
             if nest.pool:
-                gemms = (insns[:, G.C_OP] == G.ALU) & (insns[:, G.C_ALU_OP] == G.ALU_MAX) & (insns[:, G.C_USE_IMM] == 0)
+                gemms = (insns["op"] == G.ALU) & (insns["alu_op"] == G.ALU_MAX) & (insns["use_imm"] == 0)
             else:
-                gemms = (insns[:, G.C_OP] == G.GEMM) & (insns[:, G.C_RESET] == 0)
+                gemms = (insns["op"] == G.GEMM) & (insns["reset"] == 0)
             others = 0
             if not nest.pool:
                 bias = nest.bias and schedules(space.values(np.array([index])))[0]["bias"] == BIAS_GEMM

@@ -83,16 +83,16 @@ def test_traffic_is_what_programs_do(legal: np.ndarray) -> None:
     true = np.empty((len(legal), 4))
     for i, index in enumerate(legal.tolist()):
         insns = SPACES[0].lower(index).insns
-        moves, rows = (insns[:, G.C_X] > 0), insns[:, G.C_X] * insns[:, G.C_Y]
-        loads, stores = moves & (insns[:, G.C_OP] == G.LOAD), moves & (insns[:, G.C_OP] == G.STORE)
-        inp = loads & (insns[:, G.C_MEM] == G.INP)
-        apart = stores & (insns[:, G.C_Y] > 1) & (insns[:, G.C_X] < insns[:, G.C_STRIDE])
-        uops = loads & (insns[:, G.C_MEM] == G.UOP)
+        moves, rows = (insns["x"] > 0), insns["x"] * insns["y"]
+        loads, stores = moves & (insns["op"] == G.LOAD), moves & (insns["op"] == G.STORE)
+        inp = loads & (insns["mem"] == G.INP)
+        apart = stores & (insns["y"] > 1) & (insns["x"] < insns["stride"])
+        uops = loads & (insns["mem"] == G.UOP)
         true[i] = (
             rows[inp].max(),
-            insns[apart, G.C_X].min(initial=NO_ROW),
-            insns[stores, G.C_Y].sum(),
-            (insns[:, G.C_SRAM] + rows)[uops].max(),
+            insns["x"][apart].min(initial=NO_ROW),
+            insns["y"][stores].sum(),
+            (insns["sram"] + rows)[uops].max(),
         )
     columns = [TRAFFIC.index(name) for name in ("largest input load", "shortest output row", "output requests")]
     for column, exact in zip((*columns, TRAFFIC.index("micro-ops")), true.T):

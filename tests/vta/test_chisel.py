@@ -20,6 +20,7 @@ from oneshot_ml2.vta.program import (
     GEMM,
     INP,
     LOAD,
+    MICRO_OP,
     POP_NEXT,
     POP_PREV,
     PUSH_NEXT,
@@ -29,8 +30,10 @@ from oneshot_ml2.vta.program import (
     WGT,
     Program,
     element_bytes,
+    insns_of,
 )
 from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing.records import nothing
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -41,7 +44,7 @@ def words(*texts: str) -> np.ndarray:
 
 
 def timed(accelerator: Accelerator, insns: np.ndarray, address: int = 0x1000) -> chisel.Timing:
-    program = Program(accelerator, np.asarray(insns, np.int64), np.empty((0, 3), np.int64), address, 0x8000, ())
+    program = Program(accelerator, insns, np.empty(0, MICRO_OP), address, 0x8000, ())
     return chisel.measure(program, trace=True, memory=True)
 
 
@@ -134,7 +137,7 @@ def test_double_buffering_vector() -> None:
     assert timed(PYNQ, insns).cycles == 3104
     result = timed(DE10, insns)
     assert result.cycles == 3089
-    gemms = [i for i in range(len(insns)) if insns[i, 0] == GEMM]
+    gemms = [i for i in range(len(insns)) if insns["op"][i] == GEMM]
     assert intervals(result, [0, *gemms, 23, 27, 24]) == [
         (39, 64),
         (65, 79),
@@ -176,8 +179,7 @@ def load(memory: int, y: int, x: int, stride: int, pads: tuple[int, int, int, in
 )
 def test_isolated_padded_loads(shape: tuple[int, int, int], pads: tuple[int, int, int, int], cycles: int) -> None:
     insns = load(INP, *shape, pads)
-    insns[0, 1] = PUSH_NEXT
-    insns[1, 1] = POP_PREV
+    insns["flags"][:2] = PUSH_NEXT, POP_PREV
     ((start, end),) = intervals(timed(PYNQ, insns), [0])
     assert end - start == cycles
 
@@ -186,7 +188,7 @@ def test_whole_small_sram_load_ends_early() -> None:
     small = dataclasses.replace(PYNQ, log_inp_buff_size=14, isa_inp_bits=11)
     for elements, cycles in ((1024, 16), (1023, 2046 + 22)):
         insns = load(INP, 1, elements, elements, (0, 0, 0, 0))
-        insns[0, 1], insns[1, 1] = PUSH_NEXT, POP_PREV
+        insns["flags"][:2] = PUSH_NEXT, POP_PREV
         ((start, end),) = intervals(timed(small, insns), [0])
         assert end - start == cycles
 
@@ -206,7 +208,7 @@ def test_tokens_saturate() -> None:
 @pytest.mark.parametrize(("followers", "hang"), [(511, False), (512, True)])
 def test_head_of_line_blocking(followers: int, hang: bool) -> None:
     insns = [row(LOAD, POP_NEXT, INP), *[row(LOAD, 0, INP)] * followers, row(LOAD, PUSH_PREV, UOP), row(FINISH)]
-    assert timed(PYNQ, np.array(insns, np.int64)).hang == hang
+    assert timed(PYNQ, insns_of(insns)).hang == hang
 
 
 @pytest.mark.parametrize(
@@ -221,12 +223,12 @@ def test_head_of_line_blocking(followers: int, hang: bool) -> None:
     ],
 )
 def test_hangs_are_reported(insns: list[list[int]]) -> None:
-    assert timed(PYNQ, np.array(insns, np.int64)).hang
-    assert timed(dataclasses.replace(PYNQ, bus_bits=128), np.array(insns, np.int64)).hang
+    assert timed(PYNQ, insns_of(insns)).hang
+    assert timed(dataclasses.replace(PYNQ, bus_bits=128), insns_of(insns)).hang
 
 
 def test_zero_extent_runs_the_counter_around() -> None:
-    insns = np.array([row(GEMM, 0, 0, 0, 1, 0, 1), row(GEMM, 0, 0, 3, 3, 1, 1), row(FINISH)], np.int64)
+    insns = insns_of([row(GEMM, 0, 0, 0, 1, 0, 1), row(GEMM, 0, 0, 3, 3, 1, 1), row(FINISH)])
     assert timed(PYNQ, insns).cycles == 25 + 3 * 2 + 2 * (16384 + 7) - 2
 
 
@@ -236,7 +238,7 @@ def test_measured_runs(name: str) -> None:
     p = chisel.params(runs.accelerator)
     for run in range(len(runs)):
         trace = np.empty((len(runs.program(run)), 2), np.int64)
-        cycles, hang, _ = chisel.simulate(runs.program(run), runs.insn_address[run], p, trace)
+        cycles, hang, _ = chisel.simulate(runs.program(run), runs.insn_address[run], p, nothing()._replace(trace=trace))
         assert (cycles, hang) == (runs.cycles[run], runs.hang[run])
         np.testing.assert_array_equal(trace, runs.expected_trace(run))
 
@@ -460,7 +462,7 @@ def test_random_programs_against_stepping(accelerator: Accelerator) -> None:
         address = 0x1000 + 16 * int(rng.integers(0, 3))
         stepper = Stepper(accelerator, insns, address)
         cycles, trace = stepper.run()
-        result = timed(accelerator, np.array(insns), address)
+        result = timed(accelerator, insns_of(insns), address)
         assert result.hang == (cycles < 0)
         if result.hang:
             continue
@@ -470,16 +472,15 @@ def test_random_programs_against_stepping(accelerator: Accelerator) -> None:
         # Which half of an instruction that FINISH overtakes is still seen does not matter.
         over = (expected < 0) | (expected > cycles)
         np.testing.assert_array_equal(np.where(over, 0, result.trace), np.where(over, 0, expected))
-        # The other variant of the function, and what only this one records.
-        none = np.empty((0, 2), np.int64)
-        assert chisel.simulate(np.array(insns), address, chisel.params(accelerator), none)[0] == cycles
+        # Without a recording, and what is recorded.
+        assert chisel.simulate(insns_of(insns), address, chisel.params(accelerator), nothing())[0] == cycles
         assert result.queued is not None and result.bursts is not None
         queued = {i: int(at) for i, at in enumerate(result.queued) if 0 <= at < cycles}
         assert queued == {i: at for i, at in stepper.queued.items() if at < cycles}
         channel = {
-            cycle: int(burst[chisel.R_CLIENT])
+            cycle: int(burst["client"])
             for burst in result.bursts
-            for cycle in range(burst[chisel.R_TAKEN] + 1, burst[chisel.R_TAKEN] + 1 + burst[chisel.R_BEATS])
+            for cycle in range(burst["taken"] + 1, burst["taken"] + 1 + burst["beats"])
             if cycle < cycles
         }
         assert channel == {at: client for at, client in stepper.channel.items() if at < cycles}

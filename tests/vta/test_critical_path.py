@@ -9,6 +9,7 @@ from some_programs import TASKS, some_programs
 from oneshot_ml2.vta import facts
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.critical_path import PATH, critical_path
+from oneshot_ml2.vta.program import insns_of
 from oneshot_ml2.vta.timing import chisel
 from oneshot_ml2.workload.registry import Workload
 
@@ -33,7 +34,7 @@ def alu(flags: int, operations: int, immediate: int) -> list[int]:
 
 
 def path(*insns: list[int]) -> dict[str, int]:
-    return dict(zip(PATH, critical_path(np.array(insns, dtype=np.int64), SIZES, 8, 8).tolist(), strict=True))
+    return dict(zip(PATH, critical_path(insns_of(insns), SIZES, 8, 8).tolist(), strict=True))
 
 
 def test_a_chain_adds_up() -> None:

@@ -59,7 +59,7 @@ def test_counts_of_instructions_and_tokens(workload: Workload, kind: str, chip: 
         assert sum(found[name] for name in kinds) + 1 == found["instructions"] == len(insns)
         pushed = sum(found[f"{a}_to_{b}"] for a, b in (("load", "compute"), ("compute", "load"), ("compute", "store")))
         pushed += found["store_to_compute"]
-        flags = insns[:, G.C_FLAGS]
+        flags = insns["flags"]
         assert pushed == sum(np.count_nonzero(flags & bit) for bit in (G.PUSH_PREV, G.PUSH_NEXT))
         # What is taken has been pushed; TVM's programs leave a token behind.
         assert pushed - 2 <= found["pops"] <= pushed
@@ -73,14 +73,14 @@ def test_distinct_bytes_and_high_water_marks(workload: Workload, kind: str, chip
             name = "inp" if memory == G.INP else "wgt"
             touched: set[int] = set()
             high = 0
-            for row in program.insns[(program.insns[:, G.C_OP] == G.LOAD) & (program.insns[:, G.C_MEM] == memory)]:
-                if row[G.C_X] == 0:
+            for row in program.insns[(program.insns["op"] == G.LOAD) & (program.insns["mem"] == memory)]:
+                if row["x"] == 0:
                     continue
-                for y in range(row[G.C_Y]):
-                    begin = int(row[G.C_DRAM] + y * row[G.C_STRIDE])
-                    touched.update(range(begin, begin + int(row[G.C_X])))
-                height = row[G.C_TOP] + row[G.C_Y] + row[G.C_BOTTOM]
-                high = max(high, int(row[G.C_SRAM] + height * (row[G.C_LEFT] + row[G.C_X] + row[G.C_RIGHT])))
+                for y in range(row["y"]):
+                    begin = int(row["dram"] + y * row["stride"])
+                    touched.update(range(begin, begin + int(row["x"])))
+                height = row["top"] + row["y"] + row["bottom"]
+                high = max(high, int(row["sram"] + height * (row["left"] + row["x"] + row["right"])))
             assert found[f"{name}_distinct_bytes"] == len(touched) * size
             assert found[f"{name}_high"] == high <= depth
         assert 0 < found["acc_high"] <= a.acc_depth

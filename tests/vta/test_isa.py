@@ -13,14 +13,12 @@ from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import (
     ALU,
     ALU_SHR,
-    C_FLAGS,
-    C_IMM,
-    C_OP,
     COLUMNS,
     FINISH,
     GEMM,
     INP,
     LOAD,
+    MICRO_OP,
     OUT,
     POP_NEXT,
     POP_PREV,
@@ -28,6 +26,8 @@ from oneshot_ml2.vta.program import (
     PUSH_PREV,
     STORE,
     UOP,
+    insns_of,
+    words_of,
 )
 
 D = Accelerator(0, 4, 15, 15, 18, 17)
@@ -212,7 +212,7 @@ def test_micro_ops(accelerator: Accelerator, masks: tuple[int, ...], word: int) 
 def test_decoded_words_survive_a_round_trip(pairs: list[tuple[int, int]]) -> None:
     for accelerator in (D, E, S):
         insns = isa.decode(np.array(pairs, np.uint64), accelerator)
-        known = insns[insns[:, C_OP] <= ALU]
+        known = insns[insns["op"] <= ALU]
         np.testing.assert_array_equal(isa.decode(isa.encode(known, accelerator), accelerator), known)
 
 
@@ -220,21 +220,21 @@ def test_decoded_words_survive_a_round_trip(pairs: list[tuple[int, int]]) -> Non
 def test_every_field_is_checked(insn: list[int]) -> None:
     a = D
     for name, column, _, width in isa.layout(insn[0], (a.isa_uop_bits, a.isa_inp_bits, a.isa_wgt_bits, a.isa_acc_bits)):
-        if column == C_OP:
+        if column == "op":
             continue
         limit = 1 << (15 if name == "imm" else width)
         for bad in (limit, -limit - 1):
-            wrong = np.array([row(FINISH), insn])
-            wrong[1, column] = bad
+            wrong = insns_of([row(FINISH), insn])
+            wrong[column][1] = bad
             with pytest.raises(OneShotError, match=f"instruction 1: {name} is {bad}; allowed"):
                 isa.encode(wrong, a)
 
 
 def test_bad_input() -> None:
     with pytest.raises(OneShotError, match="opcode is 5"):
-        isa.encode(np.array([row(5)]), D)
+        isa.encode(insns_of([row(5)]), D)
     with pytest.raises(OneShotError, match="micro-op 1: wgt is 1024; allowed: 0 to 1023"):
-        isa.encode_uops(np.array([[0, 0, 0], [0, 0, 1024]]), D)
+        isa.encode_uops(np.array([(0, 0, 0), (0, 0, 1024)], MICRO_OP), D)
     with pytest.raises(OneShotError, match="multiple of 16"):
         isa.from_bytes(b"abc")
     with pytest.raises(OneShotError, match="shape"):
@@ -243,12 +243,12 @@ def test_bad_input() -> None:
 
 def test_undefined_opcodes_keep_their_flags() -> None:
     insns = isa.decode(np.array([[5 | POP_NEXT << 3 | 0xFF00, 7]], np.uint64), D)
-    assert (insns[0, C_OP], insns[0, C_FLAGS]) == (5, POP_NEXT)
-    assert not insns[0, 2:].any()
+    assert (insns["op"][0], insns["flags"][0]) == (5, POP_NEXT)
+    assert not words_of(insns)[0, 2:].any()
 
 
 def test_disassembly() -> None:
-    assert isa.disassemble(np.array([vector[0] for vector in VECTORS]), np.array([[1, 2, 3]])) == [
+    assert isa.disassemble(insns_of([vector[0] for vector in VECTORS]), np.array([(1, 2, 3)], MICRO_OP)) == [
         "     0  LOAD INP sram 291 dram 0x89abcdef y 14 x 9 stride 56 pad y 1,2 x 3,4 pop_next push_next",
         "     1  STORE OUT sram 7 dram 0x10000 y 2 x 28 stride 784 pop_prev push_prev",
         "     2  GEMM uop 5..47 iter 14,3 dst 1,0 src 2,1 wgt 0,1 pop_prev push_prev",
@@ -257,4 +257,4 @@ def test_disassembly() -> None:
         "     5  FINISH",
         "uop      0  dst 1 src 2 wgt 3",
     ]
-    assert ALU_ROW[C_IMM] == -8
+    assert insns_of([ALU_ROW])["imm"] == [-8]

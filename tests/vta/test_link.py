@@ -63,7 +63,7 @@ def test_joined_programs_compute_what_single_ones_do() -> None:
         programs = [program for _, program in layers]
         joined, placements = placed(programs, rng)
         assert runs_in_order(joined.insns)
-        assert joined.insns[:, G.C_OP].tolist().count(G.FINISH) == 1
+        assert joined.insns["op"].tolist().count(G.FINISH) == 1
         assert joined.dram_bytes >= joined.insn_address + 16 * len(joined.insns)
         dram = np.zeros(joined.dram_bytes, dtype=np.uint8)
         tensors = [workload.random_inputs(rng) for workload, _ in layers]
@@ -134,10 +134,10 @@ def test_what_cannot_be_joined_is_refused() -> None:
     uops, insns = joined.uop_address, joined.insn_address
     other = dataclasses.replace(program, accelerator=Accelerator.load("b8"))
     waiting = program.insns.copy()
-    load = int(np.flatnonzero((waiting[:, G.C_OP] == G.LOAD) & (waiting[:, G.C_MEM] == G.INP))[0])
-    waiting[: load + 1, G.C_FLAGS] |= G.POP_NEXT
+    load = int(np.flatnonzero((waiting["op"] == G.LOAD) & (waiting["mem"] == G.INP))[0])
+    waiting["flags"][: load + 1] |= G.POP_NEXT
     outside = program.insns.copy()
-    outside[load, G.C_DRAM] = 1 << 24
+    outside["dram"][load] = 1 << 24
     for programs, places, says in (
         ([], [], "cannot be joined with 0"),
         ([program], [place, place], "cannot be joined with 2"),

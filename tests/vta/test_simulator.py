@@ -27,22 +27,19 @@ from oneshot_ml2.vta.program import (
     ALU_MIN,
     ALU_MUL,
     ALU_SHR,
-    C_MEM,
-    C_OP,
-    C_SRAM,
-    C_UOP_END,
-    C_X,
     COLUMNS,
     FINISH,
     GEMM,
     INP,
     LOAD,
+    MICRO_OP,
     OUT,
     STORE,
     UOP,
     WGT,
     Program,
     element_bytes,
+    insns_of,
 )
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 from oneshot_ml2.workload.conv2d import Conv2d
@@ -71,9 +68,8 @@ def run(
 ) -> np.ndarray:
     """DRAM after the program; its micro-ops are loaded to SRAM first."""
     load = row(LOAD, 0, UOP, 0, UOPS // 4, 1, len(uops), len(uops))
-    program = Program(
-        accelerator, np.array([load, *insns, row(FINISH)]), np.array(uops, np.int64), INSNS, UOPS, buffers=()
-    )
+    loaded = np.array([*map(tuple, uops)], MICRO_OP)
+    program = Program(accelerator, insns_of([load, *insns, row(FINISH)]), loaded, INSNS, UOPS, buffers=())
     simulator.run(program, dram)
     return dram
 
@@ -325,10 +321,10 @@ def check_exact(space: ScheduleSpace, index: int, rng: np.random.Generator) -> N
         assert caught.value.reason == reason
         return
     program, depth = space.lower(index), space.accelerator.uop_depth
-    loads = program.insns[(program.insns[:, C_OP] == LOAD) & (program.insns[:, C_MEM] == UOP)]
-    assert (loads[:, C_SRAM] + loads[:, C_X] <= depth).all()
-    works = program.insns[np.isin(program.insns[:, C_OP], (GEMM, ALU))]
-    assert (works[:, C_UOP_END] <= depth).all()
+    loads = program.insns[(program.insns["op"] == LOAD) & (program.insns["mem"] == UOP)]
+    assert (loads["sram"] + loads["x"] <= depth).all()
+    works = program.insns[np.isin(program.insns["op"], (GEMM, ALU))]
+    assert (works["uop_end"] <= depth).all()
     tensors = space.workload.random_inputs(rng)
     got = packed.execute(program, space.workload, tensors)
     np.testing.assert_array_equal(got, space.workload.reference(tensors), err_msg=f"{space.schedule(index)} {depth}")

@@ -21,7 +21,7 @@ from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import image, isa, packing, simulator, tokens
 from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import Program, element_bytes
+from oneshot_ml2.vta.program import Program, element_bytes, insns_of
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.timing import chisel
 from oneshot_ml2.workload.conv2d import Conv2d
@@ -61,8 +61,8 @@ def as_tvm_ends() -> Program:
     """A program that leaves a token: FINISH without the pop that TVM's run time carries into its next submission."""
     program = autotvm.lower(LAYER, PYNQ, VALUES)
     insns = program.insns.copy()
-    assert insns[-1, G.C_OP] == G.FINISH and insns[-1, G.C_FLAGS] == G.POP_NEXT
-    insns[-1, G.C_FLAGS] = 0
+    assert insns["op"][-1] == G.FINISH and insns["flags"][-1] == G.POP_NEXT
+    insns["flags"][-1] = 0
     return dataclasses.replace(program, insns=insns)
 
 
@@ -88,10 +88,10 @@ def test_taking_the_last_token_costs_nothing() -> None:
     """So the measured cycles are those of the program that is handed out, and TVM's."""
     rng, compared = np.random.default_rng(6), 0
     for workload, program in programs_of("autotvm", rng, 200):
-        if not program.insns[-1, G.C_FLAGS]:
+        if not program.insns["flags"][-1]:
             continue
         insns = program.insns.copy()
-        insns[-1, G.C_FLAGS] = 0
+        insns["flags"][-1] = 0
         before, after = chisel.measure(dataclasses.replace(program, insns=insns)), chisel.measure(program)
         assert dataclasses.replace(before, tokens_left=(0, 0, 0, 0)) == after, workload
         assert before.tokens_left == (0, 0, 0, 1)
@@ -143,17 +143,17 @@ def test_what_is_left_is_counted_up_to_finish() -> None:
         ([row(G.LOAD, everything, G.INP), row(G.STORE, everything), end], (1, -1, -1, 1)),
     ):
         assert tokens.left(np.array(rows)) == left
-    assert not tokens.runs_in_order(np.array([row(G.LOAD, G.PUSH_PREV, G.INP), end]))
+    assert not tokens.runs_in_order(insns_of([row(G.LOAD, G.PUSH_PREV, G.INP), end]))
     with pytest.raises(OneShotError, match="-1 compute-to-store"):
-        tokens.check_submission(np.array([row(G.STORE, G.POP_PREV), end]))
+        tokens.check_submission(insns_of([row(G.STORE, G.POP_PREV), end]))
 
 
 # --- one program after the other, without a reset between -----------------------------------------------------------
 def moved(program: Program, by: int) -> NDArray[np.int64]:
     """The instructions, with everything in DRAM ``by`` bytes further on."""
     insns = program.insns.copy()
-    rows = np.flatnonzero(np.isin(insns[:, G.C_OP], (G.LOAD, G.STORE)) & (insns[:, G.C_X] > 0))
-    insns[rows, G.C_DRAM] += by // np.array(element_bytes(program.accelerator))[insns[rows, G.C_MEM]]
+    rows = np.flatnonzero(np.isin(insns["op"], (G.LOAD, G.STORE)) & (insns["x"] > 0))
+    insns["dram"][rows] += by // np.array(element_bytes(program.accelerator))[insns["mem"][rows]]
     return insns
 
 
@@ -167,7 +167,7 @@ def order_of(submissions: list[NDArray[np.int64]], rng: np.random.Generator) -> 
     pops = {0: ((G.POP_NEXT, 1),), 1: ((G.POP_PREV, 0), (G.POP_NEXT, 3)), 2: ((G.POP_PREV, 2),)}
 
     def ready(m: int) -> bool:
-        return bool(queues[m]) and all(held[q] > 0 for flag, q in pops[m] if queues[m][0][G.C_FLAGS] & flag)
+        return bool(queues[m]) and all(held[q] > 0 for flag, q in pops[m] if queues[m][0]["flags"] & flag)
 
     for number, insns in enumerate(submissions):
         for insn in insns:
@@ -179,7 +179,7 @@ def order_of(submissions: list[NDArray[np.int64]], rng: np.random.Generator) -> 
             m = able[int(rng.choice(len(able), p=weights[able] / weights[able].sum()))]
             insn = queues[m].pop(0)
             tokens.flow(insn[None], held)
-            if insn[G.C_OP] == G.FINISH:
+            if insn["op"] == G.FINISH:
                 finished = True
             else:
                 order.append(insn)

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.kernels import njit
-from oneshot_ml2.common.parallel import in_parallel
 from oneshot_ml2.spaces import base
 from oneshot_ml2.spaces.autotvm import plan
-from oneshot_ml2.spaces.autotvm import space as A
+from oneshot_ml2.spaces.autotvm.space import canonical
+from oneshot_ml2.spaces.autotvm.template import Task, make_task, schedules
+from oneshot_ml2.spaces.autotvm.validity import MAX_INSTRUCTIONS, MAX_SIZE
 from oneshot_ml2.spaces.registry import TVM_KIND
 from oneshot_ml2.vta.bound import engine_bound
-from oneshot_ml2.vta.timing import chisel
 
 if TYPE_CHECKING:
     from oneshot_ml2.spaces.space import ScheduleSpace
@@ -34,39 +34,34 @@ _BELOW = 0.9
 
 # Logarithms of sizes of a task, by name: of the accelerator, then of the workload.
 _ACCELERATOR_LOGS = {
-    "burst beats": A._TASK_FIELDS + chisel.P_BURST,
-    "memory latency": A._TASK_FIELDS + chisel.P_LATENCY,
-    "instruction queue": A._TASK_FIELDS + chisel.P_QUEUE,
-    "input elements": A.G_INP,
-    "weight elements": A.G_WGT,
-    "accumulator elements": A.G_ACC,
-    "micro-ops": A.G_UOP,
+    "burst beats": "burst",
+    "memory latency": "latency",
+    "instruction queue": "queue",
+    "input elements": "inp_depth",
+    "weight elements": "wgt_depth",
+    "accumulator elements": "acc_depth",
+    "micro-ops": "uop_depth",
 }
 _WORKLOAD_LOGS = {
-    "batch blocks": A.G_NB,
-    "input channel blocks": A.G_CI,
-    "output channel blocks": A.G_CO,
-    "input height": A.G_H,
-    "input width": A.G_W,
-    "output height": A.G_OH,
-    "output width": A.G_OW,
-    "kernel height": A.G_KH,
-    "kernel width": A.G_KW,
-    "stride height": A.G_SH,
-    "stride width": A.G_SW,
-    "pad height": A.G_PH,
-    "pad width": A.G_PW,
+    "batch blocks": "nb",
+    "input channel blocks": "ci",
+    "output channel blocks": "co",
+    "input height": "h",
+    "input width": "w",
+    "output height": "oh",
+    "output width": "ow",
+    "kernel height": "kh",
+    "kernel width": "kw",
+    "stride height": "sh",
+    "stride width": "sw",
+    "pad height": "ph",
+    "pad width": "pw",
 }
 _SIZES = ("batch", "block", "bus bytes")
 _EXTRA = ("stages", "padded", "engine bound", "compute share", "read share", "store share")
 TASK_FEATURES = (*_SIZES, *_ACCELERATOR_LOGS, *_WORKLOAD_LOGS, *_EXTRA)
 
-_TILES = (
-    ("h", A.TILE_H, A.G_OH),
-    ("w", A.TILE_W, A.G_OW),
-    ("ci", A.TILE_CI, A.G_CI),
-    ("co", A.TILE_CO, A.G_CO),
-)
+_TILES = ("h", "w", "ci", "co")
 _CYCLES = (
     "load", "compute", "store", "fetch", "gemm", "epilogue", "uop load", "pads", "step load", "step gemm",
     "tile epilogue", "tile store", "head",
@@ -94,7 +89,7 @@ _FACTS = (
     "under three in turn, reduces",
 )
 SCHEDULE_FEATURES = (
-    *(f"{kind} {name}" for name, _, _ in _TILES for kind in ("tile", "tiles")),
+    *(f"{kind} {name}" for name in _TILES for kind in ("tile", "tiles")),
     "log estimate / engine bound",
     *(f"{form} {name} / estimate" for name in _CYCLES for form in ("log", "linear")),
     *(text for name in _COUNTS for text in (f"log {name}", f"linear {name} x 16 / estimate")),
@@ -105,13 +100,12 @@ SCHEDULE_FEATURES = (
 )
 FEATURES = TASK_FEATURES + SCHEDULE_FEATURES
 
-_TILE_COLUMNS = np.array([[knob, extent] for _, knob, extent in _TILES], dtype=np.int64)
 _CYCLE_COLUMNS, _COUNT_COLUMNS, _LOG_COLUMNS, _USE_COLUMNS, _LIMITED_COLUMNS = (
     np.array([plan.SUMMARY.index(name) for name in names], dtype=np.int64)
     for names in (_CYCLES, _COUNTS, _LOGS, _USES, _LIMITED)
 )
 # Columns of a summary that count or measure something: no cycles, limits or verdicts.
-COUNTED = np.arange(plan.S_INP_BYTES, len(plan.SUMMARY))
+COUNTED = np.arange(plan.SUMMARY.index("inp bytes"), len(plan.SUMMARY))
 _LINEAR_LIMIT, _USE_FLOOR, _SHARP, _TURN_LIMIT = 4.0, 1 / 64, 4.0, 8.0
 
 
@@ -124,11 +118,11 @@ def check_space(space: ScheduleSpace) -> None:
 def task_features(space: ScheduleSpace) -> NDArray[np.float32]:
     """`TASK_FEATURES` of a space's workload and accelerator, float32 (len(TASK_FEATURES),)."""
     check_space(space)
-    p = plan.task_vector(space.workload, space.accelerator)
+    task, _, _ = make_task(space.workload, space.accelerator)
     chip, bound = space.accelerator, engine_bound(space.workload, space.accelerator)
     row = [math.log2(1 + size) for size in (chip.batch, chip.block, chip.bus_bytes)]
-    row += [math.log2(1 + p[column]) for column in (*_ACCELERATOR_LOGS.values(), *_WORKLOAD_LOGS.values())]
-    row += [float(p[A.G_ALU]), float(p[A.G_PH] > 0 or p[A.G_PW] > 0), math.log2(bound.bound)]
+    row += [math.log2(1 + task[field]) for field in (*_ACCELERATOR_LOGS.values(), *_WORKLOAD_LOGS.values())]
+    row += [float(task.stages), float(task.ph > 0 or task.pw > 0), math.log2(bound.bound)]
     row += [part / bound.bound for part in (bound.compute, bound.read_beats, bound.store_cycles)]
     return np.array(row, dtype=np.float32)
 
@@ -139,18 +133,19 @@ def accelerator_and_workload(row: NDArray[np.float32]) -> dict[str, float]:
 
 
 @njit(cache=True, nogil=True)
-def _encode_rows(p, values, summary, limits, log_engine_bound, out):  # type: ignore[no-untyped-def]
-    """Schedule features of knob values (n, 7) with their summaries, in place; ``limits``: of `_LIMITED`."""
-    padded = p[A.G_PH] > 0 or p[A.G_PW] > 0
-    for i in range(len(values)):
-        v, s = values[i], summary[i]
+def _encode_rows(task, batch, summary, rows, limits, log_engine_bound, out):  # type: ignore[no-untyped-def]
+    """Schedule features of schedules (n,) in place; ``rows``: their ``summary`` by name; ``limits``: of `_LIMITED`."""
+    padded = task.ph > 0 or task.pw > 0
+    for i in range(len(batch)):
+        v, s, figures = batch[i], summary[i], rows[i]
         at = 0
-        for t in range(len(_TILE_COLUMNS)):
-            size, extent = v[_TILE_COLUMNS[t, 0]], p[_TILE_COLUMNS[t, 1]]
+        # In the order of `_TILES`.
+        tiles = ((v.tile_h, task.oh), (v.tile_w, task.ow), (v.tile_ci, task.ci), (v.tile_co, task.co))
+        for size, extent in tiles:
             out[i, at] = np.log2(size)
             out[i, at + 1] = np.log2(extent // size)
             at += 2
-        estimate = s[plan.S_ESTIMATE]
+        estimate = figures.estimate
         log_estimate = np.log2(estimate)
         out[i, at] = log_estimate - log_engine_bound
         at += 1
@@ -175,32 +170,37 @@ def _encode_rows(p, values, summary, limits, log_engine_bound, out):  # type: ig
             out[i, at] = share
             out[i, at + 1] = min(max(_SHARP * share, -1.0), 1.0)
             at += 2
-        by_rows, by_channels = v[A.H_NTHREAD] > 1, v[A.OC_NTHREAD] > 1
-        few = s[plan.S_IN_TURN] < 3
+        by_rows, by_channels = v.h_nthread > 1, v.oc_nthread > 1
+        few = figures.accumulators_in_turn < 3
         facts = (
-            s[plan.S_INP_DIMENSIONS] > 2 and not padded,
-            s[plan.S_OUT_DIMENSIONS] > 2,
-            padded and v[A.TILE_CI] > 1,
-            padded and s[plan.S_INP_ROWS] == 1,
-            padded and s[plan.S_INP_COLUMNS] == 1,
-            s[plan.S_ROWS_LEFT] > 0,
-            s[plan.S_CHANNELS_LEFT] > 0,
+            figures.inp_dimensions > 2 and not padded,
+            figures.out_dimensions > 2,
+            padded and v.tile_ci > 1,
+            padded and figures.inp_rows == 1,
+            padded and figures.inp_columns == 1,
+            figures.rows_left_over > 0,
+            figures.channels_left_over > 0,
             by_rows,
             by_channels,
             by_rows and by_channels,
-            s[plan.S_REDUCES] > 0,
+            figures.reduces_in_turn > 0,
         )
         for fact in facts:
             out[i, at] = 1.0 if fact else 0.0
             at += 1
-        out[i, at] = min(s[plan.S_IN_TURN], _TURN_LIMIT)
+        out[i, at] = min(figures.accumulators_in_turn, _TURN_LIMIT)
         out[i, at + 1] = 1.0 if few else 0.0
-        out[i, at + 2] = 1.0 if few and s[plan.S_REDUCES] > 0 else 0.0
+        out[i, at + 2] = 1.0 if few and figures.reduces_in_turn > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class Candidates(base.Candidates):
     """Schedules of a space and what closed forms say of them; ``summary``: `plan.SUMMARY` of each."""
+
+    @property
+    def figures(self) -> NDArray[np.void]:
+        """``summary`` by name, `plan.FIGURES` (n,)."""
+        return plan.figures_of(self.summary)
 
     @property
     def bound(self) -> NDArray[np.float64]:
@@ -210,28 +210,28 @@ class Candidates(base.Candidates):
     @property
     def estimate(self) -> NDArray[np.float64]:
         """The `plan` estimate, float64 (n,)."""
-        return self.summary[:, plan.S_ESTIMATE]
+        return self.figures["estimate"]
 
     @property
     def reads(self) -> NDArray[np.float64]:
         """Bytes of inputs and weights, float64 (n,)."""
-        return self.summary[:, plan.S_INP_BYTES] + self.summary[:, plan.S_WGT_BYTES]
+        return self.figures["inp_bytes"] + self.figures["wgt_bytes"]
 
     @property
     def roofline(self) -> NDArray[np.float64]:
         """Cycles of the compute or of the load module with nothing beside it, whichever are more, float64 (n,)."""
-        return np.maximum(self.summary[:, plan.S_COMPUTE], self.summary[:, plan.S_LOAD])
+        return np.maximum(self.figures["compute"], self.figures["load"])
 
 
 @dataclass(frozen=True)
 class Encoder:
     """What turns schedules of a ``space`` into numbers.
 
-    ``p``: `plan.task_vector`; ``limits``: of `_LIMITED`, float64; ``log_bound``: log2 of the engine bound.
+    ``task``: of the template; ``limits``: of `_LIMITED`, float64; ``log_bound``: log2 of the engine bound.
     """
 
     space: ScheduleSpace
-    p: NDArray[np.int64]
+    task: Task
     limits: NDArray[np.float64]
     log_bound: float
 
@@ -239,27 +239,24 @@ class Encoder:
     def of(cls, space: ScheduleSpace) -> Encoder:
         """Raises OneShotError: a space other than ``autotvm``; WorkloadError: one that cannot be made."""
         check_space(space)
-        p = plan.task_vector(space.workload, space.accelerator)
-        uops = float(p[A.G_UOP])
-        limits = np.array([uops, uops, uops, A._MAX_INSTRUCTIONS, A._MAX_SIZE, A._MAX_SIZE], dtype=np.float64)
-        return cls(space, p, limits, math.log2(engine_bound(space.workload, space.accelerator).bound))
+        task, _, _ = make_task(space.workload, space.accelerator)
+        uops = float(task.uop_depth)
+        limits = np.array([uops, uops, uops, MAX_INSTRUCTIONS, MAX_SIZE, MAX_SIZE], dtype=np.float64)
+        return cls(space, task, limits, math.log2(engine_bound(space.workload, space.accelerator).bound))
 
     def candidates(self, indices: NDArray[np.int64], values: NDArray[np.int64]) -> Candidates:
         """Indices (n,) and their canonical knob values (n, 7) with their closed forms."""
-        summary = np.empty((len(values), len(plan.SUMMARY)))
-        in_parallel(lambda begin, end: plan.summaries_into(self.p, values[begin:end], summary[begin:end]), len(values))
-        return Candidates(indices, values, summary)
+        return Candidates(indices, values, plan.summaries_of(self.task, values))
 
     def candidates_at(self, indices: NDArray[np.int64]) -> Candidates:
         """The schedules at some indices (n,), aliases by the values of those that stand for them; on this thread."""
-        values = A.canonical(self.space.workload, self.space.accelerator, self.space.values(indices))
-        summary = np.empty((len(values), len(plan.SUMMARY)))
-        plan.summaries_into(self.p, values, summary)
-        return Candidates(indices, values, summary)
+        values = canonical(self.space.workload, self.space.accelerator, self.space.values(indices))
+        return Candidates(indices, values, plan.summaries_of(self.task, values, parallel=False))
 
     def encode(self, given: base.Candidates, out: NDArray[np.float32]) -> None:
         """`SCHEDULE_FEATURES` of candidates into the first columns of float32 (n, at least so many), on this thread."""
-        _encode_rows(self.p, given.values, given.summary, self.limits, self.log_bound, out)
+        batch, summary = schedules(given.values), np.ascontiguousarray(given.summary)
+        _encode_rows(self.task, batch, summary, plan.figures_of(summary), self.limits, self.log_bound, out)
 
 
 def all_candidates(space: ScheduleSpace, fitting: bool = False) -> Candidates:

@@ -15,12 +15,13 @@ from oneshot_ml2.spaces.full.space import validity
 from oneshot_ml2.spaces.full.totals import column
 from oneshot_ml2.spaces.full.traffic import TRAFFIC
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.faults import Faults, is_wrong, page_misses
 from oneshot_ml2.vta.nest import buffers, make_nest
+from oneshot_ml2.vta.program import element_bytes
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing.records import nothing
 from oneshot_ml2.workload.registry import Workload
 
 REQUESTS = tuple(TRAFFIC.index(f"{kind} requests") for kind in ("input", "weight", "output"))
@@ -44,7 +45,7 @@ def beats(space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
 @njit(cache=True, nogil=True)
 def _measure(nest, batch, insns, uops, tables, address, params, sizes, limits, slow, miss, reason, cycles, busy):  # type: ignore[no-untyped-def]
     """Lower and time the rows whose ``reason`` is 0 so far; ``limits``, ``slow``, ``miss``: of `Faults`."""
-    trace = np.empty((0, 2), dtype=np.int64)
+    unrecorded = nothing()
     for i in range(len(batch)):
         if reason[i] != 0:
             continue
@@ -54,17 +55,16 @@ def _measure(nest, batch, insns, uops, tables, address, params, sizes, limits, s
         reason[i] = why
         if why != 0:
             continue
-        total, hang, counters = chisel.simulate(insns[:n], address, params, trace)
+        total, hang, counters = chisel.simulate(insns[:n], address, params, unrecorded)
         if hang:
             reason[i] = emit.DEADLOCK
             continue
-        port = counters[chisel.B_READ_BEATS] + counters[chisel.B_WRITE_BEATS]
+        port = counters.read_beats + counters.write_beats
         more = port * slow
         if miss > 0.0:
             more += page_misses(insns[:n], sizes, limits.page) * miss
         cycles[i] = max(1, round(total + more * (port + more) / (total + more)))
-        for m in range(3):
-            busy[i, m] = counters[m]
+        busy[i, 0], busy[i, 1], busy[i, 2] = counters.load, counters.compute, counters.store
 
 
 def measure_faulty(
@@ -83,7 +83,7 @@ def measure_faulty(
         tables,
         end,
         chisel.params(faults.board),
-        np.array(G.element_bytes(accelerator), dtype=np.int64),
+        np.array(element_bytes(accelerator), dtype=np.int64),
         faults.limits,
         faults.slow,
         faults.miss,

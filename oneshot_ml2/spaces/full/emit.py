@@ -17,7 +17,7 @@ from oneshot_ml2.spaces.full.order import REPEAT, walk_program
 from oneshot_ml2.spaces.full.sink import VALID, open_sink
 from oneshot_ml2.spaces.full.sram import LAYOUT
 from oneshot_ml2.vta.nest import MAX_INSNS, PORTABLE_UOPS
-from oneshot_ml2.vta.program import COLUMNS
+from oneshot_ml2.vta.program import INSN, MICRO_OP, Insns, Uops
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.tokens import runs_in_order
 
@@ -26,10 +26,9 @@ DEADLOCK = int(Reason.DEADLOCK)
 Tables: TypeAlias = tuple[NDArray[Any], ...]
 
 
-def work_arrays() -> tuple[NDArray[np.int64], NDArray[np.int64], Tables]:
+def work_arrays() -> tuple[Insns, Uops, Tables]:
     """What `lower_into` writes a program's instructions and micro-ops into, and its work arrays."""
-    insns = np.zeros((MAX_INSNS, COLUMNS), dtype=np.int64)
-    return insns, np.zeros((PORTABLE_UOPS, 3), dtype=np.int64), _tables()
+    return np.zeros(MAX_INSNS, dtype=INSN), np.zeros(PORTABLE_UOPS, dtype=MICRO_OP), _tables()
 
 
 def _tables() -> Tables:
@@ -42,7 +41,7 @@ def _tables() -> Tables:
 def lower_into(nest, schedule, insns, uops, tables):  # type: ignore[no-untyped-def]
     """Lower a schedule, a record of `knobs.SCHEDULE`, of a nest into `work_arrays`, all overwritten.
 
-    ``insns``: int64 (at least 16, COLUMNS), ``uops``: int64 (at least the nest's ``uop_limit``, 3).
+    ``insns``: at least 16, ``uops``: at least the nest's ``uop_limit``.
     Returns (`Reason`, instructions, micro-ops); the arrays hold the program where the reason is 0.
     """
     states, kernels, records, layouts, own, cuts = tables

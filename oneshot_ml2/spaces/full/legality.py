@@ -35,7 +35,7 @@ from oneshot_ml2.spaces.full.sink import FIELD_OVERFLOW, VALID, open_sink
 from oneshot_ml2.spaces.full.sram import LAYOUT, holds, lay_out
 from oneshot_ml2.spaces.full.tiles import input_channels, narrowest
 from oneshot_ml2.vta.nest import MAX_SIZE, Nest
-from oneshot_ml2.vta.program import COLUMNS
+from oneshot_ml2.vta.program import INSN, MICRO_OP
 from oneshot_ml2.vta.reasons import Reason
 
 DMA_PATTERN = int(Reason.DMA_PATTERN)
@@ -167,7 +167,7 @@ def _reasons(nest, batch, tables, reason, counts):  # type: ignore[no-untyped-de
     canonical_rows(nest, batch)
     row_which, row_cuts, all_rows, row_items = _cut_axis(row_loop(nest), batch, np.int64(1))
     col_which, col_cuts, all_cols, col_items = _cut_axis(col_loop(nest), batch, np.int64(0))
-    nowhere, no_uops = np.empty((0, COLUMNS), dtype=np.int64), np.empty((0, 3), dtype=np.int64)
+    nowhere, no_uops = np.empty(0, dtype=INSN), np.empty(0, dtype=MICRO_OP)
     no_taps = np.empty((1, 0), dtype=TAP)
     for i in range(len(batch)):
         row_cut, col_cut = row_cuts[row_which[i]], col_cuts[col_which[i]]

@@ -41,10 +41,10 @@ from oneshot_ml2.spaces.full.tiles import (
     too_many_tiles,
 )
 from oneshot_ml2.spaces.full.walk import tile_at, walk_tile
-from oneshot_ml2.vta import program
 from oneshot_ml2.vta.nest import MAX_INSNS
 from oneshot_ml2.vta.program import FINISH, LOAD, POP_NEXT, UOP
 from oneshot_ml2.vta.reasons import Reason
+from oneshot_ml2.vta.writing import clear
 
 TOKEN_OVERFLOW = int(Reason.TOKEN_OVERFLOW)
 # More than a schedule can have tiles (`tiles.too_many_tiles`), so that the hash table of tiles is never full.
@@ -199,9 +199,9 @@ def _close(sink, uop_load):  # type: ignore[no-untyped-def]
     insn, writes = claim(sink, 1)
     if writes:
         flag(sink, last, POP_NEXT)
-        sink.insns[insn] = 0
-        sink.insns[insn, program.C_OP] = FINISH
-        sink.insns[uop_load, program.C_X] = sink.insns[uop_load, program.C_STRIDE] = sink.states[0].uops
+        clear(sink.insns[insn])
+        sink.insns[insn].op = FINISH
+        sink.insns[uop_load].x = sink.insns[uop_load].stride = sink.states[0].uops
 
 
 @njit(cache=True, nogil=True)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.spaces.full.knobs import INT
 from oneshot_ml2.spaces.full.shapes import field_fits
-from oneshot_ml2.vta import program
 from oneshot_ml2.vta.nest import MAX_INSNS, MAX_SIZE
-from oneshot_ml2.vta.program import ALU, GEMM, LOAD, UOP
+from oneshot_ml2.vta.program import ALU, GEMM, INSN, LOAD, MICRO_OP, UOP, Insns, Uops
 from oneshot_ml2.vta.reasons import Reason
+from oneshot_ml2.vta.writing import clear
 
 VALID = int(Reason.VALID)
 FIELD_OVERFLOW = int(Reason.FIELD_OVERFLOW)
@@ -39,16 +39,16 @@ KERNEL = np.dtype([(name, np.int64) for name in ("first", "second", "third", "st
 
 
 class Sink(NamedTuple):
-    """``states``: `STATE` (1,); ``insns``: int64 (n, program.COLUMNS), empty to count only; ``uops``: int64 (m, 3)."""
+    """``states``: `STATE` (1,); ``insns``: (n,), empty to count only; ``uops``: (m,)."""
 
     states: NDArray[Any]
-    insns: NDArray[np.int64]
-    uops: NDArray[np.int64]
+    insns: Insns
+    uops: Uops
     kernels: NDArray[Any]
 
 
-_STATES, _KERNELS = from_dtype(STATE)[::1], from_dtype(KERNEL)[::1]  # type: ignore[no-untyped-call]
-SINK = types.NamedTuple((_STATES, INT[:, ::1], INT[:, ::1], _KERNELS), Sink)  # type: ignore[no-untyped-call]
+_STATES, _INSNS, _UOPS, _KERNELS = (from_dtype(dtype)[::1] for dtype in (STATE, INSN, MICRO_OP, KERNEL))  # type: ignore[no-untyped-call]
+SINK = types.NamedTuple((_STATES, _INSNS, _UOPS, _KERNELS), Sink)  # type: ignore[no-untyped-call]
 # A loop of an instruction: extent, and factors of destination, source and weight.
 LOOP = types.UniTuple(INT, 4)  # type: ignore[no-untyped-call]
 SPAN = types.UniTuple(INT, 3)  # type: ignore[no-untyped-call]
@@ -98,7 +98,7 @@ def claim(sink, n):  # type: ignore[no-untyped-def]
 def flag(sink, insn, bits):  # type: ignore[no-untyped-def]
     """Add dependency flags to an instruction."""
     if len(sink.insns) > 0:
-        sink.insns[insn, program.C_FLAGS] |= bits
+        sink.insns[insn].flags |= bits
 
 
 @njit(types.void(SINK, INT, INT, INT, SPAN, INT, INT, INT, INT, LOOP), cache=True, nogil=True)
@@ -121,15 +121,15 @@ def move(sink, op, memory, n, shape, sram, apart, dram, dram_apart, pads):  # ty
         return
     for i in range(n):
         row = sink.insns[first + i]
-        row[:] = 0
-        row[program.C_OP] = op
-        row[program.C_MEM] = memory
-        row[program.C_SRAM] = sram + i * apart
-        row[program.C_DRAM] = dram + i * dram_apart
-        row[program.C_Y] = y
-        row[program.C_X] = x
-        row[program.C_STRIDE] = x if y == 1 else stride
-        row[program.C_TOP], row[program.C_BOTTOM], row[program.C_LEFT], row[program.C_RIGHT] = pads
+        clear(row)
+        row.op = op
+        row.mem = memory
+        row.sram = sram + i * apart
+        row.dram = dram + i * dram_apart
+        row.y = y
+        row.x = x
+        row.stride = x if y == 1 else stride
+        row.top, row.bottom, row.left, row.right = pads
 
 
 @njit(types.void(SINK), cache=True, nogil=True)
@@ -142,19 +142,19 @@ def nop(sink):  # type: ignore[no-untyped-def]
 def write_gemm(sink, insn, reset, begin, end, outer, inner):  # type: ignore[no-untyped-def]
     """Write a GEMM of the micro-ops ``begin`` to ``end``; loops of one iteration carry no factors."""
     row = sink.insns[insn]
-    row[:] = 0
-    row[program.C_OP] = GEMM
-    row[program.C_RESET] = reset
-    row[program.C_UOP_BGN] = begin
-    row[program.C_UOP_END] = end
+    clear(row)
+    row.op = GEMM
+    row.reset = reset
+    row.uop_bgn = begin
+    row.uop_end = end
     if outer[0] == 1:
         outer, inner = inner, outer
-    row[program.C_ITER_OUT] = outer[0]
-    row[program.C_ITER_IN] = inner[0]
+    row.iter_out = outer[0]
+    row.iter_in = inner[0]
     if outer[0] > 1:
-        row[program.C_DST_OUT], row[program.C_SRC_OUT], row[program.C_WGT_OUT] = outer[1], outer[2], outer[3]
+        row.dst_out, row.src_out, row.wgt_out = outer[1], outer[2], outer[3]
     if inner[0] > 1:
-        row[program.C_DST_IN], row[program.C_SRC_IN], row[program.C_WGT_IN] = inner[1], inner[2], inner[3]
+        row.dst_in, row.src_in, row.wgt_in = inner[1], inner[2], inner[3]
 
 
 @njit(types.void(SINK, INT, INT, INT, INT, LOOP, LOOP), cache=True, nogil=True)
@@ -162,10 +162,10 @@ def write_tensor(sink, insn, opcode, begin, end, outer, inner):  # type: ignore[
     """Write an ALU pass with two operands in ACC; as `write_gemm`, without weights."""
     write_gemm(sink, insn, 0, begin, end, outer, inner)
     row = sink.insns[insn]
-    row[program.C_OP] = ALU
+    row.op = ALU
     # What are the weight's factors of a GEMM are other fields here.
-    row[program.C_WGT_OUT : program.COLUMNS] = 0
-    row[program.C_ALU_OP] = opcode
+    row.use_imm = row.imm = 0
+    row.alu_op = opcode
 
 
 @njit(INT(SINK, INT, INT, LOOP, LOOP), cache=True, nogil=True)
@@ -191,17 +191,17 @@ def immediate(sink, opcode, value, uop, n):  # type: ignore[no-untyped-def]
     insn, writes = claim(sink, 1)
     if writes:
         row = sink.insns[insn]
-        row[:] = 0
-        row[program.C_OP] = ALU
-        row[program.C_ALU_OP] = opcode
-        row[program.C_USE_IMM] = 1
-        row[program.C_IMM] = value
-        row[program.C_UOP_BGN] = uop
-        row[program.C_UOP_END] = uop + 1
-        row[program.C_ITER_OUT] = 1
-        row[program.C_ITER_IN] = n
+        clear(row)
+        row.op = ALU
+        row.alu_op = opcode
+        row.use_imm = 1
+        row.imm = value
+        row.uop_bgn = uop
+        row.uop_end = uop + 1
+        row.iter_out = 1
+        row.iter_in = n
         if n > 1:
-            row[program.C_DST_IN] = row[program.C_SRC_IN] = 1
+            row.dst_in = row.src_in = 1
 
 
 @njit(cache=True, nogil=True)
@@ -238,5 +238,6 @@ def single(sink, dst, src, wgt):  # type: ignore[no-untyped-def]
     """Where a micro-op is that is used by itself."""
     begin, fresh = find_kernel(sink, (dst << 32) | src, wgt << 32, -1, 1)
     if fresh and len(sink.uops) > 0:
-        sink.uops[begin, 0], sink.uops[begin, 1], sink.uops[begin, 2] = dst, src, wgt
+        row = sink.uops[begin]
+        row.dst, row.src, row.wgt = dst, src, wgt
     return begin

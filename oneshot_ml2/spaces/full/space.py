@@ -32,9 +32,10 @@ from oneshot_ml2.spaces.full.knobs import (
 from oneshot_ml2.spaces.full.knobs import KNOBS as KNOBS
 from oneshot_ml2.spaces.full.shown import short as short
 from oneshot_ml2.vta.nest import PORTABLE_UOPS, Nest, buffers, make_nest
-from oneshot_ml2.vta.program import Program
+from oneshot_ml2.vta.program import Insns, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule, NoSchedule, Reason
 from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing.records import nothing
 from oneshot_ml2.workload.registry import Workload
 
 if TYPE_CHECKING:
@@ -152,21 +153,19 @@ def table(space: ScheduleSpace) -> NDArray[np.int64]:
 @njit(cache=True, nogil=True)
 def _measure(nest, batch, insns, uops, tables, insn_address, params, reason, cycles, busy):  # type: ignore[no-untyped-def]
     """Lower and time the rows whose ``reason`` is 0 so far."""
-    trace = np.empty((0, 2), dtype=np.int64)
+    unrecorded = nothing()
     for i in range(len(batch)):
         if reason[i] != 0:
             continue
         why, n, _ = emit.lower_into(nest, batch[i], insns, uops, tables)
         reason[i] = why
         if why == 0:
-            total, hang, times = chisel.simulate(insns[:n], insn_address, params, trace)
+            total, hang, times = chisel.simulate(insns[:n], insn_address, params, unrecorded)
             cycles[i] = total
             if hang:
                 reason[i] = emit.DEADLOCK
                 cycles[i] = -1
-            busy[i, 0] = times[0]
-            busy[i, 1] = times[1]
-            busy[i, 2] = times[2]
+            busy[i, 0], busy[i, 1], busy[i, 2] = times.load, times.compute, times.store
 
 
 def validity(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -198,8 +197,8 @@ def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64
     return Program(accelerator, insns[:n].copy(), uops[:m].copy(), end, uop_address, placed, features)
 
 
-def programs(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """The instructions (m, COLUMNS) of valid rows of knob values, each a view that the next one overwrites.
+def programs(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Iterator[Insns]:
+    """The instructions (m,) of valid rows of knob values, each a view that the next one overwrites.
 
     Raises:
         InvalidSchedule: a row that does not lower.

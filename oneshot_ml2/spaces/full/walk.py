@@ -340,9 +340,10 @@ def _write_uops(sink, at, dst, src, wgt, slow, fast):  # type: ignore[no-untyped
     """Write the micro-ops of one tap from ``at`` on; returns where they end."""
     for i in range(slow[0]):
         for j in range(fast[0]):
-            sink.uops[at, 0] = dst + i * slow[1] + j * fast[1]
-            sink.uops[at, 1] = src + i * slow[2] + j * fast[2]
-            sink.uops[at, 2] = wgt + i * slow[3] + j * fast[3]
+            uop = sink.uops[at]
+            uop.dst = dst + i * slow[1] + j * fast[1]
+            uop.src = src + i * slow[2] + j * fast[2]
+            uop.wgt = wgt + i * slow[3] + j * fast[3]
             at += 1
     return at
 

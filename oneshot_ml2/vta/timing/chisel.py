@@ -29,7 +29,17 @@ from oneshot_ml2.vta.program import (
     STORE,
 )
 from oneshot_ml2.vta.timing import reads
-from oneshot_ml2.vta.timing.records import BURST, FETCH_CLIENT, MACHINE, NEVER, PLACE, Counters, Recording, nothing, params, start
+from oneshot_ml2.vta.timing.records import (
+    BURST,
+    FETCH_CLIENT,
+    MACHINE,
+    NEVER,
+    PLACE,
+    Counters,
+    Recording,
+    params,
+    start,
+)
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program

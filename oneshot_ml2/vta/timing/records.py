@@ -69,12 +69,12 @@ BURST = np.dtype(_record("client", "insn", "asked", "sent", "taken", "beats"))
 _MODULE = _record("head", "tail", "held", "event", "started", "busy")
 # A place of a queue: an instruction, and the cycle in which it entered.
 PLACE = np.dtype(_record("insn", "entered"))
-# Fetch: instructions read and given out; the cycle from which the chunk can be given out; the cycles in which the
+# Fetch: instructions read and given out; the cycle from which the chunk can be; the cycles in which the
 # latest two instructions entered their queues; instructions in the two-entry pipe of a wide bus, and when its entries
 # were filled; the module whose queue is full, or -1; whether to ask for a chunk, from which cycle, and to give out.
 _FETCH = _record(
-    "read", "given", "base", "entered", "entered_before", "piped", "pipe_even", "pipe_odd", "blocked", "asks", "command",
-    "gives",
+    "read", "given", "base", "entered", "entered_before", "piped", "pipe_even", "pipe_odd", "blocked",
+    "asks", "command", "gives",
 )  # fmt: skip
 # The read channel: bursts sent, and those whose last beat is past; the last sending; when the memory took the latest
 # burst, and is free for the next one.
@@ -89,7 +89,8 @@ _CHANNEL = _record("sent", "passed", "last_send", "taken", "free")
 # Of a narrow client whose counter of outstanding beats may go wrong (else ``capacity`` 0): the counter's capacity, the
 # beats of this load, those counted before it, sent so far, bursts; the cycle of its last command; whether it counts.
 _CLIENT = _record(
-    "size", "beats", "insn", "eligible", "word", "end", "rows", "address", "stride", "bytes", "module", "delay", "orphan", "waiting",
+    "size", "beats", "insn", "eligible", "word", "end", "rows", "address", "stride", "bytes",
+    "module", "delay", "orphan", "waiting",
     "padded", "pad_next", "above", "beside", "skipped", "below",
     "capacity", "total", "base", "sent", "bursts", "fill", "live",
 )  # fmt: skip
