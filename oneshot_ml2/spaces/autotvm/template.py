@@ -42,7 +42,7 @@ TASK = np.dtype(
 Task: TypeAlias = np.record
 
 
-def schedules(values: NDArray[np.int64]) -> NDArray[np.record]:
+def schedules(values: NDArray[np.int64]) -> NDArray[np.void]:
     """Knob values (n, 7) as `SCHEDULE` records (n,), a view of them if they are contiguous."""
     return np.ascontiguousarray(values, dtype=np.int64).view(SCHEDULE)[:, 0]
 
