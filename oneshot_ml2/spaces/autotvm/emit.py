@@ -135,6 +135,15 @@ def _emit_store(rows, state, task, value, t, b, h0, co0, w0, out_pattern):  # ty
 
 
 @njit(cache=True, nogil=True)
+def _start_kernels(kernels, reset_size, gemm_size):  # type: ignore[no-untyped-def]
+    """Kernels of two threads, none of which has a place yet."""
+    for k in range(2 * queue.KERNELS):
+        kind, kernel = k % queue.KERNELS, kernels[k]
+        kernel.size = reset_size if kind == 0 else (gemm_size if kind == 1 else 1)
+        kernel.offset, kernel.begin, kernel.end = -1, 0, 0
+
+
+@njit(cache=True, nogil=True)
 def _close(rows, state, carried, threads):  # type: ignore[no-untyped-def]
     """Take the tokens that are left, wait for the last store, and end."""
     if carried and threads > 1:
@@ -173,10 +182,7 @@ def emit(task, value, rows, kernels):  # type: ignore[no-untyped-def]
     reset_loops, _ = _fold(nest, True)
     gemm_loops, _ = _fold(nest, False)
     reset_size, gemm_size, _ = uop_counts(task, value)
-    for k in range(2 * queue.KERNELS):
-        kind, kernel = k % queue.KERNELS, kernels[k]
-        kernel.size = reset_size if kind == 0 else (gemm_size if kind == 1 else 1)
-        kernel.offset, kernel.begin, kernel.end = -1, 0, 0
+    _start_kernels(kernels, reset_size, gemm_size)
     cache = np.zeros(2 * queue.KERNELS + 1, dtype=np.int64)
     states = np.zeros(1, dtype=queue.STATE)
     state = states[0]
