@@ -33,7 +33,7 @@ from oneshot_ml2.vta.program import (
     Insns,
     insns_of,
 )
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import chisel, records
 from oneshot_ml2.vta.timing.records import nothing
 
 
@@ -65,7 +65,7 @@ def tiled_gemm(steps: int, rows: int, x: int, weights: int, operations: int) -> 
 
 def main(files: list[str]) -> None:
     accelerator = Accelerator.load("pynq")
-    p = chisel.params(accelerator)
+    p = records.params(accelerator)
     unrecorded = nothing()
     print("rows  x  wgt  operations  instructions      cycles  Mcycles/s  ns/instruction  ns/burst")
     for rows, x, weights, operations in (

@@ -38,14 +38,12 @@ def example(space: ScheduleSpace) -> tuple[int, Program]:
 
 def test_instructions_and_their_cycles(example: tuple[int, Program]) -> None:
     program = example[1]
-    trace = np.empty((len(program.insns), 2), np.int64)
-    cycles, hang, _ = chisel.simulate(
-        np.ascontiguousarray(program.insns), program.insn_address, chisel.params(program.accelerator), trace
-    )
+    timed = chisel.measure(program, trace=True)
+    assert timed.trace is not None and not timed.hang
+    cycles, trace = timed.cycles, timed.trace
     lines = isa.disassemble(program.insns)
     shown = [f"[{start:5d},{end:5d})  {line}" for (start, end), line in zip(trace.tolist(), lines, strict=True)]
     assert LISTING.splitlines() == shown
-    assert not hang
     assert f"All in all {cycles:,} cycles" in SECTION
     for instruction, duration in re.findall(r"^\| (\d+): .* \| (\d+) \|$", SECTION, re.MULTILINE):
         start, end = trace[int(instruction)]

@@ -21,8 +21,7 @@ from oneshot_ml2.common.version import __version__
 from oneshot_ml2.spaces import space
 from oneshot_ml2.spaces.base import Schedule
 from oneshot_ml2.spaces.registry import DEFAULT_KIND
-from oneshot_ml2.vta import timeline
-from oneshot_ml2.vta.timeline import FETCH, LOAD, READ, ROWS, STORE, WORK, WRITE, Slice, Timeline
+from oneshot_ml2.vta.timeline import ROWS, WORK, Row, Slice, Timeline, timeline
 from oneshot_ml2.workload import base
 from oneshot_ml2.workload.registry import workload_from_dict
 
@@ -36,8 +35,8 @@ _WINDOW = 110
 # A share of 0..1 as one character, 64 levels.
 _CODES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _COLOURS = {
-    timeline.Row.FETCH: "host", timeline.Row.LOAD: "load", timeline.Row.STORE: "store",
-    timeline.Row.READ: "port", timeline.Row.WRITE: "write",
+    Row.FETCH: "host", Row.LOAD: "load", Row.STORE: "store",
+    Row.READ: "port", Row.WRITE: "write",
 }  # fmt: skip
 
 
@@ -70,7 +69,7 @@ def _data(content: Mapping[str, Any], programs: Mapping[str, Program]) -> dict[s
         key = program.insns.tobytes() + program.insn_address.to_bytes(8, "little")
         if key not in known:
             known[key] = len(details)
-            details.append(_detail(timeline.timeline(program)))
+            details.append(_detail(timeline(program)))
         return known[key]
 
     layers = [_layer(entry, detail_of(str(entry["layer"]))) for entry in content["layers"]]
@@ -166,7 +165,7 @@ def _layer(entry: Mapping[str, Any], detail: int | None) -> dict[str, Any]:
     }
 
 
-def utilisation(slices: Sequence[timeline.Slice], cycles: int, steps: int) -> NDArray[np.float64]:
+def utilisation(slices: Sequence[Slice], cycles: int, steps: int) -> NDArray[np.float64]:
     """How much of each of ``steps`` equal parts of [0, cycles) the slices cover, float64 (steps,), 0..1.
 
     The slices are in order, and do not overlap.
@@ -185,26 +184,26 @@ def _encode(shares: NDArray[np.float64]) -> str:
     return "".join(_CODES[level] for level in np.rint(shares * 63).astype(int).tolist())
 
 
-def _colour(piece: timeline.Slice) -> str:
-    if piece.kind != timeline.WORK:
+def _colour(piece: Slice) -> str:
+    if piece.kind != WORK:
         return "wait"
-    if piece.row == timeline.Row.COMPUTE:
+    if piece.row == Row.COMPUTE:
         return "gemm" if piece.name == "GEMM" else "load" if piece.name.startswith("LOAD") else "alu"
     return _COLOURS[piece.row]
 
 
-def _detail(timeline: Timeline) -> dict[str, Any]:
+def _detail(line: Timeline) -> dict[str, Any]:
     """What a layer does over time, coarse; three windows of it in full; and where its cycles go."""
-    cycles = timeline.cycles
-    outer = [piece for piece in timeline.slices if not piece.inner]
+    cycles = line.cycles
+    outer = [piece for piece in line.slices if not piece.inner]
     work: dict[str, list[Slice]] = {name: [] for name in ("load", "gemm", "alu", "move", "store", "read", "write")}
-    rows = {LOAD: "load", STORE: "store", READ: "read", WRITE: "write"}
+    rows = {Row.LOAD: "load", Row.STORE: "store", Row.READ: "read", Row.WRITE: "write"}
     parts = {"gemm": "gemm", "alu": "alu", "load": "move"}
     busy = dict.fromkeys(ROWS, 0)
     for piece in outer:
         if piece.kind == WORK:
             busy[ROWS[piece.row]] += piece.end - piece.start
-            if piece.row != FETCH:
+            if piece.row != Row.FETCH:
                 work[rows.get(piece.row) or parts[_colour(piece)]].append(piece)
     looks = {(piece.row, piece.name): (piece.kind, _colour(piece)) for piece in outer}
     names = {key: number for number, key in enumerate(looks)}
@@ -220,14 +219,14 @@ def _detail(timeline: Timeline) -> dict[str, Any]:
             row: [
                 (name, count, *looks[number, name]) for name, count in sorted(found.items(), key=lambda item: -item[1])
             ]
-            for number, (row, found) in enumerate(timeline.totals().items())
+            for number, (row, found) in enumerate(line.totals().items())
             if found
         },
-        "port_waits": {row: waits for row, waits in timeline.port_waits().items() if waits},
+        "port_waits": {row: waits for row, waits in line.port_waits().items() if waits},
     }
 
 
-def _window(slices: Sequence[timeline.Slice], share: float, names: Mapping[tuple[int, str], int]) -> dict[str, Any]:
+def _window(slices: Sequence[Slice], share: float, names: Mapping[tuple[int, str], int]) -> dict[str, Any]:
     """About ``_WINDOW`` slices around a point of the program (0: from its start on, 1: up to its end)."""
     ordered = sorted(slices, key=lambda piece: piece.start)
     first = round(share * max(len(ordered) - _WINDOW, 0))

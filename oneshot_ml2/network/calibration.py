@@ -36,7 +36,7 @@ COSTS = ("constant", "port", "requests")
 _REQUEST = 16.0
 # A hypothesis of ``limits``: which limit it is of (those of one add up to at most 1), its probability, the column, +1
 # for an upper limit and -1 for a lower one, then the logarithms between which it lies, times that sign.
-LIMIT = np.dtype([(name, np.float64) for name in ("group", "share", "column", "sign", "low", "high")])
+LIMIT: np.dtype[np.void] = np.dtype([(name, np.float64) for name in ("group", "share", "column", "sign", "low", "high")])
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Calibration:
         if set(given) != {"latency", "costs", "limits"} or given["latency"].shape != (1,):
             raise ValueError("a calibration has a latency, costs and limits")
         costs, table = given["costs"].astype(np.float64), given["limits"]
-        if costs.shape != (len(COSTS),) or table.ndim != 2 or table.shape[1] != len(LIMIT):
+        if costs.shape != (len(COSTS),) or table.ndim != 2 or table.shape[1] != len(LIMIT.names or ()):
             raise ValueError("costs or limits of another shape")
         limits = limits_of(table)
         latency = int(given["latency"][0])

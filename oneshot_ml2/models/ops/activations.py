@@ -115,7 +115,8 @@ def _import_celu(node: OnnxNode) -> Expr:
 
 def _import_torch_elu(node: Any, importer: Any) -> Expr:
     """PyTorch's, of which it makes its selu and celu, too."""
-    x, alpha, scale, slope = (*node.args, *(1.0, 1.0, 1.0)[len(node.args) - 1 :])
+    given = list(node.args)
+    x, alpha, scale, slope = given + [1.0] * (4 - len(given))
     return _exponential(importer.block_builder.emit, importer.env[x], float(scale), float(alpha), float(slope))
 
 

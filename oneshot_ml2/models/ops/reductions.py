@@ -183,8 +183,9 @@ def _import_torch(relax_name: str) -> TorchImport:
     def make(node: Any, importer: Any) -> Expr:
         from tvm import relax
 
-        x, axes, kept = (*node.args, *((), False)[len(node.args) - 1 :])
-        axes = [axes] if isinstance(axes, int) else list(axes)
+        given = list(node.args)
+        x, axis, kept = given + [[], False][len(given) - 1 :]
+        axes = [axis] if isinstance(axis, int) else list(axis)
         return importer.block_builder.emit(getattr(relax.op, relax_name)(importer.env[x], axes or None, kept))
 
     return make

@@ -20,7 +20,7 @@ from oneshot_ml2.vta.faults import Faults, is_wrong, page_misses
 from oneshot_ml2.vta.nest import buffers, make_nest
 from oneshot_ml2.vta.program import element_bytes
 from oneshot_ml2.vta.reasons import Reason
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import chisel, records
 from oneshot_ml2.vta.timing.records import nothing
 from oneshot_ml2.workload.base import Workload
 
@@ -81,7 +81,7 @@ def measure_faulty(
         insns,
         tables,
         end,
-        chisel.params(faults.board),
+        records.params(faults.board),
         np.array(element_bytes(accelerator), dtype=np.int64),
         faults.limits,
         faults.slow,

@@ -34,7 +34,7 @@ from oneshot_ml2.spaces.full.shown import short as short
 from oneshot_ml2.vta.nest import PORTABLE_UOPS, Nest, buffers, make_nest
 from oneshot_ml2.vta.program import Insns, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule, NoSchedule, Reason
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import chisel, records
 from oneshot_ml2.vta.timing.records import nothing
 from oneshot_ml2.workload.base import Workload
 
@@ -225,7 +225,7 @@ def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[
         insns,
         tables,
         end,
-        chisel.params(accelerator),
+        records.params(accelerator),
         reason,
         cycles,
         busy,
