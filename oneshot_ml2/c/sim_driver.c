@@ -15,11 +15,11 @@
 #include <string.h>
 #include <time.h>
 
+#include "vta_blocks.h"
 #include "vta_config.h"
 #include "vta_driver.h"
 #include "vta_sim.h"
 
-#define PAGE 4096u
 /* What one look for the end stands for, in work of the simulator. */
 #define WORK_OF_A_LOOK 1024u
 
@@ -34,85 +34,31 @@
 enum fault { HANG, CRASH, WRONG, LATE, STALE, TOKEN, FAULTS };
 static const char *const FAULT_NAME[FAULTS] = {"hang", "crash", "wrong", "late", "stale", "token"};
 
-static unsigned long number(const char *name, unsigned long otherwise) {
-  const char *text = getenv(name);
-  return text != NULL && *text != '\0' ? strtoul(text, NULL, 0) : otherwise;
-}
-
 /* Memory -------------------------------------------------------------------------------------- */
 
-/* Allocations in the order of their addresses; a page that nothing has lies between two. */
-struct allocation {
-  uint8_t *data;
-  uint64_t address, bytes;
-  struct allocation *next;
-};
+/* A page that nothing has lies between two allocations. */
+int vta_source_take(struct vta_block *block, int cached) {
+  uint64_t largest = vta_number("VTA_SIM_LARGEST", LAST_ADDRESS);
+  void *data;
+  (void)cached;
+  block->address = vta_blocks_room(vta_number("VTA_SIM_BASE", VTA_PAGE), LAST_ADDRESS, VTA_PAGE, block->bytes);
+  if (block->bytes > largest || block->address == 0) return 0;
+  if (posix_memalign(&data, VTA_PAGE, (size_t)block->bytes) != 0) return 0;
+  memset(data, 0, (size_t)block->bytes);
+  block->data = data;
+  return 1;
+}
 
-static struct allocation *allocations;
+void vta_source_give(const struct vta_block *block) { free(block->data); }
 
-static const struct allocation *holding(const uint8_t *data) {
-  for (const struct allocation *one = allocations; one != NULL; one = one->next) {
-    if (data >= one->data && data < one->data + one->bytes) return one;
-  }
-  return NULL;
+void vta_source_sync(const struct vta_block *block, uint64_t offset, uint64_t bytes, int to_device) {
+  (void)block, (void)offset, (void)bytes, (void)to_device;
 }
 
 static uint8_t *span(void *context, uint64_t address, uint64_t bytes) {
   (void)context;
-  for (const struct allocation *one = allocations; one != NULL; one = one->next) {
-    if (address < one->address || address - one->address > one->bytes) continue;
-    return bytes <= one->bytes - (address - one->address) ? one->data + (address - one->address) : NULL;
-  }
-  return NULL;
+  return vta_blocks_span(address, bytes);
 }
-
-void *VTAMemAlloc(size_t size, int cached) {
-  uint64_t bytes = ((uint64_t)size + PAGE - 1) / PAGE * PAGE, address = number("VTA_SIM_BASE", PAGE);
-  struct allocation **place = &allocations, *made;
-  unsigned long largest = number("VTA_SIM_LARGEST", 0);
-  void *data;
-  (void)cached;
-  if (size == 0 || (largest > 0 && size > largest)) return NULL;
-  while (*place != NULL && address + bytes + PAGE > (*place)->address) {
-    uint64_t end = (*place)->address + (*place)->bytes + PAGE;
-    address = end > address ? end : address;
-    place = &(*place)->next;
-  }
-  if (bytes > LAST_ADDRESS - address || posix_memalign(&data, PAGE, (size_t)bytes) != 0) return NULL;
-  made = malloc(sizeof *made);
-  if (made == NULL) {
-    free(data);
-    return NULL;
-  }
-  memset(data, 0, (size_t)bytes);
-  made->data = data, made->address = address, made->bytes = bytes, made->next = *place;
-  *place = made;
-  return data;
-}
-
-void VTAMemFree(void *buffer) {
-  for (struct allocation **place = &allocations; *place != NULL; place = &(*place)->next) {
-    struct allocation *one = *place;
-    if (one->data != (uint8_t *)buffer) continue;
-    *place = one->next;
-    free(one->data);
-    free(one);
-    return;
-  }
-}
-
-vta_phy_addr_t VTAMemGetPhyAddr(void *buffer) {
-  const struct allocation *one = holding(buffer);
-  return one == NULL ? 0 : (vta_phy_addr_t)(one->address + (uint64_t)((uint8_t *)buffer - one->data));
-}
-
-void VTAMemCopyFromHost(void *target, const void *source, size_t size) { memcpy(target, source, size); }
-
-void VTAMemCopyToHost(void *target, const void *source, size_t size) { memcpy(target, source, size); }
-
-void VTAFlushCache(void *buffer, vta_phy_addr_t address, int size) { (void)buffer, (void)address, (void)size; }
-
-void VTAInvalidateCache(void *buffer, vta_phy_addr_t address, int size) { (void)buffer, (void)address, (void)size; }
 
 /* The device ---------------------------------------------------------------------------------- */
 
@@ -148,8 +94,8 @@ VTADeviceHandle VTADeviceAlloc(void) {
   struct device *device = calloc(1, sizeof *device);
   if (device == NULL) return NULL;
   device->sim = vta_sim_new();
-  device->late_ms = number("VTA_LATE_MS", 200);
-  device->limit_ms = number("VTA_LIMIT_MS", 60000);
+  device->late_ms = (unsigned long)vta_number("VTA_LATE_MS", 200);
+  device->limit_ms = (unsigned long)vta_number("VTA_LIMIT_MS", 60000);
   device->error = "";
   if (device->sim == NULL || !read_faults(device)) {
     if (device->sim != NULL) fprintf(stderr, "VTA_FAULT is %s; allowed: kind/n,...\n", getenv("VTA_FAULT"));

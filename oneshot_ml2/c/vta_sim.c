@@ -63,7 +63,8 @@ struct queue {
 struct vta_sim {
   uint32_t uop[VTA_UOP_DEPTH];
   int8_t inp[INP_DEPTH][LANES];
-  int8_t wgt[WGT_DEPTH][BLOCK * BLOCK];
+  /* Input lane by output lane, the other way round than in DRAM: then a vector holds output lanes. */
+  int16_t wgt[WGT_DEPTH][BLOCK][BLOCK];
   int32_t acc[ACC_DEPTH][LANES];
   int8_t out[ACC_DEPTH][LANES];
   struct queue queue[MODULES];
@@ -107,20 +108,40 @@ static void fill(uint8_t *sram, uint32_t depth, uint32_t size, uint64_t position
   }
 }
 
+/* As `fill`, of weights, which are kept transposed and widened. */
+static void fill_weights(struct vta_sim *sim, uint64_t position, const uint8_t *source, uint64_t n) {
+  for (; n > 0; n--, position++) {
+    int16_t(*tile)[BLOCK] = sim->wgt[position % WGT_DEPTH];
+    if (source == NULL) {
+      memset(tile, 0, sizeof sim->wgt[0]);
+      continue;
+    }
+    for (uint32_t m = 0; m < BLOCK; m++) {
+      for (uint32_t lane = 0; lane < BLOCK; lane++) tile[m][lane] = (int8_t)source[lane * BLOCK + m];
+    }
+    source += BLOCK * BLOCK;
+  }
+}
+
+static void fill_memory(struct vta_sim *sim, uint32_t id, uint64_t position, const uint8_t *source, uint64_t n) {
+  switch (id) {
+    case MEM_UOP: fill((uint8_t *)sim->uop, VTA_UOP_DEPTH, 4, position, source, n); break;
+    case MEM_WGT: fill_weights(sim, position, source, n); break;
+    case MEM_INP: fill((uint8_t *)sim->inp, INP_DEPTH, LANES, position, source, n); break;
+    default: fill((uint8_t *)sim->acc, ACC_DEPTH, 4 * LANES, position, source, n); break;
+  }
+}
+
 static enum vta_status load(struct vta_sim *sim, const struct insn *insn, const struct vta_memory *memory,
                             struct vta_run *run) {
-  uint8_t *sram;
-  uint32_t depth, size, x = FIELD(insn, MEM_X_SIZE), y = FIELD(insn, MEM_Y_SIZE);
+  /* Bytes of an element of each memory. */
+  static const uint32_t SIZE[] = {4, BLOCK * BLOCK, LANES, 4 * LANES};
+  uint32_t id = FIELD(insn, MEM_MEMORY_ID), size = SIZE[id];
+  uint32_t x = FIELD(insn, MEM_X_SIZE), y = FIELD(insn, MEM_Y_SIZE);
   uint32_t left = FIELD(insn, MEM_X_PAD_0), right = FIELD(insn, MEM_X_PAD_1);
   uint32_t top = FIELD(insn, MEM_Y_PAD_0), height = top + y + FIELD(insn, MEM_Y_PAD_1);
   uint64_t position = FIELD(insn, MEM_SRAM_BASE), width = (uint64_t)left + x + right;
-  switch (FIELD(insn, MEM_MEMORY_ID)) {
-    case MEM_UOP: sram = (uint8_t *)sim->uop, depth = VTA_UOP_DEPTH, size = 4; break;
-    case MEM_WGT: sram = (uint8_t *)sim->wgt, depth = WGT_DEPTH, size = BLOCK * BLOCK; break;
-    case MEM_INP: sram = (uint8_t *)sim->inp, depth = INP_DEPTH, size = LANES; break;
-    default: sram = (uint8_t *)sim->acc, depth = ACC_DEPTH, size = 4 * LANES; break;
-  }
-  if (!UOP_WRAPS && FIELD(insn, MEM_MEMORY_ID) == MEM_UOP && position + height * width > VTA_UOP_DEPTH) {
+  if (!UOP_WRAPS && id == MEM_UOP && position + height * width > VTA_UOP_DEPTH) {
     snprintf(sim->why, sizeof sim->why, "goes past the %u micro-ops that the SRAM holds", VTA_UOP_DEPTH);
     return VTA_SIM_BAD;
   }
@@ -129,7 +150,7 @@ static enum vta_status load(struct vta_sim *sim, const struct insn *insn, const 
     uint64_t address;
     if (over(sim, run, width)) return VTA_SIM_SLOW;
     if (row < top || row >= top + y) {
-      fill(sram, depth, size, position, NULL, width);
+      fill_memory(sim, id, position, NULL, width);
       continue;
     }
     address = FIELD(insn, MEM_DRAM_BASE) + (uint64_t)(row - top) * FIELD(insn, MEM_X_STRIDE);
@@ -140,9 +161,9 @@ static enum vta_status load(struct vta_sim *sim, const struct insn *insn, const 
                (unsigned long)x * size, (unsigned long)address);
       return VTA_SIM_BAD;
     }
-    fill(sram, depth, size, position, NULL, left);
-    fill(sram, depth, size, position + left, source, x);
-    fill(sram, depth, size, position + left + x, NULL, right);
+    fill_memory(sim, id, position, NULL, left);
+    fill_memory(sim, id, position + left, source, x);
+    fill_memory(sim, id, position + left + x, NULL, right);
   }
   return VTA_SIM_DONE;
 }
@@ -178,17 +199,22 @@ static enum vta_status store(struct vta_sim *sim, const struct insn *insn, const
 
 /* Compute ------------------------------------------------------------------------------------- */
 
-/* ACC[dst] += INP[src] * WGT[wgt] transposed; the low bytes go to OUT. */
+/* ACC[dst] += INP[src] * WGT[wgt]; the low bytes go to OUT. */
 static void gemm_tile(int32_t *restrict acc, int8_t *restrict out, const int8_t *restrict inp,
-                      const int8_t *restrict wgt) {
+                      int16_t (*restrict wgt)[BLOCK]) {
   for (uint32_t b = 0; b < BATCH; b++) {
+    /* Sums wrap, which only unsigned ones may. */
+    uint32_t total[BLOCK];
+    for (uint32_t n = 0; n < BLOCK; n++) total[n] = (uint32_t)acc[b * BLOCK + n];
+    for (uint32_t m = 0; m < BLOCK; m++) {
+      int16_t value = inp[b * BLOCK + m];
+      for (uint32_t n = 0; n < BLOCK; n++) total[n] += (uint32_t)((int32_t)value * wgt[m][n]);
+    }
     for (uint32_t n = 0; n < BLOCK; n++) {
-      int32_t total = 0;
-      for (uint32_t m = 0; m < BLOCK; m++) total += (int16_t)inp[b * BLOCK + m] * (int16_t)wgt[n * BLOCK + m];
-      acc[b * BLOCK + n] = (int32_t)((uint32_t)acc[b * BLOCK + n] + (uint32_t)total);
+      acc[b * BLOCK + n] = (int32_t)total[n];
+      out[b * BLOCK + n] = (int8_t)total[n];
     }
   }
-  for (uint32_t lane = 0; lane < LANES; lane++) out[lane] = (int8_t)acc[lane];
 }
 
 /* ACC[dst] = op(a, b); an immediate makes a = ACC[src], and in both modes its sign is the direction of a shift. */

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oneshot_ml2.commands.options import add_device
+from oneshot_ml2.commands.options import add_device, print_notes
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.common.files import check_output, write_whole
 from oneshot_ml2.devices.registry import open_device
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, run, print and write."""
-    open_device(args.device)
+    device = open_device(args.device)
     output = None if args.output is None else Path(args.output)
     if output is not None and output.suffix not in (".npy", ".npz"):
         raise ModelError(f"--output is {args.output}; allowed: a file ending in .npy or .npz")
@@ -55,11 +55,13 @@ def run(args: argparse.Namespace) -> int:
     chip = None if args.accelerator is None else Accelerator.load(args.accelerator)
     begin = time.perf_counter()
     model = executable.load(args.model, chip)
+    model.device = device
     loaded = time.perf_counter()
     results = model.run(_inputs(model, args.input or []))
     done = time.perf_counter()
     if output is not None:
         write_whole(output, _as_file(results, output.suffix))
+    print_notes(device)
     if args.json:
         print(json.dumps({"outputs": {name: array.tolist() for name, array in results.items()}}))
         return 0
@@ -71,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
                 print(f"  row {row}, largest: " + ", ".join(f"[{index}] {scores[index]:.4g}" for index in best))
     times = f"loaded in {loaded - begin:.2f} s, ran in {done - loaded:.2f} s"
     where = f"; written to {output}" if output is not None else ""
-    print(f"{model.name} on {model.accelerator.name} (simulated): {times}{where}")
+    who = device.name if hasattr(device, "session") else "simulated"
+    print(f"{model.name} on {model.accelerator.name} ({who}): {times}{where}")
     return 0
 
 

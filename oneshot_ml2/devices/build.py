@@ -5,6 +5,7 @@ A library is for one accelerator. What it has to know of it stands in ``vta_conf
 
 from __future__ import annotations
 
+import platform
 import re
 import shlex
 import shutil
@@ -24,10 +25,12 @@ from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import ALU, GEMM, LOAD
 
 CONFIG_HEADER = "vta_config.h"
-HEADERS = ("vta_driver.h", "vta_sim.h", "vta_registers.h")
+HEADERS = ("vta_blocks.h", "vta_driver.h", "vta_registers.h", "vta_sim.h")
 # What all are compiled with: C99, and no warning.
-FLAGS = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-O3")
+FLAGS = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-O2")
 LIBRARY_FLAGS = ("-fPIC", "-shared")
+# A simulator that runs where it is built.
+NATIVE_FLAGS = ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ()
 DESIGNS = ("hls", "chisel")
 
 
@@ -40,9 +43,9 @@ class Backend:
     libraries: tuple[str, ...] = ()
 
 
-_BOARD = ("board_driver.c", "vta_registers.c")
+_BOARD = ("board_driver.c", "vta_registers.c", "vta_blocks.c")
 BACKENDS = {
-    "sim": Backend("a functional simulator of the accelerator", ("sim_driver.c", "vta_sim.c")),
+    "sim": Backend("a functional simulator of the accelerator", ("sim_driver.c", "vta_sim.c", "vta_blocks.c")),
     "udmabuf": Backend("a board, memory from the kernel module u-dma-buf", (*_BOARD, "memory_udmabuf.c")),
     "xrt": Backend("a board, memory from XRT (PYNQ 2.7 and later)", (*_BOARD, "memory_xrt.c"), ("-ldl",)),
 }
@@ -50,10 +53,12 @@ BACKENDS = {
 
 @dataclass(frozen=True)
 class Board:
-    """Where a board's registers are: ``design``, one of `DESIGNS`; ``base``: their physical address."""
+    """A board: ``design``, one of `DESIGNS`; ``base``: physical address of its registers; ``offset``: what is added to
+    physical addresses of memory for VTA."""
 
     design: str
     base: int
+    offset: int = 0
 
 
 # By VTA's TARGET; another board has the registers where its designer put them.
@@ -62,7 +67,7 @@ _BOARDS = {
     "pynq": _ZYNQ,
     "ultra96": Board("hls", 0xA0000000),
     "zcu104": Board("hls", 0xA0000000),
-    "de10nano": Board("chisel", 0xFF220000),
+    "de10nano": Board("chisel", 0xFF220000, 0x80000000),
 }
 
 
@@ -105,6 +110,7 @@ def config_header(accelerator: Accelerator, board: Board | None = None) -> str:
         f"#define VTA_QUEUE {a.instruction_queue}u",
         f"#define VTA_DESIGN_{board.design.upper()} 1",
         f"#define VTA_REGISTERS UINT64_C({board.base:#x})",
+        f"#define VTA_ADDRESS_OFFSET UINT64_C({board.offset:#x})",
     ]
     index_bits = (a.isa_uop_bits, a.isa_inp_bits, a.isa_wgt_bits, a.isa_acc_bits)
     for name, opcode in (("MEM", LOAD), ("GEMM", GEMM), ("ALU", ALU)):
@@ -126,12 +132,12 @@ def find_compiler(cc: str | None) -> list[str]:
     Raises:
         DeviceError: there is none of that name, or none at all.
     """
-    words = shlex.split(cc) if cc else []
-    for words in [words] if words else [["cc"], ["gcc"], ["clang"]]:
+    for name in [cc] if cc else ["cc", "gcc", "clang"]:
+        words = shlex.split(name)
         if shutil.which(words[0]):
             return words
     if cc:
-        raise DeviceError(f"no C compiler {words[0]!r}; install it, or name another with --cc")
+        raise DeviceError(f"no C compiler {cc!r}; install it, or name another with --cc")
     raise DeviceError("no C compiler (cc, gcc, clang): install one, e.g. apt install gcc, or name one with --cc")
 
 
@@ -160,7 +166,8 @@ def build(
 
     Args:
         backend: one of `BACKENDS`.
-        cc: the compiler, and options for it; another machine's makes a library for that machine.
+        cc: the compiler, and options for it; another machine's makes a library for that machine. Without one, a
+            simulator is built for this very machine.
         board: where the registers are, if not where the accelerator's TARGET has them.
         options: more for the compiler.
 
@@ -178,7 +185,8 @@ def build(
             shutil.copy(source_folder() / name, folder / name)
         (folder / CONFIG_HEADER).write_text(config_header(accelerator, board))
         made = folder / "library.so"
-        arguments = [*FLAGS, *LIBRARY_FLAGS, *options, "-o", made.name, *kind.sources, *kind.libraries]
+        native = NATIVE_FLAGS if cc is None and backend == "sim" else ()
+        arguments = [*FLAGS, *LIBRARY_FLAGS, *native, *options, "-o", made.name, *kind.sources, *kind.libraries]
         compile_c(compiler, arguments, folder)
         write_whole(target, made.read_bytes())
     return target

@@ -172,6 +172,8 @@ class DriverDevice:
         faults: how often each kind of fault was seen.
     """
 
+    exclusive = True
+
     def __init__(self, path: str | Path, options: Options | None = None, name: str | None = None) -> None:
         """``name``: what corpora and logs record."""
         self.options = options or Options()

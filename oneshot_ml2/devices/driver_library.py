@@ -109,7 +109,7 @@ class LibraryProcess:
             pipe = os.pipe()
             ours.append(pipe[mine])
             theirs.append(pipe[1 - mine])
-        self._fds, self._output = ours, tempfile.TemporaryFile()
+        self._fds, self._output = ours, tempfile.TemporaryFile()  # noqa: SIM115 - until the process has ended
         command = [sys.executable, "-I", driver_process.__file__, *map(str, theirs)]
         # A group of its own: Ctrl-C is ours, and ends the run first.
         self._process = subprocess.Popen(
