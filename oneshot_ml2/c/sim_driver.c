@@ -30,7 +30,7 @@
 #endif
 
 /* What a run with a fault does: never returns; ends the process; leaves a wrong byte; says late that it is done; says so
- * before it began, and runs when the next one is asked for; loses a token. */
+ * and has not begun; loses a token. */
 enum fault { HANG, CRASH, WRONG, LATE, STALE, TOKEN, FAULTS };
 static const char *const FAULT_NAME[FAULTS] = {"hang", "crash", "wrong", "late", "stale", "token"};
 
@@ -65,9 +65,6 @@ static uint8_t *span(void *context, uint64_t address, uint64_t bytes) {
 struct device {
   struct vta_sim *sim;
   unsigned long every[FAULTS], late_ms, limit_ms;
-  /* A stale run that is still to come: its instructions. */
-  vta_phy_addr_t owed;
-  uint32_t owed_count;
   const char *error;
 };
 
@@ -136,23 +133,14 @@ static int run_now(struct device *device, vta_phy_addr_t insns, uint32_t count, 
 }
 
 int VTADeviceRun(VTADeviceHandle handle, vta_phy_addr_t insns, uint32_t count, uint32_t wait) {
-  static const int none[FAULTS] = {0};
   struct device *device = handle;
   int has[FAULTS], result;
   runs++;
   for (int kind = 0; kind < FAULTS; kind++) has[kind] = device->every[kind] > 0 && runs % device->every[kind] == 0;
-  if (device->owed_count > 0) {
-    uint32_t owed = device->owed_count;
-    device->owed_count = 0;
-    run_now(device, device->owed, owed, wait, none);
-  }
   if (has[CRASH]) abort();
   while (has[HANG]) pause_ms(1000);
-  if (has[STALE]) {
-    device->owed = insns, device->owed_count = count;
-    device->error = "";
-    return VTA_RUN_DONE;
-  }
+  device->error = "";
+  if (has[STALE]) return VTA_RUN_DONE;
   result = run_now(device, insns, count, wait, has);
   if (has[LATE]) pause_ms(device->late_ms);
   return result;

@@ -116,8 +116,8 @@ class _Sampler:
         known = ~np.isin(result.reason, TRANSIENT)
         if len(known) >= _GONE and not known.any():
             raise DeviceError(
-                f"{self.device.name} failed at all of {len(known)} schedules: check that it is on and reachable, and that "
-                "the clock and the time limit are right; what is finished is kept, and the same command goes on"
+                f"{self.device.name} failed at all of {len(known)} schedules: check that it is on and reachable, and "
+                "that its time limit is long enough; what is finished is kept, and the same command goes on"
             )
         indices, result = (
             indices[known],
