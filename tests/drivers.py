@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from oneshot_ml2.devices import build
-from oneshot_ml2.devices.build import BACKENDS, CONFIG_HEADER, FLAGS, compile_c, config_header, source_folder
+from oneshot_ml2.devices.build import (
+    BACKENDS,
+    CONFIG_HEADER,
+    FLAGS,
+    LIBRARY_FLAGS,
+    compile_c,
+    config_header,
+    source_folder,
+)
 from oneshot_ml2.devices.driver import DriverDevice
 from oneshot_ml2.devices.driver_library import Options
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -52,3 +60,27 @@ def executable(cc: Sequence[str], chip: Accelerator, main: str, flags: Sequence[
     (folder / CONFIG_HEADER).write_text(config_header(chip))
     compile_c(cc, [*FLAGS, *flags, "-o", "program", *sources], folder)
     return folder / "program"
+
+
+@functools.cache
+def board_library(backend: str, chip: Accelerator, design: str = "hls") -> Path:
+    """A board's driver with the model of tests/c/register_model.c in place of its registers."""
+    needs_compiler()
+    folder = Path(tempfile.mkdtemp(dir=_folder()))
+    for path in (*source_folder().iterdir(), C_TESTS / "register_model.c"):
+        shutil.copy(path, folder / path.name)
+    (folder / CONFIG_HEADER).write_text(config_header(chip, build.Board(design, 0x43C00000)))
+    kind = BACKENDS[backend]
+    sources = [name for name in kind.sources if name != "vta_registers.c"]
+    models = ["register_model.c", "vta_sim.c"]
+    compile_c(["cc"], [*FLAGS, *LIBRARY_FLAGS, "-o", "board.so", *sources, *models, *kind.libraries], folder)
+    return folder / "board.so"
+
+
+@functools.cache
+def fake_xrt() -> Path:
+    """A stand-in for XRT's library."""
+    needs_compiler()
+    out = _folder() / "libfake_xrt.so"
+    compile_c(["cc"], [*FLAGS, *LIBRARY_FLAGS, "-o", str(out), "fake_xrt.c"], C_TESTS)
+    return out

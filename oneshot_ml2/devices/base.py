@@ -36,9 +36,9 @@ class Device(Protocol):
     """Something that runs programs and times them.
 
     A device may also have ``deterministic``, a bool: the same program always takes the same time, so that asking again
-    tells nothing; ``exclusive``, a bool: only one process may have it; ``warm_up(space)``, which loads and compiles what
-    measuring schedules of a space takes; ``session(programs, dram)``, a `Session` of programs that share a DRAM image,
-    for devices that run models; ``notes()``, lines on what it did; and ``close()``.
+    tells nothing; ``exclusive``, a bool: only one process may have it; ``warm_up(space)``, which loads and compiles
+    what measuring schedules of a space takes; ``session(programs, dram)``, a `Session` of programs that share a DRAM
+    image, for devices that run models; ``notes()``, lines on what it did; and ``close()``.
     """
 
     @property

@@ -73,6 +73,8 @@ class Session:
         for program in programs:
             device.check_accelerator(program.accelerator)
             tokens.check_submission(program.insns)
+        # Now, since it takes the memory.
+        device.measure_empty()
         self._groups: list[regions.Region] = []
         self._addresses: list[int] = []
         # Of each program, seconds of its runs so far.
@@ -350,7 +352,6 @@ class DriverDevice:
         right: Callable[[Sequence[NDArray[np.uint8]]], bool],
     ) -> Measurement:
         """Time a program; ``right``: whether what a run leaves at ``reads`` is."""
-        empty = self.measure_empty()
         session = self.session([program], dram)
         good: list[Ran] = []
         failures: list[str] = []
@@ -367,7 +368,7 @@ class DriverDevice:
                 failures.append(fault.kind)
                 if len(failures) > self.options.retries:
                     return Measurement(False, _reason(failures), -1, float("nan"), (0, 0, 0))
-        seconds = max(statistics.median(ran.seconds for ran in good[1:]) - empty, 0.0)
+        seconds = max(statistics.median(ran.seconds for ran in good[1:]) - self.measure_empty(), 0.0)
         clock = program.accelerator.clock_mhz * 1e6
         counted = round(statistics.median(ran.cycles for ran in good[1:]))
         if counted > 0:
