@@ -6,6 +6,7 @@ result is looked at, so that a device that lies, or says too early that it is do
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -50,6 +51,8 @@ _EMPTY = np.array([[0, 0], [3, 0]], dtype="<u8")
 _EMPTY_RUNS = 9
 # What a result is filled with before a run, so that one that is not written shows.
 _UNWRITTEN = np.random.default_rng(0).integers(0, 256, PAGE, dtype=np.uint8)
+# Of each layer's result, the bytes that are looked at for that.
+_MARK = 64
 # A run is late that takes so many times the median, and so many seconds, longer than it.
 _LATE_FACTOR, _LATE_SECONDS = 10.0, 0.02
 _SEED = 18
@@ -109,13 +112,18 @@ class Session:
         if self._device.owner != (self, self._device.process.number) or not self._device.process.running:
             self._place()
         program = self._programs[number]
-        before = [np.resize(_UNWRITTEN, size) for _, size in reads]
-        places = [(*regions.place_of(self._groups, address, size), size) for address, size in reads]
-        sent = [(group, offset, content) for (group, offset, _), content in zip(places, before)]
-        sent += [self._sent(*one) for one in writes]
+        # Where every layer begins to write; operands may lie where a later one does.
+        marks = [(address, min(size, _MARK)) for address, size in _outputs(program)]
+        marks = [mark for mark in marks if _apart(*mark, writes)]
+        filled = [self._sent(address, np.resize(_UNWRITTEN, size)) for address, size in (*reads, *marks)]
+        sent = [*filled, *(self._sent(*one) for one in writes)]
+        places = [(group, offset, content.size) for group, offset, content in filled]
         group, offset = regions.place_of(self._groups, program.insn_address, 1)
         ran = self._device.process.run(self._addresses[group] + offset, len(program.insns), sent, places)
-        _check_written(ran, before, writes, reads)
+        results, marked = ran.contents[: len(reads)], ran.contents[len(reads) :]
+        if any(np.array_equal(content, _UNWRITTEN[: content.size]) for content in marked):
+            raise Fault(NO_RESULT, "it said that it was done before all was written; was that the last run's DONE?")
+        ran = dataclasses.replace(ran, contents=results)
         self._check_time(number, ran)
         self._device.took(ran)
         return ran
@@ -152,17 +160,15 @@ class Session:
         return list(self._device.tried(once).contents)
 
 
-def _check_written(
-    ran: Ran, before: Sequence[NDArray[np.uint8]], writes: Sequence[ImageWrite], reads: Sequence[ImageRead]
-) -> None:
-    """Raise Fault if a result of the run is, byte for byte, what was put there before."""
-    for (begin, size), content, filled in zip(reads, ran.contents, before):
-        # An operand may have lain in its place.
-        own = np.ones(size, dtype=bool)
-        for address, written in writes:
-            own[max(address - begin, 0) : max(address + written.size - begin, 0)] = False
-        if own.any() and np.array_equal(content[own], filled[own]):
-            raise Fault(NO_RESULT, "it said that it was done and had written nothing; was that the last run's DONE?")
+def _outputs(program: Program) -> list[ImageRead]:
+    """Where the layers of a program, one or several joined ones, leave their results: addresses and bytes."""
+    named = [one for one in program.buffers if one.name.rpartition(".")[2] == "output"]
+    return [(one.address, program.buffer_bytes(one.name)) for one in named]
+
+
+def _apart(address: int, size: int, writes: Sequence[ImageWrite]) -> bool:
+    """Whether none of what is written lies in a range."""
+    return all(address + size <= begin or begin + content.size <= address for begin, content in writes)
 
 
 class DriverDevice:
@@ -322,16 +328,14 @@ class DriverDevice:
             result = packing.activation_of_bytes(contents[0].view(np.int8), workload.output_shape, chip)
             return np.array_equal(result, expected)
 
-        reads = [(program.buffer("output").address, program.buffer_bytes("output"))]
-        return self._measure(program, image.dram_image(program, workload, tensors), reads, right)
+        return self._measure(program, image.dram_image(program, workload, tensors), _outputs(program), right)
 
     def measure(self, programs: Sequence[Program]) -> list[Measurement]:
         """See `Device.measure`; on random bytes, and held against the functional simulator."""
         return [self._measure_random(program) for program in programs]
 
     def _measure_random(self, program: Program) -> Measurement:
-        outputs = [one for one in program.buffers if one.name.rpartition(".")[2] == "output"]
-        reads = [(one.address, program.buffer_bytes(one.name)) for one in outputs]
+        reads = _outputs(program)
         dram = np.random.default_rng(_SEED).integers(0, 256, program.dram_bytes, dtype=np.uint8)
         expected = dram.copy()
         simulator.run(program, expected)

@@ -40,7 +40,7 @@ from oneshot_ml2.models.folder import (
 )
 from oneshot_ml2.models.host import import_tvm, quiet_stderr
 from oneshot_ml2.models.ir import check_tensors
-from oneshot_ml2.models.launcher import register_model, run_on
+from oneshot_ml2.models.launcher import own_errors, register_model, run_on
 from oneshot_ml2.models.runtime import LAYOUTS, LayerProgram, Port, programs_digest
 from oneshot_ml2.vta import isa
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -112,7 +112,8 @@ class Executable(_Model):
             run_on(self.identity, self.device)
             with quiet_stderr():
                 self._machine = tvm.relax.VirtualMachine(self.library, tvm.cpu())
-        result = self._machine["main"](*(tvm.runtime.tensor(arrays[tensor.name]) for tensor in self.inputs))
+        with own_errors(self.identity):
+            result = self._machine["main"](*(tvm.runtime.tensor(arrays[tensor.name]) for tensor in self.inputs))
         results = [result] if len(self.outputs) == 1 else list(result)
         return {tensor.name: array.numpy() for tensor, array in zip(self.outputs, results)}
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from oneshot_ml2.common.errors import ModelError
+from oneshot_ml2.common.errors import ModelError, OneShotError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,7 @@ Watch: TypeAlias = "Callable[[int, Sequence[NDArray[Any]], Sequence[NDArray[Any]
 class _Model:
     """The programs of a model by number, and the DRAM that they share, which no launch reads before it wrote it.
 
-    ``session``: of the device that runs them; None: the functional simulator does.
+    ``session``: of the device that runs them; None: the functional simulator does. ``failure``: of the last launch.
     """
 
     segments: tuple[LayerProgram, ...]
@@ -39,6 +39,7 @@ class _Model:
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     watch: Watch | None = None
     session: Session | None = None
+    failure: OneShotError | None = None
 
 
 # Identity of a loaded model -> what its launches need.
@@ -76,6 +77,19 @@ def run_on(identity: str, device: Device | None) -> None:
 
 
 @contextlib.contextmanager
+def own_errors(identity: str) -> Iterator[None]:
+    """While a registered model runs: an error of a launch is raised as what it was."""
+    _models[identity].failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = _models[identity].failure
+        if failure is None:
+            raise
+        raise failure from error
+
+
+@contextlib.contextmanager
 def watched(identity: str, watch: Watch) -> Iterator[None]:
     """Call ``watch`` at every launch of a registered model: what it returns stands for the program's results."""
     model = _models[identity]
@@ -108,10 +122,15 @@ def _launch(identity: str, number: int, *tensors: Any) -> None:
     arrays = [as_numpy(tensor) for tensor in tensors]
     count = len(segment.inputs)
     with model.lock:
-        if model.session is None:
-            results = segment.launch(model.dram, arrays[:count])
-        else:
-            results = segment.launch_on(model.session, int(number), arrays[:count])
+        try:
+            if model.session is None:
+                results = segment.launch(model.dram, arrays[:count])
+            else:
+                results = segment.launch_on(model.session, int(number), arrays[:count])
+        except OneShotError as error:
+            # TVM makes a RuntimeError of it.
+            model.failure = error
+            raise
         if model.watch is not None:
             results = list(model.watch(int(number), arrays[:count], results))
     for target, result in zip(arrays[count:], results, strict=True):
