@@ -209,6 +209,8 @@ def test_wheel_works_away_from_the_checkout(tmp_path: Path) -> None:
     for kind in resources.KINDS:
         here = {name for name in resources.names(kind) if name[0] not in "._"}
         assert set(eval(run(f"from oneshot_ml2.common import resources; print(resources.names({kind!r}))"))) == here
+    # The C sources.
+    run("from oneshot_ml2.commands.main import main; exit(main(['driver', 'build', '--backend', 'sim']))")
     listing = run("from oneshot_ml2.commands.main import main; main(['accelerators'])")
     assert all(name in listing for name in preset_names())
     table = run("from oneshot_ml2.commands.main import main; exit(main(['compile', 'resnet18', '--size', '64']))")

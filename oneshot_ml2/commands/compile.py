@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.errors import DeviceError, OneShotError
 from oneshot_ml2.common.files import check_output, check_writable, write_whole
 from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.models import linking
@@ -87,7 +87,11 @@ def _compile(args: argparse.Namespace, chip: Accelerator, folder: Path | None, t
     from oneshot_ml2.models.compile import compile as compile_model
     from oneshot_ml2.models.schedules import read_schedules
 
-    open_device(args.device)
+    if hasattr(open_device(args.device), "session"):
+        raise DeviceError(
+            f"compile runs programs on the simulator; run the folder that it writes on the device: "
+            f"oneshot-ml2 run DIR --device {args.device}"
+        )
     calibration = None if args.calibration is None else executable.read_tensors(args.calibration)
     schedules = () if args.schedules is None else read_schedules(args.schedules)
     if args.weights is not None:
