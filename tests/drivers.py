@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import shutil
 import tempfile
@@ -35,7 +36,9 @@ def needs_compiler(name: str = "cc") -> None:
 
 @functools.cache
 def _folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="oneshot-ml2-drivers-"))
+    folder = Path(tempfile.mkdtemp(prefix="oneshot-ml2-drivers-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @functools.cache
