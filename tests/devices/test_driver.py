@@ -328,7 +328,8 @@ def test_refine_and_collect_take_a_driver(run_command: RunCommand, tmp_path: Pat
     assert "an empty run takes" in err
     corpus = tmp_path / "corpus"
     code, _, err = run_command(
-        "collect", "--out", corpus, "--workloads", layers, "--tasks", "1", "--samples", "4", "--device", spec, "--accelerators", "pynq",
+        "collect", "--out", corpus, "--workloads", layers, "--tasks", "1",
+        "--samples", "4", "--device", spec, "--accelerators", "pynq",
         "--quiet", "--json",
     )  # fmt: skip
     assert code == 0, err
