@@ -99,7 +99,7 @@ def in_circles(graph: dict[str, set[str]]) -> set[str]:
 def test_the_root_of_the_package_holds_rooms_alone() -> None:
     files = {path.name for path in PACKAGE.iterdir() if path.is_file()}
     assert files == {"__init__.py", "__main__.py", "py.typed"}
-    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name not in ("__pycache__", "data")}
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name not in ("__pycache__", "c", "data")}
     assert all((PACKAGE / room / "__init__.py").is_file() for room in rooms)
     architecture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert {room for room in rooms if f"| `{room}/` |" not in architecture} == set()
@@ -208,6 +208,8 @@ def test_wheel_works_away_from_the_checkout(tmp_path: Path) -> None:
     for kind in resources.KINDS:
         here = {name for name in resources.names(kind) if name[0] not in "._"}
         assert set(eval(run(f"from oneshot_ml2.common import resources; print(resources.names({kind!r}))"))) == here
+    # The C sources.
+    run("from oneshot_ml2.commands.main import main; exit(main(['driver', 'build', '--backend', 'sim']))")
     listing = run("from oneshot_ml2.commands.main import main; main(['accelerators'])")
     assert all(name in listing for name in preset_names())
     table = run("from oneshot_ml2.commands.main import main; exit(main(['compile', 'resnet18', '--size', '64']))")

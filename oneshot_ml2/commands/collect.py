@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         )
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"what was finished is in {args.out}: run the same command to go on") from stop
+    for note in summary.pop("notes"):
+        print(note, file=sys.stderr)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if args.json:

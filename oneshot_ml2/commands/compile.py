@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oneshot_ml2.common.errors import ModelError, OneShotError
+from oneshot_ml2.common.errors import DeviceError, ModelError, OneShotError
 from oneshot_ml2.common.files import check_output, check_writable, write_whole
 from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.models import linking, samples
@@ -106,7 +106,11 @@ def _compile(args: argparse.Namespace, chip: Accelerator, folder: Path | None, t
     from oneshot_ml2.models.compile import compile as compile_model
     from oneshot_ml2.models.schedules import read_schedules
 
-    open_device(args.device)
+    if hasattr(open_device(args.device), "session"):
+        raise DeviceError(
+            f"compile runs programs on the simulator; run the folder that it writes on the device: "
+            f"oneshot-ml2 run DIR --device {args.device}"
+        )
     calibration = _calibration(args)
     schedules = () if args.schedules is None else read_schedules(args.schedules)
     if args.weights is not None:

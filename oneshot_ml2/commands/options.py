@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 
 from oneshot_ml2.common.names import listing
+from oneshot_ml2.devices.base import Device, notes
 from oneshot_ml2.devices.registry import device_kinds
 
 
@@ -17,6 +19,12 @@ def add_device(parser: argparse.ArgumentParser, does: str, required: bool = Fals
     else:
         parser.add_argument("--device", default="sim", metavar="SPEC", help=f"{does}: {forms} (default sim)")
     add_listing(parser, "devices", {kind.form: kind.help for kind in device_kinds().values()})
+
+
+def print_notes(device: Device) -> None:
+    """What a device says of what it did, on stderr."""
+    for line in notes(device):
+        print(line, file=sys.stderr)
 
 
 def add_listing(parser: argparse.ArgumentParser, title: str, entries: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oneshot_ml2.commands.options import add_device
+from oneshot_ml2.commands.options import add_device, print_notes
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.common.files import check_output, write_whole
 from oneshot_ml2.devices.registry import open_device
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, run, print and write."""
-    open_device(args.device)
+    device = open_device(args.device)
     output = None if args.output is None else Path(args.output)
     if output is not None and output.suffix not in (".npy", ".npz"):
         raise ModelError(f"--output is {args.output}; allowed: a file ending in .npy or .npz")
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     chip = None if args.accelerator is None else Accelerator.load(args.accelerator)
     begin = time.perf_counter()
     model = executable.load(args.model, chip)
+    model.device = device
     loaded = time.perf_counter()
     inputs = _inputs(model, args.input or [])
     if output is not None and output.suffix == ".npy" and len(model.outputs) > 1:
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     done = time.perf_counter()
     if output is not None:
         write_whole(output, _as_file(results, output.suffix))
+    print_notes(device)
     if args.json:
         print(json.dumps({"outputs": {name: array.tolist() for name, array in results.items()}}))
         return 0
@@ -80,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     many = f"{len(inputs)} samples " if len(inputs) > 1 else ""
     times = f"loaded in {loaded - begin:.2f} s, ran {many}in {done - loaded:.2f} s"
     where = f"; written to {output}" if output is not None else ""
-    print(f"{model.name} on {model.accelerator.name} (simulated): {times}{where}")
+    who = device.name if hasattr(device, "session") else "simulated"
+    print(f"{model.name} on {model.accelerator.name} ({who}): {times}{where}")
     return 0
 
 

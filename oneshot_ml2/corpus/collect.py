@@ -32,7 +32,7 @@ from oneshot_ml2.corpus.format import TaskSamples, task_id
 from oneshot_ml2.corpus.read import open_corpus
 from oneshot_ml2.corpus.sampling import attempt
 from oneshot_ml2.corpus.write import atomic_write, write_corpus
-from oneshot_ml2.devices.base import Device
+from oneshot_ml2.devices.base import Device, is_exclusive, notes
 from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.spaces.registry import backend
 from oneshot_ml2.spaces.space import ScheduleSpace
@@ -222,15 +222,18 @@ def collect(
     be made gets no samples, and ``warn`` is told.
 
     Returns:
-        JSON-able: the folder, tasks (all and done before), samples and invalid ones of this run, seconds.
+        JSON-able: the folder, tasks (all and done before), samples and invalid ones of this run, seconds, and the
+        device's `notes`.
 
     Raises:
         CorpusError: another plan's folder, a damaged shard, a full disk, a dead worker, no cluster.
-        DeviceError: an unknown device.
+        DeviceError: an unknown device, or one that fails on one schedule after another; what is finished is kept.
         ModuleNotFoundError: a cluster is asked for, and Ray is not installed.
     """
     begin = time.perf_counter()
     opened = open_device(device)
+    if is_exclusive(opened):
+        workers = 1
     out = Path(out)
     if workers is not None and workers < 1:
         raise CorpusError(f"--workers is {workers}; allowed: at least 1")
@@ -258,6 +261,7 @@ def collect(
         "samples": samples,
         "invalid": invalid,
         "seconds": round(time.perf_counter() - begin, 3),
+        "notes": notes(opened),
     }
 
 

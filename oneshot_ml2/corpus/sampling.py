@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.errors import DeviceError, OneShotError
 from oneshot_ml2.corpus.format import SAMPLERS, TaskSamples, task_id
 from oneshot_ml2.devices.base import Device
 from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.registry import backend
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta.reasons import Reason
+from oneshot_ml2.vta.reasons import TRANSIENT, Reason
 
 if TYPE_CHECKING:
     from oneshot_ml2.corpus.plan import Plan, Task
@@ -27,6 +27,8 @@ _DRAW = 1 << 13
 _DRAWS = 256
 # Spread (log) of the noise on closed-form estimates that seed the exploration.
 _BLUR = 0.03
+# A device that fails at so many schedules, and at no other of a batch, is taken to be gone.
+_GONE = 5
 
 
 class _Sampler:
@@ -110,6 +112,17 @@ class _Sampler:
         if not len(indices):
             return
         result = self.device.measure_schedules(self.space, indices)
+        # What the device failed at is not known, and so is no sample.
+        known = ~np.isin(result.reason, TRANSIENT)
+        if len(known) >= _GONE and not known.any():
+            raise DeviceError(
+                f"{self.device.name} failed at all of {len(known)} schedules: check that it is on and reachable, and "
+                "that its time limit is long enough; what is finished is kept, and the same command goes on"
+            )
+        indices, result = (
+            indices[known],
+            BatchResult(result.reason[known], result.cycles[known], result.busy[known]),
+        )
         self.indices = np.concatenate([self.indices, indices])
         self.sampler = np.concatenate([self.sampler, np.full(len(indices), sampler, dtype=np.uint8)])
         self.result = BatchResult(
@@ -168,8 +181,10 @@ def collect_task(task: Task, plan: Plan, device: Device) -> TaskSamples:
 
 
 def attempt(task: Task, plan: Plan, device: Device) -> TaskSamples | OneShotError:
-    """:func:`collect_task`, whose error is an outcome like any other."""
+    """:func:`collect_task`, whose error is an outcome like any other, unless it is the device's."""
     try:
         return collect_task(task, plan, device)
+    except DeviceError:
+        raise
     except OneShotError as error:
         return error

@@ -36,7 +36,9 @@ class Device(Protocol):
     """Something that runs programs and times them.
 
     A device may also have ``deterministic``, a bool: the same program always takes the same time, so that asking again
-    tells nothing; and ``warm_up(space)``, which loads and compiles what measuring schedules of a space takes.
+    tells nothing; ``exclusive``, a bool: only one process may have it; ``warm_up(space)``, which loads and compiles
+    what measuring schedules of a space takes; ``session(programs, dram)``, a `Session` of programs that share a DRAM
+    image, for devices that run models; ``notes()``, lines on what it did; and ``close()``.
     """
 
     @property
@@ -48,6 +50,22 @@ class Device(Protocol):
 
     def measure(self, programs: Sequence[Program]) -> list[Measurement]:
         """Time lowered programs, one `Measurement` each, in order."""
+
+
+class Session(Protocol):
+    """Programs that are placed on a device, with the constants of their DRAM image."""
+
+    def run(
+        self, number: int, writes: Sequence[tuple[int, NDArray[np.uint8]]], reads: Sequence[tuple[int, int]]
+    ) -> list[NDArray[np.uint8]]:
+        """Run a program by number: ``writes`` (address, bytes) before it, ``reads`` (address, size) after it.
+
+        Addresses are the image's, in bytes. Gives what is read, uint8 each.
+
+        Raises:
+            DeviceError: the device fails.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,16 @@ class DeviceKind:
 def is_deterministic(device: Device) -> bool:
     """Whether a device says that measuring again tells nothing."""
     return bool(getattr(device, "deterministic", False))
+
+
+def is_exclusive(device: Device) -> bool:
+    """Whether a device says that only one process may have it."""
+    return bool(getattr(device, "exclusive", False))
+
+
+def notes(device: Device) -> list[str]:
+    """What a device says of what it did, lines for whoever reads a command's output."""
+    return list(device.notes()) if hasattr(device, "notes") else []
 
 
 def legal_schedule(space: ScheduleSpace) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from oneshot_ml2.devices.base import DeviceKind
 if TYPE_CHECKING:
     from oneshot_ml2.devices.base import Device
 
-_LATER = {"driver": "a VTA driver library", "rpc": "a board behind a TVM RPC tracker"}
+_LATER = {"rpc": "a board behind a TVM RPC tracker"}
 
 
 @functools.cache

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +40,15 @@ from oneshot_ml2.models.folder import (
 )
 from oneshot_ml2.models.host import import_tvm, quiet_stderr
 from oneshot_ml2.models.ir import check_tensors
-from oneshot_ml2.models.launcher import register_model
+from oneshot_ml2.models.launcher import own_errors, register_model, run_on
 from oneshot_ml2.models.runtime import LAYOUTS, LayerProgram, Port, programs_digest
 from oneshot_ml2.vta import isa
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import PAGE, Buffer, Program, element_bytes
 from oneshot_ml2.vta.work import reach
+
+if TYPE_CHECKING:
+    from oneshot_ml2.devices.base import Device
 
 FORMAT = "oneshot-ml2 compiled model"
 SCHEMA = 2
@@ -84,10 +87,11 @@ class _Model:
 class Executable(_Model):
     """A model that can run: TVM's virtual machine with the launcher's programs behind it.
 
-    ``library``: the compiled host code.
+    ``library``: the compiled host code; ``device``: what runs the programs, None: the functional simulator.
     """
 
     library: Any = field(repr=False)
+    device: Device | None = field(default=None, repr=False)
     _machine: Any = field(default=None, repr=False)
 
     def run(self, inputs: Mapping[str, NDArray[Any]] | NDArray[Any]) -> dict[str, NDArray[np.float32]]:
@@ -95,6 +99,7 @@ class Executable(_Model):
 
         Raises:
             ModelError: inputs of other names, shapes or types, or not finite.
+            DeviceError: the device fails.
         """
         if not isinstance(inputs, Mapping):
             if len(self.inputs) != 1:
@@ -104,9 +109,11 @@ class Executable(_Model):
         tvm = import_tvm()
         if self._machine is None:
             register_model(self.identity, self.segments, programs_digest(self.segments))
+            run_on(self.identity, self.device)
             with quiet_stderr():
                 self._machine = tvm.relax.VirtualMachine(self.library, tvm.cpu())
-        result = self._machine["main"](*(tvm.runtime.tensor(arrays[tensor.name]) for tensor in self.inputs))
+        with own_errors(self.identity):
+            result = self._machine["main"](*(tvm.runtime.tensor(arrays[tensor.name]) for tensor in self.inputs))
         results = [result] if len(self.outputs) == 1 else list(result)
         return {tensor.name: array.numpy() for tensor, array in zip(self.outputs, results)}
 

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from oneshot_ml2.common.errors import ModelError
+from oneshot_ml2.common.errors import ModelError, OneShotError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from oneshot_ml2.devices.base import Device, Session
     from oneshot_ml2.models.runtime import LayerProgram
 
 LAUNCHER = "oneshot_ml2.launch"
@@ -27,13 +28,18 @@ Watch: TypeAlias = "Callable[[int, Sequence[NDArray[Any]], Sequence[NDArray[Any]
 
 @dataclass
 class _Model:
-    """The programs of a model by number, and the DRAM that they share, which no launch reads before it wrote it."""
+    """The programs of a model by number, and the DRAM that they share, which no launch reads before it wrote it.
+
+    ``session``: of the device that runs them; None: the functional simulator does. ``failure``: of the last launch.
+    """
 
     segments: tuple[LayerProgram, ...]
     digest: str
     dram: NDArray[np.uint8] = field(repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     watch: Watch | None = None
+    session: Session | None = None
+    failure: OneShotError | None = None
 
 
 # Identity of a loaded model -> what its launches need.
@@ -57,6 +63,30 @@ def register_model(identity: str, segments: Sequence[LayerProgram], digest: str)
     elif _models[identity].digest != digest:
         raise ModelError("a model of the same identity but other programs is loaded already; compile this one again")
     _autoload()
+
+
+def run_on(identity: str, device: Device | None) -> None:
+    """Have a device run the programs of a registered model; the functional simulator where it runs no models, or none.
+
+    Raises:
+        OneShotError: the device cannot run them.
+    """
+    model = _models[identity]
+    make = getattr(device, "session", None)
+    model.session = None if make is None else make([segment.program for segment in model.segments], model.dram.copy())
+
+
+@contextlib.contextmanager
+def own_errors(identity: str) -> Iterator[None]:
+    """While a registered model runs: an error of a launch is raised as what it was."""
+    _models[identity].failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = _models[identity].failure
+        if failure is None:
+            raise
+        raise failure from error
 
 
 @contextlib.contextmanager
@@ -92,7 +122,15 @@ def _launch(identity: str, number: int, *tensors: Any) -> None:
     arrays = [as_numpy(tensor) for tensor in tensors]
     count = len(segment.inputs)
     with model.lock:
-        results = segment.launch(model.dram, arrays[:count])
+        try:
+            if model.session is None:
+                results = segment.launch(model.dram, arrays[:count])
+            else:
+                results = segment.launch_on(model.session, int(number), arrays[:count])
+        except OneShotError as error:
+            # TVM makes a RuntimeError of it.
+            model.failure = error
+            raise
         if model.watch is not None:
             results = list(model.watch(int(number), arrays[:count], results))
     for target, result in zip(arrays[count:], results, strict=True):

@@ -34,7 +34,7 @@ _STEPS = 240
 _WINDOW = 110
 # A share of 0..1 as one character, 64 levels.
 _CODES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-_COLOURS = {
+_COLOURS: dict[int, str] = {
     Row.FETCH: "host", Row.LOAD: "load", Row.STORE: "store",
     Row.READ: "port", Row.WRITE: "write",
 }  # fmt: skip
@@ -197,7 +197,7 @@ def _detail(line: Timeline) -> dict[str, Any]:
     cycles = line.cycles
     outer = [piece for piece in line.slices if not piece.inner]
     work: dict[str, list[Slice]] = {name: [] for name in ("load", "gemm", "alu", "move", "store", "read", "write")}
-    rows = {Row.LOAD: "load", Row.STORE: "store", Row.READ: "read", Row.WRITE: "write"}
+    rows: dict[int, str] = {Row.LOAD: "load", Row.STORE: "store", Row.READ: "read", Row.WRITE: "write"}
     parts = {"gemm": "gemm", "alu": "alu", "load": "move"}
     busy = dict.fromkeys(ROWS, 0)
     for piece in outer:

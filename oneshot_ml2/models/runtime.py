@@ -16,6 +16,7 @@ from oneshot_ml2.vta import isa, packing, simulator, tokens
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from oneshot_ml2.devices.base import Session
     from oneshot_ml2.vta.accelerator import Accelerator
     from oneshot_ml2.vta.program import Program
 
@@ -89,22 +90,41 @@ class LayerProgram:
         Raises:
             ModelError: operands of other shapes.
         """
+        for address, raw in self._writes(operands):
+            dram[address : address + raw.size] = raw
+        program = self.program
+        simulator.execute_checked(np.ascontiguousarray(program.insns), program.accelerator, dram)
+        return self._results([dram[address : address + size] for address, size in self._reads()])
 
-        program, chip = self.program, self.program.accelerator
+    def launch_on(self, session: Session, number: int, operands: Sequence[NDArray[np.int8]]) -> list[NDArray[np.int8]]:
+        """The results, by a device: this program is number ``number`` of the session.
+
+        Raises:
+            ModelError: operands of other shapes.
+            DeviceError: the device fails.
+        """
+        return self._results(session.run(number, self._writes(operands), self._reads()))
+
+    def _writes(self, operands: Sequence[NDArray[np.int8]]) -> list[tuple[int, NDArray[np.uint8]]]:
+        """Where in the image each operand goes, packed."""
         shapes = tuple(operand.shape for operand in operands)
         takes = tuple(port.shape for port in self.inputs)
         if shapes != takes or any(operand.dtype != np.int8 for operand in operands):
             raise ModelError(f"layer {self.name} got operands of shapes {shapes}; it takes int8 {takes}")
-        for port, operand in zip(self.inputs, operands):
-            raw = port.pack(operand, chip).reshape(-1).view(np.uint8)
-            address = program.buffer(port.buffer).address
-            dram[address : address + raw.size] = raw
-        simulator.execute_checked(np.ascontiguousarray(program.insns), chip, dram)
-        results = []
-        for port in self.outputs:
-            address = program.buffer(port.buffer).address
-            results.append(port.unpack(dram[address : address + port.packed_bytes(chip)], chip))
-        return results
+        program, chip = self.program, self.program.accelerator
+        return [
+            (program.buffer(port.buffer).address, port.pack(operand, chip).reshape(-1).view(np.uint8))
+            for port, operand in zip(self.inputs, operands)
+        ]
+
+    def _reads(self) -> list[tuple[int, int]]:
+        """Where in the image each result is, and how many bytes."""
+        program, chip = self.program, self.program.accelerator
+        return [(program.buffer(port.buffer).address, port.packed_bytes(chip)) for port in self.outputs]
+
+    def _results(self, contents: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.int8]]:
+        chip = self.program.accelerator
+        return [port.unpack(content, chip) for port, content in zip(self.outputs, contents, strict=True)]
 
     def run(self, operands: Sequence[NDArray[np.int8]]) -> list[NDArray[np.int8]]:
         """The results, in a DRAM image of their own, full of what another launch might leave; as `launch`."""

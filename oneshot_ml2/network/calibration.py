@@ -36,7 +36,9 @@ COSTS = ("constant", "port", "requests")
 _REQUEST = 16.0
 # A hypothesis of ``limits``: which limit it is of (those of one add up to at most 1), its probability, the column, +1
 # for an upper limit and -1 for a lower one, then the logarithms between which it lies, times that sign.
-LIMIT: np.dtype[np.void] = np.dtype([(name, np.float64) for name in ("group", "share", "column", "sign", "low", "high")])
+LIMIT: np.dtype[np.void] = np.dtype(
+    [(name, np.float64) for name in ("group", "share", "column", "sign", "low", "high")]
+)
 
 
 @dataclass(frozen=True)

@@ -120,12 +120,12 @@ def test_unknown_model(run_command: RunCommand) -> None:
     assert all(name in err for name in model_names())
 
 
-@pytest.mark.parametrize("spec", ["driver:libvta.so", "rpc://tracker:9190/pynq", "fpga"])
-def test_devices_of_later_versions_are_refused_by_name(spec: str, run_command: RunCommand) -> None:
+@pytest.mark.parametrize("spec", ["driver:no_such_libvta.so", "rpc://tracker:9190/pynq", "fpga"])
+def test_devices_that_are_not_there_are_refused_by_name(spec: str, run_command: RunCommand) -> None:
     code, _, err = run_command("compile", "resnet18", "--device", spec)
     assert code == 2
-    assert spec in one_line(err)
-    assert "sim" in err
+    assert spec.removeprefix("driver:") in one_line(err)
+    assert "sim" in err or "driver build" in err
 
 
 @pytest.mark.parametrize(

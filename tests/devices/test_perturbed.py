@@ -127,8 +127,9 @@ def test_specifications() -> None:
     for spec, says in (("perturbed:nothing", "slow-memory"), ("perturbed:paged:x", "whole number")):
         with pytest.raises(DeviceError, match=says):
             open_device(spec)
-    assert [kind.form for kind in device_kinds().values()] == ["sim", "perturbed:KIND:SEED"]
-    with pytest.raises(DeviceError, match=r"no device 'sim:1'.*There are: sim, perturbed:KIND:SEED"):
+    forms = [kind.form for kind in device_kinds().values()]
+    assert forms == ["sim", "driver:PATH[?OPTION=N&...]", "perturbed:KIND:SEED"]
+    with pytest.raises(DeviceError, match=r"no device 'sim:1'.*There are: sim, driver:.*, perturbed:KIND:SEED"):
         open_device("sim:1")
     with pytest.raises(DeviceError, match="did you mean 'small-uop'"):
         open_device("perturbed:small_uop:1")
