@@ -24,10 +24,8 @@ from oneshot_ml2.models.ops.registry import onnx_imports
 _OF_MICROSOFT = ("Gelu", "FastGelu", "BiasGelu", "SkipLayerNormalization", "EmbedLayerNormalization")
 # A message with a label of a node in it: before, node, after.
 _NODE = re.compile(r"(operator \S+) \(((?:the )?node .*?')\)(.*)", re.DOTALL)
-_ADVICE = (
-    "; replace it by supported ones in the model (docs/models.md lists them), or compile the part of the model "
-    "without it"
-)
+# What ends the message of an operator that there is no way to compile.
+_ADVICE = "; replace it by supported ones in the model (docs/models.md lists them), or compile the part without it"
 # Nodes of one kind that an error names; the others are counted.
 _SHOWN = 4
 # TVM's names in its own messages, e.g. `relax.nn.conv2d`, `R.Tensor`.
