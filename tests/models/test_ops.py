@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from graph_models import needs
-from op_cases import GROUPS, Case, written
+from op_cases import GROUPS, SHAPE, Case, written
 
 import oneshot_ml2 as o2
 from oneshot_ml2.models import partition
 from oneshot_ml2.models.execute import execute
 from oneshot_ml2.models.frontend.from_onnx import import_onnx
+from oneshot_ml2.models.frontend.from_torch import import_torch
 from oneshot_ml2.models.quantize.quantize import quantize
 
 needs("tvm", "onnx", "onnxruntime")
@@ -91,3 +92,106 @@ def test_compiled_as_the_reference_computes(group: str, tmp_path: Path) -> None:
             np.testing.assert_array_equal(found[title], right[name])
         else:
             assert error(found[title], right[name]) < 0.02, title
+
+
+def torch_nets() -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """What PyTorch writes otherwise than ONNX: a module, and its inputs."""
+    import torch
+    from torch import Tensor, nn
+    from torch.nn import functional
+
+    def conv() -> Any:
+        return nn.Conv2d(16, 16, 3, padding=1)
+
+    class Recurrent(nn.Module):
+        def __init__(self, layer: Any) -> None:
+            super().__init__()
+            self.layer, self.head = layer, nn.Linear(layer.hidden_size * (1 + layer.bidirectional), 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.layer(x)[0])
+            return y
+
+    class Attention(nn.Module):
+        """``kind``: of its mask."""
+
+        def __init__(self, kind: str) -> None:
+            super().__init__()
+            self.kind, self.wide, self.out = kind, nn.Linear(16, 48), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            q, k, v = (t.reshape(1, 6, 2, 8).transpose(1, 2) for t in self.wide(x).chunk(3, -1))
+            if self.kind == "causal":
+                mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            elif self.kind == "truth":
+                mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :].bool())
+            else:
+                out = (1.0 - mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
+                mixed = torch.softmax(q @ k.transpose(-1, -2) / 8**0.5 + out, -1) @ v
+            y: Tensor = self.out(mixed.transpose(1, 2).reshape(1, 6, 16))
+            return y
+
+    class Extremes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.amax((2, 3)) - x.amin((2, 3))
+
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal(SHAPE, dtype=np.float32))
+    tokens, mask = x.reshape(1, 64, 16)[:, :6], torch.tensor([[1, 1, 1, 1, 0, 0]])
+    return {
+        "LSTM of two layers": (Recurrent(nn.LSTM(16, 12, 2, batch_first=True)), (tokens,)),
+        "LSTM both": (Recurrent(nn.LSTM(16, 12, batch_first=True, bidirectional=True)), (tokens,)),
+        "GRU": (Recurrent(nn.GRU(16, 12, 2)), (tokens,)),
+        **{f"mask {kind}": (Attention(kind), (tokens, mask)) for kind in ("causal", "truth", "number")},
+        "bilinear": (nn.Sequential(conv(), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)), (x,)),
+        "bicubic": (nn.Sequential(conv(), nn.Upsample(scale_factor=2, mode="bicubic")), (x,)),
+        "nearest": (nn.Sequential(conv(), nn.Upsample(size=(13, 5)), conv()), (x,)),
+        "activations": (nn.Sequential(conv(), nn.PReLU(16), nn.Mish(), nn.SELU(), nn.CELU(2.0), nn.LeakyReLU()), (x,)),
+        "hard": (nn.Sequential(conv(), nn.Hardswish(), nn.Hardtanh(), nn.LogSigmoid()), (x,)),
+        "norms": (nn.Sequential(conv(), nn.GroupNorm(4, 16), conv(), nn.InstanceNorm2d(16, affine=True)), (x,)),
+        "pads": (nn.Sequential(nn.ReflectionPad2d(1), conv(), nn.ZeroPad2d((0, 1, 0, 1)), conv()), (x,)),
+        "pixels": (nn.Sequential(conv(), nn.PixelUnshuffle(2), nn.PixelShuffle(2)), (x,)),
+        "dilated": (nn.ConvTranspose2d(16, 8, 3, 2, dilation=2), (x,)),
+        "extremes": (nn.Sequential(conv(), Extremes()), (x,)),
+    }
+
+
+TORCH = (
+    "LSTM of two layers", "LSTM both", "GRU", "mask causal", "mask truth", "mask number", "bilinear", "bicubic",
+    "nearest", "activations", "hard", "norms", "pads", "pixels", "dilated", "extremes",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_as_pytorch_computes(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net, inputs = torch_nets()[name]
+    net.eval()
+    with torch.inference_mode():
+        right = net(*inputs).numpy()
+    graph = import_torch(net, inputs)
+    sample = {entry: x.numpy() for entry, x in zip(graph.inputs, inputs, strict=False)}
+    (found,) = execute(graph, sample).values()
+    np.testing.assert_allclose(found, right, rtol=1e-3, atol=1e-4)
+    integer = quantize(graph, [sample]).graph
+    assert partition.host_shares(integer) == {}
+    (found,) = execute(integer, sample).values()
+    assert error(found, right) < 0.1
+
+
+@pytest.mark.slow
+def test_a_recurrent_layer_is_the_vtas(tmp_path: Path) -> None:
+    """Both directions: all inputs in one product each, and one product for each step after the first."""
+    import onnx
+
+    case = GROUPS["recurrent"]["LSTM both"]
+    onnx.save(written([case]), tmp_path / "m.onnx")
+    x = samples(case, 4)
+    model = o2.compile(tmp_path / "m.onnx", "pynq", calibration=x)
+    assert model.ok
+    layers = [layer for layer in model.layers if layer.macs]
+    assert len(layers) == 2 + 2 * 5 and all(layer.reason is None for layer in layers)
+    found, right = model.run(x[:6]), execute(model.graph, {"x": x[:6]})
+    for title, name in zip(model.graph.output_names, model.graph.outputs, strict=True):
+        np.testing.assert_allclose(found[title], right[name], atol=1e-5)

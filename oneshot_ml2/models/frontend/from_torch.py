@@ -9,7 +9,7 @@ from oneshot_ml2.common.errors import ModelError, first_line
 from oneshot_ml2.models.frontend.from_relax import INPUTS, SUPPORTED, from_relax, quiet
 from oneshot_ml2.models.frontend.origins import Imported
 from oneshot_ml2.models.ir import Graph
-from oneshot_ml2.models.ops.registry import ops
+from oneshot_ml2.models.ops.registry import ops, torch_imports
 from oneshot_ml2.models.simplify import NAMELESS
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def import_program(program: ExportedProgram, name: str = "program") -> Graph:
         raise ModelError(f"the exported program has free dimensions ({free}); export it without dynamic_shapes")
     with quiet():
         try:
-            relax_module = from_exported_program(program, unwrap_unit_return_tuple=True)
+            relax_module = from_exported_program(
+                program, unwrap_unit_return_tuple=True, custom_convert_map=torch_imports()
+            )
         except Exception as error:
             raise ModelError(f"TVM cannot import {name}: {first_line(error)}") from error
     names: dict[str, list[tuple[str, str]]] = {}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oneshot_ml2.models.ops.base import Array, Attrs, Expr, Import, Op, Shapes
+from oneshot_ml2.models.ops.base import Array, Attrs, Expr, Op, Shapes
 from oneshot_ml2.models.ops.elementwise import function, plain
 from oneshot_ml2.models.ops.importing import OWN
 
@@ -82,20 +82,42 @@ def _import_mish(node: OnnxNode) -> Expr:
     return node.op.multiply(node.input(0), node.emit(node.op.tanh(soft)))
 
 
-def _import_elu(scale: float, alpha: float, celu: bool = False) -> Import:
-    """Elu, Selu and Celu, by their attributes: ``gamma * (max(x, 0) + alpha * (exp(min(x, 0) / slope) - 1))``."""
+def _exponential(emit: Callable[[Expr], Expr], x: Expr, gamma: float, alpha: float, slope: float = 1.0) -> Expr:
+    """``gamma * (max(x, 0) + alpha * (exp(slope * min(x, 0)) - 1))``, which all of that kind are."""
+    from tvm import relax
 
-    def make(node: OnnxNode) -> Expr:
-        factor, gamma = float(node.attribute("alpha", alpha)), float(node.attribute("gamma", scale))
-        op, x, zero = node.op, node.input(0), node.constant(0)
-        low = node.emit(op.minimum(x, zero))
-        if celu:
-            low = node.emit(op.multiply(low, node.constant(1 / factor)))
-        below = node.emit(op.subtract(node.emit(op.exp(low)), node.constant(1)))
-        above = node.emit(op.multiply(node.emit(op.nn.relu(x)), node.constant(gamma)))
-        return op.add(above, node.emit(op.multiply(below, node.constant(gamma * factor))))
+    op = relax.op
 
-    return make
+    def constant(number: float) -> Expr:
+        return relax.const(np.float32(number))
+
+    low = emit(op.minimum(x, constant(0)))
+    if slope != 1:
+        low = emit(op.multiply(low, constant(slope)))
+    below = emit(op.subtract(emit(op.exp(low)), constant(1)))
+    above = emit(op.multiply(emit(op.nn.relu(x)), constant(gamma)))
+    return emit(op.add(above, emit(op.multiply(below, constant(gamma * alpha)))))
+
+
+def _import_elu(node: OnnxNode) -> Expr:
+    return _exponential(node.emit, node.input(0), 1.0, float(node.attribute("alpha", 1.0)))
+
+
+def _import_selu(node: OnnxNode) -> Expr:
+    gamma = float(node.attribute("gamma", 1.0507009873554805))
+    return _exponential(node.emit, node.input(0), gamma, float(node.attribute("alpha", 1.6732632423543772)))
+
+
+def _import_celu(node: OnnxNode) -> Expr:
+    alpha = float(node.attribute("alpha", 1.0))
+    return _exponential(node.emit, node.input(0), 1.0, alpha, 1 / alpha)
+
+
+def _import_torch_elu(node: Any, importer: Any) -> Expr:
+    """PyTorch's, of which it makes its selu and celu, too."""
+    given = list(node.args)
+    x, alpha, scale, slope = given + [1.0] * (4 - len(given))
+    return _exponential(importer.block_builder.emit, importer.env[x], float(scale), float(alpha), float(slope))
 
 
 def _prelu_host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
@@ -115,7 +137,7 @@ OPS = (
               relax={"relax.nn.prelu": _read_prelu, "relax.nn.leakyrelu": _read_leaky_relu,
                      OWN + "prelu": _read_own_prelu}),
     Op("elu", onnx=("Elu", "Selu", "Celu"),
-       onnx_import={"Elu": _import_elu(1.0, 1.0), "Celu": _import_elu(1.0, 1.0, celu=True),
-                    "Selu": _import_elu(1.0507009873554805, 1.6732632423543772)}),
+       onnx_import={"Elu": _import_elu, "Selu": _import_selu, "Celu": _import_celu},
+       torch_import=dict.fromkeys(("elu.default", "elu_.default"), _import_torch_elu)),
     plain("erf", "Erf", _erf),
 )  # fmt: skip

@@ -26,6 +26,8 @@ Expr: TypeAlias = Any
 Read: TypeAlias = "Callable[[Reader, Any], Any]"
 # (node) -> the Relax expression of its result, or one of several.
 Import: TypeAlias = "Callable[[OnnxNode], Expr]"
+# (torch.fx node, TVM's importer) -> the Relax expression of its result, or one of several.
+TorchImport: TypeAlias = "Callable[[Any, Any], Expr]"
 # (operands, attributes, shape of the result) -> the result.
 Function: TypeAlias = Callable[[Sequence[Array], Attrs, Shape], Array]
 # (operands, node, shape of the result) -> the result, int8.
@@ -42,6 +44,7 @@ class Op:
         name: of its nodes; those of integers are called ``int_`` and that.
         relax: Relax operators that are read as it, and how; also those of our own, see `OnnxNode.own`.
         onnx_import: ONNX operators that become Relax by it, where TVM's importer lacks or mistakes them.
+        torch_import: the same of PyTorch's.
         proposed: whether errors propose its Relax operators to users.
         onnx: ONNX operators that errors propose.
         onnx_layers, torch_layers: operators of the frontends whose names its nodes take.
@@ -69,6 +72,7 @@ class Op:
     name: str
     relax: Mapping[str, Read] = field(default_factory=dict)
     onnx_import: Mapping[str, Import] = field(default_factory=dict)
+    torch_import: Mapping[str, TorchImport] = field(default_factory=dict)
     proposed: bool = True
     onnx: tuple[str, ...] = ()
     onnx_layers: tuple[str, ...] = ()

@@ -30,6 +30,11 @@ def _read_full(reader: Reader, call: Any) -> str:
     return _filled(reader, call, float(reader.constants[reader.operand(call.args[1])]))
 
 
+def _read_range(reader: Reader, call: Any) -> str:
+    begin, end, step = (float(part.value) for part in call.args)
+    return reader.constant(np.arange(begin, end, step).astype(str(call.ty.dtype)))
+
+
 def _read_shape(reader: Reader, call: Any) -> str:
     return reader.constant(np.array(static(call.args[0].ty, reader.where), dtype=np.int64))
 
@@ -46,7 +51,7 @@ def _read_cast(reader: Reader, call: Any) -> str:
     if kind == "bool":
         zero = reader.constant(np.array(0, dtype=np.float32))
         return reader.add("not_equal", [operand, zero], shape)
-    if kind in ("float16", "float32", "float64") or (kind in ("int32", "int64") and operand in reader.whole):
+    if kind in ("float16", "float32", "float64") or (kind.startswith(("int", "uint")) and operand in reader.whole):
         return operand
     if kind in ("int32", "int64"):
         return reader.add("trunc", [operand], shape)
@@ -71,6 +76,10 @@ OPS = (
             "relax.zeros_like": _read_zeros,
             "relax.ones_like": _read_ones,
             "relax.full_like": _read_full,
+            "relax.full": _read_full,
+            "relax.zeros": _read_zeros,
+            "relax.ones": _read_ones,
+            "relax.arange": _read_range,
             "relax.shape_of": _read_shape,
             "relax.shape_to_tensor": _read_same,
             "relax.astype": _read_cast,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from oneshot_ml2.models.ir import Graph, Node, Value
 from oneshot_ml2.models.ops.base import Op
 from oneshot_ml2.models.ops.conv2d import read_weight
+from oneshot_ml2.models.ops.conv2d_transpose import undilated
 from oneshot_ml2.models.ops.pad import padded
 from oneshot_ml2.models.ops.reading import ints
 from oneshot_ml2.models.ops.registry import ops
@@ -41,8 +42,7 @@ def _read_transposed(reader: Reader, call: Any) -> str:
     if attrs.data_layout != "NCW" or attrs.kernel_layout != "IOW":
         raise reader.refused(f"in layout {attrs.data_layout} is not supported; only NCW is")
     read_weight(reader, (x, weight))
-    if ints(attrs.dilation) != (1,):
-        raise reader.refused("with dilation is not supported; only 1")
+    weight = undilated(reader, weight, ints(attrs.dilation))
     image = reader.reshape(x, _with_height(reader.shape(x)))
     kernel = reader.reshape(weight, _with_height(reader.shape(weight)))
     sums = reader.add(

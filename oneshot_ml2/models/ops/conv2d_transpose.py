@@ -55,16 +55,28 @@ def _read(reader: Reader, call: Any) -> str:
     if attrs.data_layout != "NCHW" or attrs.kernel_layout != "IOHW":
         raise reader.refused(f"in layout {attrs.data_layout} is not supported; only NCHW is")
     read_weight(reader, operands)
-    if ints(attrs.dilation) != (1, 1):
-        raise reader.refused("with dilation is not supported; only 1")
+    operands[1] = undilated(reader, operands[1], ints(attrs.dilation))
     return reader.add(
         "conv2d_transpose", operands, shape, strides=ints(attrs.strides), pads=pads(attrs.padding),
         dilation=(1, 1), groups=int(attrs.groups), output_padding=ints(attrs.output_padding),
     )  # fmt: skip
 
 
+def undilated(reader: Reader, weight: str, dilation: tuple[int, ...]) -> str:
+    """A weight with zeros between its elements, so that it needs no dilation."""
+    if max(dilation) == 1:
+        return weight
+    if weight not in reader.constants:
+        raise reader.refused("with dilation is not supported if its weight is quantized; only 1")
+    array = reader.constants[weight]
+    wide = [(k - 1) * apart + 1 for k, apart in zip(array.shape[2:], dilation, strict=True)]
+    full = np.zeros((*array.shape[:2], *wide), dtype=np.float32)
+    full[tuple(slice(None, None, apart) for apart in (1, 1, *dilation))] = array
+    return reader.constant(full)
+
+
 def _import(node: OnnxNode) -> Expr:
-    """ONNX's, with ``output_shape`` and ``auto_pad`` as pads, and a dilated kernel as one with zeros in it."""
+    """ONNX's, with ``output_shape`` and ``auto_pad`` as pads."""
     size = node.shape()[2:]
     rank = len(size)
     if rank not in (1, 2):
@@ -81,17 +93,9 @@ def _import(node: OnnxNode) -> Expr:
         ]
         extra = [more + max(-n, 0) for more, n in zip(extra, total, strict=True)]
         around = shared([max(n, 0) for n in total], "SAME_UPPER" if auto == "SAME_UPPER" else "SAME_LOWER")
-    weight = node.input(1)
-    if any(apart > 1 for apart in dilation):
-        array = node.array(1)
-        assert array is not None
-        wide = [(k - 1) * apart + 1 for k, apart in zip(kernel, dilation, strict=True)]
-        full = np.zeros((*array.shape[:2], *wide), dtype=np.float32)
-        full[tuple(slice(None, None, apart) for apart in (1, 1, *dilation))] = array
-        weight = node.constant(full)
     sums = node.emit(
         getattr(node.op.nn, f"conv{rank}d_transpose")(
-            node.input(0), weight, strides=strides, padding=around, output_padding=extra,
+            node.input(0), node.input(1), strides=strides, padding=around, output_padding=extra, dilation=dilation,
             groups=int(node.attribute("group", 1)),
         )
     )  # fmt: skip

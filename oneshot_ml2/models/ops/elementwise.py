@@ -62,7 +62,6 @@ def _read_bound(reader: Reader, call: Any) -> str:
     source = reader.nodes[-1] if reader.nodes else None
     if source is not None and source.op == "clip" and source.output == operands[0]:
         # The other half came just before: one clip, with the upper bound over the lower one as ONNX has it.
-        reader.nodes.pop()
         operands = [source.inputs[0]]
         low, high = min(max(low, source.attrs["low"]), high), min(source.attrs["high"], high)
     return reader.add("clip", operands[:1], shape, low=low, high=high)

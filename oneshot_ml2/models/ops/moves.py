@@ -148,6 +148,16 @@ def _read_gather_nd(reader: Reader, call: Any) -> str:
     return _scattered(reader, x, np.stack(places), shape)
 
 
+def _read_index(reader: Reader, call: Any) -> str:
+    """PyTorch's indexing of the first axes by tensors that are broadcast."""
+    shape, x = reader.static(call), reader.operand(call.args[0])
+    numbers = [reader.constants.get(name) for name in reader.operand(call.args[1])]
+    if any(array is None for array in numbers):
+        raise reader.refused("has indices that the model computes; only constants are supported")
+    source = np.arange(math.prod(reader.shape(x))).reshape(reader.shape(x))
+    return _scattered(reader, x, source[tuple(numbers)], shape)
+
+
 def _scattered(reader: Reader, x: str, places: Array, shape: tuple[int, ...]) -> str:
     """Elements of a tensor by their places in it as a line."""
     line = reader.reshape(x, (math.prod(reader.shape(x)),))
@@ -303,6 +313,7 @@ OPS = (
             "relax.flip": _read_flip,
             "relax.gather_elements": _read_gather_elements,
             "relax.gather_nd": _read_gather_nd,
+            "relax.index_tensor": _read_index,
         },
         onnx=("Gather", "GatherElements", "GatherND", "Tile"),
         onnx_import={"Tile": _import_tile},

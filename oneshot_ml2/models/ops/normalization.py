@@ -65,7 +65,10 @@ def _read_groups(reader: Reader, call: Any) -> str:
     """Relax's group_norm, and instance_norm, whose groups are single channels."""
     shape, operands, attrs = reader.static(call), reader.tensors(call), call.attrs
     groups = int(getattr(attrs, "num_groups", shape[1]))
-    behind = int(attrs.channel_axis) % len(shape) == 1 and len(attrs.axes) == len(shape) - 2
+    axes = sorted(int(axis) % len(shape) for axis in attrs.axes)
+    # TVM lists the images, too, where there is one.
+    axes = axes[1:] if axes[0] == 0 and shape[0] == 1 else axes
+    behind = int(attrs.channel_axis) % len(shape) == 1 and axes == list(range(2, len(shape)))
     if not (behind and attrs.center and attrs.scale):
         raise reader.refused("along other axes than those behind the channels, axis 1, is not supported")
     return reader.add("group_norm", operands, shape, groups=groups, epsilon=float(attrs.epsilon))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oneshot_ml2.common.errors import ModelError
-from oneshot_ml2.models.ops.base import Array, Attrs, Expr, HostCode, Op, Read, Shapes
+from oneshot_ml2.models.ops.base import Array, Attrs, Expr, HostCode, Op, Read, Shapes, TorchImport
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Node, Value
@@ -177,6 +177,20 @@ def _import_hardmax(node: OnnxNode) -> Expr:
     return _one_hot(node, place, node.shape()[axis], axis)
 
 
+def _import_torch(relax_name: str) -> TorchImport:
+    """PyTorch's amax and amin."""
+
+    def make(node: Any, importer: Any) -> Expr:
+        from tvm import relax
+
+        given = list(node.args)
+        x, axis, kept = given + [[], False][len(given) - 1 :]
+        axes = [axis] if isinstance(axis, int) else list(axis)
+        return importer.block_builder.emit(getattr(relax.op, relax_name)(importer.env[x], axes or None, kept))
+
+    return make
+
+
 OPS = (
     reduction("reduce_sum", "sum", np.sum, _read("reduce_sum"),
               ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")),
@@ -202,6 +216,8 @@ OPS = (
         "topk_values", relax={"relax.topk": _read_topk}, onnx=("TopK",), host=_topk_host("values"),
         compute=lambda args, attrs, out: np.take_along_axis(args[0], _topk(args, attrs, out), attrs["axis"]),
     ),
+    # Made of the reductions above at import.
+    Op("extremes", torch_import={"amax.default": _import_torch("max"), "amin.default": _import_torch("min")}),
     Op("topk_indices", compute=lambda args, attrs, out: _topk(args, attrs, out).astype(np.float32),
        host=_topk_host("indices")),
 )  # fmt: skip

@@ -6,7 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from oneshot_ml2.common.records import modules
-from oneshot_ml2.models.ops.base import Import, Op, Read
+from oneshot_ml2.models.ops.base import Import, Op, Read, TorchImport
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Node
@@ -38,3 +38,9 @@ def readers() -> dict[str, Read]:
 def onnx_imports() -> dict[str, Import]:
     """ONNX operator -> how it becomes Relax, of those that are not left to TVM."""
     return {name: make for op in ops().values() for name, make in op.onnx_import.items()}
+
+
+@cache
+def torch_imports() -> dict[str, TorchImport]:
+    """As `onnx_imports`, of PyTorch's operators."""
+    return {name: make for op in ops().values() for name, make in op.torch_import.items()}

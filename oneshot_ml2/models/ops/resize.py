@@ -102,12 +102,12 @@ def _read_resize2d(reader: Reader, call: Any) -> str:
     if attrs.layout != "NCHW":
         raise reader.refused(f"in layout {attrs.layout} is not supported; only NCHW is")
     mode = {"nearest_neighbor": "nearest"}.get(str(attrs.method), str(attrs.method))
-    nearest = {"round": "round_prefer_floor", "": "floor"}.get(str(attrs.rounding_method), str(attrs.rounding_method))
+    # TVM gives PyTorch's nearest other coordinates than it has.
+    coordinates = "asymmetric" if mode == "nearest" else str(attrs.coordinate_transformation_mode)
     for axis in (2, 3):
         before, after = reader.shape(x)[axis], shape[axis]
         line = Line(
-            mode, str(attrs.coordinate_transformation_mode), before, after, after / before, nearest,
-            float(attrs.cubic_alpha),
+            mode, coordinates, before, after, after / before, "floor", float(attrs.cubic_alpha)
         )  # fmt: skip
         if before != after:
             x = _resized(reader, x, axis, line)

@@ -34,7 +34,10 @@ def best_exponent(values: Array, largest: float) -> int:
     errors = []
     for exponent in (top, top - 1):
         step = 2.0**exponent
-        errors.append((float(np.square(np.clip(np.rint(values / step), LOW, HIGH) * step - values).mean()), exponent))
+        # What masks add may be the least number that there is.
+        with np.errstate(over="ignore"):
+            square = np.square(np.clip(np.rint(values / step), LOW, HIGH) * step - values)
+            errors.append((float(square.mean()), exponent))
     return min(errors)[1]
 
 
@@ -55,10 +58,13 @@ def observed_exponents(
             if index == 0:
                 first[name] = array
             if array.dtype == np.float32:
-                if not np.isfinite(array).all():
+                # Minus infinity is what masks leave out; int8 has its least number for it.
+                kept = array[array > -np.inf] if np.isneginf(array).any() else array
+                if not np.isfinite(kept).all():
                     raise ModelError(f"the model's tensor {name!r} is not finite on the calibration data")
-                largest[name] = max(largest.get(name, 0.0), float(np.abs(array).max()))
-                drawn.setdefault(name, []).append(drawn_values(array, len(samples)))
+                largest[name] = max(largest.get(name, 0.0), float(np.abs(kept).max(initial=0.0)))
+                values = drawn_values(kept, len(samples)) if kept.size else np.zeros(1, np.float32)
+                drawn.setdefault(name, []).append(values)
 
         execute.execute(graph, sample, observe)
     exponents = {name: best_exponent(np.concatenate(parts), largest[name]) for name, parts in drawn.items()}
