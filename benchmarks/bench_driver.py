@@ -38,7 +38,7 @@ def main() -> None:
             program = space.lower(int(drawn[np.argmin(space.estimate(drawn))]))
             dram = image.dram_image(program, workload, workload.random_inputs(np.random.default_rng(0)))
             session, after = device.session([program], dram), dram.copy()
-            insns, params = np.ascontiguousarray(program.insns, np.int64), simulator.params(chip)
+            insns, params = np.ascontiguousarray(program.insns), simulator.params(chip)
             simulator.run(program, after)
             output = program.buffer("output").address, program.buffer_bytes("output")
             best = np.full(2, np.inf)

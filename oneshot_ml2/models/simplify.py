@@ -29,8 +29,7 @@ def simplify(graph: Graph, names: Mapping[str, list[tuple[str, str]]]) -> Graph:
         rewritten = graph if op.rewrite is None else op.rewrite(graph)
         graph = graph if rewritten is graph else drop_unused(rewritten)
     graph = drop_unused(fold_constants(graph))
-    as_is, turned = _folded(graph), _folded(drop_unused(sink_permutes(graph)))
-    graph = turned if permutes(turned) < permutes(as_is) else as_is
+    graph = _fewest_permutes(graph)
     renamed, labels = [], {}
     taken: set[str] = set()
     kinds: dict[str, int] = {}
@@ -52,6 +51,16 @@ def simplify(graph: Graph, names: Mapping[str, list[tuple[str, str]]]) -> Graph:
                 node = dataclasses.replace(node, name=label)
         renamed.append(node)
     return dataclasses.replace(graph, nodes=tuple(renamed), labels=labels)
+
+
+def _fewest_permutes(graph: Graph) -> Graph:
+    """The graph with its constants folded, permutes as they are or moved to where there are fewer of them."""
+    as_is = _folded(graph)
+    if not permutes(as_is):
+        # Folding copies weights: not for nothing.
+        return as_is
+    turned = _folded(drop_unused(sink_permutes(graph)))
+    return turned if permutes(turned) < permutes(as_is) else as_is
 
 
 def _folded(graph: Graph) -> Graph:

@@ -539,12 +539,13 @@ def test_the_arena_and_its_largest_buffer(compiled: CompiledModel, monkeypatch: 
     whole = compiled.whole
     assert whole is not None
     dram, programs = whole.dram, [segment.program for segment in whole.executable.segments]
-    assert dram.total == max(program.dram_bytes for program in programs)
+    # A program's own image ends with a page.
+    assert dram.total <= max(program.dram_bytes for program in programs) < dram.total + 4096
     assert dram.constants + dram.code + dram.activations <= dram.total
     sizes = [program.buffer_bytes(buffer.name) for program in programs for buffer in program.buffers]
     what, size = whole.largest
     assert size == max(*sizes, *(16 * len(program.insns) for program in programs))
-    assert what in ("instructions of stem to head", "weight of body", "data of stem")
+    assert what == "weight of avg_pool2d_0"
     assert compiled.to_dict()["dram"]["largest"] == {"buffer": what, "bytes": size}
     assert f"Largest buffer: {what}, {size / 2**20:.2f} MiB" in compiled.report()
     assert not any("DRAM in one piece" in warning for warning in compiled.warnings())
