@@ -28,12 +28,12 @@ def main() -> None:
     space = ScheduleSpace(layer, accelerator)
     values = space.values(np.random.default_rng(0).integers(0, len(space), SCHEDULES))
     nest = make_nest(layer, accelerator)
-    arrays = emit.work_arrays()
+    insns, _, tables = emit.work_arrays()
     legality.reasons(nest, values[:100])
-    emit.lower_into(nest, schedules(values)[0], *arrays)
+    emit.lower_into(nest, schedules(values)[0], insns, tables)
 
     start = time.perf_counter()
-    lowered = [emit.lower_into(nest, schedule, *arrays)[0] for schedule in schedules(values[:LOWERED])]
+    lowered = [emit.lower_into(nest, schedule, insns, tables)[0] for schedule in schedules(values[:LOWERED])]
     print(f"by lowering                {LOWERED / (time.perf_counter() - start):10,.0f} schedules/s")
     for cores in sorted({1, os.cpu_count() or 1}):
         seconds = np.inf

@@ -41,10 +41,10 @@ class Lowering:
     """`emit.lower_into` on work arrays that are kept."""
 
     def __init__(self) -> None:
-        self.arrays = emit.work_arrays()
+        self.insns, _, self.tables = emit.work_arrays()
 
     def reasons(self, nest: Nest, values: NDArray[np.int64]) -> NDArray[np.uint8]:
-        found = [emit.lower_into(nest, schedule, *self.arrays)[0] for schedule in schedules(values)]
+        found = [emit.lower_into(nest, schedule, self.insns, self.tables)[0] for schedule in schedules(values)]
         return np.array(found, dtype=np.uint8)
 
 

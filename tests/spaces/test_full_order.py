@@ -28,7 +28,8 @@ def multiplications(nest: Nest, insns: NDArray[np.int64]) -> int:
 
 def compare(seed: int, tasks: int, each: int) -> set[str]:
     """Operators of random tasks whose programs are as they are counted and summed up."""
-    rng, arrays, seen = np.random.default_rng(seed), emit.work_arrays(), set()
+    rng, seen = np.random.default_rng(seed), set()
+    written, _, tables = emit.work_arrays()
     for task in range(tasks):
         workload = (random_workload if task % 2 else smallest_workload)(rng)
         space = ScheduleSpace(workload, ACCELERATORS[int(rng.integers(len(ACCELERATORS)))])
@@ -37,13 +38,13 @@ def compare(seed: int, tasks: int, each: int) -> set[str]:
         reasons, counted = legality.counts(nest, values)
         summed = totals_of(summaries(nest, values))
         for schedule, checked, count, total in zip(schedules(values), reasons, counted, summed, strict=True):
-            reason, insns, uops = emit.lower_into(nest, schedule, *arrays)
+            reason, insns, uops = emit.lower_into(nest, schedule, written, tables)
             assert reason == checked
             if reason != Reason.VALID:
                 continue
             assert (insns, uops) == tuple(count), (space, schedule)
             added = int(nest.residual) + int(nest.bias and schedule.bias == BIAS_GEMM)
-            gemms = multiplications(nest, arrays[0][:insns]) - (0 if nest.pool else added * int(total["tiles"]))
+            gemms = multiplications(nest, written[:insns]) - (0 if nest.pool else added * int(total["tiles"]))
             assert gemms == total["gemms"], (space, schedule)
             seen.add(workload.op)
     return seen

@@ -43,13 +43,13 @@ def beats(space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
 
 
 @njit(cache=True, nogil=True)
-def _measure(nest, batch, insns, uops, tables, address, params, sizes, limits, slow, miss, reason, cycles, busy):  # type: ignore[no-untyped-def]
+def _measure(nest, batch, insns, tables, address, params, sizes, limits, slow, miss, reason, cycles, busy):  # type: ignore[no-untyped-def]
     """Lower and time the rows whose ``reason`` is 0 so far; ``limits``, ``slow``, ``miss``: of `Faults`."""
     unrecorded = nothing()
     for i in range(len(batch)):
         if reason[i] != 0:
             continue
-        why, n, _ = emit.lower_into(nest, batch[i], insns, uops, tables)
+        why, n, _ = emit.lower_into(nest, batch[i], insns, tables)
         if why == 0 and is_wrong(insns[:n], limits):
             why = _WRONG
         reason[i] = why
@@ -73,13 +73,12 @@ def measure_faulty(
     """Lower every row of knob values that is valid, and time it on a board with faults, without noise."""
     reason = validity(workload, accelerator, values)
     cycles, busy = np.full(len(values), -1, dtype=np.int64), np.zeros((len(values), 3), dtype=np.int64)
-    insns, uops, tables = emit.work_arrays()
+    insns, _, tables = emit.work_arrays()
     _, end = buffers(workload, accelerator)
     _measure(
         make_nest(workload, accelerator),
         schedules(values),
         insns,
-        uops,
         tables,
         end,
         chisel.params(faults.board),

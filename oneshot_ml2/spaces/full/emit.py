@@ -8,16 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
-from oneshot_ml2.spaces.full import sink, steps
+from oneshot_ml2.spaces.full import steps
 from oneshot_ml2.spaces.full.axes import cut_axes
 from oneshot_ml2.spaces.full.canonical import canonical_row
 from oneshot_ml2.spaces.full.knobs import SCHEDULE
 from oneshot_ml2.spaces.full.legality import CUT, reason_by_sizes
 from oneshot_ml2.spaces.full.order import REPEAT, walk_program
-from oneshot_ml2.spaces.full.sink import VALID, open_sink
+from oneshot_ml2.spaces.full.sink import SINK, VALID, open_sink
 from oneshot_ml2.spaces.full.sram import LAYOUT
-from oneshot_ml2.vta.nest import MAX_INSNS, PORTABLE_UOPS
-from oneshot_ml2.vta.program import INSN, MICRO_OP, Insns, Uops
+from oneshot_ml2.vta.program import Insns, Uops
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.tokens import runs_in_order
 
@@ -27,35 +26,32 @@ Tables: TypeAlias = tuple[NDArray[Any], ...]
 
 
 def work_arrays() -> tuple[Insns, Uops, Tables]:
-    """What `lower_into` writes a program's instructions and micro-ops into, and its work arrays."""
-    return np.zeros(MAX_INSNS, dtype=INSN), np.zeros(PORTABLE_UOPS, dtype=MICRO_OP), _tables()
-
-
-def _tables() -> Tables:
-    """Work arrays of `sink` and of the walk, and room for the canonical schedule and for its cuts of both axes."""
-    own, cuts = np.empty(1, dtype=SCHEDULE), np.zeros(2, dtype=CUT)
-    return (*sink.tables(), steps.step_table(), np.empty(1, dtype=LAYOUT), own, cuts)
+    """What `lower_into` writes a program's instructions and micro-ops into, and the tables that it works with."""
+    sinks, own, cuts = np.zeros(1, dtype=SINK), np.empty(1, dtype=SCHEDULE), np.zeros(2, dtype=CUT)
+    tables = (sinks, steps.step_table(), np.empty(1, dtype=LAYOUT), own, cuts)
+    return sinks["rows"][0], sinks["words"][0], tables
 
 
 @njit(cache=True, nogil=True)
-def lower_into(nest, schedule, insns, uops, tables):  # type: ignore[no-untyped-def]
-    """Lower a schedule, a record of `knobs.SCHEDULE`, of a nest into `work_arrays`, all overwritten.
+def lower_into(nest, schedule, insns, tables):  # type: ignore[no-untyped-def]
+    """Lower a schedule, a record of `knobs.SCHEDULE`, of a nest into ``insns`` and ``tables``, all overwritten.
 
-    ``insns``: at least 16, ``uops``: at least the nest's ``uop_limit``.
+    Both are of `work_arrays`, which also has the micro-ops.
     Returns (`Reason`, instructions, micro-ops); the arrays hold the program where the reason is 0.
     """
-    states, kernels, records, layouts, own, cuts = tables
+    sinks, records, layouts, own, cuts = tables
+    into = sinks[0]
     own[0] = schedule
     canonical_row(nest, own[0])
     rows, row_taps, cols, col_taps, _ = cut_axes(nest, own[0])
     reason = reason_by_sizes(nest, own[0], rows, row_taps, cols, col_taps, cuts, layouts)
     if reason != VALID:
         return reason, 0, 0
-    into = open_sink(nest, states, insns, uops, kernels)
+    open_sink(nest, into, True)
     every = np.empty(0, dtype=REPEAT)
     reason = walk_program(nest, own[0], rows, row_taps, cols, col_taps, cuts[0], cuts[1], records, every, layouts, into)
     if reason != VALID:
         return reason, 0, 0
-    if not runs_in_order(insns[: into.states[0].insns]):
+    if not runs_in_order(insns[: into.insns]):
         return DEADLOCK, 0, 0
-    return VALID, into.states[0].insns, into.states[0].uops
+    return VALID, into.insns, into.uops

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.common.parallel import in_parallel
-from oneshot_ml2.spaces.full import order, sink, steps
+from oneshot_ml2.spaces.full import order, steps
 from oneshot_ml2.spaces.full.axes import (
     ITEM,
     RECURRENCE,
@@ -31,11 +31,10 @@ from oneshot_ml2.spaces.full.axes import (
 from oneshot_ml2.spaces.full.canonical import canonical_rows
 from oneshot_ml2.spaces.full.knobs import BIAS_GEMM, PAD_LOAD, PAD_SKIP, Schedules, ceil_div, schedules
 from oneshot_ml2.spaces.full.shapes import moves_apart
-from oneshot_ml2.spaces.full.sink import FIELD_OVERFLOW, VALID, open_sink
+from oneshot_ml2.spaces.full.sink import FIELD_OVERFLOW, SINK, VALID, open_sink
 from oneshot_ml2.spaces.full.sram import LAYOUT, holds, lay_out
 from oneshot_ml2.spaces.full.tiles import input_channels, narrowest
 from oneshot_ml2.vta.nest import MAX_SIZE, Nest
-from oneshot_ml2.vta.program import INSN, MICRO_OP
 from oneshot_ml2.vta.reasons import Reason
 
 DMA_PATTERN = int(Reason.DMA_PATTERN)
@@ -163,11 +162,11 @@ def _cut_axis(loop, batch, of_rows):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def _reasons(nest, batch, tables, reason, counts):  # type: ignore[no-untyped-def]
     """`reasons` and `counts` of a batch, which is made canonical in place; ``tables``: `_tables`."""
-    states, kernels, records, repeats, layouts = tables
+    sinks, records, repeats, layouts = tables
+    into = sinks[0]
     canonical_rows(nest, batch)
     row_which, row_cuts, all_rows, row_items = _cut_axis(row_loop(nest), batch, np.int64(1))
     col_which, col_cuts, all_cols, col_items = _cut_axis(col_loop(nest), batch, np.int64(0))
-    nowhere, no_uops = np.empty(0, dtype=INSN), np.empty(0, dtype=MICRO_OP)
     no_taps = np.empty((1, 0), dtype=TAP)
     for i in range(len(batch)):
         row_cut, col_cut = row_cuts[row_which[i]], col_cuts[col_which[i]]
@@ -179,17 +178,17 @@ def _reasons(nest, batch, tables, reason, counts):  # type: ignore[no-untyped-de
             col_cut, col_items[col_cut.item : col_cut.item + col_cut.items], layouts,
         )  # fmt: skip
         if why == VALID:
-            into = open_sink(nest, states, nowhere, no_uops, kernels)
+            open_sink(nest, into, False)
             why = order.walk_program(
                 nest, batch[i], rows, no_taps, cols, no_taps, row_cut, col_cut, records, repeats, layouts, into
             )
-            counts[i, 0], counts[i, 1] = into.states[0].insns, into.states[0].uops
+            counts[i, 0], counts[i, 1] = into.insns, into.uops
         reason[i] = why
 
 
 def _tables() -> tuple[NDArray[Any], ...]:
     """Work arrays of counting, for one thread."""
-    return (*sink.tables(), steps.step_table(), order.repeat_table(), np.empty(1, dtype=LAYOUT))
+    return (np.zeros(1, dtype=SINK), steps.step_table(), order.repeat_table(), np.empty(1, dtype=LAYOUT))
 
 
 def _part(nest: Nest, batch: Schedules, reason: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:

@@ -105,7 +105,7 @@ def walk_program(nest, schedule, rows, row_taps, cols, col_taps, row_cut, col_cu
         return INSTRUCTION_OVERFLOW
     sram = layouts[0]
     lay_out(nest, schedule, row_cut.largest * col_cut.largest, sp_tiles, sram)
-    writes, empty = len(sink.insns) > 0, row_cut.empty + col_cut.empty > 0
+    writes, empty = sink.writes != 0, row_cut.empty + col_cut.empty > 0
     fits = tokens_surely_fit(nest, schedule, sp_tiles, co_tiles, max(len(whole), len(tapered)) - 1, empty)
     # What waits for a step is written, and decides whether one without GEMMs needs a NOP.
     recorded = writes or empty or not fits
@@ -122,7 +122,7 @@ def walk_program(nest, schedule, rows, row_taps, cols, col_taps, row_cut, col_cu
     opening = head_parts(min(schedule.tile_co, nest.co), schedule.head)[1] - 1
     zero = np.int64(0)
     at = _Place(zero, zero, zero, zero, zero, zero, zero, zero, zero)
-    uop_load = sink.states[0].insns
+    uop_load = sink.insns
     move(sink, LOAD, UOP, 1, (1, 1, 1), 0, 0, nest.dram_uop, 0, (0, 0, 0, 0))
     k = zero
     for _ in range(tiles):
@@ -132,9 +132,9 @@ def walk_program(nest, schedule, rows, row_taps, cols, col_taps, row_cut, col_cu
         slot, word = np.int64(-1), zero
         if repeating and 0 < at.tile < tiles - 1:
             word = _word(nest, schedule, at, row, col, taper, radices) * (n_h * n_w) + row.alike * n_w + col.alike
-            slot = _find(repeats, word, sink.states[0].stamp)
+            slot = _find(repeats, word, sink.stamp)
         steps = len(starts) - 1 + (opening if at.tile == 0 else 0)
-        if slot >= 0 and repeats[slot].stamp == sink.states[0].stamp:
+        if slot >= 0 and repeats[slot].stamp == sink.stamp:
             claim(sink, repeats[slot].insns)
         else:
             first = k if recorded else zero
@@ -145,20 +145,20 @@ def walk_program(nest, schedule, rows, row_taps, cols, col_taps, row_cut, col_cu
                 )
             signature = row.alike * n_w + col.alike
             row_at, col_at = (at.row, at.col) if writes else (zero, zero)
-            before = sink.states[0].insns
+            before = sink.insns
             walk_tile(
                 nest, schedule, sram, tile, row, col, row_taps[row_at], col_taps[col_at], signature, tiles,
                 records[first : first + steps], sink,
             )  # fmt: skip
             if slot >= 0:
                 repeat = repeats[slot]
-                repeat.word, repeat.insns, repeat.stamp = word, sink.states[0].insns - before, sink.states[0].stamp
-        if sink.states[0].fail != VALID:
-            return sink.states[0].fail
+                repeat.word, repeat.insns, repeat.stamp = word, sink.insns - before, sink.stamp
+        if sink.fail != VALID:
+            return sink.fail
         k += steps
         at = _next(schedule, at, len(starts) - 1, co_outer, sp_tiles, co_tiles, n_h, n_w)
     _close(sink, uop_load)
-    return sink.states[0].fail
+    return sink.fail
 
 
 @njit(cache=True, nogil=True)
@@ -194,14 +194,20 @@ def _next(schedule, at, chunks, co_outer, sp_tiles, co_tiles, n_h, n_w):  # type
 @njit(cache=True, nogil=True)
 def _close(sink, uop_load):  # type: ignore[no-untyped-def]
     """The last wait for a store, FINISH, and how many micro-ops the first instruction loads."""
-    last = sink.states[0].insns
+    last = sink.insns
     nop(sink)
     insn, writes = claim(sink, 1)
     if writes:
         flag(sink, last, POP_NEXT)
-        clear(sink.insns[insn])
-        sink.insns[insn].op = FINISH
-        sink.insns[uop_load].x = sink.insns[uop_load].stride = sink.states[0].uops
+        clear(sink.rows[insn])
+        sink.rows[insn].op = FINISH
+        sink.rows[uop_load].x = sink.rows[uop_load].stride = sink.uops
+
+
+@njit(cache=True, nogil=True)
+def _own_biases(nest, schedule) -> bool:  # type: ignore[no-untyped-def]
+    """Whether every channel tile has micro-ops of its own, which add its biases."""
+    return bool(nest.bias and schedule.bias != BIAS_LOAD)
 
 
 @njit(cache=True, nogil=True)
@@ -209,7 +215,7 @@ def _radices(nest, schedule, sp_tiles, co_tiles, places):  # type: ignore[no-unt
     inp = sp_tiles * nest.groups if INP_MODE[schedule.dataflow] == ALL else schedule.inp_buffers
     wgt = co_tiles if WGT_MODE[schedule.dataflow] == ALL else schedule.wgt_buffers
     res = schedule.inp_buffers if nest.residual else 1
-    co = max(co_tiles, 2) if nest.bias and schedule.bias != BIAS_LOAD else 2
+    co = co_tiles if _own_biases(nest, schedule) else 2
     return _Radices(schedule.acc_buffers, inp, wgt, res, co, places)
 
 
@@ -235,7 +241,8 @@ def _word(nest, schedule, at, row, col, taper, radices):  # type: ignore[no-unty
     word = word * radices.inp + (at.inp if inp_mode == STREAM else inputs % radices.inp)
     word = word * radices.wgt + (at.wgt if wgt_mode == STREAM else at.co % radices.wgt)
     word = word * radices.res + (at.res if nest.residual else 0)
-    word = word * radices.co + (at.co if radices.co > 2 else np.int64(width < schedule.tile_co))
+    # Biases make micro-ops of a channel tile's own; else tiles of as many channels have the same.
+    word = word * radices.co + (at.co if _own_biases(nest, schedule) else np.int64(width < schedule.tile_co))
     return word
 
 

@@ -5,17 +5,14 @@ Both count alike, and stop at the failure that program order meets first. Nothin
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import numpy as np
 from numba import from_dtype, types
-from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.spaces.full.knobs import INT
 from oneshot_ml2.spaces.full.shapes import field_fits
-from oneshot_ml2.vta.nest import MAX_INSNS, MAX_SIZE
-from oneshot_ml2.vta.program import ALU, GEMM, INSN, LOAD, MICRO_OP, UOP, Insns, Uops
+from oneshot_ml2.vta.nest import MAX_INSNS, MAX_SIZE, PORTABLE_UOPS
+from oneshot_ml2.vta.program import ALU, GEMM, INSN, LOAD, MICRO_OP, UOP
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.writing import clear
 
@@ -29,26 +26,16 @@ SPARE = 2
 # Slots of the hash table of kernels: more than there are micro-ops, so that it is never full.
 _TABLE = 8192
 
-# A program so far: instructions and how many there may be, micro-ops and how many there may be, the first failure, the
-# last step whose reads have been waited for, and a number that no earlier program on the same table had.
-STATE = np.dtype(
-    [(name, np.int64) for name in ("insns", "most_insns", "uops", "most_uops", "fail", "granted", "stamp")]
-)
 # Micro-ops that are used again: three words that tell them apart, the program that they are of, and the first one.
 KERNEL = np.dtype([(name, np.int64) for name in ("first", "second", "third", "stamp", "begin")])
-
-
-class Sink(NamedTuple):
-    """``states``: `STATE` (1,); ``insns``: (n,), empty to count only; ``uops``: (m,)."""
-
-    states: NDArray[Any]
-    insns: Insns
-    uops: Uops
-    kernels: NDArray[Any]
-
-
-_STATES, _INSNS, _UOPS, _KERNELS = (from_dtype(dtype)[::1] for dtype in (STATE, INSN, MICRO_OP, KERNEL))  # type: ignore[no-untyped-call]
-SINK = types.NamedTuple((_STATES, _INSNS, _UOPS, _KERNELS), Sink)  # type: ignore[no-untyped-call]
+# A program so far: instructions and how many there may be, micro-ops and how many there may be, the first failure, the
+# last step whose reads have been waited for, a number that no earlier program in this sink had, whether it is written;
+# the hash table of kernels; and what is written. One record, as a pointer costs calls less than several arrays.
+SINK = np.dtype(
+    [(name, np.int64) for name in ("insns", "most_insns", "uops", "most_uops", "fail", "granted", "stamp", "writes")]
+    + [("kernels", KERNEL, (_TABLE,)), ("rows", INSN, (MAX_INSNS,)), ("words", MICRO_OP, (PORTABLE_UOPS,))]
+)
+ONE_SINK = from_dtype(SINK)  # type: ignore[no-untyped-call]
 # A loop of an instruction: extent, and factors of destination, source and weight.
 LOOP = types.UniTuple(INT, 4)  # type: ignore[no-untyped-call]
 SPAN = types.UniTuple(INT, 3)  # type: ignore[no-untyped-call]
@@ -56,71 +43,63 @@ SPAN = types.UniTuple(INT, 3)  # type: ignore[no-untyped-call]
 _FOUND = types.Tuple((INT, types.boolean))  # type: ignore[no-untyped-call]
 
 
-def tables() -> tuple[NDArray[Any], NDArray[Any]]:
-    """Work arrays of programs one after another: `STATE` (1,) and the hash table of kernels."""
-    return np.zeros(1, dtype=STATE), np.zeros(_TABLE, dtype=KERNEL)
-
-
 @njit(cache=True, nogil=True)
-def open_sink(nest, states, insns, uops, kernels):  # type: ignore[no-untyped-def]
-    """A sink without a program; its arrays are `tables` and work arrays, or empty ones."""
-    state = states[0]
-    state.insns = state.uops = 0
-    state.most_insns = (len(insns) if len(insns) > 0 else MAX_INSNS) - SPARE
-    state.most_uops = nest.uop_limit
-    state.fail = VALID
-    state.granted = -1
-    state.stamp += 1
-    return Sink(states, insns, uops, kernels)
+def open_sink(nest, sink, writes):  # type: ignore[no-untyped-def]
+    """Empty a sink for another program; the memory of a new one, `SINK` (1,), is all zeros."""
+    sink.insns = sink.uops = 0
+    sink.most_insns = MAX_INSNS - SPARE
+    sink.most_uops = nest.uop_limit
+    sink.fail = VALID
+    sink.granted = -1
+    sink.stamp += 1
+    sink.writes = writes
 
 
-@njit(types.void(SINK, INT), cache=True, nogil=True)
+@njit(types.void(ONE_SINK, INT), cache=True, nogil=True)
 def fail(sink, reason):  # type: ignore[no-untyped-def]
     """Note the failure that program order meets first."""
-    if sink.states[0].fail == VALID:
-        sink.states[0].fail = reason
+    if sink.fail == VALID:
+        sink.fail = reason
 
 
-@njit(_FOUND(SINK, INT), cache=True, nogil=True)
+@njit(_FOUND(ONE_SINK, INT), cache=True, nogil=True)
 def claim(sink, n):  # type: ignore[no-untyped-def]
     """The first of ``n`` more instructions, and whether they are to be written."""
-    state = sink.states[0]
-    first = state.insns
-    if first + n > state.most_insns:
+    first = sink.insns
+    if first + n > sink.most_insns:
         fail(sink, INSTRUCTION_OVERFLOW)
-    if state.fail != VALID:
+    if sink.fail != VALID:
         return first, False
-    state.insns = first + n
-    return first, len(sink.insns) > 0
+    sink.insns = first + n
+    return first, sink.writes != 0
 
 
-@njit(types.void(SINK, INT, INT), cache=True, nogil=True)
+@njit(types.void(ONE_SINK, INT, INT), cache=True, nogil=True)
 def flag(sink, insn, bits):  # type: ignore[no-untyped-def]
     """Add dependency flags to an instruction."""
-    if len(sink.insns) > 0:
-        sink.insns[insn].flags |= bits
+    if sink.writes:
+        sink.rows[insn].flags |= bits
 
 
-@njit(types.void(SINK, INT, INT, INT, SPAN, INT, INT, INT, INT, LOOP), cache=True, nogil=True)
+@njit(types.void(ONE_SINK, INT, INT, INT, SPAN, INT, INT, INT, INT, LOOP), cache=True, nogil=True)
 def move(sink, op, memory, n, shape, sram, apart, dram, dram_apart, pads):  # type: ignore[no-untyped-def]
     """``n`` memory instructions of a ``shape`` (y, x, stride) whose indices lie ``apart`` in SRAM and in DRAM.
 
     ``pads``: top, bottom, left, right.
     """
-    state = sink.states[0]
     y, x, stride = shape
     fitting = n
     if not field_fits(y, x, stride, sram):
         fitting = np.int64(0)
     elif sram + (n - 1) * apart > MAX_SIZE:
         fitting = (MAX_SIZE - sram) // apart + 1
-    if fitting < min(n, state.most_insns - state.insns):
+    if fitting < min(n, sink.most_insns - sink.insns):
         fail(sink, FIELD_OVERFLOW)
     first, writes = claim(sink, n)
     if not writes:
         return
     for i in range(n):
-        row = sink.insns[first + i]
+        row = sink.rows[first + i]
         clear(row)
         row.op = op
         row.mem = memory
@@ -132,16 +111,16 @@ def move(sink, op, memory, n, shape, sram, apart, dram, dram_apart, pads):  # ty
         row.top, row.bottom, row.left, row.right = pads
 
 
-@njit(types.void(SINK), cache=True, nogil=True)
+@njit(types.void(ONE_SINK), cache=True, nogil=True)
 def nop(sink):  # type: ignore[no-untyped-def]
     """An instruction of the compute module that moves nothing, for its flags."""
     move(sink, LOAD, UOP, 1, (0, 0, 0), 0, 0, 0, 0, (0, 0, 0, 0))
 
 
-@njit(types.void(SINK, INT, INT, INT, INT, LOOP, LOOP), cache=True, nogil=True)
+@njit(types.void(ONE_SINK, INT, INT, INT, INT, LOOP, LOOP), cache=True, nogil=True)
 def write_gemm(sink, insn, reset, begin, end, outer, inner):  # type: ignore[no-untyped-def]
     """Write a GEMM of the micro-ops ``begin`` to ``end``; loops of one iteration carry no factors."""
-    row = sink.insns[insn]
+    row = sink.rows[insn]
     clear(row)
     row.op = GEMM
     row.reset = reset
@@ -157,18 +136,18 @@ def write_gemm(sink, insn, reset, begin, end, outer, inner):  # type: ignore[no-
         row.dst_in, row.src_in, row.wgt_in = inner[1], inner[2], inner[3]
 
 
-@njit(types.void(SINK, INT, INT, INT, INT, LOOP, LOOP), cache=True, nogil=True)
+@njit(types.void(ONE_SINK, INT, INT, INT, INT, LOOP, LOOP), cache=True, nogil=True)
 def write_tensor(sink, insn, opcode, begin, end, outer, inner):  # type: ignore[no-untyped-def]
     """Write an ALU pass with two operands in ACC; as `write_gemm`, without weights."""
     write_gemm(sink, insn, 0, begin, end, outer, inner)
-    row = sink.insns[insn]
+    row = sink.rows[insn]
     row.op = ALU
     # What are the weight's factors of a GEMM are other fields here.
     row.use_imm = row.imm = 0
     row.alu_op = opcode
 
 
-@njit(INT(SINK, INT, INT, LOOP, LOOP), cache=True, nogil=True)
+@njit(INT(ONE_SINK, INT, INT, LOOP, LOOP), cache=True, nogil=True)
 def gemm(sink, reset, uop, outer, inner):  # type: ignore[no-untyped-def]
     """A GEMM of one micro-op; returns which instruction it is."""
     insn, writes = claim(sink, 1)
@@ -177,7 +156,7 @@ def gemm(sink, reset, uop, outer, inner):  # type: ignore[no-untyped-def]
     return insn
 
 
-@njit(types.void(SINK, INT, INT, LOOP, LOOP), cache=True, nogil=True)
+@njit(types.void(ONE_SINK, INT, INT, LOOP, LOOP), cache=True, nogil=True)
 def tensor(sink, opcode, uop, outer, inner):  # type: ignore[no-untyped-def]
     """An ALU pass of one micro-op with two operands in ACC."""
     insn, writes = claim(sink, 1)
@@ -185,12 +164,12 @@ def tensor(sink, opcode, uop, outer, inner):  # type: ignore[no-untyped-def]
         write_tensor(sink, insn, opcode, uop, uop + 1, outer, inner)
 
 
-@njit(types.void(SINK, INT, INT, INT, INT), cache=True, nogil=True)
+@njit(types.void(ONE_SINK, INT, INT, INT, INT), cache=True, nogil=True)
 def immediate(sink, opcode, value, uop, n):  # type: ignore[no-untyped-def]
     """An in-place ALU pass over ``n`` consecutive elements."""
     insn, writes = claim(sink, 1)
     if writes:
-        row = sink.insns[insn]
+        row = sink.rows[insn]
         clear(row)
         row.op = ALU
         row.alu_op = opcode
@@ -210,34 +189,34 @@ def mix(h):  # type: ignore[no-untyped-def]
     return h ^ (h >> np.int64(31))
 
 
-@njit(_FOUND(SINK, INT, INT, INT, INT), cache=True, nogil=True)
+@njit(_FOUND(ONE_SINK, INT, INT, INT, INT), cache=True, nogil=True)
 def find_kernel(sink, first, second, third, uops):  # type: ignore[no-untyped-def]
     """Where the ``uops`` micro-ops that three words tell apart begin, and whether they are new."""
-    state, kernels = sink.states[0], sink.kernels
-    if state.fail != VALID:
+    kernels = sink.kernels
+    if sink.fail != VALID:
         return np.int64(0), False
     slot = mix(mix(mix(first) + second) + third) & (_TABLE - 1)
-    while kernels[slot].stamp == state.stamp:
+    while kernels[slot].stamp == sink.stamp:
         kernel = kernels[slot]
         if kernel.first == first and kernel.second == second and kernel.third == third:
             return kernel.begin, False
         slot = (slot + 1) & (_TABLE - 1)
-    begin = state.uops
-    if begin + uops > state.most_uops:
+    begin = sink.uops
+    if begin + uops > sink.most_uops:
         fail(sink, UOP_OVERFLOW)
         return np.int64(0), False
-    state.uops = begin + uops
+    sink.uops = begin + uops
     kernel = kernels[slot]
     kernel.first, kernel.second, kernel.third = first, second, third
-    kernel.stamp, kernel.begin = state.stamp, begin
+    kernel.stamp, kernel.begin = sink.stamp, begin
     return begin, True
 
 
-@njit(INT(SINK, INT, INT, INT), cache=True, nogil=True)
+@njit(INT(ONE_SINK, INT, INT, INT), cache=True, nogil=True)
 def single(sink, dst, src, wgt):  # type: ignore[no-untyped-def]
     """Where a micro-op is that is used by itself."""
     begin, fresh = find_kernel(sink, (dst << 32) | src, wgt << 32, -1, 1)
-    if fresh and len(sink.uops) > 0:
-        row = sink.uops[begin]
+    if fresh and sink.writes:
+        row = sink.words[begin]
         row.dst, row.src, row.wgt = dst, src, wgt
     return begin

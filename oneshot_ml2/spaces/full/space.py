@@ -151,13 +151,13 @@ def table(space: ScheduleSpace) -> NDArray[np.int64]:
 
 
 @njit(cache=True, nogil=True)
-def _measure(nest, batch, insns, uops, tables, insn_address, params, reason, cycles, busy):  # type: ignore[no-untyped-def]
+def _measure(nest, batch, insns, tables, insn_address, params, reason, cycles, busy):  # type: ignore[no-untyped-def]
     """Lower and time the rows whose ``reason`` is 0 so far."""
     unrecorded = nothing()
     for i in range(len(batch)):
         if reason[i] != 0:
             continue
-        why, n, _ = emit.lower_into(nest, batch[i], insns, uops, tables)
+        why, n, _ = emit.lower_into(nest, batch[i], insns, tables)
         reason[i] = why
         if why == 0:
             total, hang, times = chisel.simulate(insns[:n], insn_address, params, unrecorded)
@@ -188,7 +188,7 @@ def lower(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64
     """
     insns, uops, tables = emit.work_arrays()
     nest = make_nest(workload, accelerator)
-    reason, n, m = emit.lower_into(nest, schedules(values[None])[0], insns, uops, tables)
+    reason, n, m = emit.lower_into(nest, schedules(values[None])[0], insns, tables)
     if reason:
         raise InvalidSchedule(Reason(reason))
     placed, end = buffers(workload, accelerator)
@@ -203,10 +203,10 @@ def programs(workload: Workload, accelerator: Accelerator, values: NDArray[np.in
     Raises:
         InvalidSchedule: a row that does not lower.
     """
-    insns, uops, tables = emit.work_arrays()
+    insns, _, tables = emit.work_arrays()
     nest = make_nest(workload, accelerator)
     for schedule in schedules(values):
-        reason, n, _ = emit.lower_into(nest, schedule, insns, uops, tables)
+        reason, n, _ = emit.lower_into(nest, schedule, insns, tables)
         if reason:
             raise InvalidSchedule(Reason(reason))
         yield insns[:n]
@@ -217,13 +217,12 @@ def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[
     n = len(values)
     reason, cycles = validity(workload, accelerator, values), np.full(n, -1, dtype=np.int64)
     busy = np.zeros((n, 3), dtype=np.int64)
-    insns, uops, tables = emit.work_arrays()
+    insns, _, tables = emit.work_arrays()
     _, end = buffers(workload, accelerator)
     _measure(
         make_nest(workload, accelerator),
         schedules(values),
         insns,
-        uops,
         tables,
         end,
         chisel.params(accelerator),

@@ -37,7 +37,7 @@ from oneshot_ml2.spaces.full.knobs import (
 from oneshot_ml2.spaces.full.shapes import bias_shape, input_shape, output_shape, weight_shape
 from oneshot_ml2.spaces.full.sink import (
     INSTRUCTION_OVERFLOW,
-    SINK,
+    ONE_SINK,
     SPAN,
     VALID,
     claim,
@@ -125,23 +125,23 @@ def walk_tile(nest, schedule, sram, tile, row, col, row_taps, col_taps, signatur
         step = steps[i]
         _load(nest, schedule, sram, tile, row, col, step, sink)
         # The kernels of a step whose GEMMs do not fit any more are not looked at.
-        if sink.states[0].insns + gemms_of(schedule.fold, row, col) > sink.states[0].most_insns:
+        if sink.insns + gemms_of(schedule.fold, row, col) > sink.most_insns:
             fail(sink, INSTRUCTION_OVERFLOW)
-        if sink.states[0].fail != VALID:
+        if sink.fail != VALID:
             return
-        begin = sink.states[0].insns
+        begin = sink.insns
         source = _source(nest, sram, tile, step, sink)
         _multiply(nest, schedule, tile, row, col, row_taps, col_taps, signature, step, source, sink)
         if step.last:
             _accumulate(nest, schedule, sram, tile, sink)
-        if sink.states[0].insns == begin and (step.loads or step.pushes):
+        if sink.insns == begin and (step.loads or step.pushes):
             nop(sink)
-        if sink.states[0].fail != VALID:
+        if sink.fail != VALID:
             return
         if step.loads:
             flag(sink, begin, POP_PREV)
         if step.pushes:
-            flag(sink, sink.states[0].insns - 1, PUSH_PREV)
+            flag(sink, sink.insns - 1, PUSH_PREV)
     if nest.bias and schedule.bias == BIAS_ADD and nest.pre_shift < 0:
         _add_bias(nest, sram, tile, sink)
     _finish(nest, schedule, sram, tile, row, col, tiles, sink)
@@ -151,7 +151,7 @@ def walk_tile(nest, schedule, sram, tile, row, col, row_taps, col_taps, signatur
 def _initialise(nest, schedule, sram, tile, sink):  # type: ignore[no-untyped-def]
     """Set a tile's accumulators to their biases, or to 0; for a maximum, to the least number."""
     area = tile.height * tile.width
-    first = sink.states[0].insns
+    first = sink.insns
     if nest.bias and schedule.bias == BIAS_LOAD:
         n, y, x = bias_shape(nest, tile.co, tile.height, tile.width)
         move(sink, LOAD, ACC, n, (y, x, 0), tile.acc, area, nest.dram_bias + tile.first_co, 1, (0, 0, 0, 0))
@@ -169,7 +169,7 @@ def _initialise(nest, schedule, sram, tile, sink):  # type: ignore[no-untyped-de
 @njit(cache=True, nogil=True)
 def _load(nest, schedule, sram, tile, row, col, step, sink):  # type: ignore[no-untyped-def]
     """What a step loads, after the steps that read what it overwrites."""
-    begin = sink.states[0].insns
+    begin = sink.insns
     if step.loads & LOADS_INP:
         _load_inputs(nest, schedule, tile, row, col, step, sink)
     if step.loads & LOADS_WGT:
@@ -183,11 +183,11 @@ def _load(nest, schedule, sram, tile, row, col, step, sink):  # type: ignore[no-
     if step.loads & LOADS_CONST:
         move(sink, LOAD, WGT, 1, (1, nest.out_blocks, 0), sram.bias_wgt, 0, nest.dram_bias_wgt, 0, (0, 0, 0, 0))
         move(sink, LOAD, INP, 1, (1, 1, 0), sram.constant, 0, nest.dram_const, 0, (0, 0, 0, 0))
-    if step.loads and sink.states[0].fail == VALID:
-        if step.needs > sink.states[0].granted:
-            sink.states[0].granted = step.needs
+    if step.loads and sink.fail == VALID:
+        if step.needs > sink.granted:
+            sink.granted = step.needs
             flag(sink, begin, POP_NEXT)
-        flag(sink, sink.states[0].insns - 1, PUSH_NEXT)
+        flag(sink, sink.insns - 1, PUSH_NEXT)
 
 
 @njit(cache=True, nogil=True)
@@ -211,7 +211,7 @@ def _load_inputs(nest, schedule, tile, row, col, step, sink):  # type: ignore[no
     move(sink, LOAD, INP, n, (y, x, stride), step.inp_base, tile.plane, dram, plane, pads)
 
 
-@njit(types.void(NEST, _TILE, INT, INT, INT, INT, _AXIS, _AXIS, SPAN, SPAN, SINK), cache=True, nogil=True)
+@njit(types.void(NEST, _TILE, INT, INT, INT, INT, _AXIS, _AXIS, SPAN, SPAN, ONE_SINK), cache=True, nogil=True)
 def _move_outputs(nest, tile, op, memory, sram, dram, row, col, first, size, sink):  # type: ignore[no-untyped-def]
     """A block of an output-shaped tensor that is compact in SRAM; ``first``, ``size``: (channels, rows, columns)."""
     co, h, w = tile.first_co + first[0], row.first + first[1], col.first + first[2]
@@ -340,7 +340,7 @@ def _write_uops(sink, at, dst, src, wgt, slow, fast):  # type: ignore[no-untyped
     """Write the micro-ops of one tap from ``at`` on; returns where they end."""
     for i in range(slow[0]):
         for j in range(fast[0]):
-            uop = sink.uops[at]
+            uop = sink.words[at]
             uop.dst = dst + i * slow[1] + j * fast[1]
             uop.src = src + i * slow[2] + j * fast[2]
             uop.wgt = wgt + i * slow[3] + j * fast[3]
@@ -390,15 +390,15 @@ def _finish(nest, schedule, sram, tile, row, col, tiles, sink):  # type: ignore[
                 piece = (min(size[0], tile.co - b), min(size[1], tile.height - h), min(size[2], tile.width - w))
                 acc = tile.acc + (w * tile.co + b if nest.minor else (b * tile.height + h) * tile.width + w)
                 _stages(nest, sram, acc, piece[0] * piece[1] * piece[2], sink)
-                begin = sink.states[0].insns
+                begin = sink.insns
                 flag(sink, begin - 1, PUSH_NEXT)
                 _move_outputs(nest, tile, STORE, OUT, acc, nest.dram_out, row, col, (b, h, w), piece, sink)
-                if sink.states[0].fail != VALID:
+                if sink.fail != VALID:
                     return
                 flag(sink, begin, POP_PREV)
                 last = b + piece[0] == tile.co and h + piece[1] == tile.height and w + piece[2] == tile.width
                 if signals and last:
-                    flag(sink, sink.states[0].insns - 1, PUSH_PREV)
+                    flag(sink, sink.insns - 1, PUSH_PREV)
 
 
 @njit(cache=True, nogil=True)
