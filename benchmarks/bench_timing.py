@@ -33,8 +33,7 @@ from oneshot_ml2.vta.program import (
     Insns,
     insns_of,
 )
-from oneshot_ml2.vta.timing import chisel
-from oneshot_ml2.vta.timing.records import nothing
+from oneshot_ml2.vta.timing import chisel, records
 
 
 def tiled_gemm(steps: int, rows: int, x: int, weights: int, operations: int) -> Insns:
@@ -65,8 +64,8 @@ def tiled_gemm(steps: int, rows: int, x: int, weights: int, operations: int) -> 
 
 def main(files: list[str]) -> None:
     accelerator = Accelerator.load("pynq")
-    p = chisel.params(accelerator)
-    unrecorded = nothing()
+    p = records.params(accelerator)
+    unrecorded = records.nothing()
     print("rows  x  wgt  operations  instructions      cycles  Mcycles/s  ns/instruction  ns/burst")
     for rows, x, weights, operations in (
         (1, 1, 1, 16),

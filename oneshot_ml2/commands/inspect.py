@@ -7,14 +7,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.evaluation.replay import read_runs
 from oneshot_ml2.vta import isa, tokens, work
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.timing import chisel
-from oneshot_ml2.vta.timing.records import nothing
+from oneshot_ml2.vta.program import Insns, Uops
+from oneshot_ml2.vta.timing import chisel, records
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _LARGEST_STREAM = 1 << 26
@@ -22,7 +21,7 @@ _LARGEST_STREAM = 1 << 26
 
 def read_program(
     path: str | Path, accelerator: Accelerator | None = None, run: int | None = None
-) -> tuple[Accelerator, NDArray[np.int64], NDArray[np.int64] | None]:
+) -> tuple[Accelerator, Insns, Uops | None]:
     """Decode a raw stream of 16-byte instructions, or one run of a file of measured runs.
 
     Returns the accelerator, the instructions, int64 (n, COLUMNS), and the micro-ops, int64 (m, 3), if the
@@ -76,7 +75,10 @@ def run(args: argparse.Namespace) -> int:
         work.check(insns, accelerator, args.file)
         trace = np.empty((len(insns), 2), np.int64)
         cycles, hang, _ = chisel.simulate(
-            np.ascontiguousarray(insns), args.address, chisel.params(accelerator), nothing()._replace(trace=trace)
+            np.ascontiguousarray(insns),
+            args.address,
+            records.params(accelerator),
+            records.nothing()._replace(trace=trace),
         )
         left = tokens.left(insns)
         result |= {"cycles": int(cycles), "hang": bool(hang), "trace": trace.tolist()}

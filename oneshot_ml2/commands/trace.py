@@ -28,7 +28,7 @@ from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import work
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import MICRO_OP, Program
-from oneshot_ml2.vta.timeline import COMPUTE, LOAD, READ, ROWS, STORE, WAIT, WAIT_PORT, WORK, WRITE, timeline
+from oneshot_ml2.vta.timeline import ROWS, WAIT, WAIT_PORT, WORK, Row, timeline
 from oneshot_ml2.workload.lists import read_layers
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _table(layers: Sequence[tuple[str, Timeline]]) -> str:
     for title, line in layers:
         totals, share = line.totals(), 1 / max(line.cycles, 1)
         kinds = {piece.name: piece.kind for piece in line.slices}
-        compute = totals[ROWS[COMPUTE]]
+        compute = totals[ROWS[Row.COMPUTE]]
         waits = sorted(((n, name) for name, n in compute.items() if kinds[name] == WAIT), reverse=True)
         rows.append(
             (
@@ -104,7 +104,7 @@ def _table(layers: Sequence[tuple[str, Timeline]]) -> str:
                 f"{line.cycles:,}{' (hangs)' if line.hang else ''}",
                 *(
                     tables.percent(share * sum(n for name, n in totals[ROWS[row]].items() if kinds[name] == WORK))
-                    for row in (LOAD, COMPUTE, STORE, READ, WRITE)
+                    for row in (Row.LOAD, Row.COMPUTE, Row.STORE, Row.READ, Row.WRITE)
                 ),
                 ", ".join(f"{name.removeprefix('waits for ')} {tables.percent(share * n)}" for n, name in waits[:2]),
             )

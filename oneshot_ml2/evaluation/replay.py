@@ -18,8 +18,7 @@ from oneshot_ml2.common.reading import parse_json
 from oneshot_ml2.vta import isa, simulator, work
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Insns
-from oneshot_ml2.vta.timing import chisel
-from oneshot_ml2.vta.timing.records import nothing
+from oneshot_ml2.vta.timing import chisel, records
 
 SCHEMA = "vta-rtl-runs/1"
 # Files are small; they are timed again and again for this long.
@@ -198,8 +197,8 @@ def replay(runs: Runs) -> Report:
     """Time every run, execute those whose memory is known, and count what is equal."""
     if not runs.pipelined:
         return Report(str(runs.path), len(runs), 0, 0, 0, 0, 0, 0.0, 0.0, "not modelled")
-    p = chisel.params(runs.accelerator)
-    unrecorded = nothing()
+    p = records.params(runs.accelerator)
+    unrecorded = records.nothing()
     chisel.simulate(runs.insns[:0], 0, p, unrecorded)  # compiles, outside the measured time
     programs = [np.ascontiguousarray(runs.program(run)) for run in range(len(runs))]
     for run, program in enumerate(programs):

@@ -22,7 +22,7 @@ from oneshot_ml2.spaces import space
 from oneshot_ml2.spaces.base import Schedule
 from oneshot_ml2.spaces.registry import DEFAULT_KIND
 from oneshot_ml2.vta import timeline
-from oneshot_ml2.vta.timeline import FETCH, LOAD, READ, ROWS, STORE, WORK, WRITE, Slice, Timeline
+from oneshot_ml2.vta.timeline import ROWS, WORK, Row, Slice, Timeline
 from oneshot_ml2.workload import base
 from oneshot_ml2.workload.registry import workload_from_dict
 
@@ -35,9 +35,9 @@ _STEPS = 240
 _WINDOW = 110
 # A share of 0..1 as one character, 64 levels.
 _CODES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-_COLOURS = {
-    timeline.Row.FETCH: "host", timeline.Row.LOAD: "load", timeline.Row.STORE: "store",
-    timeline.Row.READ: "port", timeline.Row.WRITE: "write",
+_COLOURS: dict[int, str] = {
+    Row.FETCH: "host", Row.LOAD: "load", Row.STORE: "store",
+    Row.READ: "port", Row.WRITE: "write",
 }  # fmt: skip
 
 
@@ -185,7 +185,7 @@ def _encode(shares: NDArray[np.float64]) -> str:
 def _colour(piece: timeline.Slice) -> str:
     if piece.kind != timeline.WORK:
         return "wait"
-    if piece.row == timeline.Row.COMPUTE:
+    if piece.row == Row.COMPUTE:
         return "gemm" if piece.name == "GEMM" else "load" if piece.name.startswith("LOAD") else "alu"
     return _COLOURS[piece.row]
 
@@ -195,13 +195,13 @@ def _detail(timeline: Timeline) -> dict[str, Any]:
     cycles = timeline.cycles
     outer = [piece for piece in timeline.slices if not piece.inner]
     work: dict[str, list[Slice]] = {name: [] for name in ("load", "gemm", "alu", "move", "store", "read", "write")}
-    rows = {LOAD: "load", STORE: "store", READ: "read", WRITE: "write"}
+    rows: dict[int, str] = {Row.LOAD: "load", Row.STORE: "store", Row.READ: "read", Row.WRITE: "write"}
     parts = {"gemm": "gemm", "alu": "alu", "load": "move"}
     busy = dict.fromkeys(ROWS, 0)
     for piece in outer:
         if piece.kind == WORK:
             busy[ROWS[piece.row]] += piece.end - piece.start
-            if piece.row != FETCH:
+            if piece.row != Row.FETCH:
                 work[rows.get(piece.row) or parts[_colour(piece)]].append(piece)
     looks = {(piece.row, piece.name): (piece.kind, _colour(piece)) for piece in outer}
     names = {key: number for number, key in enumerate(looks)}

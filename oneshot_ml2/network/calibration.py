@@ -94,7 +94,7 @@ class Calibration:
         if set(given) != {"latency", "costs", "limits"} or given["latency"].shape != (1,):
             raise ValueError("a calibration has a latency, costs and limits")
         costs, table = given["costs"].astype(np.float64), given["limits"]
-        if costs.shape != (len(COSTS),) or table.ndim != 2 or table.shape[1] != len(LIMIT):
+        if costs.shape != (len(COSTS),) or table.ndim != 2 or table.shape[1] != len(LIMIT.names or ()):
             raise ValueError("costs or limits of another shape")
         limits = limits_of(table)
         latency = int(given["latency"][0])

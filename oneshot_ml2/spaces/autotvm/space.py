@@ -23,8 +23,7 @@ from oneshot_ml2.spaces.space import ScheduleSpace, scan
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import INSN, MICRO_OP, Insns, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
-from oneshot_ml2.vta.timing import chisel
-from oneshot_ml2.vta.timing.records import nothing
+from oneshot_ml2.vta.timing import chisel, records
 from oneshot_ml2.workload.registry import Workload
 
 __all__ = ["KNOBS", "SPACE_VERSION", "canonical", "knobs", "lower", "measure_batch", "programs", "validity"]
@@ -139,10 +138,10 @@ def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[
     reasons_into(task, batch, reasons)
     cycles = np.full(len(values), -1, dtype=np.int64)
     busy = np.zeros((len(values), 3), dtype=np.int64)
-    params = chisel.params(accelerator)
+    params = records.params(accelerator)
     rows = np.empty(_largest(task, batch), dtype=INSN)
     kernels = np.empty(2 * KERNELS, dtype=KERNEL)
-    unrecorded = nothing()
+    unrecorded = records.nothing()
     # Not one compiled loop: numba's disk cache would not notice a change of the timing model that it contains.
     for i in np.flatnonzero(reasons == VALID):
         count, n_uops = emit(task, batch[i], rows, kernels)
