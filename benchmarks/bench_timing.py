@@ -34,7 +34,6 @@ from oneshot_ml2.vta.program import (
     insns_of,
 )
 from oneshot_ml2.vta.timing import chisel, records
-from oneshot_ml2.vta.timing.records import nothing
 
 
 def tiled_gemm(steps: int, rows: int, x: int, weights: int, operations: int) -> Insns:
@@ -66,7 +65,7 @@ def tiled_gemm(steps: int, rows: int, x: int, weights: int, operations: int) -> 
 def main(files: list[str]) -> None:
     accelerator = Accelerator.load("pynq")
     p = records.params(accelerator)
-    unrecorded = nothing()
+    unrecorded = records.nothing()
     print("rows  x  wgt  operations  instructions      cycles  Mcycles/s  ns/instruction  ns/burst")
     for rows, x, weights, operations in (
         (1, 1, 1, 16),

@@ -14,7 +14,6 @@ from oneshot_ml2.vta import isa, tokens, work
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Insns, Uops
 from oneshot_ml2.vta.timing import chisel, records
-from oneshot_ml2.vta.timing.records import nothing
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _LARGEST_STREAM = 1 << 26
@@ -75,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
         work.check(insns, accelerator, args.file)
         trace = np.empty((len(insns), 2), np.int64)
         cycles, hang, _ = chisel.simulate(
-            np.ascontiguousarray(insns), args.address, records.params(accelerator), nothing()._replace(trace=trace)
+            np.ascontiguousarray(insns),
+            args.address,
+            records.params(accelerator),
+            records.nothing()._replace(trace=trace),
         )
         left = tokens.left(insns)
         result |= {"cycles": int(cycles), "hang": bool(hang), "trace": trace.tolist()}

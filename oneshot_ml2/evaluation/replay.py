@@ -19,7 +19,6 @@ from oneshot_ml2.vta import isa, simulator, work
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Insns
 from oneshot_ml2.vta.timing import chisel, records
-from oneshot_ml2.vta.timing.records import nothing
 
 SCHEMA = "vta-rtl-runs/1"
 # Files are small; they are timed again and again for this long.
@@ -199,7 +198,7 @@ def replay(runs: Runs) -> Report:
     if not runs.pipelined:
         return Report(str(runs.path), len(runs), 0, 0, 0, 0, 0, 0.0, 0.0, "not modelled")
     p = records.params(runs.accelerator)
-    unrecorded = nothing()
+    unrecorded = records.nothing()
     chisel.simulate(runs.insns[:0], 0, p, unrecorded)  # compiles, outside the measured time
     programs = [np.ascontiguousarray(runs.program(run)) for run in range(len(runs))]
     for run, program in enumerate(programs):

@@ -33,7 +33,6 @@ from oneshot_ml2.vta.program import (
     insns_of,
 )
 from oneshot_ml2.vta.timing import chisel, records
-from oneshot_ml2.vta.timing.records import nothing
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -238,7 +237,9 @@ def test_measured_runs(name: str) -> None:
     p = records.params(runs.accelerator)
     for run in range(len(runs)):
         trace = np.empty((len(runs.program(run)), 2), np.int64)
-        cycles, hang, _ = chisel.simulate(runs.program(run), runs.insn_address[run], p, nothing()._replace(trace=trace))
+        cycles, hang, _ = chisel.simulate(
+            runs.program(run), runs.insn_address[run], p, records.nothing()._replace(trace=trace)
+        )
         assert (cycles, hang) == (runs.cycles[run], runs.hang[run])
         np.testing.assert_array_equal(trace, runs.expected_trace(run))
 
@@ -473,7 +474,7 @@ def test_random_programs_against_stepping(accelerator: Accelerator) -> None:
         over = (expected < 0) | (expected > cycles)
         np.testing.assert_array_equal(np.where(over, 0, result.trace), np.where(over, 0, expected))
         # Without a recording, and what is recorded.
-        assert chisel.simulate(insns_of(insns), address, records.params(accelerator), nothing())[0] == cycles
+        assert chisel.simulate(insns_of(insns), address, records.params(accelerator), records.nothing())[0] == cycles
         assert result.queued is not None and result.bursts is not None
         queued = {i: int(at) for i, at in enumerate(result.queued) if 0 <= at < cycles}
         assert queued == {i: at for i, at in stepper.queued.items() if at < cycles}

@@ -24,7 +24,6 @@ from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import INSN, MICRO_OP, Insns, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 from oneshot_ml2.vta.timing import chisel, records
-from oneshot_ml2.vta.timing.records import nothing
 from oneshot_ml2.workload.base import Workload
 
 __all__ = ["KNOBS", "SPACE_VERSION", "canonical", "knobs", "lower", "measure_batch", "programs", "validity"]
@@ -142,7 +141,7 @@ def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[
     params = records.params(accelerator)
     rows = np.empty(_largest(task, batch), dtype=INSN)
     kernels = np.empty(2 * KERNELS, dtype=KERNEL)
-    unrecorded = nothing()
+    unrecorded = records.nothing()
     # Not one compiled loop: numba's disk cache would not notice a change of the timing model that it contains.
     for i in np.flatnonzero(reasons == VALID):
         count, n_uops = emit(task, batch[i], rows, kernels)

@@ -21,7 +21,6 @@ from oneshot_ml2.vta.nest import buffers, make_nest
 from oneshot_ml2.vta.program import element_bytes
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.timing import chisel, records
-from oneshot_ml2.vta.timing.records import nothing
 from oneshot_ml2.workload.base import Workload
 
 REQUESTS = tuple(TRAFFIC.index(f"{kind} requests") for kind in ("input", "weight", "output"))
@@ -45,7 +44,7 @@ def beats(space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
 @njit(cache=True, nogil=True)
 def _measure(nest, batch, insns, tables, address, params, sizes, limits, slow, miss, reason, cycles, busy):  # type: ignore[no-untyped-def]
     """Lower and time the rows whose ``reason`` is 0 so far; ``limits``, ``slow``, ``miss``: of `Faults`."""
-    unrecorded = nothing()
+    unrecorded = records.nothing()
     for i in range(len(batch)):
         if reason[i] != 0:
             continue

@@ -35,7 +35,6 @@ from oneshot_ml2.vta.nest import PORTABLE_UOPS, Nest, buffers, make_nest
 from oneshot_ml2.vta.program import Insns, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule, NoSchedule, Reason
 from oneshot_ml2.vta.timing import chisel, records
-from oneshot_ml2.vta.timing.records import nothing
 from oneshot_ml2.workload.base import Workload
 
 if TYPE_CHECKING:
@@ -153,7 +152,7 @@ def table(space: ScheduleSpace) -> NDArray[np.int64]:
 @njit(cache=True, nogil=True)
 def _measure(nest, batch, insns, tables, insn_address, params, reason, cycles, busy):  # type: ignore[no-untyped-def]
     """Lower and time the rows whose ``reason`` is 0 so far."""
-    unrecorded = nothing()
+    unrecorded = records.nothing()
     for i in range(len(batch)):
         if reason[i] != 0:
             continue
