@@ -63,7 +63,7 @@ def differences(one: Accelerator, two: Accelerator) -> int:
 def draw(
     rng: np.random.Generator, triples: list[tuple[int, int, int]], given_latency: int | None = None
 ) -> Accelerator:
-    """A random accelerator that has one of ``triples`` and obeys the ISA (VTA reference, 1.3).
+    """A random accelerator that has one of ``triples`` and obeys the ISA (docs/hardware.md, Configuration).
 
     ``given_latency``: its memory latency; else one of 1 to ``LONGEST_LATENCY`` cycles.
     """
@@ -160,7 +160,7 @@ def outside(rng: np.random.Generator, training: list[Accelerator]) -> list[Accel
 
 
 def check(training: list[Accelerator], held_out: list[Accelerator], out: list[Accelerator]) -> None:
-    """The rules of an unseen accelerator (design, section 5), and of one outside of the trained ranges."""
+    """The rules of an unseen accelerator (docs/evaluation.md), and of one outside of the trained ranges."""
     assert len(set(training)) == len(training) >= 64
     assert len(set(held_out)) == len(held_out) >= 8
     assert all(differences(chip, other) >= 2 for chip in held_out for other in training)

@@ -143,7 +143,7 @@ def _random_conv2d(rng: np.random.Generator) -> Conv2d:
 
 
 def module(insn: NDArray[np.int64]) -> int:
-    """0 load, 1 compute, 2 store: where fetch sends an instruction (VTA reference, section 4)."""
+    """0 load, 1 compute, 2 store: where fetch sends an instruction (docs/hardware.md, Tokens)."""
     if insn["op"] == G.STORE:
         return 2
     return 0 if insn["op"] == G.LOAD and insn["mem"] in (G.INP, G.WGT) else 1

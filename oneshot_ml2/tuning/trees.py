@@ -47,7 +47,7 @@ _COSTED = (
     "store_to_compute", "head_bytes", "tail_bytes", "uop_loads", "wgt_loads", "inp_loads", "stores", "pad_elements",
     "path_cycles", "path_loads", "path_computes", "path_stores", "path_compute_loads", "path_requests", "path_bursts",
 )  # fmt: skip
-# Cycles of a GEMM or ALU instruction beside its operations (VTA reference, 6.2).
+# Cycles of a GEMM or ALU instruction beside its operations (docs/hardware.md, Time).
 _START_AND_END = 6
 
 

@@ -99,7 +99,7 @@ class Accelerator:
                 object.__setattr__(self, field, value)
         self._check()
 
-    # Derived quantities (VTA reference, 1.2) -------------------------------------------------
+    # Derived quantities (docs/hardware.md, Configuration) -------------------------------------------------
     @property
     def batch(self) -> int:
         """Rows of the GEMM tile."""
@@ -161,7 +161,7 @@ class Accelerator:
 
     @property
     def burst_bytes(self) -> int:
-        """Longest burst, bytes (X of the VTA reference, section 6)."""
+        """Longest burst, bytes (docs/hardware.md, Time)."""
         return self.burst_beats * self.bus_bytes
 
     @cached_property
@@ -172,7 +172,7 @@ class Accelerator:
             f"_{self.log_wgt_buff_size}_{self.log_acc_buff_size}"
         )
 
-    # Constraints (VTA reference, 1.3) --------------------------------------------------------
+    # Constraints (docs/hardware.md, Configuration) --------------------------------------------------------
     def _check(self) -> None:
         """Its "A = I" and "elements no narrower than the bus" bind the HLS and OpenCL builds only, not the RTL."""
         if self.bus_bits & (self.bus_bits - 1):

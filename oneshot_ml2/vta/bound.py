@@ -87,7 +87,7 @@ def engine_bound(workload: Workload, accelerator: Accelerator) -> EngineBound:
             (-(-acc_bytes // bus), acc_bytes),
         ]
     out_beats = -(-elements * accelerator.inp_bytes // bus)
-    # A narrow OUT element costs one more SRAM read for each batch row (VTA reference, 6.4).
+    # A narrow OUT element costs one more SRAM read for each batch row (docs/hardware.md, Time).
     narrow = accelerator.inp_bytes > bus
     store = out_beats + (out_beats // max(1, accelerator.block // bus) if narrow else 0)
 

@@ -1,4 +1,4 @@
-"""Packing and unpacking of VTA's 128-bit instructions and 32-bit micro-ops (VTA reference, section 2)."""
+"""Packing and unpacking of VTA's 128-bit instructions and 32-bit micro-ops (docs/hardware.md, Instructions)."""
 
 from __future__ import annotations
 

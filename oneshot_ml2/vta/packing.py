@@ -1,4 +1,4 @@
-"""VTA's packed tensor layouts (VTA reference, 8.1): whole GEMM tiles, zero where channels or batch do not fill them."""
+"""VTA's packed tensor layouts (docs/hardware.md, TVM's template): whole GEMM tiles, filled up with zeros."""
 
 from __future__ import annotations
 

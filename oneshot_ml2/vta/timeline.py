@@ -182,7 +182,7 @@ def _fetch(
     ports: Mapping[tuple[int, int], list[tuple[int, int, str]]],
     cycles: int,
 ) -> list[Slice]:
-    """Chunks of instructions are read, then dispatched in order while their modules' queues have room (section 6.5)."""
+    """Chunks of instructions are read, then dispatched in order while their modules' queues have room."""
     wide = program.accelerator.bus_bytes > 8
     mine = bursts[bursts["client"] == FETCH_CLIENT]
     firsts = np.unique(mine["insn"])

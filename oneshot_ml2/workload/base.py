@@ -58,7 +58,7 @@ class Workload:
 
     @property
     def shape_key(self) -> ShapeKey:
-        """(C of a group, K, kernel, output size, steps): what the splits call the same workload (design, section 5)."""
+        """(C of a group, K, kernel, output size, steps): equal for what docs/evaluation.md calls the same workload."""
         raise NotImplementedError
 
     @property

@@ -81,7 +81,7 @@ class Dense(Workload):
         return self.as_conv2d().compulsory_bytes
 
     def as_conv2d(self) -> Conv2d:
-        """The same product as a 1x1 convolution of 1x1 images (VTA reference, 8.2)."""
+        """The same product as a 1x1 convolution of 1x1 images (docs/hardware.md, TVM's template)."""
         return Conv2d(self.n, self.c, 1, 1, self.k, 1, 1, epilogue=self.epilogue)
 
     @property

@@ -130,5 +130,5 @@ class Epilogue:
 
 
 def wrap32(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Two's complement wrap at 32 bits, as the accumulator does (VTA reference, 3.5 and 3.6)."""
+    """Two's complement wrap at 32 bits, as the accumulator does (docs/hardware.md, Meaning)."""
     return values.astype(np.int32).astype(np.int64)

@@ -146,7 +146,7 @@ def test_resident_kernels_are_loaded_once_and_evicted_ones_again() -> None:
 
 
 def test_token_flow_ends_as_the_run_time_ends_it() -> None:
-    # VTA reference, 8.4: the last four are push store, push load, a NOP that pops both, FINISH.
+    # docs/hardware.md, TVM's template: the last four are push store, push load, a NOP that pops both, FINISH.
     program = ScheduleSpace(Conv2d(1, 32, 8, 8, 32, 1, 1), PYNQ, "autotvm").lower(0)
     assert program.insns["op"][-1] == FINISH
     assert program.insns["flags"][-2] == 3

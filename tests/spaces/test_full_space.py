@@ -36,7 +36,7 @@ def touched(program: Program, insn: np.ndarray, column: str, out: str, inn: str)
 
 
 def check_portable(program: Program) -> None:
-    """The portable subset of the VTA reference, section 9, as far as a static look tells; no access beside a buffer."""
+    """The portable programs of docs/hardware.md, as far as a static look tells; no access beside a buffer."""
     a, insns = program.accelerator, program.insns
     assert len(program.uops) <= 2048
     depth = {G.UOP: a.uop_depth, G.INP: a.inp_depth, G.WGT: a.wgt_depth, G.ACC: a.acc_depth, G.OUT: a.acc_depth}

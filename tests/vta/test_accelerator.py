@@ -130,7 +130,7 @@ def test_errors_name_value_and_range(changes: dict[str, int], says: str) -> None
 
 
 def accepted(values: dict[str, int]) -> bool:
-    """VTA reference, 1.3, written down once more, with our at most 64 rows; the index widths are the SRAMs'."""
+    """The limits of docs/hardware.md once more, with our at most 64 rows; the index widths are the SRAMs'."""
     batch, block = values["LOG_BATCH"], values["LOG_BLOCK"]
     u = values["LOG_UOP_BUFF_SIZE"] - 2
     i = values["LOG_INP_BUFF_SIZE"] - batch - block

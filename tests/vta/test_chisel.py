@@ -1,4 +1,4 @@
-"""Timing model against the vectors of the VTA reference, measured runs, and a cycle-stepping model of its section 6."""
+"""Timing model against measured runs, and against a model that steps through the cycles."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ class Loader:
 
 
 class Stepper:
-    """Section 6 of the VTA reference, cycle by cycle and rule by rule, for small programs."""
+    """The rules of docs/hardware.md, Time, cycle by cycle, for small programs."""
 
     def __init__(self, accelerator: Accelerator, insns: list[list[int]], address: int) -> None:
         self.accelerator = accelerator

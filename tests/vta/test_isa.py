@@ -1,4 +1,4 @@
-"""Instruction packing against the vectors compiled from VTA's header (VTA reference, 2.5)."""
+"""Instruction packing against the vectors compiled from VTA's header (docs/hardware.md, Instructions)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functional simulator: semantics of the RTL (VTA reference, section 3) and memories measured on it."""
+"""Functional simulator: semantics of the RTL (docs/hardware.md, Meaning) and memories measured on it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.fx import GraphModule, Node
 
-# Requantization of every traced layer: TVM's shift of 8 (VTA reference, 8.1), and int8 residuals 4 bits up.
+# Requantization of every traced layer: the shift of 8 of TVM's template (docs/hardware.md), int8 residuals 4 bits up.
 SHIFT, RESIDUAL_SHIFT = 8, 4
 
 
