@@ -162,7 +162,7 @@ def test_finish_after_nops(accelerator: Accelerator, expected: dict[int, int]) -
 
 
 def load(memory: int, y: int, x: int, stride: int, pads: tuple[int, int, int, int]) -> np.ndarray:
-    return np.array([row(LOAD, 0, memory, 0, 0x400, y, x, stride, *pads), row(FINISH)], np.int64)
+    return insns_of([row(LOAD, 0, memory, 0, 0x400, y, x, stride, *pads), row(FINISH)])
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_tokens_saturate() -> None:
     def program(pops: int) -> np.ndarray:
         pushes = [row(LOAD, PUSH_NEXT, INP)] * 300 + [row(LOAD, PUSH_NEXT | POP_NEXT, INP)]
         wait = [row(LOAD, 0, UOP)] * 500 + [row(LOAD, 0, UOP, 0, 0x400, 1, 4000, 4000)]
-        return np.array([*pushes[:300], *wait, *[row(LOAD, POP_PREV, UOP)] * pops, row(FINISH)], np.int64)
+        return insns_of([*pushes[:300], *wait, *[row(LOAD, POP_PREV, UOP)] * pops, row(FINISH)])
 
     assert not timed(PYNQ, program(255)).hang
     assert timed(PYNQ, program(256)).hang

@@ -187,9 +187,9 @@ VECTORS = [
 def test_whole_instructions(
     index: int, accelerator: Accelerator, insn: list[int], expected: list[tuple[int, int]]
 ) -> None:
-    words = isa.encode(np.array([insn]), accelerator)
+    words = isa.encode(insns_of([insn]), accelerator)
     assert (int(words[0, 1]), int(words[0, 0])) == expected[index]
-    np.testing.assert_array_equal(isa.decode(words, accelerator), [insn])
+    np.testing.assert_array_equal(words_of(isa.decode(words, accelerator)), [insn])
     np.testing.assert_array_equal(isa.from_bytes(isa.to_bytes(words)), words)
 
 
@@ -203,8 +203,8 @@ def test_whole_instructions(
 )
 def test_micro_ops(accelerator: Accelerator, masks: tuple[int, ...], word: int) -> None:
     assert tuple(((1 << width) - 1) << start for _, start, width in isa.uop_layout(accelerator)) == masks
-    assert isa.encode_uops(np.array([[100, 21, 11]]), accelerator).tolist() == [word]
-    assert isa.decode_uops(np.array([word], np.uint32), accelerator).tolist() == [[100, 21, 11]]
+    assert isa.encode_uops(np.array([(100, 21, 11)], MICRO_OP), accelerator).tolist() == [word]
+    assert isa.decode_uops(np.array([word], np.uint32), accelerator).tolist() == [(100, 21, 11)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)), min_size=1, max_size=20))
