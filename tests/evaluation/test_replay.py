@@ -167,7 +167,7 @@ def test_garbage_is_not_timed(tmp_path: Path) -> None:
     raw = tmp_path / "garbage.bin"
     pynq = Accelerator.load("pynq")
     load = [program.LOAD, 0, program.WGT, 0, 0, 65535, 65535, 65535, 0, 0, 0, 0, 0, 0]
-    raw.write_bytes(isa.to_bytes(isa.encode(np.array([load] * 12), pynq)))
+    raw.write_bytes(isa.to_bytes(isa.encode(program.insns_of([load] * 12), pynq)))
     began = time.perf_counter()
     with pytest.raises(OneShotError, match="bursts; timed are at most"):
         command(inspect_command, str(raw), "--accelerator", "pynq", "--timing")

@@ -281,7 +281,7 @@ def test_bad_images() -> None:
 
 
 def test_traffic() -> None:
-    insns = np.array(
+    insns = insns_of(
         [
             row(LOAD, 0, UOP, 0, 0, 1, 7, 7),
             row(LOAD, 0, INP, 0, 0, 3, 5, 9, 1, 1, 1, 1),

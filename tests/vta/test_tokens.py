@@ -142,7 +142,7 @@ def test_what_is_left_is_counted_up_to_finish() -> None:
         # The load module has no queue before it, the store module none after it.
         ([row(G.LOAD, everything, G.INP), row(G.STORE, everything), end], (1, -1, -1, 1)),
     ):
-        assert tokens.left(np.array(rows)) == left
+        assert tokens.left(insns_of(rows)) == left
     assert not tokens.runs_in_order(insns_of([row(G.LOAD, G.PUSH_PREV, G.INP), end]))
     with pytest.raises(OneShotError, match="-1 compute-to-store"):
         tokens.check_submission(insns_of([row(G.STORE, G.POP_PREV), end]))
