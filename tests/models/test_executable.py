@@ -183,7 +183,7 @@ def test_what_the_vta_cannot_take_stays_on_the_host() -> None:
     assert model.ok, model.report()
     reasons = {node.name: partition.host_reason(node) for node in model.graph.nodes}
     assert reasons["grouped"] is None
-    assert "padding" in str(reasons["wide"])
+    assert reasons["wide"] is None
     assert "at the border" in str(reasons["avg_pool2d_0"])
     assert reasons["dense"] is None
     assert model.checked is not None

@@ -69,9 +69,9 @@ def from_relax(
             raise ModelError("an output of the model does not depend on its inputs; remove it from the model")
     if len(output_names) != len(outputs):
         output_names = [f"output_{index}" for index in range(len(outputs))] if len(outputs) > 1 else ["output"]
-    for name in reader.inputs:
-        if name in reader.whole and reader.values[name].limit is None:
-            reader.values[name] = replace(reader.values[name], limit=WHOLE)
+    for entry in reader.inputs:
+        if entry in reader.whole and reader.values[entry].limit is None:
+            reader.values[entry] = replace(reader.values[entry], limit=WHOLE)
     graph = Graph(
         name, tuple(reader.inputs), tuple(outputs), tuple(reader.nodes), reader.values, reader.constants,
         output_names=tuple(output_names),
