@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="how to search, see below (default ml2-warm)",
     )
-    plain = " or ".join(name for name, kind in tuner_kinds().items() if not kind.needs_xgboost)
-    title = f"tuners (all but {plain} need xgboost)"
+    by_trees = ", ".join(name for name, kind in tuner_kinds().items() if kind.needs_xgboost)
+    title = f"tuners (with xgboost: {by_trees})"
     add_listing(parser, title, {name: kind.help for name, kind in tuner_kinds().items()})
     add_listing(parser, "in front of any tuner", {prefix: first.help for prefix, first in initializations().items()})
     parser.add_argument("--space", default=DEFAULT_KIND, metavar="NAME", help=listing())

@@ -25,35 +25,41 @@ class Backend(Protocol):
     SPACE_VERSION: int
     KNOBS: tuple[str, ...]
 
-    def knobs(self, workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]: ...
+    def knobs(self, workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
+        """Those of ``KNOBS`` with their candidates for a workload."""
+        ...
 
     def short(self, schedule: Schedule) -> str:
         """What a schedule is, short enough for a column of a table."""
         ...
 
-    def canonical(
-        self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]
-    ) -> NDArray[np.int64]: ...
+    def canonical(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The values (n, knobs) that stand for each schedule: what lowers to one program has the same."""
+        ...
 
     def table(self, space: ScheduleSpace) -> NDArray[np.int64]:
         """Indices of all canonical schedules, int64 (m,), ascending; `space.scan` is slow, but does for any space."""
         ...
 
-    def validity(
-        self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]
-    ) -> NDArray[np.uint8]: ...
+    def validity(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """`Reason` of each schedule, uint8 (n,); has to agree with :meth:`lower` exactly."""
+        ...
 
-    def estimate(
-        self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]
-    ) -> NDArray[np.float64]: ...
+    def estimate(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.float64]:
+        """A guess of the cycles of each schedule, float64 (n,); infinite where capacity rules it out."""
+        ...
 
-    def lower(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Program: ...
+    def lower(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Program:
+        """The program of one schedule, whose ``values`` are int64 (number of knobs,); raises InvalidSchedule."""
+        ...
 
     def programs(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> Iterator[Insns]:
         """The instructions (m,) of valid schedules, each a view that the next one overwrites."""
         ...
 
-    def measure_batch(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> BatchResult: ...
+    def measure_batch(self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> BatchResult:
+        """Lower and time schedules on the simulator; invalid ones carry their reason."""
+        ...
 
 
 class SpaceEncoder(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,47 +32,58 @@ def short_workload(workload: Workload) -> str:
 ShapeKey: TypeAlias = tuple[int, int, tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
-class Workload:
-    """What all operators share; shapes and dtypes of the tensors come from ``tensor_specs``."""
+class Workload(ABC):
+    """What all operators share; shapes and dtypes of the tensors come from ``tensor_specs``.
+
+    What is abstract is an operator's own to say; one that lacks some of it cannot be made, and the error names it.
+    """
 
     op: str
     epilogue: Epilogue
 
     @property
+    @abstractmethod
     def loops(self) -> LoopNest:
         """Its loops in elements; what accelerators do with them follows from these alone."""
         raise NotImplementedError
 
+    @abstractmethod
     def loop_weight(self, tensors: Tensors) -> NDArray[np.int8] | None:
         """The weights that the loops read, int8 (groups, K, C, R, S) or, of matrices, (groups, K, C); None: pooling."""
         raise NotImplementedError
 
     @property
+    @abstractmethod
     def tensor_specs(self) -> dict[str, tuple[tuple[int, ...], type]]:
         """Name -> (shape, numpy type) of every input tensor, the epilogue's included."""
         raise NotImplementedError
 
     @property
+    @abstractmethod
     def output_shape(self) -> tuple[int, ...]:
         """Shape of the int8 result."""
         raise NotImplementedError
 
     @property
+    @abstractmethod
     def shape_key(self) -> ShapeKey:
         """(C of a group, K, kernel, output size, steps): equal for what docs/evaluation.md calls the same workload."""
         raise NotImplementedError
 
     @property
+    @abstractmethod
     def macs(self) -> int:
         """Multiplications that the operator is."""
         raise NotImplementedError
 
     @property
+    @abstractmethod
     def real_macs(self) -> int:
         """Multiplications with a real input element."""
         raise NotImplementedError
 
     @property
+    @abstractmethod
     def compulsory_bytes(self) -> int:
         """Bytes that must cross the memory port at least once."""
         raise NotImplementedError
@@ -83,6 +95,7 @@ class Workload:
         """
         return None
 
+    @abstractmethod
     def reference(self, tensors: Tensors) -> NDArray[np.int8]:
         """The exact result, int8.
 
@@ -152,6 +165,10 @@ class Workload:
             specs["residual"] = (self.output_shape, np.int8)
         return specs
 
+    @abstractmethod
+    def __str__(self) -> str:
+        """``OP DATA -> RESULT`` and more, e.g. ``dense 1x64 -> 10``; `short_workload` takes it apart."""
+
 
 class Windowed(Workload):
     """Operators that slide a window over images: output ``o`` meets tap ``t`` at input ``(o * in_step + t * dilation -
@@ -175,6 +192,7 @@ class Windowed(Workload):
         return False
 
     @property
+    @abstractmethod
     def groups(self) -> int:
         """Groups of channels that do not meet."""
         raise NotImplementedError
@@ -205,10 +223,12 @@ class Windowed(Workload):
         return (self.pads[0], self.pads[2])
 
     @property
+    @abstractmethod
     def out_h(self) -> int:
         raise NotImplementedError
 
     @property
+    @abstractmethod
     def out_w(self) -> int:
         raise NotImplementedError
 

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from oneshot_ml2.common.errors import WorkloadError
+from oneshot_ml2.common.names import unknown
 from oneshot_ml2.common.records import modules
 from oneshot_ml2.workload.base import Workload
 
@@ -30,7 +31,9 @@ def workload_from_dict(data: Mapping[str, Any]) -> Workload:
         WorkloadError: no or an unknown ``op``, an unknown or missing key, or a value out of range.
     """
     op = data.get("op") if isinstance(data, Mapping) else None
-    if not isinstance(op, str) or op not in operators():
+    if isinstance(op, str) and op not in operators():
+        raise WorkloadError(unknown("op", op, operators()))
+    if not isinstance(op, str):
         raise WorkloadError(f"op is {op!r}; allowed: {', '.join(operators())}")
     workload: Workload = operators()[op].from_dict(data)
     return workload

@@ -357,7 +357,8 @@ def test_impossible_epilogues(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"op": "pool"}, "op is 'pool'; allowed: batch_matmul, conv2d, conv2d_transpose, dense, max_pool2d"),
+        ({"op": "pool"}, "no op 'pool'. There are: batch_matmul, conv2d, conv2d_transpose, dense, max_pool2d"),
+        ({"op": "dens"}, "no op 'dens'; did you mean 'dense'\\?"),
         ({"n": 1}, "op is None"),
         ([], "op is None"),
         ({"op": "dense", "n": 1, "c": 2}, "dense: missing k"),
@@ -444,3 +445,11 @@ def test_sizes_of_the_lists() -> None:
         assert len({layer.workload for layer in layers}) == len(layers)
         assert len({layer.name for layer in layers}) == len(layers)
         assert all(layer.workload.macs <= 250_000_000 for layer in layers)
+
+
+def test_an_operator_that_lacks_something_is_told_what() -> None:
+    class Half(Workload):
+        pass
+
+    with pytest.raises(TypeError, match=r"Half .*__str__.*compulsory_bytes.*loops.*macs.*reference"):
+        Half()  # type: ignore[abstract]
