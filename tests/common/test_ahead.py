@@ -39,8 +39,10 @@ def linger():
     time.sleep(600)
 """
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+# What starts tests in the background may have had it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {folder!r})
 from oneshot_ml2.common import ahead
 ahead._cores = lambda: 2
