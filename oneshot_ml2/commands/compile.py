@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,14 +93,20 @@ def run(args: argparse.Namespace) -> int:
     chip = Accelerator.load(args.accelerator)
     if args.seed < 0:
         raise OneShotError(f"--seed is {args.seed}; allowed: 0 or more")
-    _shapes(args)
+    shapes = _shapes(args)
     folder, table = _outputs(args)
     if is_onnx(args.model):
         onnx_file.check_onnx_file(args.model)
-    return _compile(args, chip, folder, table)
+    return _compile(args, chip, shapes, folder, table)
 
 
-def _compile(args: argparse.Namespace, chip: Accelerator, folder: Path | None, table: str | None) -> int:
+def _compile(
+    args: argparse.Namespace,
+    chip: Accelerator,
+    shapes: Mapping[str, tuple[int, ...]],
+    folder: Path | None,
+    table: str | None,
+) -> int:
     """As `run`, of arguments that are no reason to refuse the work at once."""
     # With numba, which takes a second that what is wrong at first sight need not wait for.
     from oneshot_ml2.models import executable
@@ -124,7 +131,7 @@ def _compile(args: argparse.Namespace, chip: Accelerator, folder: Path | None, t
                 chip,
                 calibration=calibration,
                 size=args.size,
-                shapes=_shapes(args),
+                shapes=shapes,
                 layers=args.layers,
                 weights=args.weights,
                 seed=args.seed,
