@@ -15,24 +15,7 @@ import numpy as np
 
 from oneshot_ml2.evaluation.replay import read_runs, replay
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import (
-    ALU,
-    COLUMNS,
-    FINISH,
-    GEMM,
-    INP,
-    LOAD,
-    OUT,
-    POP_NEXT,
-    POP_PREV,
-    PUSH_NEXT,
-    PUSH_PREV,
-    STORE,
-    UOP,
-    WGT,
-    Insns,
-    insns_of,
-)
+from oneshot_ml2.vta.program import COLUMNS, Flag, Insns, Memory, Opcode, insns_of
 from oneshot_ml2.vta.timing import chisel, records
 
 
@@ -46,19 +29,25 @@ def tiled_gemm(steps: int, rows: int, x: int, weights: int, operations: int) -> 
     def row(*values: int) -> list[int]:
         return [*values, *[0] * (COLUMNS - len(values))]
 
-    insns = [row(LOAD, 0, UOP, 0, 0x2000, 1, 16, 16)]
+    insns = [row(Opcode.LOAD, 0, Memory.UOP, 0, 0x2000, 1, 16, 16)]
     loops = (0, 16, operations // 16, 1, 16, 0)
     for tile in range(steps // 8):
-        insns.append(row(GEMM, POP_NEXT if tile else 0, 1, *loops))
+        insns.append(row(Opcode.GEMM, Flag.POP_NEXT if tile else 0, 1, *loops))
         for step in range(8):
             half = step & 1
-            free = POP_NEXT if tile or step > 1 else 0
-            insns.append(row(LOAD, free, INP, half * 512, 0x1000 + 64 * step + 8 * tile, rows, x, x + 42, 1, 0, 1, 0))
-            insns.append(row(LOAD, PUSH_NEXT, WGT, half * 64, 0x400 + 8 * step, 1, weights, weights))
-            insns.append(row(GEMM, POP_PREV | PUSH_PREV, 0, *loops, 16))
-        insns.append(row(ALU, PUSH_NEXT, 0, 0, 1, 1, operations, 0, 1, 0, 1, 3, 1, 8))
-        insns.append(row(STORE, POP_PREV | PUSH_PREV, OUT, 0, 0x8000 + 64 * tile, rows, x, x + 42))
-    insns += [row(LOAD, PUSH_NEXT, INP), row(LOAD, POP_PREV | POP_NEXT, UOP), row(FINISH)]
+            free = Flag.POP_NEXT if tile or step > 1 else 0
+            rectangle = (0x1000 + 64 * step + 8 * tile, rows, x, x + 42, 1, 0, 1, 0)
+            insns.append(row(Opcode.LOAD, free, Memory.INP, half * 512, *rectangle))
+            insns.append(row(Opcode.LOAD, Flag.PUSH_NEXT, Memory.WGT, half * 64, 0x400 + 8 * step, 1, weights, weights))
+            insns.append(row(Opcode.GEMM, Flag.POP_PREV | Flag.PUSH_PREV, 0, *loops, 16))
+        insns.append(row(Opcode.ALU, Flag.PUSH_NEXT, 0, 0, 1, 1, operations, 0, 1, 0, 1, 3, 1, 8))
+        tokens = Flag.POP_PREV | Flag.PUSH_PREV
+        insns.append(row(Opcode.STORE, tokens, Memory.OUT, 0, 0x8000 + 64 * tile, rows, x, x + 42))
+    insns += [
+        row(Opcode.LOAD, Flag.PUSH_NEXT, Memory.INP),
+        row(Opcode.LOAD, Flag.POP_PREV | Flag.POP_NEXT, Memory.UOP),
+        row(Opcode.FINISH),
+    ]
     return insns_of(insns)
 
 

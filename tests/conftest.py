@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import networks
 import pytest
 
 from oneshot_ml2.commands import main
@@ -68,3 +69,9 @@ def run_command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
         return code, out, err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `networks.small_corpus`."""
+    return networks.small_corpus(tmp_path_factory.mktemp("corpus"))

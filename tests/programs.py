@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.program import Flag, Memory, Opcode
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.batch_matmul import BatchMatmul
 from oneshot_ml2.workload.conv2d import Conv2d
@@ -144,9 +144,9 @@ def _random_conv2d(rng: np.random.Generator) -> Conv2d:
 
 def module(insn: NDArray[np.int64]) -> int:
     """0 load, 1 compute, 2 store: where fetch sends an instruction (docs/hardware.md, Tokens)."""
-    if insn["op"] == G.STORE:
+    if insn["op"] == Opcode.STORE:
         return 2
-    return 0 if insn["op"] == G.LOAD and insn["mem"] in (G.INP, G.WGT) else 1
+    return 0 if insn["op"] == Opcode.LOAD and insn["mem"] in (Memory.INP, Memory.WGT) else 1
 
 
 def legal_order(insns: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
@@ -163,7 +163,7 @@ def legal_order(insns: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
             if heads[m] == len(queues[m]):
                 continue
             flags = insns["flags"][queues[m][heads[m]]]
-            wants = [(m - 1, m)] * bool(flags & G.POP_PREV) + [(m + 1, m)] * bool(flags & G.POP_NEXT)
+            wants = [(m - 1, m)] * bool(flags & Flag.POP_PREV) + [(m + 1, m)] * bool(flags & Flag.POP_NEXT)
             if all(tokens[edge] > 0 for edge in wants):
                 ready.append((m, wants, flags))
         assert ready, "deadlock"
@@ -171,7 +171,7 @@ def legal_order(insns: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
         m, wants, flags = ready[rng.choice(len(ready), p=chance / chance.sum())]
         for edge in wants:
             tokens[edge] -= 1
-        pushes = [(m, m - 1)] * bool(flags & G.PUSH_PREV) + [(m, m + 1)] * bool(flags & G.PUSH_NEXT)
+        pushes = [(m, m - 1)] * bool(flags & Flag.PUSH_PREV) + [(m, m + 1)] * bool(flags & Flag.PUSH_NEXT)
         for edge in pushes:
             tokens[edge] += 1
             assert tokens[edge] <= 255

@@ -7,31 +7,20 @@ import dataclasses
 import numpy as np
 
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import (
-    ACC,
-    ALU,
-    COLUMNS,
-    FINISH,
-    GEMM,
-    INP,
-    LOAD,
-    OUT,
-    POP_NEXT,
-    POP_PREV,
-    PUSH_NEXT,
-    PUSH_PREV,
-    STORE,
-    UOP,
-    WGT,
-)
+from oneshot_ml2.vta.program import COLUMNS, Flag, Memory, Opcode
 
 PYNQ = Accelerator.load("pynq")
 
 # The RTL's DE10 shell: bursts of 16 beats.
 DE10 = dataclasses.replace(PYNQ, burst_len_bits=4)
 
+# By module: the flags that it takes or gives a token with, and whose token it is.
+POPS = {0: ((Flag.POP_NEXT, 1),), 1: ((Flag.POP_PREV, 0), (Flag.POP_NEXT, 3)), 2: ((Flag.POP_PREV, 2),)}
+PUSHES = {0: ((Flag.PUSH_NEXT, 0),), 1: ((Flag.PUSH_PREV, 1), (Flag.PUSH_NEXT, 2)), 2: ((Flag.PUSH_PREV, 3),)}
+
 
 def row(*values: int) -> list[int]:
+    """An instruction in words."""
     return [*values, *[0] * (COLUMNS - len(values))]
 
 
@@ -41,8 +30,7 @@ def random_program(rng: np.random.Generator, accelerator: Accelerator, length: i
     insns = []
 
     def flags(module: int) -> int:
-        pops = {0: ((POP_NEXT, 1),), 1: ((POP_PREV, 0), (POP_NEXT, 3)), 2: ((POP_PREV, 2),)}[module]
-        pushes = {0: ((PUSH_NEXT, 0),), 1: ((PUSH_PREV, 1), (PUSH_NEXT, 2)), 2: ((PUSH_PREV, 3),)}[module]
+        pops, pushes = POPS[module], PUSHES[module]
         value = 0
         for bit, token in pops:
             if tokens[token] > 0 and rng.random() < 0.6:
@@ -58,25 +46,25 @@ def random_program(rng: np.random.Generator, accelerator: Accelerator, length: i
     for _ in range(length):
         kind = rng.integers(0, 10)
         if kind < 6:
-            memory = int(rng.choice([UOP, WGT, INP, ACC]))
-            module = 0 if memory in (INP, WGT) else 1
+            memory = int(rng.choice([Memory.UOP, Memory.WGT, Memory.INP, Memory.ACC]))
+            module = 0 if memory in (Memory.INP, Memory.WGT) else 1
             if rng.random() < 0.15:
-                insns.append(row(LOAD, flags(module), memory))
+                insns.append(row(Opcode.LOAD, flags(module), memory))
                 continue
             y, x = int(rng.integers(1, 6 if small else 12)), int(rng.integers(1, 8 if small else 24))
             pads = [int(v) for v in rng.integers(0, 4, 4) * (rng.random(4) < 0.3)]
             dram = int(rng.integers(1024, 4096))
-            insns.append(row(LOAD, flags(module), memory, 0, dram, y, x, x + int(rng.integers(0, 9)), *pads))
+            insns.append(row(Opcode.LOAD, flags(module), memory, 0, dram, y, x, x + int(rng.integers(0, 9)), *pads))
         elif kind < 8:
-            op = int(rng.choice([GEMM, ALU]))
+            op = int(rng.choice([Opcode.GEMM, Opcode.ALU]))
             begin = int(rng.integers(0, 4))
             loops = (begin, begin + int(rng.integers(1, 5)), int(rng.integers(1, 9)), int(rng.integers(1, 5)))
             insns.append(row(op, flags(1), 0, *loops))
-            insns[-1][12] = int(rng.integers(0, 2)) if op == ALU else 0
+            insns[-1][12] = int(rng.integers(0, 2)) if op == Opcode.ALU else 0
         else:
             x = int(rng.integers(0, 12))
-            insns.append(row(STORE, flags(2), OUT, 0, int(rng.integers(1024, 4096)), 1 + x % 3, x, x + 3))
-    return [*insns, row(FINISH)]
+            insns.append(row(Opcode.STORE, flags(2), Memory.OUT, 0, int(rng.integers(1024, 4096)), 1 + x % 3, x, x + 3))
+    return [*insns, row(Opcode.FINISH)]
 
 
 ACCELERATORS = [

@@ -37,13 +37,8 @@ held_accelerators = 1
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return networks.small_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def data(folder: Path) -> Data:
-    return read_data([folder], Settings(validity_samples=20))
+def data(small_corpus: Path) -> Data:
+    return read_data([small_corpus], Settings(validity_samples=20))
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +64,11 @@ def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *argv: object) -> i
     return int(script.main())
 
 
-def test_the_learning_curve_goes_on_where_it_was(folder: Path, tmp_path: Path, monkeypatch, load, capsys):
+def test_the_learning_curve_goes_on_where_it_was(small_corpus: Path, tmp_path: Path, monkeypatch, load, capsys):
     script = load("train/learning_curve")
     (tmp_path / "s.toml").write_text(SETTINGS)
     out = tmp_path / "figures" / "curve"
-    given = ["--corpus", folder, "--work", tmp_path / "work", "--out", out, "--settings", tmp_path / "s.toml"]
+    given = ["--corpus", small_corpus, "--work", tmp_path / "work", "--out", out, "--settings", tmp_path / "s.toml"]
     given += ["--sets", "workloads"]
     monkeypatch.setattr(script, "SHARES", (0.5, 1.0))
     assert run(script, monkeypatch, *given, "--epochs", 1) == 0
@@ -92,11 +87,11 @@ def test_the_learning_curve_goes_on_where_it_was(folder: Path, tmp_path: Path, m
     assert "absent" in capsys.readouterr().err
 
 
-def test_every_variant_is_trained_and_used(folder: Path, tmp_path: Path, monkeypatch, load):
+def test_every_variant_is_trained_and_used(small_corpus: Path, tmp_path: Path, monkeypatch, load):
     script = load("train/ablation")
     (tmp_path / "s.toml").write_text(SETTINGS)
     out = tmp_path / "ablation"
-    given = ["--corpus", folder, "--work", tmp_path / "work", "--out", out, "--settings", tmp_path / "s.toml"]
+    given = ["--corpus", small_corpus, "--work", tmp_path / "work", "--out", out, "--settings", tmp_path / "s.toml"]
     assert run(script, monkeypatch, *given, "--epochs", 1, "--sets", "workloads") == 0
     points = json.loads(out.with_suffix(".json").read_text())
     assert list(points) == list(script.VARIANTS)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta.reasons import Reason
+from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
@@ -112,6 +112,25 @@ def legal_schedule(space: ScheduleSpace) -> NDArray[np.int64]:
     """A schedule that lowers, int64 (1,), always the same one of a space; (0,) if none of a few does."""
     drawn = space.canonical(np.random.default_rng(0).integers(0, len(space), size=256))
     return drawn[space.validity(drawn) == Reason.VALID][:1]
+
+
+def measure_one_by_one(
+    space: ScheduleSpace, indices: NDArray[np.int64], measure: Callable[[Program, int], Measurement]
+) -> BatchResult:
+    """What ``measure`` says of the programs of schedules (n,); it is given a program and its schedule's index.
+
+    Schedules that do not lower carry their reason.
+    """
+    found = BatchResult.untimed(np.zeros(len(indices), dtype=np.uint8))
+    for i, index in enumerate(np.asarray(indices).tolist()):
+        try:
+            program = space.lower(index)
+        except InvalidSchedule as error:
+            found.reason[i] = error.reason
+            continue
+        measured = measure(program, index)
+        found.reason[i], found.cycles[i], found.busy[i] = measured.reason, measured.cycles, measured.busy
+    return found
 
 
 def warm_up(device: Device, space: ScheduleSpace) -> None:

@@ -22,7 +22,7 @@ from oneshot_ml2.common.names import unknown
 from oneshot_ml2.common.reading import parse_json
 from oneshot_ml2.vta import isa
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import ALU, GEMM, LOAD
+from oneshot_ml2.vta.program import Opcode
 
 CONFIG_HEADER = "vta_config.h"
 HEADERS = ("vta_blocks.h", "vta_driver.h", "vta_registers.h", "vta_sim.h")
@@ -113,7 +113,7 @@ def config_header(accelerator: Accelerator, board: Board | None = None) -> str:
         f"#define VTA_ADDRESS_OFFSET UINT64_C({board.offset:#x})",
     ]
     index_bits = (a.isa_uop_bits, a.isa_inp_bits, a.isa_wgt_bits, a.isa_acc_bits)
-    for name, opcode in (("MEM", LOAD), ("GEMM", GEMM), ("ALU", ALU)):
+    for name, opcode in (("MEM", Opcode.LOAD), ("GEMM", Opcode.GEMM), ("ALU", Opcode.ALU)):
         for field, _, low, bits in isa.layout(opcode, index_bits):
             lines += _field(f"{name}_{field}", low, bits)
     for field, low, bits in isa.uop_layout(a):

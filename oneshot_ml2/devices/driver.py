@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.common.names import unknown
 from oneshot_ml2.devices import build
-from oneshot_ml2.devices.base import DeviceKind, Measurement, legal_schedule
+from oneshot_ml2.devices.base import DeviceKind, Measurement, legal_schedule, measure_one_by_one
 from oneshot_ml2.devices.driver_library import (
     HANG,
     LATE,
@@ -37,7 +37,7 @@ from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import image, isa, packing, regions, simulator, tokens
 from oneshot_ml2.vta.program import PAGE, Program
-from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
+from oneshot_ml2.vta.reasons import Reason
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
@@ -304,18 +304,8 @@ class DriverDevice:
 
     def measure_schedules(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> BatchResult:
         """See `Device.measure_schedules`; every result is held against the operator's reference."""
-        n = len(indices)
-        reason, cycles = np.zeros(n, np.uint8), np.full(n, -1, np.int64)
         self.check_accelerator(space.accelerator)
-        for i, index in enumerate(np.asarray(indices).tolist()):
-            try:
-                program = space.lower(int(index))
-            except InvalidSchedule as error:
-                reason[i] = error.reason
-                continue
-            measured = self._measure_layer(program, space.workload)
-            reason[i], cycles[i] = measured.reason, measured.cycles
-        return BatchResult(reason, cycles, np.zeros((n, 3), np.int64))
+        return measure_one_by_one(space, indices, lambda program, _: self._measure_layer(program, space.workload))
 
     def _measure_layer(self, program: Program, workload: Workload) -> Measurement:
         chip = program.accelerator

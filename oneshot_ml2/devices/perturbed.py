@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.common.names import unknown
-from oneshot_ml2.devices.base import DeviceKind, Measurement, legal_schedule
+from oneshot_ml2.devices.base import DeviceKind, Measurement, legal_schedule, measure_one_by_one
 from oneshot_ml2.devices.boards import KINDS, draw, faults_of
 from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import faults
 from oneshot_ml2.vta.program import element_bytes
-from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
+from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.timing import chisel
 
 if TYPE_CHECKING:
@@ -72,18 +72,7 @@ class PerturbedDevice:
         return self._schedules(space, indices, exact=True)
 
     def _schedules(self, space: ScheduleSpace, indices: NDArray[np.int64], exact: bool) -> BatchResult:
-        n = len(indices)
-        reason, cycles = np.zeros(n, np.uint8), np.full(n, -1, np.int64)
-        busy = np.zeros((n, 3), np.int64)
-        for i, index in enumerate(np.asarray(indices).tolist()):
-            try:
-                program = space.lower(int(index))
-            except InvalidSchedule as error:
-                reason[i] = error.reason
-                continue
-            measured = self._measure(program, exact, int(index))
-            reason[i], cycles[i], busy[i] = measured.reason, measured.cycles, measured.busy
-        return BatchResult(reason, cycles, busy)
+        return measure_one_by_one(space, indices, lambda program, index: self._measure(program, exact, index))
 
     def measure(self, programs: Sequence[Program]) -> list[Measurement]:
         """See `Device.measure`."""

@@ -6,6 +6,7 @@ Three kinds of files are told apart by their content: exhaustive tables of TVM's
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -219,18 +220,7 @@ def check_board(data: Mapping[str, Any]) -> dict[str, Any]:
 
     The rank correlation is given over all records and as the mean over layers with two or more.
     """
-    accelerator = Accelerator.from_json(
-        {
-            "LOG_BATCH": 0,
-            "LOG_BLOCK": 4,
-            "LOG_UOP_BUFF_SIZE": 15,
-            "LOG_INP_BUFF_SIZE": 15,
-            "LOG_WGT_BUFF_SIZE": 18,
-            "LOG_ACC_BUFF_SIZE": 17,
-            "BUS_BITS": 128,
-        },
-        "axu5evb",
-    )
+    accelerator = dataclasses.replace(Accelerator.load("pynq"), bus_bits=128, name="axu5evb", extra=())
     records = []
     for record in data["records"]:
         layer = record["layer"]

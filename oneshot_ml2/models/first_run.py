@@ -14,7 +14,7 @@ from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import isa, simulator, tokens
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import FINISH, Program
+from oneshot_ml2.vta.program import Opcode, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule
 from oneshot_ml2.vta.timing import chisel
 from oneshot_ml2.workload.base import Workload
@@ -77,5 +77,5 @@ def _task() -> tuple[Backend, Workload, Accelerator, NDArray[np.int64]]:
 def _program() -> Program:
     """FINISH alone."""
     chip = Accelerator.load("pynq")
-    insns = isa.decode(np.array([[FINISH, 0]], dtype=np.uint64), chip)
+    insns = isa.decode(np.array([[Opcode.FINISH, 0]], dtype=np.uint64), chip)
     return Program(chip, insns, isa.decode_uops(np.zeros(0, dtype=np.uint32), chip), 0, 0, ())

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.version import __version__
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import LOAD, UOP, element_bytes
+from oneshot_ml2.vta.program import Memory, Opcode, element_bytes
 from oneshot_ml2.vta.timeline import IDLE, ROWS, WAIT, Slice
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def part(line: Timeline, program: Program, names: Sequence[str]) -> Part:
     if len(names) == 1:
         return Part(line, ((names[0], 0, line.cycles),))
     insns = program.insns
-    loads = np.flatnonzero((insns["op"] == LOAD) & (insns["mem"] == UOP) & (insns["x"] > 0))
-    address = insns["dram"][loads] * element_bytes(program.accelerator)[UOP]
+    loads = np.flatnonzero((insns["op"] == Opcode.LOAD) & (insns["mem"] == Memory.UOP) & (insns["x"] > 0))
+    address = insns["dram"][loads] * element_bytes(program.accelerator)[Memory.UOP]
     ends = {piece.args["instruction"]: piece.end for piece in line.slices if "executes from" in piece.args}
     layers, begin = [], 0
     for number, name in enumerate(names):

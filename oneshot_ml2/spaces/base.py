@@ -47,6 +47,12 @@ class BatchResult:
     cycles: NDArray[np.int64]
     busy: NDArray[np.int64]
 
+    @classmethod
+    def untimed(cls, reason: NDArray[np.uint8]) -> BatchResult:
+        """Schedules of which only the ``reason`` (n,) is known so far; for filling in, and what stays so is invalid."""
+        n = len(reason)
+        return cls(reason, np.full(n, -1, dtype=np.int64), np.zeros((n, 3), dtype=np.int64))
+
 
 @dataclass(frozen=True)
 class Candidates(ABC):

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.vta import tokens
-from oneshot_ml2.vta.program import ALU, GEMM, LOAD, POP_NEXT, POP_PREV, PUSH_NEXT, PUSH_PREV, Insns
+from oneshot_ml2.vta.program import Flag, Insns, Opcode
 
 # Where the cycles go, in the table's order; see `split_cycles`.
 PARTS = ("gemm", "alu", "load", "store", "rest")
@@ -23,15 +23,18 @@ def split_cycles(insns: Insns, trace: NDArray[np.int64], cycles: int) -> dict[st
     """
     op, flags, modules = insns["op"], insns["flags"], tokens.modules(insns)
     compute = modules == tokens.COMPUTES
-    engine = (op == GEMM) | (op == ALU)
+    engine = (op == Opcode.GEMM) | (op == Opcode.ALU)
     first, last = int(trace[engine, 0].min()), int(trace[engine, 1].max())
     kinds = np.select(
-        [op == LOAD, (op == GEMM) & (insns["reset"] == 0), engine], ["load", "gemm", "alu"], "rest"
+        [op == Opcode.LOAD, (op == Opcode.GEMM) & (insns["reset"] == 0), engine], ["load", "gemm", "alu"], "rest"
     ).tolist()
 
     # When the token that each compute instruction pops was pushed; the k-th pop takes the k-th push.
     arrival = np.zeros((2, len(insns)), dtype=np.int64)
-    for row, pop, giver, push in ((0, POP_PREV, tokens.LOADS, PUSH_NEXT), (1, POP_NEXT, tokens.STORES, PUSH_PREV)):
+    for row, pop, giver, push in (
+        (0, Flag.POP_PREV, tokens.LOADS, Flag.PUSH_NEXT),
+        (1, Flag.POP_NEXT, tokens.STORES, Flag.PUSH_PREV),
+    ):
         takers = np.flatnonzero(compute & (flags & pop != 0))
         pushed = trace[(modules == giver) & (flags & push != 0), 1]
         arrival[row, takers] = pushed[: len(takers)]

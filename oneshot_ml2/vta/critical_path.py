@@ -12,19 +12,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.vta import tokens as queues
-from oneshot_ml2.vta.program import (
-    ALU,
-    GEMM,
-    ITERATIONS,
-    LOAD,
-    OUT,
-    POP_NEXT,
-    POP_PREV,
-    PUSH_NEXT,
-    PUSH_PREV,
-    STORE,
-    Insns,
-)
+from oneshot_ml2.vta.program import ITERATIONS, Flag, Insns, Memory, Opcode
 
 # What is told of a path: its cycles; LOADs of the load module, GEMM and ALU instructions, STOREs, and LOADs of the
 # compute module on it; requests and bursts of all these LOADs and STOREs.
@@ -59,11 +47,11 @@ def _modules(insns, order, sizes):  # type: ignore[no-untyped-def]
 def _extend(state, insn, module, elements, bus, burst):  # type: ignore[no-untyped-def]
     """A path, a record of `_PATH`, with one more instruction at its end."""
     op = insn.op
-    if op == LOAD or op == STORE:
+    if op == Opcode.LOAD or op == Opcode.STORE:
         x, y = insn.x, insn.y
         if x == 0 or y == 0:
             return
-        size = elements[OUT] if op == STORE else elements[insn.mem]
+        size = elements[Memory.OUT] if op == Opcode.STORE else elements[insn.mem]
         beats, bursts = rows(insn.dram * size, y, x * size, insn.stride * size, bus, burst)
         state.cycles += beats
         state.requests += y
@@ -71,11 +59,11 @@ def _extend(state, insn, module, elements, bus, burst):  # type: ignore[no-untyp
         state.loads += module == queues.LOADS
         state.compute_loads += module == queues.COMPUTES
         state.stores += module == queues.STORES
-    elif op == GEMM or op == ALU:
+    elif op == Opcode.GEMM or op == Opcode.ALU:
         outer = insn.iter_out if insn.iter_out > 0 else ITERATIONS
         inner = insn.iter_in if insn.iter_in > 0 else ITERATIONS
         operations = outer * inner * max(insn.uop_end - insn.uop_bgn, 0)
-        state.cycles += 2 * operations if op == ALU and insn.use_imm == 0 else operations
+        state.cycles += 2 * operations if op == Opcode.ALU and insn.use_imm == 0 else operations
         state.computes += 1
 
 
@@ -97,8 +85,8 @@ def _walk(insns, elements, bus, burst):  # type: ignore[no-untyped-def]
             while at[module] < sizes[module]:
                 insn = insns[order[module, at[module]]]
                 flags = insn.flags
-                first = queues.POPS_PREV[module] if flags & POP_PREV else -1
-                second = queues.POPS_NEXT[module] if flags & POP_NEXT else -1
+                first = queues.POPS_PREV[module] if flags & Flag.POP_PREV else -1
+                second = queues.POPS_NEXT[module] if flags & Flag.POP_NEXT else -1
                 waits = first >= 0 and popped[first] == pushed[first]
                 if waits or (second >= 0 and popped[second] == pushed[second]):
                     break
@@ -110,7 +98,10 @@ def _walk(insns, elements, bus, burst):  # type: ignore[no-untyped-def]
                         popped[queue] += 1
                 _extend(states[0], insn, module, elements, bus, burst)
                 now[module] = states[0]
-                for queue, flag in ((queues.PUSHES_PREV[module], PUSH_PREV), (queues.PUSHES_NEXT[module], PUSH_NEXT)):
+                for queue, flag in (
+                    (queues.PUSHES_PREV[module], Flag.PUSH_PREV),
+                    (queues.PUSHES_NEXT[module], Flag.PUSH_NEXT),
+                ):
                     if queue >= 0 and flags & flag:
                         tokens[queue, pushed[queue]] = states[0]
                         pushed[queue] += 1

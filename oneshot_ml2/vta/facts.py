@@ -15,24 +15,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.vta import tokens
 from oneshot_ml2.vta.critical_path import PATH, critical_path, rows
-from oneshot_ml2.vta.program import (
-    ACC,
-    ALU,
-    GEMM,
-    INP,
-    ITERATIONS,
-    LOAD,
-    OUT,
-    POP_NEXT,
-    POP_PREV,
-    PUSH_NEXT,
-    PUSH_PREV,
-    STORE,
-    UOP,
-    WGT,
-    Insns,
-    element_bytes,
-)
+from oneshot_ml2.vta.program import ITERATIONS, Flag, Insns, Memory, Opcode, element_bytes
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
@@ -121,14 +104,14 @@ _COUNTS = np.dtype([(name, np.int64) for name in _COUNTED])
 @njit(cache=True, nogil=True)
 def _count_tokens(insn, counts):  # type: ignore[no-untyped-def]
     flags, module = insn.flags, tokens.module_of(insn)
-    for bit in (POP_PREV, POP_NEXT):
+    for bit in (Flag.POP_PREV, Flag.POP_NEXT):
         counts.pops += (flags & bit) != 0
-    if flags & PUSH_NEXT:
+    if flags & Flag.PUSH_NEXT:
         if module == tokens.LOADS:
             counts.load_to_compute += 1
         else:
             counts.compute_to_store += 1
-    if flags & PUSH_PREV:
+    if flags & Flag.PUSH_PREV:
         if module == tokens.STORES:
             counts.store_to_compute += 1
         else:
@@ -193,7 +176,7 @@ def _count_work(insn, destinations, acc, counts):  # type: ignore[no-untyped-def
         highest = max(highest, destinations[k])
     highest += (outer - 1) * insn.dst_out + (inner - 1) * insn.dst_in + 1
     acc.high = max(acc.high, highest)
-    if insn.op == ALU:
+    if insn.op == Opcode.ALU:
         counts.alus += 1
         if insn.use_imm:
             counts.alu_immediate_operations += operations
@@ -220,31 +203,31 @@ def _count(insns, uops, uop_base, sizes, bus, burst, depth, traffic, ports, coun
     for i in range(len(insns)):
         insn = insns[i]
         _count_tokens(insn, counts)
-        if insn.op == GEMM or insn.op == ALU:
+        if insn.op == Opcode.GEMM or insn.op == Opcode.ALU:
             started = True
-            _count_work(insn, destinations, traffic[ACC], counts)
-        elif insn.op == LOAD or insn.op == STORE:
+            _count_work(insn, destinations, traffic[Memory.ACC], counts)
+        elif insn.op == Opcode.LOAD or insn.op == Opcode.STORE:
             if insn.x == 0 or insn.y == 0:
                 counts.noops += 1
-            elif insn.op == STORE:
-                counts.tail_bytes += _count_move(insn, sizes[OUT], bus, burst, traffic[OUT], ports[1])
+            elif insn.op == Opcode.STORE:
+                counts.tail_bytes += _count_move(insn, sizes[Memory.OUT], bus, burst, traffic[Memory.OUT], ports[1])
             else:
                 # An ACC load of 8-bit elements counts as one of ACC.
-                place = ACC if insn.mem > ACC else insn.mem
+                place = Memory.ACC if insn.mem > Memory.ACC else insn.mem
                 moved = _count_move(insn, sizes[insn.mem], bus, burst, traffic[place], ports[0])
                 counts.head_bytes += 0 if started else moved
                 _count_pads(insn, traffic[place], counts)
-                if insn.mem == UOP:
+                if insn.mem == Memory.UOP:
                     _load_uops(insn, uops, uop_base, destinations)
-                elif insn.mem == INP:
+                elif insn.mem == Memory.INP:
                     _touch(insn, low[0], touched_inp)
-                elif insn.mem == WGT:
+                elif insn.mem == Memory.WGT:
                     _touch(insn, low[1], touched_wgt)
 
 
 def _extent(insns: Insns, memory: int) -> tuple[int, int]:
     """First DRAM element that LOADs into a memory read, and how many there are from it to the last one."""
-    loads = insns[(insns["op"] == LOAD) & (insns["mem"] == memory) & (insns["x"] > 0) & (insns["y"] > 0)]
+    loads = insns[(insns["op"] == Opcode.LOAD) & (insns["mem"] == memory) & (insns["x"] > 0) & (insns["y"] > 0)]
     if not len(loads):
         return 0, 0
     ends = loads["dram"] + (loads["y"] - 1) * loads["stride"] + loads["x"]
@@ -256,7 +239,7 @@ def features(program: Program) -> NDArray[np.float64]:
     """The hidden features of a program, float64 (len(TABLE),), in `TABLE`'s order."""
     a = program.accelerator
     insns = np.ascontiguousarray(program.insns)
-    (inp_low, inp_size), (wgt_low, wgt_size) = _extent(insns, INP), _extent(insns, WGT)
+    (inp_low, inp_size), (wgt_low, wgt_size) = _extent(insns, Memory.INP), _extent(insns, Memory.WGT)
     touched_inp, touched_wgt = np.zeros(inp_size, dtype=bool), np.zeros(wgt_size, dtype=bool)
     traffic, ports, count = np.zeros(5, dtype=_TRAFFIC), np.zeros(2, dtype=_PORT), np.zeros(1, dtype=_COUNTS)
     sizes = np.array(element_bytes(a), dtype=np.int64)
@@ -266,7 +249,7 @@ def features(program: Program) -> NDArray[np.float64]:
         count, touched_inp, touched_wgt, low,
     )  # fmt: skip
     values: dict[str, float] = dict(zip(_COUNTED, count[0].tolist()))
-    for name, memory in (*zip(_MEMORIES, (UOP, WGT, INP, ACC)), ("out", OUT)):
+    for name, memory in (*zip(_MEMORIES, (Memory.UOP, Memory.WGT, Memory.INP, Memory.ACC)), ("out", Memory.OUT)):
         values |= {f"{name}_requests": traffic["requests"][memory], f"{name}_bytes": traffic["bytes"][memory]}
         values |= {f"{name}_loads": traffic["moves"][memory], f"{name}_high": traffic["high"][memory]}
     for port, beats, moves in zip(ports, ("read", "write"), ("load", "store")):
@@ -275,7 +258,7 @@ def features(program: Program) -> NDArray[np.float64]:
     values |= {
         "instructions": len(insns),
         "uops": len(program.uops),
-        "stores": traffic["moves"][OUT],
+        "stores": traffic["moves"][Memory.OUT],
         "inp_distinct_bytes": int(touched_inp.sum()) * a.inp_bytes,
         "wgt_distinct_bytes": int(touched_wgt.sum()) * a.wgt_bytes,
         "operations_per_gemm": values["gemm_operations"] / max(values["gemms"], 1),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import GEMM, INP, LOAD, OUT, STORE, UOP
+from oneshot_ml2.vta.program import Memory, Opcode
 
 # When results are wrong: never, by a strided STORE of short rows, by a GEMM of many operations, by a large LOAD of INP.
 RULES = ("none", "short_strided_store", "long_gemm", "wide_load")
@@ -47,14 +47,14 @@ def is_wrong(insns, limits):  # type: ignore[no-untyped-def]
     for i in range(len(insns)):
         insn = insns[i]
         op, x, y = insn.op, insn.x, insn.y
-        if op == LOAD and x > 0:
-            if insn.mem == UOP and insn.sram + x * y > limits.uops:
+        if op == Opcode.LOAD and x > 0:
+            if insn.mem == Memory.UOP and insn.sram + x * y > limits.uops:
                 return True
-            if rule == _WIDE_LOAD and insn.mem == INP and x * y > limit:
+            if rule == _WIDE_LOAD and insn.mem == Memory.INP and x * y > limit:
                 return True
-        elif rule == _SHORT_STORE and op == STORE and y > 1 and x < insn.stride and x <= limit:
+        elif rule == _SHORT_STORE and op == Opcode.STORE and y > 1 and x < insn.stride and x <= limit:
             return True
-        elif rule == _LONG_GEMM and op == GEMM and insn.reset == 0:
+        elif rule == _LONG_GEMM and op == Opcode.GEMM and insn.reset == 0:
             span = max(insn.uop_end - insn.uop_bgn, 0)
             if insn.iter_out * insn.iter_in * span > limit:
                 return True
@@ -68,9 +68,9 @@ def page_misses(insns, sizes, page):  # type: ignore[no-untyped-def]
     misses, last = 0, -1
     for i in range(len(insns)):
         insn = insns[i]
-        if (insn.op != LOAD and insn.op != STORE) or insn.x * insn.y <= 0:
+        if (insn.op != Opcode.LOAD and insn.op != Opcode.STORE) or insn.x * insn.y <= 0:
             continue
-        size = sizes[OUT] if insn.op == STORE else sizes[insn.mem]
+        size = sizes[Memory.OUT] if insn.op == Opcode.STORE else sizes[insn.mem]
         for y in range(insn.y):
             begin = (insn.dram + y * insn.stride) * size
             first, end = begin // page, (begin + insn.x * size - 1) // page

@@ -9,23 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import OneShotError
-from oneshot_ml2.vta.program import (
-    ALU,
-    COLUMNS,
-    FINISH,
-    GEMM,
-    INSN,
-    LOAD,
-    MICRO_OP,
-    POP_NEXT,
-    POP_PREV,
-    PUSH_NEXT,
-    PUSH_PREV,
-    STORE,
-    Insns,
-    Uops,
-    insns_of,
-)
+from oneshot_ml2.vta.program import COLUMNS, INSN, MICRO_OP, Flag, Insns, Opcode, Uops, insns_of
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
@@ -69,9 +53,9 @@ def _pack_layout(fields: Unplaced) -> tuple[Field, ...]:
 def layout(opcode: int, bits: tuple[int, int, int, int]) -> tuple[Field, ...]:
     """Fields of an opcode for index widths ``bits`` = (U, I, W, A); the spill case of 2.3 included."""
     u, i, w, a = bits
-    if opcode in (LOAD, STORE):
+    if opcode in (Opcode.LOAD, Opcode.STORE):
         return _pack_layout(_MEMORY)
-    if opcode not in (GEMM, ALU):
+    if opcode not in (Opcode.GEMM, Opcode.ALU):
         return _pack_layout(_HEAD)
     common = (
         *_HEAD,
@@ -83,7 +67,7 @@ def layout(opcode: int, bits: tuple[int, int, int, int]) -> tuple[Field, ...]:
         ("dst_factor_out", "dst_out", a),
         ("dst_factor_in", "dst_in", a),
     )
-    if opcode == GEMM:
+    if opcode == Opcode.GEMM:
         return _pack_layout(
             (
                 *common,
@@ -119,11 +103,11 @@ def encode(insns: Insns, accelerator: Accelerator) -> NDArray[np.uint64]:
     if insns.dtype != INSN or insns.ndim != 1:
         raise OneShotError(f"instructions have shape {insns.shape}; expected (n,) of `program.INSN`")
     words = np.zeros((len(insns), 2), np.uint64)
-    known = (insns["op"] >= LOAD) & (insns["op"] <= ALU)
+    known = (insns["op"] >= Opcode.LOAD) & (insns["op"] <= Opcode.ALU)
     if not known.all():
         row = int(np.flatnonzero(~known)[0])
-        raise OneShotError(f"instruction {row}: opcode is {insns['op'][row]}; allowed: 0 to {int(ALU)}")
-    for opcode in (LOAD, STORE, GEMM, FINISH, ALU):
+        raise OneShotError(f"instruction {row}: opcode is {insns['op'][row]}; allowed: 0 to {int(Opcode.ALU)}")
+    for opcode in (Opcode.LOAD, Opcode.STORE, Opcode.GEMM, Opcode.FINISH, Opcode.ALU):
         rows = np.flatnonzero(insns["op"] == opcode)
         if not len(rows):
             continue
@@ -215,28 +199,33 @@ def decode_uops(words: NDArray[np.uint32], accelerator: Accelerator) -> Uops:
 
 
 def _flags(flags: int) -> str:
-    names = (("pop_prev", POP_PREV), ("pop_next", POP_NEXT), ("push_prev", PUSH_PREV), ("push_next", PUSH_NEXT))
+    names = (
+        ("pop_prev", Flag.POP_PREV),
+        ("pop_next", Flag.POP_NEXT),
+        ("push_prev", Flag.PUSH_PREV),
+        ("push_next", Flag.PUSH_NEXT),
+    )
     return "".join(f" {name}" for name, bit in names if flags & bit)
 
 
 def _text(insn: np.void) -> str:
     op = insn["op"]
-    if op in (LOAD, STORE):
-        name = f"{'LOAD' if op == LOAD else 'STORE'} {MEMORIES[insn['mem']]}"
+    if op in (Opcode.LOAD, Opcode.STORE):
+        name = f"{'LOAD' if op == Opcode.LOAD else 'STORE'} {MEMORIES[insn['mem']]}"
         if insn["x"] == 0:
             return f"{name} nop"
         text = f"{name} sram {insn['sram']} dram {insn['dram']:#x} y {insn['y']} x {insn['x']} stride {insn['stride']}"
         pads = (insn["top"], insn["bottom"], insn["left"], insn["right"])
         return text + (f" pad y {pads[0]},{pads[1]} x {pads[2]},{pads[3]}" if any(pads) else "")
-    if op == FINISH:
+    if op == Opcode.FINISH:
         return "FINISH"
-    if op not in (GEMM, ALU):
+    if op not in (Opcode.GEMM, Opcode.ALU):
         return f"OPCODE {op} (undefined)"
     loops = (
         f"uop {insn['uop_bgn']}..{insn['uop_end']} iter {insn['iter_out']},{insn['iter_in']}"
         f" dst {insn['dst_out']},{insn['dst_in']} src {insn['src_out']},{insn['src_in']}"
     )
-    if op == GEMM:
+    if op == Opcode.GEMM:
         return f"GEMM{' reset' if insn['reset'] else ''} {loops} wgt {insn['wgt_out']},{insn['wgt_in']}"
     operand = f" imm {insn['imm']}" if insn["use_imm"] else ""
     return f"ALU {ALU_OPS[insn['alu_op']]}{operand} {loops}"

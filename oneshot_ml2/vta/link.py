@@ -16,18 +16,13 @@ from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.vta import tokens
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import (
-    FINISH,
-    INP,
     INSN_BYTES,
-    LOAD,
     PAGE,
-    POP_NEXT,
-    PUSH_PREV,
-    STORE,
-    UOP,
-    WGT,
     Buffer,
+    Flag,
     Insns,
+    Memory,
+    Opcode,
     Program,
     Uops,
     element_bytes,
@@ -120,7 +115,7 @@ def relocated(program: Program, placement: Mapping[str, int]) -> Insns:
     shifts = np.array([placement[buffer.name] for buffer in order], dtype=np.int64) - begins
     insns = program.insns.copy()
     # Of a memory instruction with x_size 0 only the tokens count.
-    rows = np.flatnonzero(((insns["op"] == LOAD) | (insns["op"] == STORE)) & (insns["x"] > 0))
+    rows = np.flatnonzero(((insns["op"] == Opcode.LOAD) | (insns["op"] == Opcode.STORE)) & (insns["x"] > 0))
     moves = insns[rows]
     size = sizes[moves["mem"]]
     first = moves["dram"] * size
@@ -143,18 +138,20 @@ def _check_frame(program: Program, number: int) -> None:
     insns = program.insns
     if len(insns) >= 2:
         nop, end = insns[-2], insns[-1]
-        waits = nop["op"] == LOAD and nop["mem"] == UOP and nop["x"] == 0 and nop["flags"] == POP_NEXT
-        if waits and end["op"] == FINISH and end["flags"] == 0 and not (insns["op"][:-1] == FINISH).any():
+        waits = (
+            nop["op"] == Opcode.LOAD and nop["mem"] == Memory.UOP and nop["x"] == 0 and nop["flags"] == Flag.POP_NEXT
+        )
+        if waits and end["op"] == Opcode.FINISH and end["flags"] == 0 and not (insns["op"][:-1] == Opcode.FINISH).any():
             return
     raise OneShotError(f"program {number} does not end as those of the full space; it cannot be joined with others")
 
 
 def _hand_over(parts: list[Insns], insns: Insns, number: int) -> None:
     """Let the first LOAD of the next program wait for the end of the last one; without any, compute's order does."""
-    loads = np.flatnonzero((insns["op"] == LOAD) & ((insns["mem"] == INP) | (insns["mem"] == WGT)))
+    loads = np.flatnonzero((insns["op"] == Opcode.LOAD) & ((insns["mem"] == Memory.INP) | (insns["mem"] == Memory.WGT)))
     if not len(loads):
         return
-    if insns["flags"][loads[0]] & POP_NEXT:
+    if insns["flags"][loads[0]] & Flag.POP_NEXT:
         raise OneShotError(f"the first load of program {number} waits for compute already; it cannot be joined")
-    insns["flags"][loads[0]] |= POP_NEXT
-    parts[-1]["flags"][-1] |= PUSH_PREV
+    insns["flags"][loads[0]] |= Flag.POP_NEXT
+    parts[-1]["flags"][-1] |= Flag.PUSH_PREV

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from oneshot_ml2.vta.packing import blocks
-from oneshot_ml2.vta.program import ACC, ADDRESSES, INP, INSN_BYTES, OUT, PAGE, UOP, WGT, Buffer, element_bytes
+from oneshot_ml2.vta.program import ADDRESSES, INSN_BYTES, PAGE, Buffer, Memory, element_bytes
 from oneshot_ml2.vta.reasons import NoSchedule, Reason
 
 if TYPE_CHECKING:
@@ -119,15 +119,15 @@ def buffers(workload: Workload, accelerator: Accelerator) -> tuple[tuple[Buffer,
     outputs = channels.groups * channels.outputs
     weights = 1 if loops.pool else outputs * channels.inputs * loops.taps
     wanted = [
-        ("data", INP, nb * inputs * loops.pixels),
-        ("weight", WGT, weights),
-        ("output", OUT, nb * outputs * loops.out_pixels),
+        ("data", Memory.INP, nb * inputs * loops.pixels),
+        ("weight", Memory.WGT, weights),
+        ("output", Memory.OUT, nb * outputs * loops.out_pixels),
     ]
     if workload.epilogue.bias:
-        wanted += [("bias", ACC, outputs), ("bias_weight", WGT, outputs), ("constant", INP, 1)]
+        wanted += [("bias", Memory.ACC, outputs), ("bias_weight", Memory.WGT, outputs), ("constant", Memory.INP, 1)]
     if workload.epilogue.residual:
-        wanted += [("residual", INP, nb * outputs * loops.out_pixels), ("identity", WGT, 1)]
-    wanted.append(("uops", UOP, PORTABLE_UOPS))
+        wanted += [("residual", Memory.INP, nb * outputs * loops.out_pixels), ("identity", Memory.WGT, 1)]
+    wanted.append(("uops", Memory.UOP, PORTABLE_UOPS))
     address = align
     placed = []
     for name, memory, elements in wanted:

@@ -16,21 +16,29 @@ def blocks(size: int, block: int) -> int:
     return -(-size // block)
 
 
+def _tiled(name: str, tensor: NDArray[np.int8], dimensions: str, high: int, wide: int) -> NDArray[np.int8]:
+    """(A,B,...) -> (AB,BB,...,high,wide): tiles of the first two dimensions, filled up with zeros; C-contiguous.
+
+    Raises:
+        WorkloadError: neither two nor four dimensions; ``name`` and ``dimensions`` are for the message.
+    """
+    if tensor.ndim not in (2, 4):
+        raise WorkloadError(f"{name} has shape {tensor.shape}; expected {dimensions}")
+    a, b = tensor.shape[:2]
+    rows, columns, space = blocks(a, high), blocks(b, wide), tensor.shape[2:]
+    full = np.zeros((rows * high, columns * wide, *space), dtype=tensor.dtype)
+    full[:a, :b] = tensor
+    split = full.reshape(rows, high, columns, wide, *space)
+    return np.ascontiguousarray(split.transpose(0, 2, *range(4, split.ndim), 1, 3))
+
+
 def pack_activation(tensor: NDArray[np.int8], accelerator: Accelerator) -> NDArray[np.int8]:
     """(N,C,H,W) -> (NB,CB,H,W,BATCH,BLOCK), or (N,C) -> (NB,CB,BATCH,BLOCK); C-contiguous, a new array.
 
     Raises:
         WorkloadError: neither two nor four dimensions.
     """
-    if tensor.ndim not in (2, 4):
-        raise WorkloadError(f"an activation has shape {tensor.shape}; expected (n, c, h, w) or (n, c)")
-    n, c = tensor.shape[:2]
-    batch, block = accelerator.batch, accelerator.block
-    nb, cb, space = blocks(n, batch), blocks(c, block), tensor.shape[2:]
-    full = np.zeros((nb * batch, cb * block, *space), dtype=tensor.dtype)
-    full[:n, :c] = tensor
-    split = full.reshape(nb, batch, cb, block, *space)
-    return np.ascontiguousarray(split.transpose(0, 2, *range(4, split.ndim), 1, 3))
+    return _tiled("an activation", tensor, "(n, c, h, w) or (n, c)", accelerator.batch, accelerator.block)
 
 
 def unpack_activation(packed: NDArray[np.int8], shape: tuple[int, ...]) -> NDArray[np.int8]:
@@ -78,15 +86,7 @@ def pack_weight(tensor: NDArray[np.int8], accelerator: Accelerator) -> NDArray[n
     Raises:
         WorkloadError: neither two nor four dimensions.
     """
-    if tensor.ndim not in (2, 4):
-        raise WorkloadError(f"a weight has shape {tensor.shape}; expected (o, i, kh, kw) or (o, i)")
-    o, i = tensor.shape[:2]
-    block = accelerator.block
-    ob, ib, space = blocks(o, block), blocks(i, block), tensor.shape[2:]
-    full = np.zeros((ob * block, ib * block, *space), dtype=tensor.dtype)
-    full[:o, :i] = tensor
-    split = full.reshape(ob, block, ib, block, *space)
-    return np.ascontiguousarray(split.transpose(0, 2, *range(4, split.ndim), 1, 3))
+    return _tiled("a weight", tensor, "(o, i, kh, kw) or (o, i)", accelerator.block, accelerator.block)
 
 
 def pack_bias(bias: NDArray[np.int32], accelerator: Accelerator) -> NDArray[np.int32]:

@@ -50,12 +50,14 @@ class AluOp(IntEnum):
     MUL = 4
 
 
-# Compiled code and most others name them without their class.
-LOAD, STORE, GEMM, FINISH, ALU = Opcode
-UOP, WGT, INP, ACC, OUT, ACC_8BIT = Memory
-ALU_MIN, ALU_MAX, ALU_ADD, ALU_SHR, ALU_MUL = AluOp
-# Dependency flags, bits of the field ``flags``.
-POP_PREV, POP_NEXT, PUSH_PREV, PUSH_NEXT = 1, 2, 4, 8
+class Flag(IntEnum):
+    """Dependency flags, bits of the field ``flags``."""
+
+    POP_PREV = 1
+    POP_NEXT = 2
+    PUSH_PREV = 4
+    PUSH_NEXT = 8
+
 
 # An instruction is 14 words of int64. As in VTA's union of three structs, fields of different opcodes share words.
 _COMMON = ("op", "flags")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.vta import isa, link
-from oneshot_ml2.vta.program import INSN_BYTES, PAGE, UOP, Buffer, Program, element_bytes
+from oneshot_ml2.vta.program import INSN_BYTES, PAGE, Buffer, Memory, Program, element_bytes
 
 _UOP_BYTES = 4
 
@@ -97,7 +97,7 @@ def relocated(
     named, placement = [], {}
     for number, part in enumerate(parts):
         group, offset = place_of(groups, part.begin, part.size)
-        named.append(Buffer(str(number), UOP, part.begin, part.size // _UOP_BYTES))
+        named.append(Buffer(str(number), Memory.UOP, part.begin, part.size // _UOP_BYTES))
         placement[str(number)] = addresses[group] + offset
     whole = dataclasses.replace(program, buffers=tuple(named))
     return isa.encode(link.relocated(whole, placement), program.accelerator)

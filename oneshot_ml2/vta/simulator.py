@@ -15,27 +15,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.vta import isa, tokens
-from oneshot_ml2.vta.program import (
-    ACC,
-    ACC_8BIT,
-    ADDRESSES,
-    ALU,
-    ALU_ADD,
-    ALU_MAX,
-    ALU_MIN,
-    ALU_SHR,
-    FINISH,
-    GEMM,
-    INP,
-    ITERATIONS,
-    LOAD,
-    OUT,
-    STORE,
-    UOP,
-    WGT,
-    Insns,
-    element_bytes,
-)
+from oneshot_ml2.vta.program import ADDRESSES, ITERATIONS, AluOp, Insns, Memory, Opcode, element_bytes
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
@@ -185,11 +165,11 @@ def _operate(insn, acc, out, s, d):
         for n in range(acc.shape[2]):
             x = np.int64(acc[s, b, n] if immediate else acc[d, b, n])
             y = insn.imm if immediate else np.int64(acc[s, b, n])
-            if op == ALU_MIN:
+            if op == AluOp.MIN:
                 x = min(x, y)
-            elif op == ALU_MAX:
+            elif op == AluOp.MAX:
                 x = max(x, y)
-            elif op == ALU_ADD:
+            elif op == AluOp.ADD:
                 x = x + y
             elif left:
                 x = x << (-y & 31)
@@ -219,7 +199,7 @@ def _past_depth(insn, p, uops):
     """Whether an instruction that reads ``uops`` micro-ops, or loads some, indexes past an SRAM that does not wrap."""
     if p.uop_wrap != _UNWRAPPED:
         return False
-    if insn.op == LOAD:
+    if insn.op == Opcode.LOAD:
         rows = insn.top + insn.y + insn.bottom
         return insn.sram + rows * (insn.left + insn.x + insn.right) > p.uop_depth
     return insn.uop_bgn + uops > p.uop_depth
@@ -235,9 +215,9 @@ def _compute(insn, p, uops, inp, wgt, acc, out):
         count = p.uop_mask + 1
     if _past_depth(insn, p, count):
         return PAST_DEPTH
-    if insn.op == GEMM:
+    if insn.op == Opcode.GEMM:
         _gemm(insn, p, uops, inp, wgt, acc, out, count, outer, inner)
-    elif insn.alu_op <= ALU_SHR:
+    elif insn.alu_op <= AluOp.SHR:
         _alu(insn, p, uops, acc, out, count, outer, inner)
     else:
         return UNKNOWN
@@ -265,22 +245,22 @@ def execute(insns, p, dram):
         insn = insns[index]
         op, memory = insn.op, insn.mem
         status = OK
-        if op == FINISH:
+        if op == Opcode.FINISH:
             return OK, index
-        if op == GEMM or op == ALU:
+        if op == Opcode.GEMM or op == Opcode.ALU:
             status = _compute(insn, p, uops, inp, wgt, acc, out)
-        elif (op != LOAD and op != STORE) or (op == LOAD and memory > ACC):
+        elif (op != Opcode.LOAD and op != Opcode.STORE) or (op == Opcode.LOAD and memory > Memory.ACC):
             status = UNKNOWN
         elif insn.x == 0:
             continue
-        elif op == STORE:
+        elif op == Opcode.STORE:
             status = _store(insn, out_bytes, p.acc_depth - 1, inp_size, dram)
-        elif memory == UOP:
+        elif memory == Memory.UOP:
             past = _past_depth(insn, p, 0)
             status = PAST_DEPTH if past else _load(insn, uop_bytes, p.uop_wrap, 4, dram)
-        elif memory == WGT:
+        elif memory == Memory.WGT:
             status = _load(insn, wgt_bytes, p.wgt_depth - 1, wgt_size, dram)
-        elif memory == INP:
+        elif memory == Memory.INP:
             status = _load(insn, inp_bytes, p.inp_depth - 1, inp_size, dram)
         else:
             status = _load(insn, acc_bytes, p.acc_depth - 1, acc_size, dram)
@@ -338,15 +318,15 @@ def traffic(insns: Insns, accelerator: Accelerator) -> dict[str, int]:
     elements = insns["x"] * insns["y"]
 
     def loaded(*memories: int) -> int:
-        return int(elements[(op == LOAD) & np.isin(insns["mem"], memories)].sum()) * sizes[memories[0]]
+        return int(elements[(op == Opcode.LOAD) & np.isin(insns["mem"], memories)].sum()) * sizes[memories[0]]
 
     operations = insns["iter_out"] * insns["iter_in"] * np.maximum(insns["uop_end"] - insns["uop_bgn"], 0)
     return {
-        "inp_load_nbytes": loaded(INP),
-        "wgt_load_nbytes": loaded(WGT),
-        "acc_load_nbytes": loaded(ACC, ACC_8BIT),
-        "uop_load_nbytes": loaded(UOP),
-        "out_store_nbytes": int(elements[op == STORE].sum()) * sizes[OUT],
-        "gemm_counter": int(operations[(op == GEMM) & (insns["reset"] == 0)].sum()),
-        "alu_counter": int(operations[op == ALU].sum()),
+        "inp_load_nbytes": loaded(Memory.INP),
+        "wgt_load_nbytes": loaded(Memory.WGT),
+        "acc_load_nbytes": loaded(Memory.ACC, Memory.ACC_8BIT),
+        "uop_load_nbytes": loaded(Memory.UOP),
+        "out_store_nbytes": int(elements[op == Opcode.STORE].sum()) * sizes[Memory.OUT],
+        "gemm_counter": int(operations[(op == Opcode.GEMM) & (insns["reset"] == 0)].sum()),
+        "alu_counter": int(operations[op == Opcode.ALU].sum()),
     }

@@ -18,21 +18,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.vta import isa
 from oneshot_ml2.vta import tokens as queues
-from oneshot_ml2.vta.program import (
-    ALU,
-    FINISH,
-    GEMM,
-    INSN,
-    LOAD,
-    OUT,
-    POP_NEXT,
-    POP_PREV,
-    PUSH_NEXT,
-    PUSH_PREV,
-    STORE,
-    Insns,
-    element_bytes,
-)
+from oneshot_ml2.vta.program import INSN, Flag, Insns, Memory, Opcode, element_bytes
 from oneshot_ml2.vta.timing import chisel
 from oneshot_ml2.vta.timing.records import CLIENT_OF_MEMORY, CLIENTS, FETCH_CLIENT
 
@@ -235,10 +221,10 @@ def _modules(
     # By popping module: the flag, and where the token comes from; the k-th pop takes the k-th push.
     sources: dict[int, list[tuple[str, NDArray[np.int64], NDArray[np.int64], int]]] = {0: [], 1: [], 2: []}
     for taker, pop, giver, push in (
-        (queues.COMPUTES, POP_PREV, queues.LOADS, PUSH_NEXT),
-        (queues.LOADS, POP_NEXT, queues.COMPUTES, PUSH_PREV),
-        (queues.STORES, POP_PREV, queues.COMPUTES, PUSH_NEXT),
-        (queues.COMPUTES, POP_NEXT, queues.STORES, PUSH_PREV),
+        (queues.COMPUTES, Flag.POP_PREV, queues.LOADS, Flag.PUSH_NEXT),
+        (queues.LOADS, Flag.POP_NEXT, queues.COMPUTES, Flag.PUSH_PREV),
+        (queues.STORES, Flag.POP_PREV, queues.COMPUTES, Flag.PUSH_NEXT),
+        (queues.COMPUTES, Flag.POP_NEXT, queues.STORES, Flag.PUSH_PREV),
     ):
         pushers = np.flatnonzero((modules == giver) & (flags & push != 0))
         poppers = np.flatnonzero((modules == taker) & (flags & pop != 0))
@@ -259,7 +245,7 @@ def _modules(
                 break
             done = int(trace[i, 1])
             end = min(done, cycles) if done >= 0 else cycles
-            loads = insns["op"][i] == LOAD
+            loads = insns["op"][i] == Opcode.LOAD
             port = ports.get((int(CLIENT_OF_MEMORY[insns["mem"][i]]), i), []) if loads else []
             waits = _inner(row, port, issue, end)
             args = _arguments(program, i, int(trace[i, 0]), done, sum(w.end - w.start for w in waits))
@@ -298,15 +284,15 @@ def _names(insns: Insns) -> list[str]:
     names = []
     for insn in insns:
         op = insn["op"]
-        if op in (LOAD, STORE):
-            text = f"{'LOAD' if op == LOAD else 'STORE'} {isa.MEMORIES[insn['mem']]}"
+        if op in (Opcode.LOAD, Opcode.STORE):
+            text = f"{'LOAD' if op == Opcode.LOAD else 'STORE'} {isa.MEMORIES[insn['mem']]}"
             names.append(text if insn["x"] else f"{text} nop")
-        elif op == GEMM:
+        elif op == Opcode.GEMM:
             names.append("GEMM reset" if insn["reset"] else "GEMM")
-        elif op == ALU:
+        elif op == Opcode.ALU:
             names.append(f"ALU {isa.ALU_OPS[insn['alu_op']]}")
         else:
-            names.append("FINISH" if op == FINISH else f"OPCODE {op}")
+            names.append("FINISH" if op == Opcode.FINISH else f"OPCODE {op}")
     return names
 
 
@@ -317,7 +303,7 @@ def _arguments(program: Program, i: int, start: int, done: int, port_wait: int) 
     if done < 0:
         args["execution cycles"] = "does not end"
     op = insn["op"]
-    if op in (LOAD, STORE):
+    if op in (Opcode.LOAD, Opcode.STORE):
         if insn["x"]:
             size = element_bytes(program.accelerator)[insn["mem"]]
             args |= {
@@ -327,7 +313,7 @@ def _arguments(program: Program, i: int, start: int, done: int, port_wait: int) 
             args |= {f"pad {side}": insn[side] for side in ("top", "bottom", "left", "right") if insn[side]}
         if port_wait:
             args[WAIT_PORT] = port_wait
-    elif op in (GEMM, ALU):
+    elif op in (Opcode.GEMM, Opcode.ALU):
         uops = insn["uop_end"] - insn["uop_bgn"]
         args |= {
             "micro-ops": f"{insn['uop_bgn']}..{insn['uop_end']}",
@@ -336,7 +322,7 @@ def _arguments(program: Program, i: int, start: int, done: int, port_wait: int) 
             "dst factors": f"{insn['dst_out']},{insn['dst_in']}",
             "src factors": f"{insn['src_out']},{insn['src_in']}",
         }
-        if op == GEMM:
+        if op == Opcode.GEMM:
             args["wgt factors"] = f"{insn['wgt_out']},{insn['wgt_in']}"
         elif insn["use_imm"]:
             args["immediate"] = insn["imm"]
@@ -365,8 +351,8 @@ def _memory(program: Program, trace: NDArray[np.int64], bursts: NDArray[np.void]
             slices.append(Slice(Row.READ, start, end, CLIENTS[int(bursts["client"][a])], WORK, args))
             before = end
     insns = program.insns
-    for i in np.flatnonzero((insns["op"] == STORE) & (insns["x"] > 0) & (trace[:, 0] >= 0)).tolist():
+    for i in np.flatnonzero((insns["op"] == Opcode.STORE) & (insns["x"] > 0) & (trace[:, 0] >= 0)).tolist():
         end = int(trace[i, 1]) if trace[i, 1] >= 0 else 1 << 60
-        size = int(insns["y"][i] * insns["x"][i]) * element_bytes(program.accelerator)[OUT]
+        size = int(insns["y"][i] * insns["x"][i]) * element_bytes(program.accelerator)[Memory.OUT]
         slices.append(Slice(Row.WRITE, int(trace[i, 0]), end, "OUT", WORK, {"instruction": i, "bytes": size}))
     return slices

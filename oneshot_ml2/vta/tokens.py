@@ -10,18 +10,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.kernels import njit
-from oneshot_ml2.vta.program import (
-    FINISH,
-    INP,
-    LOAD,
-    POP_NEXT,
-    POP_PREV,
-    PUSH_NEXT,
-    PUSH_PREV,
-    STORE,
-    WGT,
-    Insns,
-)
+from oneshot_ml2.vta.program import Flag, Insns, Memory, Opcode
 
 QUEUES = ("load-to-compute", "compute-to-load", "compute-to-store", "store-to-compute")
 # The modules, in the order of the pipeline.
@@ -36,15 +25,15 @@ PUSHES_PREV, PUSHES_NEXT = np.array((NO_QUEUE, 1, 3)), np.array((0, 2, NO_QUEUE)
 @njit(cache=True, nogil=True)
 def module_of(insn):  # type: ignore[no-untyped-def]
     """The module that executes an instruction (an `INSN` record): LOADS, COMPUTES or STORES."""
-    if insn.op == STORE:
+    if insn.op == Opcode.STORE:
         return STORES
-    return LOADS if insn.op == LOAD and (insn.mem == INP or insn.mem == WGT) else COMPUTES
+    return LOADS if insn.op == Opcode.LOAD and (insn.mem == Memory.INP or insn.mem == Memory.WGT) else COMPUTES
 
 
 def modules(insns: Insns) -> NDArray[np.int64]:
     """`module_of` each of some instructions (n,), int64 (n,)."""
-    loads = (insns["op"] == LOAD) & np.isin(insns["mem"], (INP, WGT))
-    return np.where(insns["op"] == STORE, STORES, np.where(loads, LOADS, COMPUTES))
+    loads = (insns["op"] == Opcode.LOAD) & np.isin(insns["mem"], (Memory.INP, Memory.WGT))
+    return np.where(insns["op"] == Opcode.STORE, STORES, np.where(loads, LOADS, COMPUTES))
 
 
 @njit(cache=True, nogil=True)
@@ -57,12 +46,12 @@ def flow(insns, tokens) -> bool:  # type: ignore[no-untyped-def]
     sound = True
     for i in range(len(insns)):
         module, flags = module_of(insns[i]), insns[i].flags
-        for flag, queue in ((POP_PREV, POPS_PREV[module]), (POP_NEXT, POPS_NEXT[module])):
+        for flag, queue in ((Flag.POP_PREV, POPS_PREV[module]), (Flag.POP_NEXT, POPS_NEXT[module])):
             if flags & flag:
                 sound = sound and queue >= 0 and tokens[queue] > 0
                 if queue >= 0:
                     tokens[queue] -= 1
-        for flag, queue in ((PUSH_PREV, PUSHES_PREV[module]), (PUSH_NEXT, PUSHES_NEXT[module])):
+        for flag, queue in ((Flag.PUSH_PREV, PUSHES_PREV[module]), (Flag.PUSH_NEXT, PUSHES_NEXT[module])):
             if flags & flag:
                 sound = sound and queue >= 0
                 if queue >= 0:
@@ -86,7 +75,7 @@ def left(insns: Insns) -> tuple[int, int, int, int]:
 
     Below zero where it waits for tokens that it does not push itself.
     """
-    ends = np.flatnonzero(insns["op"] == FINISH)
+    ends = np.flatnonzero(insns["op"] == Opcode.FINISH)
     tokens = np.zeros(4, dtype=np.int64)
     flow(insns[: ends[0] + 1] if len(ends) else insns, tokens)
     a, b, c, d = tokens.tolist()

@@ -18,6 +18,7 @@ from oneshot_ml2.common.errors import CorpusError, OneShotError
 from oneshot_ml2.evaluation import replay
 from oneshot_ml2.vta import isa, program
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.program import Memory, Opcode
 
 DATA = Path(__file__).parent.parent / "data"
 FILES = sorted(DATA.glob("rtl_*.h5"))
@@ -166,7 +167,7 @@ def test_garbage_is_not_timed(tmp_path: Path) -> None:
     """Twelve loads of 65,535 rows of 65,535 weights each would take hours."""
     raw = tmp_path / "garbage.bin"
     pynq = Accelerator.load("pynq")
-    load = [program.LOAD, 0, program.WGT, 0, 0, 65535, 65535, 65535, 0, 0, 0, 0, 0, 0]
+    load = [Opcode.LOAD, 0, Memory.WGT, 0, 0, 65535, 65535, 65535, 0, 0, 0, 0, 0, 0]
     raw.write_bytes(isa.to_bytes(isa.encode(program.insns_of([load] * 12), pynq)))
     began = time.perf_counter()
     with pytest.raises(OneShotError, match="bursts; timed are at most"):

@@ -22,7 +22,7 @@ from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta import timeline
 from oneshot_ml2.vta import tokens as queues
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import MICRO_OP, Program, insns_of
+from oneshot_ml2.vta.program import MICRO_OP, Flag, Memory, Opcode, Program, insns_of
 from oneshot_ml2.vta.timing import chisel
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.epilogue import Epilogue
@@ -162,8 +162,8 @@ def test_a_whole_layer() -> None:
 
 
 def test_a_program_that_hangs_says_what_it_waits_for() -> None:
-    line = check(program_of(PYNQ, [row(G.LOAD, 0, G.INP, 0, 64, 1, 8, 8), row(G.GEMM, G.POP_PREV, 0, 0, 1, 1, 1),
-                                   row(G.FINISH)]))  # fmt: skip
+    gemm = row(Opcode.GEMM, Flag.POP_PREV, 0, 0, 1, 1, 1)
+    line = check(program_of(PYNQ, [row(Opcode.LOAD, 0, Memory.INP, 0, 64, 1, 8, 8), gemm, row(Opcode.FINISH)]))
     assert line.hang
     (wait,) = (piece for piece in line.slices if piece.row == timeline.Row.COMPUTE)
     assert (wait.name, wait.end, wait.args["token from load"]) == (
@@ -175,30 +175,30 @@ def test_the_wait_for_the_memory_port_is_what_contention_costs() -> None:
     """A LOAD of biases behind one of weights takes so much longer than alone as it says it waits."""
 
     def biases(insns: list[list[int]]) -> timeline.Slice:
-        line = check(program_of(PYNQ, [*insns, row(G.LOAD, 0, G.ACC, 0, 4096, 3, 8, 8), row(G.FINISH)]))
+        line = check(program_of(PYNQ, [*insns, row(Opcode.LOAD, 0, Memory.ACC, 0, 4096, 3, 8, 8), row(Opcode.FINISH)]))
         return next(piece for piece in line.slices if piece.name == "LOAD ACC")
 
-    alone = biases([row(G.LOAD, 0, G.WGT)])
+    alone = biases([row(Opcode.LOAD, 0, Memory.WGT)])
     assert timeline.WAIT_PORT not in alone.args
-    behind = biases([row(G.LOAD, 0, G.WGT, 0, 64, 1, 40, 40)])
+    behind = biases([row(Opcode.LOAD, 0, Memory.WGT, 0, 64, 1, 40, 40)])
     assert behind.args["execution cycles"] - alone.args["execution cycles"] == behind.args[timeline.WAIT_PORT] > 500
 
 
 def test_layers_of_a_joined_program() -> None:
     """The first layer ends with its NOP, whatever else runs by then; a layer alone is cut out of the program."""
     insns = [
-        row(G.LOAD, 0, G.UOP, 0, 0x2000, 1, 4, 4),
-        row(G.LOAD, G.PUSH_NEXT, G.INP, 0, 64, 1, 30, 30),
-        row(G.GEMM, G.POP_PREV | G.PUSH_NEXT, 0, 0, 4, 5, 5),
-        row(G.STORE, G.POP_PREV | G.PUSH_PREV, G.OUT, 0, 512, 1, 8, 8),
-        row(G.LOAD, G.POP_NEXT | G.PUSH_PREV, G.UOP),
-        row(G.LOAD, 0, G.UOP, 0, 0x2400, 1, 4, 4),
-        row(G.LOAD, G.POP_NEXT | G.PUSH_NEXT, G.INP, 0, 64, 1, 30, 30),
-        row(G.GEMM, G.POP_PREV, 0, 0, 4, 5, 5),
-        row(G.FINISH),
+        row(Opcode.LOAD, 0, Memory.UOP, 0, 0x2000, 1, 4, 4),
+        row(Opcode.LOAD, Flag.PUSH_NEXT, Memory.INP, 0, 64, 1, 30, 30),
+        row(Opcode.GEMM, Flag.POP_PREV | Flag.PUSH_NEXT, 0, 0, 4, 5, 5),
+        row(Opcode.STORE, Flag.POP_PREV | Flag.PUSH_PREV, Memory.OUT, 0, 512, 1, 8, 8),
+        row(Opcode.LOAD, Flag.POP_NEXT | Flag.PUSH_PREV, Memory.UOP),
+        row(Opcode.LOAD, 0, Memory.UOP, 0, 0x2400, 1, 4, 4),
+        row(Opcode.LOAD, Flag.POP_NEXT | Flag.PUSH_NEXT, Memory.INP, 0, 64, 1, 30, 30),
+        row(Opcode.GEMM, Flag.POP_PREV, 0, 0, 4, 5, 5),
+        row(Opcode.FINISH),
     ]
     uops = np.zeros(0x1400 // 4, MICRO_OP)
-    buffers = (G.Buffer("0.uops", G.UOP, 0x8000, 4), G.Buffer("1.uops", G.UOP, 0x9000, 4))
+    buffers = (G.Buffer("0.uops", Memory.UOP, 0x8000, 4), G.Buffer("1.uops", Memory.UOP, 0x9000, 4))
     program = Program(PYNQ, insns_of(insns), uops, 0x1000, 0x8000, buffers)
     line = check(program)
     entry = trace.part(line, program, ("a", "b"))
@@ -252,7 +252,7 @@ def check_events(events: list[dict[str, Any]], end_ns: int) -> None:
 @pytest.mark.parametrize("mhz", [100, 333])
 def test_the_file_keeps_the_rules_of_its_format(mhz: float) -> None:
     accelerator = dataclasses.replace(PYNQ, clock_mhz=mhz)
-    first, second = timeline.timeline(conv_program()), timeline.timeline(program_of(PYNQ, [row(G.FINISH)]))
+    first, second = timeline.timeline(conv_program()), timeline.timeline(program_of(PYNQ, [row(Opcode.FINISH)]))
     content = json.loads(
         trace.document(
             'a "model"',

@@ -13,7 +13,7 @@ from oneshot_ml2.spaces.autotvm import space as autotvm
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import isa, packing, simulator
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import FINISH, GEMM, LOAD, PAGE, UOP
+from oneshot_ml2.vta.program import PAGE, Memory, Opcode
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 from oneshot_ml2.vta.timing import chisel
 from oneshot_ml2.workload.conv2d import Conv2d
@@ -137,7 +137,7 @@ def test_resident_kernels_are_loaded_once_and_evicted_ones_again() -> None:
     def loads(accelerator: Accelerator) -> int:
         insns = autotvm.lower(workload, accelerator, values).insns
         assert autotvm.validity(workload, accelerator, values[None])[0] == Reason.VALID
-        return int(((insns["op"] == LOAD) & (insns["mem"] == UOP) & (insns["x"] > 0)).sum())
+        return int(((insns["op"] == Opcode.LOAD) & (insns["mem"] == Memory.UOP) & (insns["x"] > 0)).sum())
 
     assert loads(PYNQ) == 10
     assert loads(FEW_UOPS) > 10
@@ -148,10 +148,10 @@ def test_resident_kernels_are_loaded_once_and_evicted_ones_again() -> None:
 def test_token_flow_ends_as_the_run_time_ends_it() -> None:
     # docs/hardware.md, TVM's template: the last four are push store, push load, a NOP that pops both, FINISH.
     program = ScheduleSpace(Conv2d(1, 32, 8, 8, 32, 1, 1), PYNQ, "autotvm").lower(0)
-    assert program.insns["op"][-1] == FINISH
+    assert program.insns["op"][-1] == Opcode.FINISH
     assert program.insns["flags"][-2] == 3
     assert program.insn_address % PAGE == 0 and program.uop_address % PAGE == 0
-    assert (program.insns["op"] == GEMM).any()
+    assert (program.insns["op"] == Opcode.GEMM).any()
     np.testing.assert_array_equal(isa.decode(isa.encode(program.insns, PYNQ), PYNQ)["flags"], program.insns["flags"])
 
 

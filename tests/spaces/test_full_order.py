@@ -11,8 +11,8 @@ from oneshot_ml2.spaces.full import emit, legality
 from oneshot_ml2.spaces.full.knobs import BIAS_GEMM, schedules
 from oneshot_ml2.spaces.full.totals import summaries, totals_of
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.nest import Nest, make_nest
+from oneshot_ml2.vta.program import AluOp, Opcode
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.tokens import runs_in_order
 from oneshot_ml2.workload.conv2d import Conv2d
@@ -21,9 +21,9 @@ from oneshot_ml2.workload.conv2d import Conv2d
 def multiplications(nest: Nest, insns: NDArray[np.int64]) -> int:
     """GEMMs of a program but for resets, so with those that add biases and residuals; of a pool its maxima."""
     if nest.pool:
-        tensors = (insns["op"] == G.ALU) & (insns["use_imm"] == 0)
-        return int((tensors & (insns["alu_op"] == G.ALU_MAX)).sum())
-    return int(((insns["op"] == G.GEMM) & (insns["reset"] == 0)).sum())
+        tensors = (insns["op"] == Opcode.ALU) & (insns["use_imm"] == 0)
+        return int((tensors & (insns["alu_op"] == AluOp.MAX)).sum())
+    return int(((insns["op"] == Opcode.GEMM) & (insns["reset"] == 0)).sum())
 
 
 def compare(seed: int, tasks: int, each: int) -> set[str]:

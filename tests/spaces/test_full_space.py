@@ -13,11 +13,10 @@ from oneshot_ml2.spaces.full import knobs
 from oneshot_ml2.spaces.full import space as full
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import image, isa
-from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator, preset_names
 from oneshot_ml2.vta.bound import engine_bound
 from oneshot_ml2.vta.nest import make_nest
-from oneshot_ml2.vta.program import Program, element_bytes
+from oneshot_ml2.vta.program import Memory, Opcode, Program, element_bytes
 from oneshot_ml2.vta.reasons import InvalidSchedule
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.batch_matmul import BatchMatmul
@@ -39,10 +38,16 @@ def check_portable(program: Program) -> None:
     """The portable programs of docs/hardware.md, as far as a static look tells; no access beside a buffer."""
     a, insns = program.accelerator, program.insns
     assert len(program.uops) <= 2048
-    depth = {G.UOP: a.uop_depth, G.INP: a.inp_depth, G.WGT: a.wgt_depth, G.ACC: a.acc_depth, G.OUT: a.acc_depth}
+    depth = {
+        Memory.UOP: a.uop_depth,
+        Memory.INP: a.inp_depth,
+        Memory.WGT: a.wgt_depth,
+        Memory.ACC: a.acc_depth,
+        Memory.OUT: a.acc_depth,
+    }
     for insn in insns:
         op = insn["op"]
-        if op in (G.LOAD, G.STORE) and insn["x"]:
+        if op in (Opcode.LOAD, Opcode.STORE) and insn["x"]:
             size = element_bytes(a)[int(insn["mem"])]
             begin = int(insn["dram"]) * size
             end = begin + int((insn["y"] - 1) * insn["stride"] + insn["x"]) * size
@@ -54,16 +59,16 @@ def check_portable(program: Program) -> None:
             count = height * (insn["x"] + insn["left"] + insn["right"])
             assert insn["y"] > 0
             assert insn["sram"] + count <= depth[int(insn["mem"])]
-            if insn["mem"] in (G.INP, G.WGT):
+            if insn["mem"] in (Memory.INP, Memory.WGT):
                 assert count < depth[int(insn["mem"])]
-        elif op in (G.GEMM, G.ALU):
+        elif op in (Opcode.GEMM, Opcode.ALU):
             assert insn["iter_out"] > 0 and insn["iter_in"] > 0 and insn["uop_end"] > insn["uop_bgn"]
             dst = touched(program, insn, "dst", "dst_out", "dst_in")
             src = touched(program, insn, "src", "src_out", "src_in")
             assert dst.max() < a.acc_depth
             for distance in (1, 2):
                 assert (dst[distance:] != dst[:-distance]).all()
-            if op == G.GEMM:
+            if op == Opcode.GEMM:
                 assert src.max() < a.inp_depth
                 assert touched(program, insn, "wgt", "wgt_out", "wgt_in").max() < a.wgt_depth
             elif insn["use_imm"]:

@@ -10,8 +10,8 @@ from oneshot_ml2.spaces.full.axes import RECURRENCE
 from oneshot_ml2.spaces.full.knobs import BIAS_GEMM, FOLD_TAPS, KNOBS, PAD_SKIP, schedules
 from oneshot_ml2.spaces.full.totals import column, summaries, totals_of
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.nest import make_nest
+from oneshot_ml2.vta.program import AluOp, Opcode
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
@@ -117,9 +117,9 @@ def test_a_gemm_a_tap_in_closed_form_is_that_of_programs() -> None:
         for index, total in zip(indices[taps], totals_of(totals)[taps], strict=True):
             insns = space.lower(int(index)).insns
             if nest.pool:
-                gemms = (insns["op"] == G.ALU) & (insns["alu_op"] == G.ALU_MAX) & (insns["use_imm"] == 0)
+                gemms = (insns["op"] == Opcode.ALU) & (insns["alu_op"] == AluOp.MAX) & (insns["use_imm"] == 0)
             else:
-                gemms = (insns["op"] == G.GEMM) & (insns["reset"] == 0)
+                gemms = (insns["op"] == Opcode.GEMM) & (insns["reset"] == 0)
             others = 0
             if not nest.pool:
                 bias = nest.bias and schedules(space.values(np.array([index])))[0]["bias"] == BIAS_GEMM

@@ -50,20 +50,15 @@ SETTINGS = Settings(
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return networks.small_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("peers")
-    assert list(peers.train_peers([corpus], SETTINGS, out, lambda _: None)) == list(peers.peer_kinds())
+    assert list(peers.train_peers([small_corpus], SETTINGS, out, lambda _: None)) == list(peers.peer_kinds())
     return out
 
 
-def test_rows_are_a_subsample_of_the_corpus_s_valid_ones(corpus: Path):
-    rows = read_rows([corpus], SETTINGS)
-    with open_corpus(corpus) as opened:
+def test_rows_are_a_subsample_of_the_corpus_s_valid_ones(small_corpus: Path):
+    rows = read_rows([small_corpus], SETTINGS)
+    with open_corpus(small_corpus) as opened:
         tasks = [task for task in opened if task.valid.sum() >= 2]
         digest = opened.digest
     assert len(rows) == len(tasks) and rows.digests == [digest]
@@ -74,7 +69,7 @@ def test_rows_are_a_subsample_of_the_corpus_s_valid_ones(corpus: Path):
         assert rows.speed[own].max() == 1.0
         values = rows.own[own][:, : len(KNOBS)].astype(np.int64)
         assert np.array_equal(rows.features[own], full_features.encode(task.space(), values))
-    assert len(read_rows([corpus], Settings(every=5, samples=3))) == math.ceil(len(tasks) / 5)
+    assert len(read_rows([small_corpus], Settings(every=5, samples=3))) == math.ceil(len(tasks) / 5)
 
 
 def test_inputs_of_their_own_are_knobs_and_shapes():
@@ -112,8 +107,8 @@ def test_lambda_rank_is_its_definition():
     assert found == pytest.approx(wanted / 3, rel=1e-9)
 
 
-def test_peers_learn_and_are_saved_whole(corpus: Path, folder: Path):
-    rows = read_rows([corpus], SETTINGS)
+def test_peers_learn_and_are_saved_whole(small_corpus: Path, folder: Path):
+    rows = read_rows([small_corpus], SETTINGS)
     loaded = peers.load_peers(folder)
     assert list(loaded) == list(peers.peer_kinds())
     for name, peer in loaded.items():
@@ -130,18 +125,18 @@ def test_peers_learn_and_are_saved_whole(corpus: Path, folder: Path):
         assert card["feature_version"] == full_features.FEATURE_VERSION
 
 
-def test_what_is_there_is_not_trained_again(corpus: Path, folder: Path, monkeypatch):
+def test_what_is_there_is_not_trained_again(small_corpus: Path, folder: Path, monkeypatch):
     def never(*_):
         raise AssertionError("trained again")
 
     kinds = {name: dataclasses.replace(kind, train=never) for name, kind in peers.peer_kinds().items()}
     monkeypatch.setattr(peers, "peer_kinds", lambda: kinds)
-    assert list(peers.train_peers([corpus], SETTINGS, folder, lambda _: None)) == list(peers.peer_kinds())
+    assert list(peers.train_peers([small_corpus], SETTINGS, folder, lambda _: None)) == list(peers.peer_kinds())
     with pytest.raises(AssertionError, match="trained again"):
-        list(peers.train_peers([corpus], Settings(every=1, samples=41), folder, lambda _: None))
+        list(peers.train_peers([small_corpus], Settings(every=1, samples=41), folder, lambda _: None))
 
 
-def test_a_killed_training_ends_as_one_that_was_not(corpus: Path, folder: Path, tmp_path: Path):
+def test_a_killed_training_ends_as_one_that_was_not(small_corpus: Path, folder: Path, tmp_path: Path):
     def kill(text: str) -> None:
         # Epoch by epoch: what is reported is not saved yet.
         if text.startswith(("one-shot: epoch 2", "tenset: epoch 5")) and text not in killed:
@@ -151,10 +146,10 @@ def test_a_killed_training_ends_as_one_that_was_not(corpus: Path, folder: Path, 
     killed: list[str] = []
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            list(peers.train_peers([corpus], SETTINGS, tmp_path, kill))
-    assert list(peers.train_peers([corpus], SETTINGS, tmp_path, kill)) == list(peers.peer_kinds())
+            list(peers.train_peers([small_corpus], SETTINGS, tmp_path, kill))
+    assert list(peers.train_peers([small_corpus], SETTINGS, tmp_path, kill)) == list(peers.peer_kinds())
     assert not list(tmp_path.glob("*.checkpoint"))
-    rows = read_rows([corpus], SETTINGS)
+    rows = read_rows([small_corpus], SETTINGS)
     one, two = peers.load_peers(folder), peers.load_peers(tmp_path)
     for name in peers.peer_kinds():
         first, second = (found[name].score(rows.features, rows.own) for found in (one, two))

@@ -39,13 +39,8 @@ SETTINGS = Settings(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return networks.small_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def data(folder: Path) -> Data:
-    return training_data.read_data([folder], SETTINGS)
+def data(small_corpus: Path) -> Data:
+    return training_data.read_data([small_corpus], SETTINGS)
 
 
 def same(one: Predictor, two: Predictor) -> bool:
@@ -54,8 +49,8 @@ def same(one: Predictor, two: Predictor) -> bool:
     )
 
 
-def test_targets_are_the_corpus_s_own(folder: Path, data: Data):
-    with open_corpus(folder) as corpus:
+def test_targets_are_the_corpus_s_own(small_corpus: Path, data: Data):
+    with open_corpus(small_corpus) as corpus:
         tasks = list(corpus)
     assert len(data) == len(tasks) == len(networks.LAYERS) * len(networks.CHIPS)
     for t, task in enumerate(tasks):
@@ -68,8 +63,8 @@ def test_targets_are_the_corpus_s_own(folder: Path, data: Data):
         assert (data.log_ratio[rows] >= 0).all()
 
 
-def test_mapped_features_are_those_in_memory(folder: Path, data: Data, tmp_path: Path, monkeypatch):
-    training_data.write_features([folder], SETTINGS, tmp_path / "features")
+def test_mapped_features_are_those_in_memory(small_corpus: Path, data: Data, tmp_path: Path, monkeypatch):
+    training_data.write_features([small_corpus], SETTINGS, tmp_path / "features")
     mapped = training_data.map_features(tmp_path / "features")
     for field in dataclasses.fields(Data):
         one, two = getattr(mapped, field.name), getattr(data, field.name)
@@ -81,19 +76,19 @@ def test_mapped_features_are_those_in_memory(folder: Path, data: Data, tmp_path:
     # They are made once; other settings make them anew.
     wanted = training_data._made_of(tmp_path / "features" / "head.json")
     monkeypatch.setattr(training_data, "_columns_of", None)
-    training_data.write_features([folder], SETTINGS, tmp_path / "features")
+    training_data.write_features([small_corpus], SETTINGS, tmp_path / "features")
     with pytest.raises(TypeError):
-        training_data.write_features([folder], dataclasses.replace(SETTINGS, seed=8), tmp_path / "features")
+        training_data.write_features([small_corpus], dataclasses.replace(SETTINGS, seed=8), tmp_path / "features")
     assert wanted is not None and training_data._made_of(tmp_path / "features" / "head.json") is None
 
 
-def test_two_processes_train_together(folder: Path, tmp_path: Path):
+def test_two_processes_train_together(small_corpus: Path, tmp_path: Path):
     settings = tmp_path / "s.toml"
     text = "scan = [8]\nmain = [16, 8]\nepochs = 4\ntasks_per_batch = 4\nsamples_per_task = 32\n"
     settings.write_text(text + "validity_samples = 20\nheld_workloads = 0.25\nheld_accelerators = 1")
     out = tmp_path / "weights"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "oneshot_ml2", "train", "--corpus", folder, "--out", out, "--settings", settings]
+    command += ["-m", "oneshot_ml2", "train", "--corpus", small_corpus, "--out", out, "--settings", settings]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr
@@ -200,11 +195,11 @@ def test_nothing_to_train_on_is_an_error(data: Data, tmp_path: Path):
         training_data.make_data([], [])
 
 
-def test_the_command_trains(folder: Path, tmp_path: Path, run_command):
+def test_the_command_trains(small_corpus: Path, tmp_path: Path, run_command):
     settings = tmp_path / "s.toml"
     settings.write_text("scan = [8]\nmain = [8]\nepochs = 9\nvalidity_samples = 20\nheld_accelerators = 1")
     out = tmp_path / "weights"
-    code, text, _ = run_command("train", "--corpus", folder, "--out", out, "--settings", settings, "--epochs", 1)
+    code, text, _ = run_command("train", "--corpus", small_corpus, "--out", out, "--settings", settings, "--epochs", 1)
     assert code == 0
     assert "trained in" in text
     assert Predictor.load(out.with_suffix(".safetensors")).card["settings"]["epochs"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.tuning import calibrate, finetune
 from oneshot_ml2.tuning.calibrate import Board, Measured
 from oneshot_ml2.tuning.log import LogError
-from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.program import Memory, Opcode
 from oneshot_ml2.vta.reasons import Reason
 
 CHIP = Accelerator.load("pynq")
@@ -84,10 +85,10 @@ def test_traffic_is_what_programs_do(legal: np.ndarray) -> None:
     for i, index in enumerate(legal.tolist()):
         insns = SPACES[0].lower(index).insns
         moves, rows = (insns["x"] > 0), insns["x"] * insns["y"]
-        loads, stores = moves & (insns["op"] == G.LOAD), moves & (insns["op"] == G.STORE)
-        inp = loads & (insns["mem"] == G.INP)
+        loads, stores = moves & (insns["op"] == Opcode.LOAD), moves & (insns["op"] == Opcode.STORE)
+        inp = loads & (insns["mem"] == Memory.INP)
         apart = stores & (insns["y"] > 1) & (insns["x"] < insns["stride"])
-        uops = loads & (insns["mem"] == G.UOP)
+        uops = loads & (insns["mem"] == Memory.UOP)
         true[i] = (
             rows[inp].max(),
             insns["x"][apart].min(initial=NO_ROW),
@@ -362,11 +363,24 @@ def arguments(tmp_path: Path, board: Board, monkeypatch: pytest.MonkeyPatch) -> 
     ]
 
 
+@pytest.fixture
+def says_afterwards(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Have the cross-validation say how good choices are afterwards; before, it is 0.9."""
+
+    def say(choice: float) -> None:
+        figures = ({"choice": 0.9, "error": 0.2}, {"choice": choice, "error": 0.1})
+        monkeypatch.setattr(finetune, "cross_validate", lambda board, measured: figures)
+
+    return say
+
+
 def test_the_command_writes_weights_and_card(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    tmp_path: Path,
+    says_afterwards: Callable[[float], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    figures = ({"choice": 0.9, "error": 0.2}, {"choice": 0.95, "error": 0.1})
-    monkeypatch.setattr(finetune, "cross_validate", lambda board, measured: figures)
+    says_afterwards(0.95)
     assert main.main(arguments) == 0
     assert "95.00%" in capsys.readouterr().out
     loaded = Predictor.load(tmp_path / "new.safetensors")
@@ -383,11 +397,8 @@ def test_the_command_writes_weights_and_card(
     assert "fine-tuned already" in capsys.readouterr().err
 
 
-def test_worse_weights_are_not_written(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    figures = ({"choice": 0.9, "error": 0.2}, {"choice": 0.89, "error": 0.1})
-    monkeypatch.setattr(finetune, "cross_validate", lambda board, measured: figures)
+def test_worse_weights_are_not_written(arguments: list[str], tmp_path: Path, says_afterwards, capsys) -> None:
+    says_afterwards(0.89)
     assert main.main(arguments) == 2
     assert "nothing is written" in capsys.readouterr().err
     assert not (tmp_path / "new.safetensors").exists()

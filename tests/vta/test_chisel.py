@@ -8,30 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_programs import ACCELERATORS, DE10, PYNQ, random_program, row
+from random_programs import ACCELERATORS, DE10, POPS, PUSHES, PYNQ, random_program, row
 
 from oneshot_ml2.evaluation.replay import read_runs
 from oneshot_ml2.vta import isa
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import (
-    ACC,
-    ALU,
-    FINISH,
-    GEMM,
-    INP,
-    LOAD,
-    MICRO_OP,
-    POP_NEXT,
-    POP_PREV,
-    PUSH_NEXT,
-    PUSH_PREV,
-    STORE,
-    UOP,
-    WGT,
-    Program,
-    element_bytes,
-    insns_of,
-)
+from oneshot_ml2.vta.program import MICRO_OP, Flag, Memory, Opcode, Program, element_bytes, insns_of
 from oneshot_ml2.vta.timing import chisel, records
 
 DATA = Path(__file__).parent.parent / "data"
@@ -136,7 +118,7 @@ def test_double_buffering_vector() -> None:
     assert timed(PYNQ, insns).cycles == 3104
     result = timed(DE10, insns)
     assert result.cycles == 3089
-    gemms = [i for i in range(len(insns)) if insns["op"][i] == GEMM]
+    gemms = [i for i in range(len(insns)) if insns["op"][i] == Opcode.GEMM]
     assert intervals(result, [0, *gemms, 23, 27, 24]) == [
         (39, 64),
         (65, 79),
@@ -162,7 +144,7 @@ def test_finish_after_nops(accelerator: Accelerator, expected: dict[int, int]) -
 
 
 def load(memory: int, y: int, x: int, stride: int, pads: tuple[int, int, int, int]) -> np.ndarray:
-    return insns_of([row(LOAD, 0, memory, 0, 0x400, y, x, stride, *pads), row(FINISH)])
+    return insns_of([row(Opcode.LOAD, 0, memory, 0, 0x400, y, x, stride, *pads), row(Opcode.FINISH)])
 
 
 @pytest.mark.parametrize(
@@ -177,8 +159,8 @@ def load(memory: int, y: int, x: int, stride: int, pads: tuple[int, int, int, in
     ],
 )
 def test_isolated_padded_loads(shape: tuple[int, int, int], pads: tuple[int, int, int, int], cycles: int) -> None:
-    insns = load(INP, *shape, pads)
-    insns["flags"][:2] = PUSH_NEXT, POP_PREV
+    insns = load(Memory.INP, *shape, pads)
+    insns["flags"][:2] = Flag.PUSH_NEXT, Flag.POP_PREV
     ((start, end),) = intervals(timed(PYNQ, insns), [0])
     assert end - start == cycles
 
@@ -186,8 +168,8 @@ def test_isolated_padded_loads(shape: tuple[int, int, int], pads: tuple[int, int
 def test_whole_small_sram_load_ends_early() -> None:
     small = dataclasses.replace(PYNQ, log_inp_buff_size=14, isa_inp_bits=11)
     for elements, cycles in ((1024, 16), (1023, 2046 + 22)):
-        insns = load(INP, 1, elements, elements, (0, 0, 0, 0))
-        insns["flags"][:2] = PUSH_NEXT, POP_PREV
+        insns = load(Memory.INP, 1, elements, elements, (0, 0, 0, 0))
+        insns["flags"][:2] = Flag.PUSH_NEXT, Flag.POP_PREV
         ((start, end),) = intervals(timed(small, insns), [0])
         assert end - start == cycles
 
@@ -196,9 +178,13 @@ def test_tokens_saturate() -> None:
     """Of 300 pushes only 255 arrive while nobody pops: the 256th pop waits for ever."""
 
     def program(pops: int) -> np.ndarray:
-        pushes = [row(LOAD, PUSH_NEXT, INP)] * 300 + [row(LOAD, PUSH_NEXT | POP_NEXT, INP)]
-        wait = [row(LOAD, 0, UOP)] * 500 + [row(LOAD, 0, UOP, 0, 0x400, 1, 4000, 4000)]
-        return insns_of([*pushes[:300], *wait, *[row(LOAD, POP_PREV, UOP)] * pops, row(FINISH)])
+        pushes = [row(Opcode.LOAD, Flag.PUSH_NEXT, Memory.INP)] * 300 + [
+            row(Opcode.LOAD, Flag.PUSH_NEXT | Flag.POP_NEXT, Memory.INP)
+        ]
+        wait = [row(Opcode.LOAD, 0, Memory.UOP)] * 500 + [row(Opcode.LOAD, 0, Memory.UOP, 0, 0x400, 1, 4000, 4000)]
+        return insns_of(
+            [*pushes[:300], *wait, *[row(Opcode.LOAD, Flag.POP_PREV, Memory.UOP)] * pops, row(Opcode.FINISH)]
+        )
 
     assert not timed(PYNQ, program(255)).hang
     assert timed(PYNQ, program(256)).hang
@@ -206,19 +192,24 @@ def test_tokens_saturate() -> None:
 
 @pytest.mark.parametrize(("followers", "hang"), [(511, False), (512, True)])
 def test_head_of_line_blocking(followers: int, hang: bool) -> None:
-    insns = [row(LOAD, POP_NEXT, INP), *[row(LOAD, 0, INP)] * followers, row(LOAD, PUSH_PREV, UOP), row(FINISH)]
+    insns = [
+        row(Opcode.LOAD, Flag.POP_NEXT, Memory.INP),
+        *[row(Opcode.LOAD, 0, Memory.INP)] * followers,
+        row(Opcode.LOAD, Flag.PUSH_PREV, Memory.UOP),
+        row(Opcode.FINISH),
+    ]
     assert timed(PYNQ, insns_of(insns)).hang == hang
 
 
 @pytest.mark.parametrize(
     "insns",
     [
-        [row(LOAD, POP_NEXT, INP), row(LOAD, POP_PREV, UOP), row(FINISH)],
-        [row(LOAD, 0, UOP, 0, 0x400, 0, 4, 4), row(FINISH)],
-        [row(ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 4, 1, 3), row(FINISH)],
-        [row(LOAD, 0, 5, 0, 0x400, 1, 4, 4), row(FINISH)],
-        [row(7), row(FINISH)],
-        [row(GEMM, 0, 0, 0, 1, 1, 1)],
+        [row(Opcode.LOAD, Flag.POP_NEXT, Memory.INP), row(Opcode.LOAD, Flag.POP_PREV, Memory.UOP), row(Opcode.FINISH)],
+        [row(Opcode.LOAD, 0, Memory.UOP, 0, 0x400, 0, 4, 4), row(Opcode.FINISH)],
+        [row(Opcode.ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 4, 1, 3), row(Opcode.FINISH)],
+        [row(Opcode.LOAD, 0, 5, 0, 0x400, 1, 4, 4), row(Opcode.FINISH)],
+        [row(7), row(Opcode.FINISH)],
+        [row(Opcode.GEMM, 0, 0, 0, 1, 1, 1)],
     ],
 )
 def test_hangs_are_reported(insns: list[list[int]]) -> None:
@@ -227,7 +218,7 @@ def test_hangs_are_reported(insns: list[list[int]]) -> None:
 
 
 def test_zero_extent_runs_the_counter_around() -> None:
-    insns = insns_of([row(GEMM, 0, 0, 0, 1, 0, 1), row(GEMM, 0, 0, 3, 3, 1, 1), row(FINISH)])
+    insns = insns_of([row(Opcode.GEMM, 0, 0, 0, 1, 0, 1), row(Opcode.GEMM, 0, 0, 3, 3, 1, 1), row(Opcode.FINISH)])
     assert timed(PYNQ, insns).cycles == 25 + 3 * 2 + 2 * (16384 + 7) - 2
 
 
@@ -252,7 +243,7 @@ class Loader:
         _, _, memory, _, dram, y, x, stride, top, bottom, left, right = insn[:12]
         size = element_bytes(a)[memory]
         self.narrow = size > a.bus_bytes
-        depth = {UOP: a.uop_depth, WGT: a.wgt_depth, INP: a.inp_depth, ACC: a.acc_depth}[memory]
+        depth = (a.uop_depth, a.wgt_depth, a.inp_depth, a.acc_depth)[memory]
         self.modulo = depth * size // a.bus_bytes if self.narrow else 1 << 40
         self.commands: deque[int] = deque()
         for r in range(y):
@@ -303,8 +294,6 @@ class Stepper:
         trace = [[-1, -1] for _ in range(n)]
         queues: list[deque[tuple[int, int]]] = [deque(), deque(), deque()]
         tokens = [0, 0, 0, 0]
-        pops = {0: ((POP_NEXT, 1),), 1: ((POP_PREV, 0), (POP_NEXT, 3)), 2: ((POP_PREV, 2),)}
-        pushes = {0: ((PUSH_NEXT, 0),), 1: ((PUSH_PREV, 1), (PUSH_NEXT, 2)), 2: ((PUSH_PREV, 3),)}
         running: list[list[int] | None] = [None, None, None]  # [instruction, last cycle or -1]
         loaders: dict[int, tuple[Loader, int]] = {}
         slots: dict[int, tuple[int, int]] = {}  # client -> (beats, cycle of filling)
@@ -373,18 +362,18 @@ class Stepper:
                     if state[1] == k:
                         flags = self.insns[state[0]][1]
                         trace[state[0]][1] = k + 1
-                        for bit, token in pushes[m]:
+                        for bit, token in PUSHES[m]:
                             gained[token] += bool(flags & bit)
                         queues[m].popleft()
                         running[m] = None
-                        if self.insns[state[0]][0] == FINISH:
+                        if self.insns[state[0]][0] == Opcode.FINISH:
                             return k, trace
                     continue
                 if not queues[m] or queues[m][0][1] >= k:
                     continue
                 index = queues[m][0][0]
                 insn = self.insns[index]
-                needed = [token for bit, token in pops[m] if insn[1] & bit]
+                needed = [token for bit, token in POPS[m] if insn[1] & bit]
                 if all(start_tokens[token] > 0 for token in needed):
                     for token in needed:
                         gained[token] -= 1
@@ -436,22 +425,22 @@ class Stepper:
     def is_narrow(self, client: int) -> bool:
         a = self.accelerator
         sizes = element_bytes(a)
-        return client > 0 and sizes[{1: UOP, 2: INP, 3: WGT, 4: ACC}[client]] > a.bus_bytes
+        return client > 0 and sizes[{1: Memory.UOP, 2: Memory.INP, 3: Memory.WGT, 4: Memory.ACC}[client]] > a.bus_bytes
 
     def module(self, index: int) -> int:
         op, _, memory = self.insns[index][:3]
-        return 2 if op == STORE else 0 if op == LOAD and memory in (INP, WGT) else 1
+        return 2 if op == Opcode.STORE else 0 if op == Opcode.LOAD and memory in (Memory.INP, Memory.WGT) else 1
 
     def start(self, insn: list[int], k: int, m: int, loaders: dict[int, tuple[Loader, int]]) -> int:
         op = insn[0]
-        if op in (GEMM, ALU):
+        if op in (Opcode.GEMM, Opcode.ALU):
             operations = insn[5] * insn[6] * (insn[4] - insn[3])
-            return k + operations * (2 if op == ALU and not insn[12] else 1) + 6
-        if op == FINISH or insn[6] == 0:
+            return k + operations * (2 if op == Opcode.ALU and not insn[12] else 1) + 6
+        if op == Opcode.FINISH or insn[6] == 0:
             return k + 1
-        if op == STORE:
+        if op == Opcode.STORE:
             return k + self.store_cycles(insn)
-        loaders[{UOP: 1, INP: 2, WGT: 3, ACC: 4}[insn[2]]] = (Loader(self, insn, k), m)
+        loaders[{Memory.UOP: 1, Memory.INP: 2, Memory.WGT: 3, Memory.ACC: 4}[insn[2]]] = (Loader(self, insn, k), m)
         return -1
 
 

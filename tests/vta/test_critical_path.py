@@ -7,9 +7,8 @@ import pytest
 from some_programs import TASKS, some_programs
 
 from oneshot_ml2.vta import facts
-from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.critical_path import PATH, critical_path
-from oneshot_ml2.vta.program import insns_of
+from oneshot_ml2.vta.program import Flag, Memory, Opcode, insns_of
 from oneshot_ml2.vta.timing import chisel
 from oneshot_ml2.workload.base import Workload
 
@@ -17,20 +16,20 @@ from oneshot_ml2.workload.base import Workload
 SIZES = np.array([4, 8, 8, 8, 8, 8])
 
 
-def load(flags: int, beats: int, memory: int = G.INP) -> list[int]:
-    return [G.LOAD, flags, memory, 0, 0, 1, beats, beats, 0, 0, 0, 0, 0, 0]
+def load(flags: int, beats: int, memory: int = Memory.INP) -> list[int]:
+    return [Opcode.LOAD, flags, memory, 0, 0, 1, beats, beats, 0, 0, 0, 0, 0, 0]
 
 
 def store(flags: int, rows: int, beats: int) -> list[int]:
-    return [G.STORE, flags, G.OUT, 0, 0, rows, beats, 64, 0, 0, 0, 0, 0, 0]
+    return [Opcode.STORE, flags, Memory.OUT, 0, 0, rows, beats, 64, 0, 0, 0, 0, 0, 0]
 
 
 def gemm(flags: int, operations: int) -> list[int]:
-    return [G.GEMM, flags, 0, 0, 1, operations, 1, 0, 0, 0, 0, 0, 0, 0]
+    return [Opcode.GEMM, flags, 0, 0, 1, operations, 1, 0, 0, 0, 0, 0, 0, 0]
 
 
 def alu(flags: int, operations: int, immediate: int) -> list[int]:
-    return [G.ALU, flags, 0, 0, 1, operations, 1, 0, 0, 0, 0, 0, immediate, 0]
+    return [Opcode.ALU, flags, 0, 0, 1, operations, 1, 0, 0, 0, 0, 0, immediate, 0]
 
 
 def path(*insns: list[int]) -> dict[str, int]:
@@ -39,11 +38,11 @@ def path(*insns: list[int]) -> dict[str, int]:
 
 def test_a_chain_adds_up() -> None:
     found = path(
-        load(G.PUSH_NEXT, 20),
-        gemm(G.POP_PREV, 7),
+        load(Flag.PUSH_NEXT, 20),
+        gemm(Flag.POP_PREV, 7),
         alu(0, 5, 1),
-        alu(G.PUSH_NEXT, 5, 0),
-        store(G.POP_PREV, 3, 4),
+        alu(Flag.PUSH_NEXT, 5, 0),
+        store(Flag.POP_PREV, 3, 4),
     )
     assert found["cycles"] == 20 + 7 + 5 + 10 + 12
     assert (found["loads"], found["computes"], found["stores"], found["compute_loads"]) == (1, 3, 1, 0)
@@ -53,25 +52,25 @@ def test_a_chain_adds_up() -> None:
 
 def test_what_overlaps_counts_once() -> None:
     """Two loads before two GEMMs: the second load hides behind the first GEMM, or the other way round."""
-    pushed = [load(G.PUSH_NEXT, 4), load(G.PUSH_NEXT, 6)]
-    slow = path(*pushed, gemm(G.POP_PREV, 50), gemm(G.POP_PREV, 50))
+    pushed = [load(Flag.PUSH_NEXT, 4), load(Flag.PUSH_NEXT, 6)]
+    slow = path(*pushed, gemm(Flag.POP_PREV, 50), gemm(Flag.POP_PREV, 50))
     assert (slow["cycles"], slow["loads"], slow["computes"]) == (104, 1, 2)
-    fast = path(*pushed, gemm(G.POP_PREV, 1), gemm(G.POP_PREV, 1))
+    fast = path(*pushed, gemm(Flag.POP_PREV, 1), gemm(Flag.POP_PREV, 1))
     assert (fast["cycles"], fast["loads"], fast["computes"]) == (11, 2, 1)
 
 
 def test_a_buffer_that_is_not_free_yet_delays_a_load() -> None:
     found = path(
-        load(G.PUSH_NEXT, 4),
-        gemm(G.POP_PREV | G.PUSH_PREV, 30),
-        load(G.POP_NEXT | G.PUSH_NEXT, 4),
-        gemm(G.POP_PREV, 30),
+        load(Flag.PUSH_NEXT, 4),
+        gemm(Flag.POP_PREV | Flag.PUSH_PREV, 30),
+        load(Flag.POP_NEXT | Flag.PUSH_NEXT, 4),
+        gemm(Flag.POP_PREV, 30),
     )
     assert found["cycles"] == 68
 
 
 def test_loads_of_the_compute_module_and_nops() -> None:
-    found = path(load(0, 9, G.UOP), load(G.PUSH_NEXT, 0), gemm(G.POP_PREV, 3))
+    found = path(load(0, 9, Memory.UOP), load(Flag.PUSH_NEXT, 0), gemm(Flag.POP_PREV, 3))
     assert found["cycles"] == 5 + 3
     assert (found["loads"], found["compute_loads"]) == (0, 1)
 

@@ -10,8 +10,7 @@ import pytest
 from some_programs import TASKS, some_programs
 
 from oneshot_ml2.vta import facts, simulator
-from oneshot_ml2.vta import program as G
-from oneshot_ml2.vta.program import Program
+from oneshot_ml2.vta.program import Flag, Memory, Opcode, Program
 from oneshot_ml2.vta.timing import chisel
 from oneshot_ml2.workload.base import Workload
 
@@ -60,7 +59,7 @@ def test_counts_of_instructions_and_tokens(workload: Workload, kind: str, chip: 
         pushed = sum(found[f"{a}_to_{b}"] for a, b in (("load", "compute"), ("compute", "load"), ("compute", "store")))
         pushed += found["store_to_compute"]
         flags = insns["flags"]
-        assert pushed == sum(np.count_nonzero(flags & bit) for bit in (G.PUSH_PREV, G.PUSH_NEXT))
+        assert pushed == sum(np.count_nonzero(flags & bit) for bit in (Flag.PUSH_PREV, Flag.PUSH_NEXT))
         # What is taken has been pushed; TVM's programs leave a token behind.
         assert pushed - 2 <= found["pops"] <= pushed
 
@@ -69,11 +68,11 @@ def test_counts_of_instructions_and_tokens(workload: Workload, kind: str, chip: 
 def test_distinct_bytes_and_high_water_marks(workload: Workload, kind: str, chip: str) -> None:
     for program in some_programs(workload, kind, chip, 3):
         found, a = named(program), program.accelerator
-        for memory, size, depth in ((G.INP, a.inp_bytes, a.inp_depth), (G.WGT, a.wgt_bytes, a.wgt_depth)):
-            name = "inp" if memory == G.INP else "wgt"
+        for memory, size, depth in ((Memory.INP, a.inp_bytes, a.inp_depth), (Memory.WGT, a.wgt_bytes, a.wgt_depth)):
+            name = "inp" if memory == Memory.INP else "wgt"
             touched: set[int] = set()
             high = 0
-            for row in program.insns[(program.insns["op"] == G.LOAD) & (program.insns["mem"] == memory)]:
+            for row in program.insns[(program.insns["op"] == Opcode.LOAD) & (program.insns["mem"] == memory)]:
                 if row["x"] == 0:
                     continue
                 for y in range(row["y"]):

@@ -6,29 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_programs import row
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.vta import isa
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import (
-    ALU,
-    ALU_SHR,
-    COLUMNS,
-    FINISH,
-    GEMM,
-    INP,
-    LOAD,
-    MICRO_OP,
-    OUT,
-    POP_NEXT,
-    POP_PREV,
-    PUSH_NEXT,
-    PUSH_PREV,
-    STORE,
-    UOP,
-    insns_of,
-    words_of,
-)
+from oneshot_ml2.vta.program import MICRO_OP, AluOp, Flag, Memory, Opcode, insns_of, words_of
 
 D = Accelerator(0, 4, 15, 15, 18, 17)
 E = Accelerator(0, 5, 14, 15, 19, 17)
@@ -124,18 +107,14 @@ MEMORY = {
 }
 
 
-def row(*values: int) -> list[int]:
-    return [*values, *[0] * (COLUMNS - len(values))]
-
-
 @pytest.mark.parametrize(("index", "accelerator"), list(enumerate([D, E, S])))
 @pytest.mark.parametrize(
     ("opcode", "masks"),
     [
-        (LOAD, {name: (mask,) * 3 for name, mask in MEMORY.items()}),
-        (STORE, {name: (mask,) * 3 for name, mask in MEMORY.items()}),
-        (GEMM, COMMON | ONLY_GEMM),
-        (ALU, COMMON | ONLY_ALU),
+        (Opcode.LOAD, {name: (mask,) * 3 for name, mask in MEMORY.items()}),
+        (Opcode.STORE, {name: (mask,) * 3 for name, mask in MEMORY.items()}),
+        (Opcode.GEMM, COMMON | ONLY_GEMM),
+        (Opcode.ALU, COMMON | ONLY_ALU),
     ],
 )
 def test_field_masks(index: int, accelerator: Accelerator, opcode: int, masks: dict[str, tuple[str, ...]]) -> None:
@@ -150,15 +129,15 @@ def test_field_masks(index: int, accelerator: Accelerator, opcode: int, masks: d
         assert f"{fields[name] >> 64:016x}_{fields[name] & (2**64 - 1):016x}" == expected[index], name
 
 
-GEMM_ROW = row(GEMM, POP_PREV | PUSH_PREV, 0, 5, 47, 14, 3, 1, 0, 2, 1, 0, 1)
-ALU_ROW = row(ALU, PUSH_NEXT, 0, 47, 48, 4, 98, 98, 1, 98, 1, ALU_SHR, 1, -8)
+GEMM_ROW = row(Opcode.GEMM, Flag.POP_PREV | Flag.PUSH_PREV, 0, 5, 47, 14, 3, 1, 0, 2, 1, 0, 1)
+ALU_ROW = row(Opcode.ALU, Flag.PUSH_NEXT, 0, 47, 48, 4, 98, 98, 1, 98, 1, AluOp.SHR, 1, -8)
 VECTORS = [
     (
-        row(LOAD, POP_NEXT | PUSH_NEXT, INP, 0x123, 0x89ABCDEF, 14, 9, 56, 1, 2, 3, 4),
+        row(Opcode.LOAD, Flag.POP_NEXT | Flag.PUSH_NEXT, Memory.INP, 0x123, 0x89ABCDEF, 14, 9, 56, 1, 2, 3, 4),
         [(0x432100380009000E, 0x0226AF37BC048D50)] * 3,
     ),
     (
-        row(STORE, POP_PREV | PUSH_PREV, OUT, 7, 0x10000, 2, 28, 784),
+        row(Opcode.STORE, Flag.POP_PREV | Flag.PUSH_PREV, Memory.OUT, 7, 0x10000, 2, 28, 784),
         [(0x00000310001C0002, 0x0000040000001E29)] * 3,
     ),
     (
@@ -177,8 +156,8 @@ VECTORS = [
             (0x000001FFF1607101, 0xC403100080C02F44),
         ],
     ),
-    (row(LOAD, POP_PREV, UOP), [(0, 8)] * 3),
-    (row(FINISH), [(0, 3)] * 3),
+    (row(Opcode.LOAD, Flag.POP_PREV, Memory.UOP), [(0, 8)] * 3),
+    (row(Opcode.FINISH), [(0, 3)] * 3),
 ]
 
 
@@ -212,7 +191,7 @@ def test_micro_ops(accelerator: Accelerator, masks: tuple[int, ...], word: int) 
 def test_decoded_words_survive_a_round_trip(pairs: list[tuple[int, int]]) -> None:
     for accelerator in (D, E, S):
         insns = isa.decode(np.array(pairs, np.uint64), accelerator)
-        known = insns[insns["op"] <= ALU]
+        known = insns[insns["op"] <= Opcode.ALU]
         np.testing.assert_array_equal(isa.decode(isa.encode(known, accelerator), accelerator), known)
 
 
@@ -224,7 +203,7 @@ def test_every_field_is_checked(insn: list[int]) -> None:
             continue
         limit = 1 << (15 if name == "imm" else width)
         for bad in (limit, -limit - 1):
-            wrong = insns_of([row(FINISH), insn])
+            wrong = insns_of([row(Opcode.FINISH), insn])
             wrong[column][1] = bad
             with pytest.raises(OneShotError, match=f"instruction 1: {name} is {bad}; allowed"):
                 isa.encode(wrong, a)
@@ -242,8 +221,8 @@ def test_bad_input() -> None:
 
 
 def test_undefined_opcodes_keep_their_flags() -> None:
-    insns = isa.decode(np.array([[5 | POP_NEXT << 3 | 0xFF00, 7]], np.uint64), D)
-    assert (insns["op"][0], insns["flags"][0]) == (5, POP_NEXT)
+    insns = isa.decode(np.array([[5 | Flag.POP_NEXT << 3 | 0xFF00, 7]], np.uint64), D)
+    assert (insns["op"][0], insns["flags"][0]) == (5, Flag.POP_NEXT)
     assert not words_of(insns)[0, 2:].any()
 
 

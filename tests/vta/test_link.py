@@ -13,9 +13,8 @@ from programs import ACCELERATORS, legal_order, random_workload
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import image, link, simulator
-from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import Program, element_bytes
+from oneshot_ml2.vta.program import Flag, Memory, Opcode, Program, element_bytes
 from oneshot_ml2.vta.timing import chisel
 from oneshot_ml2.vta.tokens import runs_in_order
 from oneshot_ml2.workload.base import Workload
@@ -63,7 +62,7 @@ def test_joined_programs_compute_what_single_ones_do() -> None:
         programs = [program for _, program in layers]
         joined, placements = placed(programs, rng)
         assert runs_in_order(joined.insns)
-        assert joined.insns["op"].tolist().count(G.FINISH) == 1
+        assert joined.insns["op"].tolist().count(Opcode.FINISH) == 1
         assert joined.dram_bytes >= joined.insn_address + 16 * len(joined.insns)
         dram = np.zeros(joined.dram_bytes, dtype=np.uint8)
         tensors = [workload.random_inputs(rng) for workload, _ in layers]
@@ -134,8 +133,8 @@ def test_what_cannot_be_joined_is_refused() -> None:
     uops, insns = joined.uop_address, joined.insn_address
     other = dataclasses.replace(program, accelerator=Accelerator.load("b8"))
     waiting = program.insns.copy()
-    load = int(np.flatnonzero((waiting["op"] == G.LOAD) & (waiting["mem"] == G.INP))[0])
-    waiting["flags"][: load + 1] |= G.POP_NEXT
+    load = int(np.flatnonzero((waiting["op"] == Opcode.LOAD) & (waiting["mem"] == Memory.INP))[0])
+    waiting["flags"][: load + 1] |= Flag.POP_NEXT
     outside = program.insns.copy()
     outside["dram"][load] = 1 << 24
     for programs, places, says in (

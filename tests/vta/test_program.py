@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from oneshot_ml2.vta.program import COLUMNS, INP, INSN, Buffer, insns_of, joined, words_of
+from oneshot_ml2.vta.program import COLUMNS, INSN, Buffer, Memory, insns_of, joined, words_of
 
 
 def test_fields_of_different_opcodes_share_words() -> None:
@@ -27,4 +27,4 @@ def test_joined_programs_are_records_of_the_same_kind() -> None:
 
 def test_a_buffer_is_spelt_with_its_memory_as_a_number() -> None:
     # Compiled folders hold a hash of it.
-    assert repr(Buffer("data", INP, 4096, 3)) == "Buffer(name='data', memory=2, address=4096, elements=3)"
+    assert repr(Buffer("data", Memory.INP, 4096, 3)) == "Buffer(name='data', memory=2, address=4096, elements=3)"

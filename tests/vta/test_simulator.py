@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from programs import random_workload
+from random_programs import row
 
 from oneshot_ml2.common import resources
 from oneshot_ml2.common.errors import OneShotError
@@ -18,29 +19,7 @@ from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import image as packed
 from oneshot_ml2.vta import simulator
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import (
-    ACC,
-    ACC_8BIT,
-    ALU,
-    ALU_ADD,
-    ALU_MAX,
-    ALU_MIN,
-    ALU_MUL,
-    ALU_SHR,
-    COLUMNS,
-    FINISH,
-    GEMM,
-    INP,
-    LOAD,
-    MICRO_OP,
-    OUT,
-    STORE,
-    UOP,
-    WGT,
-    Program,
-    element_bytes,
-    insns_of,
-)
+from oneshot_ml2.vta.program import MICRO_OP, AluOp, Memory, Opcode, Program, element_bytes, insns_of
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.epilogue import Epilogue
@@ -59,17 +38,13 @@ PYNQ = GEOMETRIES[0]
 UOPS, INSNS, SPACE = 0x1000, 0x8000, 0x10000
 
 
-def row(*values: int) -> list[int]:
-    return [*values, *[0] * (COLUMNS - len(values))]
-
-
 def run(
     accelerator: Accelerator, insns: list[list[int]], uops: list[tuple[int, int, int]], dram: np.ndarray
 ) -> np.ndarray:
     """DRAM after the program; its micro-ops are loaded to SRAM first."""
-    load = row(LOAD, 0, UOP, 0, UOPS // 4, 1, len(uops), len(uops))
+    load = row(Opcode.LOAD, 0, Memory.UOP, 0, UOPS // 4, 1, len(uops), len(uops))
     loaded = np.array([*map(tuple, uops)], MICRO_OP)
-    program = Program(accelerator, insns_of([load, *insns, row(FINISH)]), loaded, INSNS, UOPS, buffers=())
+    program = Program(accelerator, insns_of([load, *insns, row(Opcode.FINISH)]), loaded, INSNS, UOPS, buffers=())
     simulator.run(program, dram)
     return dram
 
@@ -103,12 +78,12 @@ def test_gemm_against_numpy(accelerator: Accelerator) -> None:
     after = run(
         a,
         [
-            row(LOAD, 0, INP, 0, place(a, INP, SPACE), 1, 32, 32),
-            row(LOAD, 0, WGT, 0, place(a, WGT, 2 * SPACE), 2, 2, 2),
-            row(GEMM, 0, 1, 0, 1, 8, 1, 1, 0),
-            row(GEMM, 0, 0, 0, 4, 8, 1, 1, 0, 4, 0, 0, 0),
-            row(ALU, 0, 0, 0, 1, 8, 1, 1, 0, 1, 0, ALU_SHR, 1, 9),
-            row(STORE, 0, OUT, 0, place(a, OUT, 3 * SPACE), 2, 4, 6),
+            row(Opcode.LOAD, 0, Memory.INP, 0, place(a, Memory.INP, SPACE), 1, 32, 32),
+            row(Opcode.LOAD, 0, Memory.WGT, 0, place(a, Memory.WGT, 2 * SPACE), 2, 2, 2),
+            row(Opcode.GEMM, 0, 1, 0, 1, 8, 1, 1, 0),
+            row(Opcode.GEMM, 0, 0, 0, 4, 8, 1, 1, 0, 4, 0, 0, 0),
+            row(Opcode.ALU, 0, 0, 0, 1, 8, 1, 1, 0, 1, 0, AluOp.SHR, 1, 9),
+            row(Opcode.STORE, 0, Memory.OUT, 0, place(a, Memory.OUT, 3 * SPACE), 2, 4, 6),
         ],
         [(0, k, k) for k in range(4)],
         dram,
@@ -124,12 +99,12 @@ def alu(op: int, use_imm: int, imm: int, x: np.ndarray, y: np.ndarray | None = N
     dram[SPACE : SPACE + 64] = x.astype(np.int32).view(np.uint8)
     dram[SPACE + 64 : SPACE + 128] = (x if y is None else y).astype(np.int32).view(np.uint8)
     insns = [
-        row(LOAD, 0, ACC, 0, SPACE // 64, 1, 2, 2),
-        row(ALU, 0, 0, 0 if use_imm else 1, 1 if use_imm else 2, 1, 1, 0, 0, 0, 0, op, use_imm, imm),
+        row(Opcode.LOAD, 0, Memory.ACC, 0, SPACE // 64, 1, 2, 2),
+        row(Opcode.ALU, 0, 0, 0 if use_imm else 1, 1 if use_imm else 2, 1, 1, 0, 0, 0, 0, op, use_imm, imm),
     ]
     for byte in range(4):
-        insns.append(row(ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, ALU_SHR, 1, 8 if byte else 0))
-        insns.append(row(STORE, 0, OUT, 0, (2 * SPACE) // 16 + byte, 1, 1, 1))
+        insns.append(row(Opcode.ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, AluOp.SHR, 1, 8 if byte else 0))
+        insns.append(row(Opcode.STORE, 0, Memory.OUT, 0, (2 * SPACE) // 16 + byte, 1, 1, 1))
     after = run(PYNQ, insns, [(0, 0, 0), (0, 1, 0)], dram)
     planes = after[2 * SPACE : 2 * SPACE + 64].reshape(4, 16).astype(np.uint32)
     return sum(planes[byte] << np.uint32(8 * byte) for byte in range(4)).view(np.int32)
@@ -142,13 +117,13 @@ Y = np.random.default_rng(4).integers(-(2**31), 2**31, 16).astype(np.int32)
 @pytest.mark.parametrize(
     ("op", "imm", "expected"),
     [
-        (ALU_MIN, -5, np.minimum(X, -5)),
-        (ALU_MAX, 7, np.maximum(X, 7)),
-        (ALU_ADD, -32768, X - np.int32(32768)),
-        (ALU_SHR, 3, X >> 3),
-        (ALU_SHR, 35, X >> 3),
-        (ALU_SHR, -4, X << 4),
-        (ALU_SHR, -36, X << 4),
+        (AluOp.MIN, -5, np.minimum(X, -5)),
+        (AluOp.MAX, 7, np.maximum(X, 7)),
+        (AluOp.ADD, -32768, X - np.int32(32768)),
+        (AluOp.SHR, 3, X >> 3),
+        (AluOp.SHR, 35, X >> 3),
+        (AluOp.SHR, -4, X << 4),
+        (AluOp.SHR, -36, X << 4),
     ],
 )
 def test_alu_immediate(op: int, imm: int, expected: np.ndarray) -> None:
@@ -158,11 +133,11 @@ def test_alu_immediate(op: int, imm: int, expected: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("op", "imm", "expected"),
     [
-        (ALU_MIN, 0, np.minimum(X, Y)),
-        (ALU_MAX, 0, np.maximum(X, Y)),
-        (ALU_ADD, 0, X + Y),
-        (ALU_SHR, 0, X >> (Y & 31)),
-        (ALU_SHR, -1, X << (-Y & 31)),
+        (AluOp.MIN, 0, np.minimum(X, Y)),
+        (AluOp.MAX, 0, np.maximum(X, Y)),
+        (AluOp.ADD, 0, X + Y),
+        (AluOp.SHR, 0, X >> (Y & 31)),
+        (AluOp.SHR, -1, X << (-Y & 31)),
     ],
 )
 def test_alu_tensor(op: int, imm: int, expected: np.ndarray) -> None:
@@ -174,9 +149,9 @@ def test_immediate_reads_the_source_element() -> None:
     dram = image()
     x = dram[SPACE : SPACE + 64].copy().view(np.int32)
     insns = [
-        row(LOAD, 0, ACC, 5, SPACE // 64, 1, 1, 1),
-        row(ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, ALU_ADD, 1, 1),
-        row(STORE, 0, OUT, 0, 2 * SPACE // 16, 1, 1, 1),
+        row(Opcode.LOAD, 0, Memory.ACC, 5, SPACE // 64, 1, 1, 1),
+        row(Opcode.ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, AluOp.ADD, 1, 1),
+        row(Opcode.STORE, 0, Memory.OUT, 0, 2 * SPACE // 16, 1, 1, 1),
     ]
     after = run(PYNQ, insns, [(0, 5, 0)], dram)
     np.testing.assert_array_equal(after[2 * SPACE : 2 * SPACE + 16].view(np.int8), (x + 1).astype(np.int8))
@@ -184,11 +159,11 @@ def test_immediate_reads_the_source_element() -> None:
 
 def test_neither_loads_nor_resets_reach_the_output_sram() -> None:
     insns = [
-        row(LOAD, 0, ACC, 0, SPACE // 64, 1, 1, 1),
-        row(ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, ALU_MAX, 1, 0),
-        row(LOAD, 0, ACC, 0, (SPACE + 64) // 64, 1, 1, 1),
-        row(GEMM, 0, 1, 0, 1, 1, 1),
-        row(STORE, 0, OUT, 0, 2 * SPACE // 16, 1, 1, 1),
+        row(Opcode.LOAD, 0, Memory.ACC, 0, SPACE // 64, 1, 1, 1),
+        row(Opcode.ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, AluOp.MAX, 1, 0),
+        row(Opcode.LOAD, 0, Memory.ACC, 0, (SPACE + 64) // 64, 1, 1, 1),
+        row(Opcode.GEMM, 0, 1, 0, 1, 1, 1),
+        row(Opcode.STORE, 0, Memory.OUT, 0, 2 * SPACE // 16, 1, 1, 1),
     ]
     dram = image()
     first = np.maximum(dram[SPACE : SPACE + 64].copy().view(np.int32), 0)
@@ -201,9 +176,9 @@ def test_pads_strides_and_wraps() -> None:
     dram = image()
     source = dram[SPACE : SPACE + 64 * 40].copy().view(np.int32).reshape(40, 16)
     insns = [
-        row(LOAD, 0, ACC, 2040, SPACE // 64, 3, 4, 9, 1, 2, 3, 1),
-        row(ALU, 0, 0, 0, 1, 48, 1, 1, 0, 1, 0, ALU_ADD, 1, 0),
-        row(STORE, 0, OUT, 2040, 2 * SPACE // 16, 1, 48, 48),
+        row(Opcode.LOAD, 0, Memory.ACC, 2040, SPACE // 64, 3, 4, 9, 1, 2, 3, 1),
+        row(Opcode.ALU, 0, 0, 0, 1, 48, 1, 1, 0, 1, 0, AluOp.ADD, 1, 0),
+        row(Opcode.STORE, 0, Memory.OUT, 2040, 2 * SPACE // 16, 1, 48, 48),
     ]
     after = run(PYNQ, insns, [(2040, 2040, 0)], dram)
     expected = np.zeros((6, 8, 16), np.int32)
@@ -217,10 +192,10 @@ def test_micro_ops_alias_at_the_depth() -> None:
     small = Accelerator(0, 4, 15, 15, 18, 17, uop_depth=2048)
     for accelerator, taken in ((small, 1), (PYNQ, 0)):
         insns = [
-            row(LOAD, 0, UOP, 2048, UOPS // 4 + 1, 1, 1, 1),
-            row(LOAD, 0, ACC, 0, SPACE // 64, 1, 2, 2),
-            row(ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, ALU_ADD, 1, 0),
-            row(STORE, 0, OUT, taken, 2 * SPACE // 16, 1, 1, 1),
+            row(Opcode.LOAD, 0, Memory.UOP, 2048, UOPS // 4 + 1, 1, 1, 1),
+            row(Opcode.LOAD, 0, Memory.ACC, 0, SPACE // 64, 1, 2, 2),
+            row(Opcode.ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, AluOp.ADD, 1, 0),
+            row(Opcode.STORE, 0, Memory.OUT, taken, 2 * SPACE // 16, 1, 1, 1),
         ]
         dram = image()
         x = dram[SPACE : SPACE + 128].copy().view(np.int32).reshape(2, 16)
@@ -236,9 +211,9 @@ def odd_depth(depth: int) -> Accelerator:
 def test_micro_ops_of_any_depth(depth: int) -> None:
     """Every micro-op up to the last one is the one that was loaded there; the next index is an error."""
     uops = [(k % 8, k % 8, 0) for k in range(depth)]
-    stored = row(STORE, 0, OUT, 0, 2 * SPACE // 16, 1, 8, 8)
-    add = [ALU, 0, 0, 0, depth, 1, 1, 0, 0, 0, 0, ALU_ADD, 1, 1]
-    loads = row(LOAD, 0, ACC, 0, SPACE // 64, 1, 8, 8)
+    stored = row(Opcode.STORE, 0, Memory.OUT, 0, 2 * SPACE // 16, 1, 8, 8)
+    add = [Opcode.ALU, 0, 0, 0, depth, 1, 1, 0, 0, 0, 0, AluOp.ADD, 1, 1]
+    loads = row(Opcode.LOAD, 0, Memory.ACC, 0, SPACE // 64, 1, 8, 8)
     dram = image()
     start = dram[SPACE : SPACE + 64 * 8].copy().view(np.int32).reshape(8, 16)
     after = run(odd_depth(depth), [loads, row(*add), stored], uops, dram)
@@ -249,10 +224,10 @@ def test_micro_ops_of_any_depth(depth: int) -> None:
     add[4] += 1
     past = (
         row(*add),
-        row(GEMM, 0, 0, depth, depth + 1, 1, 1),
-        row(ALU, 0, 0, 1, 1, 1, 1),
-        row(LOAD, 0, UOP, depth - 1, UOPS // 4, 1, 2, 2),
-        row(LOAD, 0, UOP, 0, UOPS // 4, 1, depth - 1, 0, 0, 0, 1, 1),
+        row(Opcode.GEMM, 0, 0, depth, depth + 1, 1, 1),
+        row(Opcode.ALU, 0, 0, 1, 1, 1, 1),
+        row(Opcode.LOAD, 0, Memory.UOP, depth - 1, UOPS // 4, 1, 2, 2),
+        row(Opcode.LOAD, 0, Memory.UOP, 0, UOPS // 4, 1, depth - 1, 0, 0, 0, 1, 1),
     )
     for insn in past:
         with pytest.raises(OneShotError, match=f"instruction 1 goes past the {depth} micro-ops"):
@@ -262,10 +237,10 @@ def test_micro_ops_of_any_depth(depth: int) -> None:
 @pytest.mark.parametrize(
     ("insn", "message"),
     [
-        (row(LOAD, 0, INP, 0, 1 << 20, 1, 1, 1), "leaves the DRAM image"),
-        (row(STORE, 0, OUT, 0, 1 << 20, 1, 1, 1), "leaves the DRAM image"),
-        (row(LOAD, 0, ACC_8BIT, 0, 0, 1, 1, 1), "unknown to the RTL"),
-        (row(ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, ALU_MUL, 1, 2), "unknown to the RTL"),
+        (row(Opcode.LOAD, 0, Memory.INP, 0, 1 << 20, 1, 1, 1), "leaves the DRAM image"),
+        (row(Opcode.STORE, 0, Memory.OUT, 0, 1 << 20, 1, 1, 1), "leaves the DRAM image"),
+        (row(Opcode.LOAD, 0, Memory.ACC_8BIT, 0, 0, 1, 1, 1), "unknown to the RTL"),
+        (row(Opcode.ALU, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, AluOp.MUL, 1, 2), "unknown to the RTL"),
     ],
 )
 def test_bad_programs(insn: list[int], message: str) -> None:
@@ -283,16 +258,16 @@ def test_bad_images() -> None:
 def test_traffic() -> None:
     insns = insns_of(
         [
-            row(LOAD, 0, UOP, 0, 0, 1, 7, 7),
-            row(LOAD, 0, INP, 0, 0, 3, 5, 9, 1, 1, 1, 1),
-            row(LOAD, 0, WGT, 0, 0, 2, 4, 4),
-            row(LOAD, 0, ACC, 0, 0, 1, 3, 3),
-            row(LOAD, 0, ACC_8BIT, 0, 0, 1, 2, 2),
-            row(GEMM, 0, 1, 0, 9, 9, 9),
-            row(GEMM, 0, 0, 1, 4, 5, 6),
-            row(ALU, 0, 0, 0, 2, 3, 4),
-            row(STORE, 0, OUT, 0, 0, 2, 5, 5),
-            row(FINISH),
+            row(Opcode.LOAD, 0, Memory.UOP, 0, 0, 1, 7, 7),
+            row(Opcode.LOAD, 0, Memory.INP, 0, 0, 3, 5, 9, 1, 1, 1, 1),
+            row(Opcode.LOAD, 0, Memory.WGT, 0, 0, 2, 4, 4),
+            row(Opcode.LOAD, 0, Memory.ACC, 0, 0, 1, 3, 3),
+            row(Opcode.LOAD, 0, Memory.ACC_8BIT, 0, 0, 1, 2, 2),
+            row(Opcode.GEMM, 0, 1, 0, 9, 9, 9),
+            row(Opcode.GEMM, 0, 0, 1, 4, 5, 6),
+            row(Opcode.ALU, 0, 0, 0, 2, 3, 4),
+            row(Opcode.STORE, 0, Memory.OUT, 0, 0, 2, 5, 5),
+            row(Opcode.FINISH),
         ]
     )
     assert simulator.traffic(insns, PYNQ) == {
@@ -321,9 +296,9 @@ def check_exact(space: ScheduleSpace, index: int, rng: np.random.Generator) -> N
         assert caught.value.reason == reason
         return
     program, depth = space.lower(index), space.accelerator.uop_depth
-    loads = program.insns[(program.insns["op"] == LOAD) & (program.insns["mem"] == UOP)]
+    loads = program.insns[(program.insns["op"] == Opcode.LOAD) & (program.insns["mem"] == Memory.UOP)]
     assert (loads["sram"] + loads["x"] <= depth).all()
-    works = program.insns[np.isin(program.insns["op"], (GEMM, ALU))]
+    works = program.insns[np.isin(program.insns["op"], (Opcode.GEMM, Opcode.ALU))]
     assert (works["uop_end"] <= depth).all()
     tensors = space.workload.random_inputs(rng)
     got = packed.execute(program, space.workload, tensors)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from programs import ACCELERATORS, module, random_workload
+from random_programs import POPS, row
 
 from oneshot_ml2.commands import inspect as inspect_command
 from oneshot_ml2.common.errors import OneShotError
@@ -19,9 +20,8 @@ from oneshot_ml2.models.runtime import LayerProgram
 from oneshot_ml2.spaces.autotvm import space as autotvm
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import image, isa, packing, simulator, tokens
-from oneshot_ml2.vta import program as G
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import Program, element_bytes, insns_of
+from oneshot_ml2.vta.program import Flag, Memory, Opcode, Program, element_bytes, insns_of
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.timing import chisel
 from oneshot_ml2.workload.base import Workload
@@ -61,7 +61,7 @@ def as_tvm_ends() -> Program:
     """A program that leaves a token: FINISH without the pop that TVM's run time carries into its next submission."""
     program = autotvm.lower(LAYER, PYNQ, VALUES)
     insns = program.insns.copy()
-    assert insns["op"][-1] == G.FINISH and insns["flags"][-1] == G.POP_NEXT
+    assert insns["op"][-1] == Opcode.FINISH and insns["flags"][-1] == Flag.POP_NEXT
     insns["flags"][-1] = 0
     return dataclasses.replace(program, insns=insns)
 
@@ -129,30 +129,37 @@ def test_a_token_that_is_left_is_reported(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_what_is_left_is_counted_up_to_finish() -> None:
-    def row(op: int, flags: int, memory: int = 0) -> list[int]:
-        return [op, flags, memory, *[0] * (G.COLUMNS - 3)]
-
-    end, everything = row(G.FINISH, 0), G.POP_PREV | G.POP_NEXT | G.PUSH_PREV | G.PUSH_NEXT
+    end, everything = row(Opcode.FINISH), Flag.POP_PREV | Flag.POP_NEXT | Flag.PUSH_PREV | Flag.PUSH_NEXT
     for rows, left in (
-        ([row(G.LOAD, G.PUSH_NEXT, G.INP), row(G.LOAD, G.PUSH_NEXT, G.WGT), end], (2, 0, 0, 0)),
-        ([row(G.LOAD, G.PUSH_PREV, G.UOP), row(G.GEMM, G.PUSH_PREV), row(G.LOAD, G.POP_NEXT, G.WGT)], (0, 1, 0, 0)),
-        ([row(G.ALU, G.PUSH_NEXT), row(G.FINISH, G.PUSH_NEXT)], (0, 0, 2, 0)),
-        ([end, row(G.STORE, G.PUSH_PREV)], (0, 0, 0, 0)),
-        ([row(G.LOAD, G.POP_NEXT, G.INP), row(G.STORE, G.POP_PREV), end], (0, -1, -1, 0)),
+        (
+            [row(Opcode.LOAD, Flag.PUSH_NEXT, Memory.INP), row(Opcode.LOAD, Flag.PUSH_NEXT, Memory.WGT), end],
+            (2, 0, 0, 0),
+        ),
+        (
+            [
+                row(Opcode.LOAD, Flag.PUSH_PREV, Memory.UOP),
+                row(Opcode.GEMM, Flag.PUSH_PREV),
+                row(Opcode.LOAD, Flag.POP_NEXT, Memory.WGT),
+            ],
+            (0, 1, 0, 0),
+        ),
+        ([row(Opcode.ALU, Flag.PUSH_NEXT), row(Opcode.FINISH, Flag.PUSH_NEXT)], (0, 0, 2, 0)),
+        ([end, row(Opcode.STORE, Flag.PUSH_PREV)], (0, 0, 0, 0)),
+        ([row(Opcode.LOAD, Flag.POP_NEXT, Memory.INP), row(Opcode.STORE, Flag.POP_PREV), end], (0, -1, -1, 0)),
         # The load module has no queue before it, the store module none after it.
-        ([row(G.LOAD, everything, G.INP), row(G.STORE, everything), end], (1, -1, -1, 1)),
+        ([row(Opcode.LOAD, everything, Memory.INP), row(Opcode.STORE, everything), end], (1, -1, -1, 1)),
     ):
         assert tokens.left(insns_of(rows)) == left
-    assert not tokens.runs_in_order(insns_of([row(G.LOAD, G.PUSH_PREV, G.INP), end]))
+    assert not tokens.runs_in_order(insns_of([row(Opcode.LOAD, Flag.PUSH_PREV, Memory.INP), end]))
     with pytest.raises(OneShotError, match="-1 compute-to-store"):
-        tokens.check_submission(insns_of([row(G.STORE, G.POP_PREV), end]))
+        tokens.check_submission(insns_of([row(Opcode.STORE, Flag.POP_PREV), end]))
 
 
 # --- one program after the other, without a reset between -----------------------------------------------------------
 def moved(program: Program, by: int) -> NDArray[np.int64]:
     """The instructions, with everything in DRAM ``by`` bytes further on."""
     insns = program.insns.copy()
-    rows = np.flatnonzero(np.isin(insns["op"], (G.LOAD, G.STORE)) & (insns["x"] > 0))
+    rows = np.flatnonzero(np.isin(insns["op"], (Opcode.LOAD, Opcode.STORE)) & (insns["x"] > 0))
     insns["dram"][rows] += by // np.array(element_bytes(program.accelerator))[insns["mem"][rows]]
     return insns
 
@@ -164,10 +171,9 @@ def order_of(submissions: list[NDArray[np.int64]], rng: np.random.Generator) -> 
     held = np.zeros(4, dtype=np.int64)
     order: list[NDArray[np.int64]] = []
     weights = rng.random(3) ** 3 + 1e-3
-    pops = {0: ((G.POP_NEXT, 1),), 1: ((G.POP_PREV, 0), (G.POP_NEXT, 3)), 2: ((G.POP_PREV, 2),)}
 
     def ready(m: int) -> bool:
-        return bool(queues[m]) and all(held[q] > 0 for flag, q in pops[m] if queues[m][0]["flags"] & flag)
+        return bool(queues[m]) and all(held[q] > 0 for flag, q in POPS[m] if queues[m][0]["flags"] & flag)
 
     for number, insns in enumerate(submissions):
         for insn in insns:
@@ -179,7 +185,7 @@ def order_of(submissions: list[NDArray[np.int64]], rng: np.random.Generator) -> 
             m = able[int(rng.choice(len(able), p=weights[able] / weights[able].sum()))]
             insn = queues[m].pop(0)
             tokens.flow(insn[None], held)
-            if insn["op"] == G.FINISH:
+            if insn["op"] == Opcode.FINISH:
                 finished = True
             else:
                 order.append(insn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from typing import TYPE_CHECKING, Any
@@ -265,52 +266,39 @@ def _quantize_concat(builder: IntegerBuilder, composite: Composite) -> None:
     builder.emit(node.name, "concat", parts, value, node.attrs)
 
 
+# What passes on elements of one operand as they are.
+_move = functools.partial(Op, moves_data=True, one_source=True, keeps_scale=True, reason=_MOVES)
+
 OPS = (
-    Op(
+    _move(
         "reshape",
         relax=dict.fromkeys(_RESHAPES, _read_reshape),
         onnx=("Flatten", "Reshape", "Squeeze", "Unsqueeze"),
         onnx_layers=("Flatten",),
         compute=lambda args, attrs, out: args[0].reshape(tuple(out)),
         host=_reshape_host,
-        moves_data=True,
-        one_source=True,
-        keeps_scale=True,
-        reason=_MOVES,
     ),
-    Op(
+    _move(
         "permute",
         relax={"relax.permute_dims": _read_permute, "relax.nn.pixel_shuffle": _read_shuffle},
         onnx=("DepthToSpace", "SpaceToDepth", "Transpose"),
         compute=lambda args, attrs, out: np.ascontiguousarray(args[0].transpose(attrs["axes"])),
         host=_permute_host,
-        moves_data=True,
-        one_source=True,
-        keeps_scale=True,
-        reason=_MOVES,
     ),
-    Op(
+    _move(
         "slice",
         relax={"relax.strided_slice": _read_strided, "relax.split": _read_split},
         onnx=("Slice", "Split"),
         onnx_import={"Slice": _import_slice},
         compute=lambda args, attrs, out: np.ascontiguousarray(args[0][tuple(slice(*part) for part in attrs["parts"])]),
         host=_slice_host,
-        moves_data=True,
-        one_source=True,
-        keeps_scale=True,
-        reason=_MOVES,
     ),
-    Op(
+    _move(
         "broadcast",
         relax={"relax.broadcast_to": _read_broadcast},
         onnx=("Expand",),
         compute=lambda args, attrs, out: np.ascontiguousarray(np.broadcast_to(args[0], tuple(out))),
         host=_broadcast_host,
-        moves_data=True,
-        one_source=True,
-        keeps_scale=True,
-        reason=_MOVES,
     ),
     Op(
         "concat",
@@ -323,7 +311,7 @@ OPS = (
         moves_data=True,
         reason=_MOVES,
     ),
-    Op(
+    _move(
         "gather",
         relax={
             "relax.tile": _read_tile,
@@ -337,10 +325,6 @@ OPS = (
         onnx_import={"Tile": _import_tile},
         compute=lambda args, attrs, out: args[0].take(attrs["places"], attrs["axis"]),
         host=_gather_host,
-        moves_data=True,
-        one_source=True,
-        keeps_scale=True,
-        reason=_MOVES,
     ),
     Op(
         "take_along",

@@ -7,7 +7,7 @@ import numpy as np
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.spaces.autotvm import queue
 from oneshot_ml2.spaces.autotvm.validity import pattern, uop_counts
-from oneshot_ml2.vta.program import ALU, FINISH, GEMM, INP, LOAD, OUT, STORE, WGT
+from oneshot_ml2.vta.program import Memory, Opcode
 
 
 @njit(cache=True, nogil=True)
@@ -52,7 +52,7 @@ def _fold(nest, reset):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _emit_gemm(rows, state, folded, reset, begin, size):  # type: ignore[no-untyped-def]
-    i = queue.append(rows, state, GEMM, queue.ON_COMPUTE, queue.ON_COMPUTE, 0)
+    i = queue.append(rows, state, Opcode.GEMM, queue.ON_COMPUTE, queue.ON_COMPUTE, 0)
     rows[i].reset = reset
     rows[i].uop_bgn = begin
     rows[i].uop_end = begin + size
@@ -72,7 +72,7 @@ def _emit_epilogue(rows, state, kernels, cache, task, t, acc):  # type: ignore[n
     for j in range(task.stages):
         k = t * queue.KERNELS + 2 + j
         begin = queue.kernel(rows, state, kernels, cache, task, k)
-        i = queue.append(rows, state, ALU, queue.ON_COMPUTE, queue.ON_COMPUTE, 0)
+        i = queue.append(rows, state, Opcode.ALU, queue.ON_COMPUTE, queue.ON_COMPUTE, 0)
         rows[i].uop_bgn = begin
         rows[i].uop_end = begin + 1
         rows[i].iter_out = 1
@@ -96,9 +96,9 @@ def _emit_loads(rows, state, task, value, t, b, h0, co0, w0, ci0, inp_pattern, w
     top, left = max(0, -top_y), max(0, -left_x)
     bottom, right = max(0, top_y + ih - height), max(0, left_x + iw - width)
     queue.pop(rows, state, queue.ON_COMPUTE, queue.ON_LOAD)
-    i = queue.append(rows, state, LOAD, queue.ON_LOAD, queue.ON_LOAD, 0)
+    i = queue.append(rows, state, Opcode.LOAD, queue.ON_LOAD, queue.ON_LOAD, 0)
     y, x, stride = inp_pattern
-    rows[i].mem = INP
+    rows[i].mem = Memory.INP
     rows[i].sram = t * tci * ih * iw
     rows[i].dram = task.inp_base + ((b * task.ci + ci0 * tci) * height + top_y + top) * width + left_x + left
     rows[i].y = y - top - bottom
@@ -108,9 +108,9 @@ def _emit_loads(rows, state, task, value, t, b, h0, co0, w0, ci0, inp_pattern, w
     rows[i].bottom = bottom
     rows[i].left = left
     rows[i].right = right
-    i = queue.append(rows, state, LOAD, queue.ON_LOAD, queue.ON_LOAD, 0)
+    i = queue.append(rows, state, Opcode.LOAD, queue.ON_LOAD, queue.ON_LOAD, 0)
     y, x, stride = wgt_pattern
-    rows[i].mem = WGT
+    rows[i].mem = Memory.WGT
     rows[i].sram = t * tco * tci * kh * kw
     rows[i].dram = task.wgt_base + (co0 * tco * task.ci + ci0 * tci) * kh * kw
     rows[i].y = y
@@ -125,8 +125,8 @@ def _emit_store(rows, state, task, value, t, b, h0, co0, w0, out_pattern):  # ty
     out_h, out_w = task.oh, task.ow
     y, x, stride = out_pattern
     queue.pop(rows, state, queue.ON_COMPUTE, queue.ON_STORE)
-    i = queue.append(rows, state, STORE, queue.ON_STORE, queue.ON_STORE, 0)
-    rows[i].mem = OUT
+    i = queue.append(rows, state, Opcode.STORE, queue.ON_STORE, queue.ON_STORE, 0)
+    rows[i].mem = Memory.OUT
     rows[i].sram = t * tco * th * tw
     rows[i].dram = task.out_base + ((b * task.co + co0 * tco) * out_h + h0 * th) * out_w + w0 * tw
     rows[i].y = y
@@ -157,7 +157,7 @@ def _close(rows, state, carried, threads):  # type: ignore[no-untyped-def]
     if carried and threads == 1:
         # TVM carries this pop into the next submission.
         queue.pop(rows, state, queue.ON_STORE, queue.ON_COMPUTE)
-    queue.append(rows, state, FINISH, queue.ON_COMPUTE, queue.ON_COMPUTE, 0)
+    queue.append(rows, state, Opcode.FINISH, queue.ON_COMPUTE, queue.ON_COMPUTE, 0)
 
 
 @njit(cache=True, nogil=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.spaces.autotvm.template import ALU_STAGES
-from oneshot_ml2.vta.program import INP, LOAD, OUT, POP_NEXT, POP_PREV, PUSH_NEXT, PUSH_PREV, STORE, UOP
+from oneshot_ml2.vta.program import Flag, Memory, Opcode
 from oneshot_ml2.vta.writing import clear
 
 # Module stages as the run time numbers them; a NOP on load belongs to none, so that it never takes a later flag.
@@ -45,15 +45,20 @@ def append(rows, state, opcode, stage, last, flags):  # type: ignore[no-untyped-
 def noop(rows, state, stage, flags):  # type: ignore[no-untyped-def]
     """An instruction that only moves tokens; it takes the stage's pending pops along."""
     i = append(
-        rows, state, STORE if stage == ON_STORE else LOAD, stage, ON_STORE if stage == ON_STORE else ON_NONE, flags
+        rows,
+        state,
+        Opcode.STORE if stage == ON_STORE else Opcode.LOAD,
+        stage,
+        ON_STORE if stage == ON_STORE else ON_NONE,
+        flags,
     )
-    rows[i].mem = INP if stage == ON_LOAD else (OUT if stage == ON_STORE else UOP)
+    rows[i].mem = Memory.INP if stage == ON_LOAD else (Memory.OUT if stage == ON_STORE else Memory.UOP)
 
 
 @njit(cache=True, nogil=True)
 def pop(rows, state, source, stage):  # type: ignore[no-untyped-def]
     """Remember a pop for the stage's next instruction; a second one of its kind makes the first a NOP."""
-    flag = POP_PREV if source < stage else POP_NEXT
+    flag = Flag.POP_PREV if source < stage else Flag.POP_NEXT
     if state.pending[stage] & flag:
         noop(rows, state, stage, 0)
     state.pending[stage] |= flag
@@ -64,7 +69,7 @@ def push(rows, state, stage, target):  # type: ignore[no-untyped-def]
     """Attach a push to the last instruction of the stream if it is the stage's and lacks it, else to a NOP."""
     if state.pending[stage]:
         noop(rows, state, stage, 0)
-    flag = PUSH_NEXT if stage < target else PUSH_PREV
+    flag = Flag.PUSH_NEXT if stage < target else Flag.PUSH_PREV
     i = state.count - 1
     if state.last == stage and rows[i].flags & flag == 0:
         rows[i].flags |= flag
@@ -106,8 +111,8 @@ def kernel(rows, state, kernels, cache, task, k):  # type: ignore[no-untyped-def
     state.cached = count + 1 - (evicted - cursor)
     state.cursor = cursor + 1
     kernels[k].begin, kernels[k].end = begin, end
-    i = append(rows, state, LOAD, ON_COMPUTE, ON_COMPUTE, 0)
-    rows[i].mem = UOP
+    i = append(rows, state, Opcode.LOAD, ON_COMPUTE, ON_COMPUTE, 0)
+    rows[i].mem = Memory.UOP
     rows[i].sram = begin
     rows[i].dram = task.uop_base + kernels[k].offset
     rows[i].y = 1

@@ -134,21 +134,19 @@ def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[
     """
     task, _, uop_address = make_task(workload, accelerator)
     batch = schedules(values)
-    reasons = np.zeros(len(values), dtype=np.uint8)
-    reasons_into(task, batch, reasons)
-    cycles = np.full(len(values), -1, dtype=np.int64)
-    busy = np.zeros((len(values), 3), dtype=np.int64)
+    found = BatchResult.untimed(np.zeros(len(values), dtype=np.uint8))
+    reasons_into(task, batch, found.reason)
     params = records.params(accelerator)
     rows = np.empty(_largest(task, batch), dtype=INSN)
     kernels = np.empty(2 * KERNELS, dtype=KERNEL)
     unrecorded = records.nothing()
     # Not one compiled loop: numba's disk cache would not notice a change of the timing model that it contains.
-    for i in np.flatnonzero(reasons == VALID):
+    for i in np.flatnonzero(found.reason == VALID):
         count, n_uops = emit(task, batch[i], rows, kernels)
         total, hang, counters = chisel.simulate(rows[:count], page(uop_address + 4 * n_uops), params, unrecorded)
         if hang:
-            reasons[i] = DEADLOCK
+            found.reason[i] = DEADLOCK
             continue
-        cycles[i] = total
-        busy[i] = counters.load, counters.compute, counters.store
-    return BatchResult(reasons, cycles, busy)
+        found.cycles[i] = total
+        found.busy[i] = counters.load, counters.compute, counters.store
+    return found

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import WorkloadError
 from oneshot_ml2.spaces.base import Knob
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.program import ALU_MAX, ALU_MIN, ALU_SHR, INP, OUT, PAGE, WGT, Buffer
+from oneshot_ml2.vta.program import PAGE, AluOp, Buffer, Memory
 from oneshot_ml2.vta.timing.records import PARAMETERS, params
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
@@ -105,9 +105,9 @@ def make_task(workload: Workload, accelerator: Accelerator) -> tuple[Task, tuple
     buffers: list[Buffer] = []
     address = PAGE
     for name, memory, elements, size in (
-        ("data", INP, nb * ci * conv.h * conv.w, a.inp_bytes),
-        ("weight", WGT, co * ci * conv.r * conv.s, a.wgt_bytes),
-        ("output", OUT, nb * co * conv.out_h * conv.out_w, a.inp_bytes),
+        ("data", Memory.INP, nb * ci * conv.h * conv.w, a.inp_bytes),
+        ("weight", Memory.WGT, co * ci * conv.r * conv.s, a.wgt_bytes),
+        ("output", Memory.OUT, nb * co * conv.out_h * conv.out_w, a.inp_bytes),
     ):
         buffers.append(Buffer(name, memory, address, elements))
         address = page(address + elements * size)
@@ -115,10 +115,10 @@ def make_task(workload: Workload, accelerator: Accelerator) -> tuple[Task, tuple
         raise WorkloadError(f"{conv}: its tensors take {address} bytes; a 32-bit VTA program can address 2 GiB of them")
     stages = []
     if conv.epilogue.shift:
-        stages.append((ALU_SHR, conv.epilogue.shift))
+        stages.append((AluOp.SHR, conv.epilogue.shift))
     if conv.epilogue.clip is not None:
         low, high = conv.epilogue.clip
-        stages += [(ALU_MIN, high), (ALU_MAX, low)]
+        stages += [(AluOp.MIN, high), (AluOp.MAX, low)]
     task: np.record = np.zeros(1, dtype=TASK)[0]
     task.nb, task.ci, task.co, task.kh, task.kw = nb, ci, co, conv.r, conv.s
     task.h, task.w, task.oh, task.ow = conv.h, conv.w, conv.out_h, conv.out_w

@@ -70,23 +70,12 @@ def measure_faulty(
     workload: Workload, accelerator: Accelerator, values: NDArray[np.int64], faults: Faults
 ) -> BatchResult:
     """Lower every row of knob values that is valid, and time it on a board with faults, without noise."""
-    reason = validity(workload, accelerator, values)
-    cycles, busy = np.full(len(values), -1, dtype=np.int64), np.zeros((len(values), 3), dtype=np.int64)
+    found = BatchResult.untimed(validity(workload, accelerator, values))
     insns, _, tables = emit.work_arrays()
     _, end = buffers(workload, accelerator)
+    sizes = np.array(element_bytes(accelerator), dtype=np.int64)
     _measure(
-        make_nest(workload, accelerator),
-        schedules(values),
-        insns,
-        tables,
-        end,
-        records.params(faults.board),
-        np.array(element_bytes(accelerator), dtype=np.int64),
-        faults.limits,
-        faults.slow,
-        faults.miss,
-        reason,
-        cycles,
-        busy,
-    )
-    return BatchResult(reason, cycles, busy)
+        make_nest(workload, accelerator), schedules(values), insns, tables, end, records.params(faults.board), sizes,
+        faults.limits, faults.slow, faults.miss, found.reason, found.cycles, found.busy,
+    )  # fmt: skip
+    return found

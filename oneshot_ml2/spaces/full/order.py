@@ -42,7 +42,7 @@ from oneshot_ml2.spaces.full.tiles import (
 )
 from oneshot_ml2.spaces.full.walk import tile_at, walk_tile
 from oneshot_ml2.vta.nest import MAX_INSNS
-from oneshot_ml2.vta.program import FINISH, LOAD, POP_NEXT, UOP
+from oneshot_ml2.vta.program import Flag, Memory, Opcode
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.writing import clear
 
@@ -123,7 +123,7 @@ def walk_program(nest, schedule, rows, row_taps, cols, col_taps, row_cut, col_cu
     zero = np.int64(0)
     at = _Place(zero, zero, zero, zero, zero, zero, zero, zero, zero)
     uop_load = sink.insns
-    move(sink, LOAD, UOP, 1, (1, 1, 1), 0, 0, nest.dram_uop, 0, (0, 0, 0, 0))
+    move(sink, Memory.UOP, 1, (1, 1, 1), 0, 0, nest.dram_uop, 0, (0, 0, 0, 0))
     k = zero
     for _ in range(tiles):
         taper = is_tapered(nest, schedule, at.co, at.sp)
@@ -198,9 +198,9 @@ def _close(sink, uop_load):  # type: ignore[no-untyped-def]
     nop(sink)
     insn, writes = claim(sink, 1)
     if writes:
-        flag(sink, last, POP_NEXT)
+        flag(sink, last, Flag.POP_NEXT)
         clear(sink.rows[insn])
-        sink.rows[insn].op = FINISH
+        sink.rows[insn].op = Opcode.FINISH
         sink.rows[uop_load].x = sink.rows[uop_load].stride = sink.uops
 
 

@@ -12,7 +12,7 @@ from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.spaces.full.knobs import INT
 from oneshot_ml2.spaces.full.shapes import field_fits
 from oneshot_ml2.vta.nest import MAX_INSNS, MAX_SIZE, PORTABLE_UOPS
-from oneshot_ml2.vta.program import ALU, GEMM, INSN, LOAD, MICRO_OP, UOP
+from oneshot_ml2.vta.program import INSN, MICRO_OP, Memory, Opcode
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.writing import clear
 
@@ -81,9 +81,10 @@ def flag(sink, insn, bits):  # type: ignore[no-untyped-def]
         sink.rows[insn].flags |= bits
 
 
-@njit(types.void(ONE_SINK, INT, INT, INT, SPAN, INT, INT, INT, INT, LOOP), cache=True, nogil=True)
-def move(sink, op, memory, n, shape, sram, apart, dram, dram_apart, pads):  # type: ignore[no-untyped-def]
-    """``n`` memory instructions of a ``shape`` (y, x, stride) whose indices lie ``apart`` in SRAM and in DRAM.
+@njit(types.void(ONE_SINK, INT, INT, SPAN, INT, INT, INT, INT, LOOP), cache=True, nogil=True)
+def move(sink, memory, n, shape, sram, apart, dram, dram_apart, pads):  # type: ignore[no-untyped-def]
+    """``n`` LOADs into a memory, or STOREs of OUT, of a ``shape`` (y, x, stride) whose indices lie ``apart`` in SRAM
+    and in DRAM.
 
     ``pads``: top, bottom, left, right.
     """
@@ -101,7 +102,7 @@ def move(sink, op, memory, n, shape, sram, apart, dram, dram_apart, pads):  # ty
     for i in range(n):
         row = sink.rows[first + i]
         clear(row)
-        row.op = op
+        row.op = Opcode.STORE if memory == Memory.OUT else Opcode.LOAD
         row.mem = memory
         row.sram = sram + i * apart
         row.dram = dram + i * dram_apart
@@ -114,7 +115,7 @@ def move(sink, op, memory, n, shape, sram, apart, dram, dram_apart, pads):  # ty
 @njit(types.void(ONE_SINK), cache=True, nogil=True)
 def nop(sink):  # type: ignore[no-untyped-def]
     """An instruction of the compute module that moves nothing, for its flags."""
-    move(sink, LOAD, UOP, 1, (0, 0, 0), 0, 0, 0, 0, (0, 0, 0, 0))
+    move(sink, Memory.UOP, 1, (0, 0, 0), 0, 0, 0, 0, (0, 0, 0, 0))
 
 
 @njit(types.void(ONE_SINK, INT, INT, INT, INT, LOOP, LOOP), cache=True, nogil=True)
@@ -122,7 +123,7 @@ def write_gemm(sink, insn, reset, begin, end, outer, inner):  # type: ignore[no-
     """Write a GEMM of the micro-ops ``begin`` to ``end``; loops of one iteration carry no factors."""
     row = sink.rows[insn]
     clear(row)
-    row.op = GEMM
+    row.op = Opcode.GEMM
     row.reset = reset
     row.uop_bgn = begin
     row.uop_end = end
@@ -141,7 +142,7 @@ def write_tensor(sink, insn, opcode, begin, end, outer, inner):  # type: ignore[
     """Write an ALU pass with two operands in ACC; as `write_gemm`, without weights."""
     write_gemm(sink, insn, 0, begin, end, outer, inner)
     row = sink.rows[insn]
-    row.op = ALU
+    row.op = Opcode.ALU
     # What are the weight's factors of a GEMM are other fields here.
     row.use_imm = row.imm = 0
     row.alu_op = opcode
@@ -171,7 +172,7 @@ def immediate(sink, opcode, value, uop, n):  # type: ignore[no-untyped-def]
     if writes:
         row = sink.rows[insn]
         clear(row)
-        row.op = ALU
+        row.op = Opcode.ALU
         row.alu_op = opcode
         row.use_imm = 1
         row.imm = value

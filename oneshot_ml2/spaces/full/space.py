@@ -213,20 +213,11 @@ def programs(workload: Workload, accelerator: Accelerator, values: NDArray[np.in
 
 def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> BatchResult:
     """Lower and time every row of knob values that is valid."""
-    n = len(values)
-    reason, cycles = validity(workload, accelerator, values), np.full(n, -1, dtype=np.int64)
-    busy = np.zeros((n, 3), dtype=np.int64)
+    found = BatchResult.untimed(validity(workload, accelerator, values))
     insns, _, tables = emit.work_arrays()
     _, end = buffers(workload, accelerator)
     _measure(
-        make_nest(workload, accelerator),
-        schedules(values),
-        insns,
-        tables,
-        end,
-        records.params(accelerator),
-        reason,
-        cycles,
-        busy,
-    )
-    return BatchResult(reason, cycles, busy)
+        make_nest(workload, accelerator), schedules(values), insns, tables, end, records.params(accelerator),
+        found.reason, found.cycles, found.busy,
+    )  # fmt: skip
+    return found

@@ -55,22 +55,7 @@ from oneshot_ml2.spaces.full.sink import (
 )
 from oneshot_ml2.spaces.full.steps import LOADS_CONST, LOADS_INP, LOADS_RES, LOADS_WGT
 from oneshot_ml2.spaces.full.tiles import channel_tile, drains, pieces
-from oneshot_ml2.vta.program import (
-    ACC,
-    ALU_ADD,
-    ALU_MAX,
-    ALU_MIN,
-    ALU_SHR,
-    INP,
-    LOAD,
-    OUT,
-    POP_NEXT,
-    POP_PREV,
-    PUSH_NEXT,
-    PUSH_PREV,
-    STORE,
-    WGT,
-)
+from oneshot_ml2.vta.program import AluOp, Flag, Memory
 
 _LEAST = -128
 
@@ -139,9 +124,9 @@ def walk_tile(nest, schedule, sram, tile, row, col, row_taps, col_taps, signatur
         if sink.fail != VALID:
             return
         if step.loads:
-            flag(sink, begin, POP_PREV)
+            flag(sink, begin, Flag.POP_PREV)
         if step.pushes:
-            flag(sink, sink.insns - 1, PUSH_PREV)
+            flag(sink, sink.insns - 1, Flag.PUSH_PREV)
     if nest.bias and schedule.bias == BIAS_ADD and nest.pre_shift < 0:
         _add_bias(nest, sram, tile, sink)
     _finish(nest, schedule, sram, tile, row, col, tiles, sink)
@@ -154,16 +139,16 @@ def _initialise(nest, schedule, sram, tile, sink):  # type: ignore[no-untyped-de
     first = sink.insns
     if nest.bias and schedule.bias == BIAS_LOAD:
         n, y, x = bias_shape(nest, tile.co, tile.height, tile.width)
-        move(sink, LOAD, ACC, n, (y, x, 0), tile.acc, area, nest.dram_bias + tile.first_co, 1, (0, 0, 0, 0))
+        move(sink, Memory.ACC, n, (y, x, 0), tile.acc, area, nest.dram_bias + tile.first_co, 1, (0, 0, 0, 0))
     else:
         if nest.bias and schedule.bias == BIAS_ADD and tile.number == 0:
-            move(sink, LOAD, ACC, 1, (1, nest.out_blocks, 0), sram.bias, 0, nest.dram_bias, 0, (0, 0, 0, 0))
+            move(sink, Memory.ACC, 1, (1, nest.out_blocks, 0), sram.bias, 0, nest.dram_bias, 0, (0, 0, 0, 0))
         uop = single(sink, tile.acc, 0, 0)
         first = gemm(sink, 1, uop, (tile.co * area, 1, 0, 0), (1, 0, 0, 0))
     if tile.number >= schedule.acc_buffers:
-        flag(sink, first, POP_NEXT)
+        flag(sink, first, Flag.POP_NEXT)
     if nest.pool:
-        immediate(sink, ALU_MIN, _LEAST, single(sink, tile.acc, tile.acc, 0), tile.co * area)
+        immediate(sink, AluOp.MIN, _LEAST, single(sink, tile.acc, tile.acc, 0), tile.co * area)
 
 
 @njit(cache=True, nogil=True)
@@ -174,20 +159,20 @@ def _load(nest, schedule, sram, tile, row, col, step, sink):  # type: ignore[no-
         _load_inputs(nest, schedule, tile, row, col, step, sink)
     if step.loads & LOADS_WGT:
         dram = nest.dram_wgt + ((tile.first_co + step.co_first) * nest.ci + step.ci_first) * nest.kh * nest.kw
-        move(sink, LOAD, WGT, 1, weight_shape(nest, step.ci, step.co), step.wgt_base, 0, dram, 0, (0, 0, 0, 0))
+        move(sink, Memory.WGT, 1, weight_shape(nest, step.ci, step.co), step.wgt_base, 0, dram, 0, (0, 0, 0, 0))
     if step.loads & LOADS_RES:
         size = (tile.co, tile.height, tile.width)
-        _move_outputs(nest, tile, LOAD, INP, tile.residual, nest.dram_res, row, col, (0, 0, 0), size, sink)
+        _move_outputs(nest, tile, Memory.INP, tile.residual, nest.dram_res, row, col, (0, 0, 0), size, sink)
         if tile.number == 0:
-            move(sink, LOAD, WGT, 1, (1, 1, 0), sram.identity, 0, nest.dram_ident, 0, (0, 0, 0, 0))
+            move(sink, Memory.WGT, 1, (1, 1, 0), sram.identity, 0, nest.dram_ident, 0, (0, 0, 0, 0))
     if step.loads & LOADS_CONST:
-        move(sink, LOAD, WGT, 1, (1, nest.out_blocks, 0), sram.bias_wgt, 0, nest.dram_bias_wgt, 0, (0, 0, 0, 0))
-        move(sink, LOAD, INP, 1, (1, 1, 0), sram.constant, 0, nest.dram_const, 0, (0, 0, 0, 0))
+        move(sink, Memory.WGT, 1, (1, nest.out_blocks, 0), sram.bias_wgt, 0, nest.dram_bias_wgt, 0, (0, 0, 0, 0))
+        move(sink, Memory.INP, 1, (1, 1, 0), sram.constant, 0, nest.dram_const, 0, (0, 0, 0, 0))
     if step.loads and sink.fail == VALID:
         if step.needs > sink.granted:
             sink.granted = step.needs
-            flag(sink, begin, POP_NEXT)
-        flag(sink, sink.insns - 1, PUSH_NEXT)
+            flag(sink, begin, Flag.POP_NEXT)
+        flag(sink, sink.insns - 1, Flag.PUSH_NEXT)
 
 
 @njit(cache=True, nogil=True)
@@ -208,11 +193,11 @@ def _load_inputs(nest, schedule, tile, row, col, step, sink):  # type: ignore[no
     stride = load_step(nest.kh, nest.sh, schedule.pad)
     n, y, x, stride = input_shape(nest, channels, row.held, col.held, top + bottom, left + right, stride)
     pads = (top, bottom, left, right)
-    move(sink, LOAD, INP, n, (y, x, stride), step.inp_base, tile.plane, dram, plane, pads)
+    move(sink, Memory.INP, n, (y, x, stride), step.inp_base, tile.plane, dram, plane, pads)
 
 
-@njit(types.void(NEST, _TILE, INT, INT, INT, INT, _AXIS, _AXIS, SPAN, SPAN, ONE_SINK), cache=True, nogil=True)
-def _move_outputs(nest, tile, op, memory, sram, dram, row, col, first, size, sink):  # type: ignore[no-untyped-def]
+@njit(types.void(NEST, _TILE, INT, INT, INT, _AXIS, _AXIS, SPAN, SPAN, ONE_SINK), cache=True, nogil=True)
+def _move_outputs(nest, tile, memory, sram, dram, row, col, first, size, sink):  # type: ignore[no-untyped-def]
     """A block of an output-shaped tensor that is compact in SRAM; ``first``, ``size``: (channels, rows, columns)."""
     co, h, w = tile.first_co + first[0], row.first + first[1], col.first + first[2]
     plane = nest.oh * nest.ow
@@ -222,7 +207,7 @@ def _move_outputs(nest, tile, op, memory, sram, dram, row, col, first, size, sin
     else:
         dram += (tile.image * nest.out_blocks + co) * plane + h * nest.ow + w
     n, y, x, stride = output_shape(nest, size[0], size[1], size[2])
-    move(sink, op, memory, n, (y, x, stride), sram, size[1] * size[2], dram, plane, (0, 0, 0, 0))
+    move(sink, memory, n, (y, x, stride), sram, size[1] * size[2], dram, plane, (0, 0, 0, 0))
 
 
 @njit(cache=True, nogil=True)
@@ -281,7 +266,7 @@ def _multiply(nest, schedule, tile, row, col, row_taps, col_taps, signature, ste
                 taps = shared_taps(schedule.fold, row_taps, gh) * shared_taps(schedule.fold, col_taps, gw)
                 end = begin + taps * slow[0] * fast[0]
             if nest.pool:
-                write_tensor(sink, insn, ALU_MAX, begin, end, outer, inner)
+                write_tensor(sink, insn, AluOp.MAX, begin, end, outer, inner)
             else:
                 write_gemm(sink, insn, 0, begin, end, outer, inner)
             insn += 1
@@ -362,7 +347,7 @@ def _accumulate(nest, schedule, sram, tile, sink):  # type: ignore[no-untyped-de
         else:
             gemm(sink, 0, uop, (tile.co, area, 0, 1), (area, 1, 0, 0))
     if nest.pre_shift >= 0:
-        immediate(sink, ALU_SHR, nest.pre_shift, single(sink, tile.acc, tile.acc, 0), tile.co * area)
+        immediate(sink, AluOp.SHR, nest.pre_shift, single(sink, tile.acc, tile.acc, 0), tile.co * area)
     if nest.residual:
         uop = single(sink, tile.acc, tile.residual, sram.identity)
         gemm(sink, 0, uop, (tile.co * area, 1, 1, 0), (1, 0, 0, 0))
@@ -374,9 +359,9 @@ def _add_bias(nest, sram, tile, sink):  # type: ignore[no-untyped-def]
     area = tile.height * tile.width
     uop = single(sink, tile.acc, sram.bias + tile.first_co, 0)
     if nest.minor:
-        tensor(sink, ALU_ADD, uop, (area, tile.co, 0, 0), (tile.co, 1, 1, 0))
+        tensor(sink, AluOp.ADD, uop, (area, tile.co, 0, 0), (tile.co, 1, 1, 0))
     else:
-        tensor(sink, ALU_ADD, uop, (tile.co, area, 1, 0), (area, 1, 0, 0))
+        tensor(sink, AluOp.ADD, uop, (tile.co, area, 1, 0), (area, 1, 0, 0))
 
 
 @njit(cache=True, nogil=True)
@@ -391,14 +376,14 @@ def _finish(nest, schedule, sram, tile, row, col, tiles, sink):  # type: ignore[
                 acc = tile.acc + (w * tile.co + b if nest.minor else (b * tile.height + h) * tile.width + w)
                 _stages(nest, sram, acc, piece[0] * piece[1] * piece[2], sink)
                 begin = sink.insns
-                flag(sink, begin - 1, PUSH_NEXT)
-                _move_outputs(nest, tile, STORE, OUT, acc, nest.dram_out, row, col, (b, h, w), piece, sink)
+                flag(sink, begin - 1, Flag.PUSH_NEXT)
+                _move_outputs(nest, tile, Memory.OUT, acc, nest.dram_out, row, col, (b, h, w), piece, sink)
                 if sink.fail != VALID:
                     return
-                flag(sink, begin, POP_PREV)
+                flag(sink, begin, Flag.POP_PREV)
                 last = b + piece[0] == tile.co and h + piece[1] == tile.height and w + piece[2] == tile.width
                 if signals and last:
-                    flag(sink, sink.insns - 1, PUSH_PREV)
+                    flag(sink, sink.insns - 1, Flag.PUSH_PREV)
 
 
 @njit(cache=True, nogil=True)
@@ -408,10 +393,10 @@ def _stages(nest, sram, acc, n, sink):  # type: ignore[no-untyped-def]
         _round_even(nest, sram, acc, n, sink)
     uop = single(sink, acc, acc, 0)
     if nest.shift >= 0:
-        immediate(sink, ALU_SHR, nest.shift, uop, n)
+        immediate(sink, AluOp.SHR, nest.shift, uop, n)
     if nest.clip:
-        immediate(sink, ALU_MIN, nest.high, uop, n)
-        immediate(sink, ALU_MAX, nest.low, uop, n)
+        immediate(sink, AluOp.MIN, nest.high, uop, n)
+        immediate(sink, AluOp.MAX, nest.low, uop, n)
 
 
 @njit(cache=True, nogil=True)
@@ -429,12 +414,12 @@ def _round_even(nest, sram, acc, n, sink):  # type: ignore[no-untyped-def]
     """
     scratch = sram.scratch
     gemm(sink, 1, single(sink, scratch, 0, 0), (n, 1, 0, 0), (1, 0, 0, 0))
-    tensor(sink, ALU_ADD, single(sink, scratch, acc, 0), (n, 1, 1, 0), (1, 0, 0, 0))
+    tensor(sink, AluOp.ADD, single(sink, scratch, acc, 0), (n, 1, 1, 0), (1, 0, 0, 0))
     uop = single(sink, scratch, scratch, 0)
     first, second = left_shifts(nest)
-    immediate(sink, ALU_SHR, -first, uop, n)
+    immediate(sink, AluOp.SHR, -first, uop, n)
     if second > 0:
-        immediate(sink, ALU_SHR, -second, uop, n)
-    immediate(sink, ALU_MAX, -1, uop, n)
-    immediate(sink, ALU_MIN, 0, uop, n)
-    tensor(sink, ALU_ADD, single(sink, acc, scratch, 0), (n, 1, 1, 0), (1, 0, 0, 0))
+        immediate(sink, AluOp.SHR, -second, uop, n)
+    immediate(sink, AluOp.MAX, -1, uop, n)
+    immediate(sink, AluOp.MIN, 0, uop, n)
+    tensor(sink, AluOp.ADD, single(sink, acc, scratch, 0), (n, 1, 1, 0), (1, 0, 0, 0))

@@ -14,20 +14,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.vta import tokens
-from oneshot_ml2.vta.program import (
-    ACC,
-    ALU,
-    ALU_SHR,
-    FINISH,
-    GEMM,
-    ITERATIONS,
-    LOAD,
-    POP_NEXT,
-    POP_PREV,
-    PUSH_NEXT,
-    PUSH_PREV,
-    STORE,
-)
+from oneshot_ml2.vta.program import ITERATIONS, AluOp, Flag, Memory, Opcode
 from oneshot_ml2.vta.timing import reads
 from oneshot_ml2.vta.timing.records import (
     BURST,
@@ -99,12 +86,12 @@ def _fill_pipe(fetch, n_insns):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True, forceinline=True)
 def _target(insn):  # type: ignore[no-untyped-def]
     """The module that fetch gives an instruction to, or _UNKNOWN."""
-    if insn.op == LOAD:
-        known = insn.mem <= ACC
-    elif insn.op == ALU:
-        known = insn.alu_op <= ALU_SHR
+    if insn.op == Opcode.LOAD:
+        known = insn.mem <= Memory.ACC
+    elif insn.op == Opcode.ALU:
+        known = insn.alu_op <= AluOp.SHR
     else:
-        known = insn.op == STORE or insn.op == GEMM or insn.op == FINISH
+        known = insn.op == Opcode.STORE or insn.op == Opcode.GEMM or insn.op == Opcode.FINISH
     return tokens.module_of(insn) if known else _UNKNOWN
 
 
@@ -159,8 +146,8 @@ def _wake(insns, wake, now, modules, token, places):  # type: ignore[no-untyped-
             continue
         place = places[m, module.head]
         flags = insns[place.insn].flags
-        prev = _has_token(flags & POP_PREV, tokens.POPS_PREV[m], token)
-        if prev and _has_token(flags & POP_NEXT, tokens.POPS_NEXT[m], token):
+        prev = _has_token(flags & Flag.POP_PREV, tokens.POPS_PREV[m], token)
+        if prev and _has_token(flags & Flag.POP_NEXT, tokens.POPS_NEXT[m], token):
             module.event = 2 * max(now, place.entered + 1) + 1
 
 
@@ -177,9 +164,9 @@ def _push(flag, queue, token):  # type: ignore[no-untyped-def]
 def _complete(flags, m, at, p, fetch, modules, token):  # type: ignore[no-untyped-def]
     """Module ``m`` has executed its instruction up to cycle ``at`` - 1; returns the mask of modules to wake."""
     module, wake = modules[m], 1 << m
-    if _push(flags & PUSH_PREV, tokens.PUSHES_PREV[m], token):
+    if _push(flags & Flag.PUSH_PREV, tokens.PUSHES_PREV[m], token):
         wake |= 1 << (m - 1)
-    if _push(flags & PUSH_NEXT, tokens.PUSHES_NEXT[m], token):
+    if _push(flags & Flag.PUSH_NEXT, tokens.PUSHES_NEXT[m], token):
         wake |= 1 << (m + 1)
     module.busy += at - module.started
     module.started, module.event = -1, NEVER
@@ -200,29 +187,29 @@ def _pop(flag, queue, token):  # type: ignore[no-untyped-def]
 def _start(insn, i, m, at, p, work, modules, clients, kept, token):  # type: ignore[no-untyped-def]
     """Module ``m`` takes instruction ``i`` and its tokens in cycle ``at``; returns whether it is FINISH."""
     module = modules[m]
-    _pop(insn.flags & POP_PREV, tokens.POPS_PREV[m], token)
-    _pop(insn.flags & POP_NEXT, tokens.POPS_NEXT[m], token)
+    _pop(insn.flags & Flag.POP_PREV, tokens.POPS_PREV[m], token)
+    _pop(insn.flags & Flag.POP_NEXT, tokens.POPS_NEXT[m], token)
     module.started = at + 1
-    if insn.op == GEMM:
+    if insn.op == Opcode.GEMM:
         cycles = _operations(insn, p) + 6
         work.gemm += cycles
-    elif insn.op == ALU:
+    elif insn.op == Opcode.ALU:
         cycles = _operations(insn, p) * (1 if insn.use_imm else 2) + 6
         work.alu += cycles
-    elif insn.op == FINISH or insn.x == 0:
+    elif insn.op == Opcode.FINISH or insn.x == 0:
         cycles = 1
     elif insn.y == 0:
         # The RTL never ends this one; the module stays occupied.
         module.event = NEVER
         return False
-    elif insn.op == STORE:
+    elif insn.op == Opcode.STORE:
         cycles = _store_cycles(insn, p, work)
     else:
         module.event = NEVER
         reads.begin_load(insn, i, m, at, p, modules, clients, kept)
         return False
     module.event = 2 * (at + cycles + 1)
-    return bool(insn.op == FINISH)
+    return bool(insn.op == Opcode.FINISH)
 
 
 @njit(cache=True, nogil=True, forceinline=True)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
-from oneshot_ml2.vta.program import ACC, INP, OUT, UOP, WGT, element_bytes
+from oneshot_ml2.vta.program import Memory, element_bytes
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
@@ -52,9 +52,9 @@ def params(accelerator: Accelerator) -> Parameters:
     p: np.record = np.zeros(1, PARAMETERS)[0]
     p.log_bus, p.burst, p.latency = a.bus_bytes.bit_length() - 1, a.burst_beats, a.memory_latency
     p.queue, p.uop_mask = a.instruction_queue, (2 << a.isa_uop_bits) - 1
-    p.store_row, p.store_narrow = max(1, a.block // a.bus_bytes), sizes[OUT] > a.bus_bytes
-    p.out_bytes = sizes[OUT]
-    depths = {UOP: a.uop_depth, WGT: a.wgt_depth, INP: a.inp_depth, ACC: a.acc_depth}
+    p.store_row, p.store_narrow = max(1, a.block // a.bus_bytes), sizes[Memory.OUT] > a.bus_bytes
+    p.out_bytes = sizes[Memory.OUT]
+    depths = {Memory.UOP: a.uop_depth, Memory.WGT: a.wgt_depth, Memory.INP: a.inp_depth, Memory.ACC: a.acc_depth}
     for memory, depth in depths.items():
         name, size = memory.name.lower(), sizes[memory]
         p[f"{name}_bytes"], p[f"{name}_beats"] = size, depth * size // a.bus_bytes if size > a.bus_bytes else 0
