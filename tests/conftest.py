@@ -50,9 +50,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 @pytest.fixture(autouse=True)
 def picks_of_its_own() -> None:
     """No test gets what another one has picked, perhaps by something else in place of what picks."""
-    picking = sys.modules.get("oneshot_ml2.network.picking")
-    if picking is not None and picking.load_pretrained.cache_info().currsize:
-        picking.predictor_of(None).picks.clear()
+    weights = sys.modules.get("oneshot_ml2.network.weights")
+    if weights is not None and weights.load_once.cache_info().currsize:
+        weights.load_pretrained("default").picks.clear()
 
 
 @pytest.fixture

@@ -71,11 +71,16 @@ def find_pretrained(name: str = "default") -> Path:
     raise WeightsError(message)
 
 
-@functools.lru_cache(maxsize=8)
-def load_pretrained(name: str = "default") -> Predictor:
-    """The shipped network of a name; loaded once per process.
+def load_pretrained(name: str) -> Predictor:
+    """The shipped network of a name, with its tag or without; loaded once per process.
 
     Raises:
         WeightsError: no such weights, or weights that this version cannot use.
     """
-    return Predictor.load(find_pretrained(name))
+    return load_once(find_pretrained(name))
+
+
+@functools.lru_cache(maxsize=8)
+def load_once(path: Path) -> Predictor:
+    """The network of a file; the same object for all that ask for it."""
+    return Predictor.load(path)

@@ -10,7 +10,7 @@ import pytest
 import oneshot_ml2
 from oneshot_ml2.commands import main
 from oneshot_ml2.common.errors import WeightsError
-from oneshot_ml2.network import weights
+from oneshot_ml2.network import picking, weights
 
 
 @pytest.fixture
@@ -19,9 +19,7 @@ def folder(tmp_path, monkeypatch):
         networks.random_network().save(tmp_path / f"{name}.safetensors")
     (tmp_path / "untagged.safetensors").write_text("left alone")
     monkeypatch.setattr(weights, "_folders", lambda: [tmp_path])
-    weights.load_pretrained.cache_clear()
     yield tmp_path
-    weights.load_pretrained.cache_clear()
 
 
 def test_a_name_stands_for_its_highest_tag(folder):
@@ -61,3 +59,7 @@ def test_the_shipped_weights_load_by_tag():
     assert "default@1" in names
     for name in names:
         assert weights.load_pretrained(name).card["samples"] > 0
+
+
+def test_a_network_is_loaded_once_by_whatever_name():
+    assert weights.load_pretrained("default") is weights.load_pretrained("default@1") is picking.predictor_of(None)
