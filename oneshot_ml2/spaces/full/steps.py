@@ -45,12 +45,6 @@ def step_table() -> Steps:
 
 
 @njit(cache=True, nogil=True)
-def part_inputs(nest, inp_base, q0, plane):  # type: ignore[no-untyped-def]
-    """SRAM base of the inputs that the output channels from ``q0`` of a tile on are reduced over."""
-    return inp_base + q0 * plane if nest.depthwise else inp_base
-
-
-@njit(cache=True, nogil=True)
 def tile_steps(nest, schedule, sram, records, k, t, c, s, plane, starts, inp_ring, wgt_ring):  # type: ignore[no-untyped-def]
     """Records of the steps of output tile ``t`` from row ``k`` on, but for needs and pushes.
 
