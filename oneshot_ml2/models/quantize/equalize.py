@@ -30,8 +30,8 @@ _TOP = HIGH / 128
 _STEP = 1 / 128
 # A channel's largest magnitude counts as at least this part of its tensor's: what it does beyond calibration is unknown.
 _LEAST = 2.0**-10
-# A channel reaches so many root mean squares, and of these so many elements of the whole tensor are part.
-_DEVIATIONS, _PRIOR = 4.0, 16
+# A channel reaches so many root mean squares; one of few elements, less than so many, what others of its tensor do.
+_DEVIATIONS, _ENOUGH = 4.0, 16
 # Sweeps over all layers; halvings of a weight's step that are tried.
 _SWEEPS, _HALVINGS = 2, 10
 
@@ -45,6 +45,14 @@ class Equalized:
     graph: Graph
     factors: Mapping[str, Array]
     originals: Mapping[str, str]
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What a user should know of it, as lines."""
+        if not self.factors:
+            return ()
+        count = len(self.factors)
+        return (f"the channels of {count} tensors are scaled so that each fills int8; the weights take that back",)
 
 
 class _Layer:
@@ -86,38 +94,68 @@ def equalized(
         for node in graph.nodes
         if node.output in channels.taken and op_of(node.op).weight_outputs is not None
     ]
-    peaks = _peaks(channels, moments, quantized)
+    peaks = _peaks(graph, channels, moments, quantized)
     weights = _importance(graph, channels, moments, {layer.node.output: layer for layer in layers})
     factors = _TOP / peaks
     factors[FIXED] = 1.0
     least = np.zeros(channels.count)
-    for number, bound in channels.bounds.items():
-        least[number] = _TOP / bound
+    for name, bound in channels.bounds.items():
+        np.maximum.at(least, channels.ids[name], _TOP / bound)
     least = np.minimum(least, factors)
     power = _powers(channels, moments)
     entries = {name for name in channels.entries}
+    _join_bounded(channels, factors)
     for _ in range(_SWEEPS):
         for layer in layers:
             _fit_inputs(layer, layers, factors, weights, power, peaks, channels, entries)
             _fit_rows(layer, factors, least, weights, power)
+        _join_bounded(channels, factors)
     return _rewritten(graph, channels, {layer.node.output: layer for layer in layers}, factors)
 
 
-def _peaks(channels: Channels, moments: Mapping[str, Moments], quantized: Collection[str]) -> Array:
+def _join_bounded(channels: Channels, factors: Array) -> None:
+    """Give what is clipped one factor for all channels, unless the bound is where int8 ends or none of them reaches it."""
+    while True:
+        before = factors.copy()
+        for name, bound in channels.bounds.items():
+            ids = channels.ids[name]
+            if not _saturates(factors[ids], bound):
+                factors[ids] = 1.0 if (ids == FIXED).any() else factors[ids].min()
+        if np.array_equal(before, factors):
+            return
+
+
+def _saturates(factors: Array, bound: float) -> bool:
+    """Whether what is scaled so ends where int8 does before it reaches a bound."""
+    return bool((factors * bound >= _TOP * (1 - 1e-6)).all())
+
+
+def _peaks(
+    graph: Graph, channels: Channels, moments: Mapping[str, Moments], quantized: Collection[str]
+) -> Array:
     """The largest magnitude of each number's elements."""
-    peaks = np.zeros(channels.count)
+    peaks, producers = np.zeros(channels.count), graph.producers()
     for name in channels.ids:
         if name in quantized:
-            np.maximum.at(peaks, channels.ids[name], reach(moments[name]))
+            maker = producers.get(name)
+            clipped = maker is not None and maker.output in channels.taken and partition.bounds(maker) is not None
+            before = moments[maker.inputs[0]] if clipped else None
+            np.maximum.at(peaks, channels.ids[name], reach(moments[name], before))
     peaks[peaks == 0] = 1.0
     return peaks
 
 
-def reach(moments: Moments) -> Array:
-    """How large a channel's elements may be: as on calibration, or what so few elements as it has there leave open."""
-    square = moments.square
-    known = (moments.count * square + _PRIOR * square.mean()) / (moments.count + _PRIOR)
-    return np.maximum(moments.peak, np.minimum(_DEVIATIONS * np.sqrt(known), moments.peak.max(initial=0.0)))
+def reach(moments: Moments, before: Moments | None = None) -> Array:
+    """How large a channel's elements may be: as on calibration, or what so few elements as it has there leave open.
+
+    ``before``: of what a ReLU has made the elements from; how far it goes below 0 is nothing to them.
+    """
+    top = float(moments.peak.max(initial=0.0))
+    source = moments if before is None else before
+    around = _DEVIATIONS * np.sqrt(np.maximum(source.square - source.mean**2, 0.0))
+    usual = np.minimum((np.abs(source.mean) if before is None else source.mean) + around, top)
+    unknown = top * max(1 - moments.count / _ENOUGH, 0.0)
+    return np.maximum(np.maximum(moments.peak, _LEAST * top), np.maximum(usual, unknown))
 
 
 def _powers(channels: Channels, moments: Mapping[str, Moments]) -> dict[str, Array]:
@@ -203,10 +241,9 @@ def _fit_inputs(
         noise = _STEP**2 * float((weights[ids] / wanted**2).mean())
         for other, column in zip(readers, columns, strict=True):
             step = float((column / wanted).max()) / HIGH
-            square = power[name].reshape(-1)
-            spread = float((square * wanted**2).sum()) * other.taps / other.groups
-            signal = float((other.squares.sum(1).reshape(-1) * square).sum()) or 1.0
-            noise += step**2 * spread * float((1 / factors[other.outputs] ** 2).sum()) / signal
+            square = (power[name].reshape(-1) * wanted**2).reshape(other.groups, 1, -1)
+            spread = square.sum(2, keepdims=True) * other.taps
+            noise += step**2 * float((spread * weights[other.outputs] / factors[other.outputs] ** 2).mean())
         best = min(best, (noise, wanted), key=lambda pair: pair[0])
     factors[ids] = best[1]
 
@@ -242,15 +279,16 @@ def _rewritten(graph: Graph, channels: Channels, layers: Mapping[str, _Layer], f
         if node.output in layers:
             node = _layer(graph, node, layers[node.output], factors, constants)
         elif node.output in channels.taken and node.output in of and node.op == "clip":
-            # What a channel's own range leaves out, int8 does.
-            high = float((node.attrs["high"] * of[node.output]).max())
+            factor, bound = of[node.output], node.attrs["high"]
+            # Either int8 ends at the bound, or the factors are one.
+            high = _TOP if bound < np.inf and _saturates(factor, bound) else bound * float(factor.min())
             node = dataclasses.replace(node, attrs={**node.attrs, "high": high})
         nodes.append(node)
         crossed(node.output)
     outputs = tuple(outside.get(name, name) for name in graph.outputs)
     made = {inside.get(name, name): factor for name, factor in of.items()}
     rewritten = dataclasses.replace(graph, nodes=tuple(nodes), values=values, constants=constants, outputs=outputs)
-    return Equalized(rewritten, made, {scaled: name for name, scaled in (*inside.items(), *outside.items())})
+    return Equalized(rewritten, made, {new: old for old, new in (*inside.items(), *outside.items())})
 
 
 def _layer(graph: Graph, node: Node, layer: _Layer, factors: Array, constants: dict[str, NDArray[np.float32]]) -> Node:
@@ -263,6 +301,3 @@ def _layer(graph: Graph, node: Node, layer: _Layer, factors: Array, constants: d
         constants[inputs[2]] = (graph.constants[bias[0]] * factors[layer.outputs].reshape(-1)).astype(np.float32)
     attrs = {name: value for name, value in node.attrs.items() if name != "weight_scale"}
     return dataclasses.replace(node, inputs=tuple(inputs), attrs=attrs)
-
-
-__all__ = ["Equalized", "equalized", "partition"]

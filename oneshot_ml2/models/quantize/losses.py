@@ -107,8 +107,9 @@ def samples_of(graph: Graph, samples: Sequence[Sample]) -> Sequence[Sample]:
 
 def measure(
     graph: Graph, samples: Sequence[Sample], references: Iterable[Reference]
-) -> tuple[tuple[LayerError, ...], tuple[Loss, ...]]:
-    """The errors of an integer graph's int8 tensors in their order, and what of it passes ``ERROR_BOUND``.
+) -> tuple[tuple[LayerError, ...], tuple[Loss, ...], float]:
+    """The errors of an integer graph's int8 tensors in their order, what of it passes ``ERROR_BOUND``, and the relative
+    error of the worst output.
 
     Args:
         samples: inputs of the model; ``references``: what it computes of each.
@@ -118,7 +119,8 @@ def measure(
         _compare(graph, makers, sample, reference, sums)
     tensors = [key for key in sums.sums if isinstance(key, str)]
     errors = tuple(LayerError(makers[name].name, _exponent(graph, name), sums.error(name)) for name in tensors)
-    return errors, (*_parts(graph, makers, sums), *_tensors(graph, sums), *_outputs(graph, sums))
+    worst = max((sums.error((number, None)) for number in range(len(graph.outputs))), default=0.0)
+    return errors, (*_parts(graph, makers, sums), *_tensors(graph, sums), *_outputs(graph, sums)), worst
 
 
 def _exponent(graph: Graph, name: str) -> int:
@@ -130,7 +132,7 @@ def _exponent(graph: Graph, name: str) -> int:
 def _compare(graph: Graph, makers: Mapping[str, Node], sample: Sample, reference: Reference, sums: _Sums) -> None:
     """Add a run of the integer graph to the sums.
 
-    Keys: a value's name; (its name, number of a concatenation's operand); (number of an output, axis), by channel.
+    Keys: a value's name; (its name, number of a concatenation's operand); (number of an output, axis), by channel, and the axis None, whole.
     """
 
     def observe(name: str, array: Array) -> None:
@@ -149,6 +151,7 @@ def _compare(graph: Graph, makers: Mapping[str, Node], sample: Sample, reference
     results = execute.execute(graph, sample, observe)
     for number, (name, own) in enumerate(zip(graph.outputs, reference.outputs, strict=True)):
         found, expected = results[name].astype(np.float64), own.astype(np.float64)
+        sums.add((number, None), found, expected)
         for axis in sorted({1, found.ndim - 1}) if found.ndim > 1 else ():
             sums.add((number, axis), found, expected, tuple(i for i in range(found.ndim) if i != axis))
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models import execute
 from oneshot_ml2.models.ir import Graph
-from oneshot_ml2.models.quantize.sampling import drawn_places
+from oneshot_ml2.models.quantize.sampling import drawn_places, drawn_values
 from oneshot_ml2.models.quantize.scales import best_exponent
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ class Observed:
     def exponents(self) -> dict[str, int]:
         """The best exponent of every value."""
         return {name: best_exponent(np.concatenate(parts), self.largest[name]) for name, parts in self.drawn.items()}
+
+    def means(self, factors: Mapping[str, Array], originals: Mapping[str, str]) -> dict[str, Array]:
+        """The means of values of a graph that are scaled ones of these, by channel."""
+        names = {name: name for name in self.moments} | {new: old for new, old in originals.items() if old in self.moments}
+        return {new: self.moments[old].mean * factors.get(new, 1.0) for new, old in names.items()}
 
     def scaled(self, graph: Graph, factors: Mapping[str, Array], originals: Mapping[str, str]) -> dict[str, int]:
         """The best exponents of a graph's values that are scaled ones of these."""
@@ -102,7 +107,7 @@ def _add(seen: Observed, name: str, array: Array, samples: int) -> None:
     if not np.isfinite(kept).all():
         raise ModelError(f"the model's tensor {name!r} is not finite on the calibration data")
     seen.largest[name] = max(seen.largest.get(name, 0.0), float(np.abs(kept).max(initial=0.0)))
-    values = kept.reshape(-1)[drawn_places(kept.shape, samples)] if kept.size else np.zeros(1, np.float32)
+    values = drawn_values(kept, samples) if kept.size else np.zeros(1, np.float32)
     seen.drawn.setdefault(name, []).append(values)
 
 

@@ -19,10 +19,10 @@ from oneshot_ml2.models import execute, samples
 from oneshot_ml2.models.ir import Graph
 from oneshot_ml2.models.quantize import losses
 from oneshot_ml2.models.quantize.channels import channels_of
-from oneshot_ml2.models.quantize.equalize import equalized
+from oneshot_ml2.models.quantize.equalize import Equalized, equalized
 from oneshot_ml2.models.quantize.integer import IntegerBuilder
 from oneshot_ml2.models.quantize.losses import LayerError, Loss, Reference
-from oneshot_ml2.models.quantize.observe import observed
+from oneshot_ml2.models.quantize.observe import Observed, observed
 from oneshot_ml2.models.quantize.qdq import calibrated, strip_qdq
 from oneshot_ml2.models.quantize.sampling import RANDOM_SAMPLES, random_samples
 from oneshot_ml2.models.quantize.steps import ALL_STEPS, Steps
@@ -87,38 +87,64 @@ def quantize(
         warned.append(
             "scales follow from random inputs: give calibration data (--calibration) before trusting the accuracy"
         )
-    factors: Mapping[str, Array] = {}
-    originals: Mapping[str, str] = {}
-    means: Mapping[str, Array] = {}
+    half_even = rounding == "half_even"
     if qdq:
         plain, exponents, changes, tensors = strip_qdq(graph)
         first = observed(graph, given[:1], tell).first
+        builder = IntegerBuilder(plain, exponents, qdq, half_even)
+        integer = builder.build()
+        changes += builder.changes
+        measured = losses.samples_of(integer, given)
+        errors, lost, _ = losses.measure(integer, measured, _references(graph, tensors, measured, first))
     else:
-        plain, changes, tensors = graph, [], {}
-        quantized = calibrated(graph, defaultdict(int), steps)
-        channels = channels_of(graph, quantized)
-        seen = observed(graph, given, tell, channels.ids)
-        first = seen.first
-        if steps.equalize:
-            better = equalized(graph, channels, seen.moments, quantized)
-            plain, factors, originals = better.graph, better.factors, better.originals
-        exponents = calibrated(plain, seen.scaled(plain, factors, originals), steps)
-        if steps.bias:
-            means = {
-                name: seen.moments[old].mean * factors.get(name, 1.0)
-                for name in plain.values
-                if (old := originals.get(name, name)) in seen.moments
-            }
-    builder = IntegerBuilder(plain, exponents, qdq, rounding == "half_even", means)
-    integer = builder.build()
-    measured = losses.samples_of(integer, given)
-    errors, lost = losses.measure(integer, measured, _references(graph, tensors if qdq else None, measured, first, factors, originals))
+        best = _calibrated(graph, given, half_even, tell, steps)
+        integer, changes, errors, lost, tensors = best.graph, best.changes, best.errors, best.lost, {}
     warned += losses.warnings(lost)
     labels = {value: graph.labels[tensor] for value, tensor in tensors.items() if tensor in graph.labels}
-    kind, all_changes = "qdq" if qdq else "float", (*graph.notes, *changes, *builder.changes)
+    kind, all_changes = "qdq" if qdq else "float", (*graph.notes, *changes)
     return Quantized(
         integer, kind, all_changes, tuple(warned), labels, errors, rounding, lost, len(given), source, given[0]
     )
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A way to quantize a float graph: the integer graph, what it changes as lines, and what it costs."""
+
+    graph: Graph
+    changes: list[str]
+    errors: tuple[LayerError, ...]
+    lost: tuple[Loss, ...]
+    # The relative error of the worst output.
+    worst: float
+
+
+def _calibrated(
+    graph: Graph, given: Sequence[Sample], half_even: bool, tell: Callable[[str], None], steps: Steps
+) -> _Tried:
+    """Quantize a float graph by what it computes of samples: with its channels scaled, if that loses less on them."""
+    quantized = calibrated(graph, defaultdict(int), steps)
+    channels = channels_of(graph, quantized)
+    seen = observed(graph, given, tell, channels.ids)
+    ways = [Equalized(graph, {}, {})]
+    if steps.equalize:
+        ways.append(equalized(graph, channels, seen.moments, quantized))
+    tried = [_try(graph, way, seen, given, half_even, steps) for way in ways[::-1]]
+    return min(tried, key=lambda way: way.worst)
+
+
+def _try(
+    graph: Graph, way: Equalized, seen: Observed, given: Sequence[Sample], half_even: bool, steps: Steps
+) -> _Tried:
+    """Quantize a float graph that is rewritten that way."""
+    exponents = calibrated(way.graph, seen.scaled(way.graph, way.factors, way.originals), steps)
+    means = seen.means(way.factors, way.originals) if steps.bias else {}
+    builder = IntegerBuilder(way.graph, exponents, False, half_even, means)
+    integer = builder.build()
+    measured = losses.samples_of(integer, given)
+    references = _references(graph, None, measured, seen.first, way)
+    errors, lost, worst = losses.measure(integer, measured, references)
+    return _Tried(integer, [*way.changes, *builder.changes], errors, lost, worst)
 
 
 def calibration_of(graph: Graph, calibration: Given | None, seed: int) -> tuple[str, Sequence[Sample]]:
@@ -141,7 +167,7 @@ def calibration_of(graph: Graph, calibration: Given | None, seed: int) -> tuple[
 
 def _references(
     graph: Graph, tensors: Mapping[str, str] | None, samples: Sequence[Sample], first: dict[str, Array],
-    factors: Mapping[str, Array], originals: Mapping[str, str],
+    way: Equalized | None = None,
 ) -> Iterator[Reference]:
     """What a graph computes of each sample, ``first`` of the first one.
 
@@ -161,9 +187,26 @@ def _references(
         if tensors is not None:
             known = {value: tensor for value, tensor in tensors.items() if tensor in values}
             own = {value: real(tensor, values[tensor]) for value, tensor in known.items()}
-        elif factors:
-            own = {name: array * factors[name].astype(np.float32) if name in factors else array for name, array in values.items()}
-            own |= {new: values[old] * factors[new].astype(np.float32) for new, old in originals.items() if new in factors}
+        elif way is not None:
+            own = _Scaled(values, way)
         yield Reference(own, [values[name] for name in graph.outputs])
-        # The tensors of one sample at a time.
-        values.clear()
+        # The tensors of one sample at a time; those of the first one serve again.
+        if index:
+            values.clear()
+
+
+class _Scaled(Mapping[str, "Array"]):
+    """What a rewritten graph computes, of what the original one does; each tensor is scaled when it is asked for."""
+
+    def __init__(self, values: Mapping[str, Array], way: Equalized) -> None:
+        self._values, self._way = values, way
+
+    def __getitem__(self, name: str) -> Array:
+        array, factor = self._values[self._way.originals.get(name, name)], self._way.factors.get(name)
+        return array if factor is None else array * factor.astype(np.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._values, *self._way.originals))
+
+    def __len__(self) -> int:
+        return len(self._values) + len(self._way.originals)

@@ -19,3 +19,5 @@ class Steps:
 
 
 ALL_STEPS = Steps()
+# A power of two for each tensor, nothing else.
+NO_STEPS = Steps(floats=False, equalize=False, bias=False)
