@@ -58,7 +58,10 @@ class Net:
 
     def dense(self, x: str, outputs: int) -> str:
         inputs = self.values[x].shape[-1]
-        names = self.constant(self.rng.standard_normal((outputs, inputs)) / inputs**0.5), self.constant(np.zeros(outputs))
+        names = (
+            self.constant(self.rng.standard_normal((outputs, inputs)) / inputs**0.5),
+            self.constant(np.zeros(outputs)),
+        )
         return self.add("dense", x, *names, shape=(*self.values[x].shape[:-1], outputs))
 
     def graph(self, *outputs: str) -> Graph:
@@ -158,7 +161,7 @@ def test_what_is_scaled_together() -> None:
 def test_channels_of_unequal_ranges(bound: float) -> None:
     graph = separable(bound)
     assert error(graph, NO_STEPS) > 0.3
-    assert error(graph, Steps()) < 0.03
+    assert error(graph, Steps()) < 0.04
 
 
 def test_parts_of_a_concatenation_keep_their_scales() -> None:

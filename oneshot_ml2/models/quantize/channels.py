@@ -205,7 +205,9 @@ def _moved(ties: _Ties, node: Node) -> Ids:
     if node.op == "permute":
         return ids.transpose(attrs["axes"])
     if node.op == "slice":
-        return ids[tuple(slice(*part) if ids.shape[axis] > 1 else slice(None) for axis, part in enumerate(attrs["parts"]))]
+        return ids[
+            tuple(slice(*part) if ids.shape[axis] > 1 else slice(None) for axis, part in enumerate(attrs["parts"]))
+        ]
     if node.op == "gather":
         return ids.take(attrs["places"], attrs["axis"]) if ids.shape[attrs["axis"]] > 1 else ids
     if node.op == "broadcast":

@@ -130,9 +130,7 @@ def _saturates(factors: Array, bound: float) -> bool:
     return bool((factors * bound >= _TOP * (1 - 1e-6)).all())
 
 
-def _peaks(
-    graph: Graph, channels: Channels, moments: Mapping[str, Moments], quantized: Collection[str]
-) -> Array:
+def _peaks(graph: Graph, channels: Channels, moments: Mapping[str, Moments], quantized: Collection[str]) -> Array:
     """The largest magnitude of each number's elements."""
     peaks, producers = np.zeros(channels.count), graph.producers()
     for name in channels.ids:
@@ -185,9 +183,7 @@ def _importance(
     return weights
 
 
-def _fit_rows(
-    layer: _Layer, factors: Array, least: Array, weights: Array, power: Mapping[str, Array]
-) -> None:
+def _fit_rows(layer: _Layer, factors: Array, least: Array, weights: Array, power: Mapping[str, Array]) -> None:
     """Make the factors of a layer's outputs less where a row's large weights would make the step coarse for all."""
     outputs = layer.outputs
     if (outputs == FIXED).all():

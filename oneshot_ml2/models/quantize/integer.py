@@ -237,7 +237,11 @@ class IntegerBuilder:
         mean = self.means.get(node.inputs[0])
         outputs = op_of(node.op).weight_outputs
         groups = int(node.attrs.get("groups", 1))
-        if mean is None or outputs is None or (mean.size not in (1, weight.shape[1 - outputs] * (groups if outputs == 0 else 1))):
+        if (
+            mean is None
+            or outputs is None
+            or (mean.size not in (1, weight.shape[1 - outputs] * (groups if outputs == 0 else 1)))
+        ):
             return np.zeros(1)
         off = np.ldexp(weight.astype(np.float64), exponent) - self.graph.constants[node.inputs[1]]
         parts = off.reshape(groups, off.shape[0] // groups, off.shape[1], -1).sum(3)
@@ -320,8 +324,8 @@ class IntegerBuilder:
             self.refused(composite, TOO_FINE if shift < 0 else TOO_LARGE)
             return
         clip = self.clip(composite)
-        bias = self.bias(head, sums) - np.rint(np.ldexp(self.drift(head, weight, exponent), -sums))
-        bias = (bias + (1 << shift >> 1)).astype(np.int32)
+        drift = np.rint(np.ldexp(self.drift(head, weight, exponent), -sums))
+        bias = (self.bias(head, sums) - drift + (1 << shift >> 1)).astype(np.int32)
         inputs, residual_shift = [self.int_name(x)], None
         if composite.residual is not None:
             residual_shift = self.exponents[composite.residual] - sums

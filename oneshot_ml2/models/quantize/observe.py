@@ -49,7 +49,9 @@ class Observed:
 
     def means(self, factors: Mapping[str, Array], originals: Mapping[str, str]) -> dict[str, Array]:
         """The means of values of a graph that are scaled ones of these, by channel."""
-        names = {name: name for name in self.moments} | {new: old for new, old in originals.items() if old in self.moments}
+        names = {name: name for name in self.moments} | {
+            new: old for new, old in originals.items() if old in self.moments
+        }
         return {new: self.moments[old].mean * factors.get(new, 1.0) for new, old in names.items()}
 
     def scaled(self, graph: Graph, factors: Mapping[str, Array], originals: Mapping[str, str]) -> dict[str, int]:
@@ -97,7 +99,9 @@ def observed(
 
         execute.execute(graph, sample, observe)
     for name, (peak, mean, square) in sums.items():
-        seen.moments[name] = Moments(peak, mean / len(samples), square / len(samples), len(samples) * math.prod(graph.shape(name)) // peak.size)
+        seen.moments[name] = Moments(
+            peak, mean / len(samples), square / len(samples), len(samples) * math.prod(graph.shape(name)) // peak.size
+        )
     return seen
 
 

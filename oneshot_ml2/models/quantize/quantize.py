@@ -166,7 +166,10 @@ def calibration_of(graph: Graph, calibration: Given | None, seed: int) -> tuple[
 
 
 def _references(
-    graph: Graph, tensors: Mapping[str, str] | None, samples: Sequence[Sample], first: dict[str, Array],
+    graph: Graph,
+    tensors: Mapping[str, str] | None,
+    samples: Sequence[Sample],
+    first: dict[str, Array],
     way: Equalized | None = None,
 ) -> Iterator[Reference]:
     """What a graph computes of each sample, ``first`` of the first one.
