@@ -127,15 +127,15 @@ def test_the_function_stays(seed: int) -> None:
     graph = mixed(seed)
     samples = samples_of(graph)
     way = rewritten(graph, samples)
-    assert len(way.factors) > 5
+    assert len(way.affine.factors) > 5
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
     want = execute.execute(graph, samples[0], before.__setitem__)
     got = execute.execute(way.graph, samples[0], after.__setitem__)
     for a, b in zip(got.values(), want.values(), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
-    for name, factor in way.factors.items():
-        expected = before[way.originals.get(name, name)] * factor
+    for name, factor in way.affine.factors.items():
+        expected = before[way.affine.originals.get(name, name)] * factor + way.affine.offset(name)
         np.testing.assert_allclose(after[name], expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
@@ -186,7 +186,7 @@ def test_a_channel_that_is_never_seen_is_not_blown_up() -> None:
     scale = np.r_[np.ones(15), 0.0]
     graph = net.graph(net.conv(net.add("relu", net.conv("x", 16, scale=scale)), 16))
     way = rewritten(graph, samples_of(graph))
-    assert all(np.isfinite(factor).all() and (factor > 0).all() for factor in way.factors.values())
+    assert all(np.isfinite(factor).all() and (factor > 0).all() for factor in way.affine.factors.values())
     assert error(graph, Steps()) < 0.04
 
 

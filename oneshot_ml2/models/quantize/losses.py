@@ -6,7 +6,7 @@ that has the same scale can be lost entirely while the tensor as a whole is off 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -71,10 +71,15 @@ class Loss:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the model itself computes of an input: its tensors by the integer graph's name, and its outputs in order."""
+    """What the model itself computes of an input.
+
+    ``tensors``: by the integer graph's name; ``outputs``: in order; ``real``: (name, a tensor of the integer graph in
+    real numbers) -> it as the model has it, without what its channels are scaled by.
+    """
 
     tensors: Mapping[str, Array]
     outputs: Sequence[Array]
+    real: Callable[[str, Array], Array]
 
 
 class _Sums:
@@ -141,8 +146,9 @@ def _compare(graph: Graph, makers: Mapping[str, Node], sample: Sample, reference
         known = name.removesuffix(".flat").removesuffix(".image")
         if value.exponent is None or known not in reference.tensors or name not in makers:
             return
-        expected = reference.tensors[known].astype(np.float64).reshape(array.shape)
-        found = np.ldexp(array.astype(np.float64), value.exponent)
+        expected = reference.tensors[known].astype(np.float64)
+        found = np.ldexp(array.astype(np.float64), value.exponent).reshape(expected.shape)
+        found, expected = (part.reshape(array.shape) for part in (reference.real(known, found), expected))
         sums.add(name, found, expected)
         if makers[name].op == "concat":
             for index, part in enumerate(_slices(graph, makers[name])):

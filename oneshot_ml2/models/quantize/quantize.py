@@ -22,7 +22,7 @@ from oneshot_ml2.models.quantize.channels import channels_of
 from oneshot_ml2.models.quantize.equalize import Equalized, equalized
 from oneshot_ml2.models.quantize.integer import IntegerBuilder
 from oneshot_ml2.models.quantize.losses import LayerError, Loss, Reference
-from oneshot_ml2.models.quantize.observe import Observed, observed
+from oneshot_ml2.models.quantize.observe import Affine, Observed, observed
 from oneshot_ml2.models.quantize.qdq import calibrated, strip_qdq
 from oneshot_ml2.models.quantize.sampling import RANDOM_SAMPLES, random_samples
 from oneshot_ml2.models.quantize.steps import ALL_STEPS, Steps
@@ -126,9 +126,9 @@ def _calibrated(
     quantized = calibrated(graph, defaultdict(int), steps)
     channels = channels_of(graph, quantized)
     seen = observed(graph, given, tell, channels.ids)
-    ways = [Equalized(graph, {}, {})]
+    ways = [Equalized(graph)]
     if steps.equalize:
-        ways.append(equalized(graph, channels, seen.moments, quantized))
+        ways.append(equalized(graph, channels, seen.moments, quantized, steps.offsets))
     tried = [_try(graph, way, seen, given, half_even, steps) for way in ways[::-1]]
     return min(tried, key=lambda way: way.worst)
 
@@ -137,12 +137,12 @@ def _try(
     graph: Graph, way: Equalized, seen: Observed, given: Sequence[Sample], half_even: bool, steps: Steps
 ) -> _Tried:
     """Quantize a float graph that is rewritten that way."""
-    exponents = calibrated(way.graph, seen.scaled(way.graph, way.factors, way.originals), steps)
-    means = seen.means(way.factors, way.originals) if steps.bias else {}
+    exponents = calibrated(way.graph, seen.exponents(way.graph, way.affine), steps)
+    means = seen.means(way.affine) if steps.bias else {}
     builder = IntegerBuilder(way.graph, exponents, False, half_even, means)
     integer = builder.build()
     measured = losses.samples_of(integer, given)
-    references = _references(graph, None, measured, seen.first, way)
+    references = _references(graph, None, measured, seen.first, way.affine)
     errors, lost, worst = losses.measure(integer, measured, references)
     return _Tried(integer, [*way.changes, *builder.changes], errors, lost, worst)
 
@@ -170,7 +170,7 @@ def _references(
     tensors: Mapping[str, str] | None,
     samples: Sequence[Sample],
     first: dict[str, Array],
-    way: Equalized | None = None,
+    way: Affine | None = None,
 ) -> Iterator[Reference]:
     """What a graph computes of each sample, ``first`` of the first one.
 
@@ -191,25 +191,13 @@ def _references(
             known = {value: tensor for value, tensor in tensors.items() if tensor in values}
             own = {value: real(tensor, values[tensor]) for value, tensor in known.items()}
         elif way is not None:
-            own = _Scaled(values, way)
-        yield Reference(own, [values[name] for name in graph.outputs])
+            own = {**values, **{new: values[old] for new, old in way.originals.items() if old in values}}
+        yield Reference(own, [values[name] for name in graph.outputs], way.real if way is not None else _as_it_is)
         # The tensors of one sample at a time; those of the first one serve again.
         if index:
             values.clear()
 
 
-class _Scaled(Mapping[str, "Array"]):
-    """What a rewritten graph computes, of what the original one does; each tensor is scaled when it is asked for."""
 
-    def __init__(self, values: Mapping[str, Array], way: Equalized) -> None:
-        self._values, self._way = values, way
-
-    def __getitem__(self, name: str) -> Array:
-        array, factor = self._values[self._way.originals.get(name, name)], self._way.factors.get(name)
-        return array if factor is None else array * factor.astype(np.float32)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter((*self._values, *self._way.originals))
-
-    def __len__(self) -> int:
-        return len(self._values) + len(self._way.originals)
+def _as_it_is(name: str, array: Array) -> Array:
+    return array
