@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 _TOP = HIGH / 128
 # A step of such a value.
 _STEP = 1 / 128
-# A channel's largest magnitude counts as at least this part of its tensor's: what it does beyond calibration is unknown.
+# A channel's largest magnitude counts as at least this part of its tensor's: calibration does not show all.
 _LEAST = 2.0**-10
 # A channel reaches so many root mean squares; one of few elements, less than so many, what others of its tensor do.
 _DEVIATIONS, _ENOUGH = 4.0, 16
@@ -189,9 +189,7 @@ def _saturates(factors: Array, bound: float, top: float) -> bool:
     return bool((factors * bound >= top * (1 - 1e-6)).all())
 
 
-def _peaks(
-    channels: Channels, spans: Mapping[str, tuple[Array, Array]], moved: Mapping[str, str | None]
-) -> Array:
+def _peaks(channels: Channels, spans: Mapping[str, tuple[Array, Array]], moved: Mapping[str, str | None]) -> Array:
     """The magnitude of each number's elements that has to be below the end of int8."""
     peaks = np.zeros(channels.count)
     for name, (low, high) in spans.items():

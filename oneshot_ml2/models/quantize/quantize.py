@@ -198,6 +198,5 @@ def _references(
             values.clear()
 
 
-
 def _as_it_is(name: str, array: Array) -> Array:
     return array
