@@ -6,7 +6,7 @@ that has the same scale can be lost entirely while the tensor as a whole is off 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -71,10 +71,15 @@ class Loss:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the model itself computes of an input: its tensors by the integer graph's name, and its outputs in order."""
+    """What the model itself computes of an input.
+
+    ``tensors``: by the integer graph's name; ``outputs``: in order; ``real``: (name, a tensor of the integer graph in
+    real numbers) -> it as the model has it, without what its channels are scaled by.
+    """
 
     tensors: Mapping[str, Array]
     outputs: Sequence[Array]
+    real: Callable[[str, Array], Array]
 
 
 class _Sums:
@@ -107,8 +112,9 @@ def samples_of(graph: Graph, samples: Sequence[Sample]) -> Sequence[Sample]:
 
 def measure(
     graph: Graph, samples: Sequence[Sample], references: Iterable[Reference]
-) -> tuple[tuple[LayerError, ...], tuple[Loss, ...]]:
-    """The errors of an integer graph's int8 tensors in their order, and what of it passes ``ERROR_BOUND``.
+) -> tuple[tuple[LayerError, ...], tuple[Loss, ...], float]:
+    """The errors of an integer graph's int8 tensors in their order, what of it passes ``ERROR_BOUND``, and the relative
+    error of the worst output.
 
     Args:
         samples: inputs of the model; ``references``: what it computes of each.
@@ -118,7 +124,8 @@ def measure(
         _compare(graph, makers, sample, reference, sums)
     tensors = [key for key in sums.sums if isinstance(key, str)]
     errors = tuple(LayerError(makers[name].name, _exponent(graph, name), sums.error(name)) for name in tensors)
-    return errors, (*_parts(graph, makers, sums), *_tensors(graph, sums), *_outputs(graph, sums))
+    worst = max((sums.error((number, None)) for number in range(len(graph.outputs))), default=0.0)
+    return errors, (*_parts(graph, makers, sums), *_tensors(graph, sums), *_outputs(graph, sums)), worst
 
 
 def _exponent(graph: Graph, name: str) -> int:
@@ -130,7 +137,8 @@ def _exponent(graph: Graph, name: str) -> int:
 def _compare(graph: Graph, makers: Mapping[str, Node], sample: Sample, reference: Reference, sums: _Sums) -> None:
     """Add a run of the integer graph to the sums.
 
-    Keys: a value's name; (its name, number of a concatenation's operand); (number of an output, axis), by channel.
+    Keys: a value's name; (its name, number of a concatenation's operand); (number of an output, axis), by channel;
+    (number of an output, None), whole.
     """
 
     def observe(name: str, array: Array) -> None:
@@ -139,8 +147,9 @@ def _compare(graph: Graph, makers: Mapping[str, Node], sample: Sample, reference
         known = name.removesuffix(".flat").removesuffix(".image")
         if value.exponent is None or known not in reference.tensors or name not in makers:
             return
-        expected = reference.tensors[known].astype(np.float64).reshape(array.shape)
-        found = np.ldexp(array.astype(np.float64), value.exponent)
+        expected = reference.tensors[known].astype(np.float64)
+        found = np.ldexp(array.astype(np.float64), value.exponent).reshape(expected.shape)
+        found, expected = (part.reshape(array.shape) for part in (reference.real(known, found), expected))
         sums.add(name, found, expected)
         if makers[name].op == "concat":
             for index, part in enumerate(_slices(graph, makers[name])):
@@ -149,6 +158,7 @@ def _compare(graph: Graph, makers: Mapping[str, Node], sample: Sample, reference
     results = execute.execute(graph, sample, observe)
     for number, (name, own) in enumerate(zip(graph.outputs, reference.outputs, strict=True)):
         found, expected = results[name].astype(np.float64), own.astype(np.float64)
+        sums.add((number, None), found, expected)
         for axis in sorted({1, found.ndim - 1}) if found.ndim > 1 else ():
             sums.add((number, axis), found, expected, tuple(i for i in range(found.ndim) if i != axis))
 

@@ -7,6 +7,7 @@ VTA can do carries a workload; sums that are no layer's (additions, averages, re
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,11 +18,14 @@ from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models import execute, samples
 from oneshot_ml2.models.ir import Graph
 from oneshot_ml2.models.quantize import losses
+from oneshot_ml2.models.quantize.channels import channels_of
+from oneshot_ml2.models.quantize.equalize import Equalized, equalized
 from oneshot_ml2.models.quantize.integer import IntegerBuilder
 from oneshot_ml2.models.quantize.losses import LayerError, Loss, Reference
+from oneshot_ml2.models.quantize.observe import Affine, Observed, observed
 from oneshot_ml2.models.quantize.qdq import calibrated, strip_qdq
 from oneshot_ml2.models.quantize.sampling import RANDOM_SAMPLES, random_samples
-from oneshot_ml2.models.quantize.scales import observed_exponents
+from oneshot_ml2.models.quantize.steps import ALL_STEPS, Steps
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.quantize.sampling import Array, Sample
@@ -60,6 +64,7 @@ def quantize(
     seed: int = 0,
     rounding: str = "shift",
     tell: Callable[[str], None] = lambda text: None,
+    steps: Steps = ALL_STEPS,
 ) -> Quantized:
     """Quantize a graph to int8; one that is quantized already (QDQ) keeps its scales, to the nearest power of two.
 
@@ -82,23 +87,65 @@ def quantize(
         warned.append(
             "scales follow from random inputs: give calibration data (--calibration) before trusting the accuracy"
         )
+    half_even = rounding == "half_even"
     if qdq:
         plain, exponents, changes, tensors = strip_qdq(graph)
-        _, first = observed_exponents(graph, given[:1], tell)
+        first = observed(graph, given[:1], tell).first
+        builder = IntegerBuilder(plain, exponents, qdq, half_even)
+        integer = builder.build()
+        changes += builder.changes
+        measured = losses.samples_of(integer, given)
+        errors, lost, _ = losses.measure(integer, measured, _references(graph, tensors, measured, first))
     else:
-        plain, changes, tensors = graph, [], {}
-        chosen, first = observed_exponents(graph, given, tell)
-        exponents = calibrated(graph, chosen)
-    builder = IntegerBuilder(plain, exponents, qdq, rounding == "half_even")
-    integer = builder.build()
-    measured = losses.samples_of(integer, given)
-    errors, lost = losses.measure(integer, measured, _references(graph, tensors if qdq else None, measured, first))
+        best = _calibrated(graph, given, half_even, tell, steps)
+        integer, changes, errors, lost, tensors = best.graph, best.changes, best.errors, best.lost, {}
     warned += losses.warnings(lost)
     labels = {value: graph.labels[tensor] for value, tensor in tensors.items() if tensor in graph.labels}
-    kind, all_changes = "qdq" if qdq else "float", (*graph.notes, *changes, *builder.changes)
+    kind, all_changes = "qdq" if qdq else "float", (*graph.notes, *changes)
     return Quantized(
         integer, kind, all_changes, tuple(warned), labels, errors, rounding, lost, len(given), source, given[0]
     )
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A way to quantize a float graph: the integer graph, what it changes as lines, and what it costs."""
+
+    graph: Graph
+    changes: list[str]
+    errors: tuple[LayerError, ...]
+    lost: tuple[Loss, ...]
+    # The relative error of the worst output.
+    worst: float
+
+
+def _calibrated(
+    graph: Graph, given: Sequence[Sample], half_even: bool, tell: Callable[[str], None], steps: Steps
+) -> _Tried:
+    """Quantize a float graph by what it computes of samples: with its channels scaled, if that loses less on them."""
+    quantized = calibrated(graph, defaultdict(int), steps)
+    channels = channels_of(graph, quantized)
+    seen = observed(graph, given, tell, channels.ids)
+    ways = [Equalized(graph)]
+    # What masks set to minus infinity has no spread.
+    if steps.equalize and all(np.isfinite(part.low).all() for part in seen.moments.values()):
+        ways.append(equalized(graph, channels, seen.moments, quantized, steps.offsets))
+    tried = [_try(graph, way, seen, given, half_even, steps) for way in ways[::-1]]
+    return min(tried, key=lambda way: way.worst)
+
+
+def _try(
+    graph: Graph, way: Equalized, seen: Observed, given: Sequence[Sample], half_even: bool, steps: Steps
+) -> _Tried:
+    """Quantize a float graph that is rewritten that way."""
+    exponents = calibrated(way.graph, seen.exponents(way.graph, way.affine), steps)
+    means = seen.means(way.affine) if steps.bias else {}
+    builder = IntegerBuilder(way.graph, exponents, False, half_even, means)
+    integer = builder.build()
+    measured = losses.samples_of(integer, given)
+    references = _references(graph, None, measured, seen.first, way.affine)
+    errors, lost, worst = losses.measure(integer, measured, references)
+    return _Tried(integer, [*way.changes, *builder.changes], errors, lost, worst)
 
 
 def calibration_of(graph: Graph, calibration: Given | None, seed: int) -> tuple[str, Sequence[Sample]]:
@@ -120,7 +167,11 @@ def calibration_of(graph: Graph, calibration: Given | None, seed: int) -> tuple[
 
 
 def _references(
-    graph: Graph, tensors: Mapping[str, str] | None, samples: Sequence[Sample], first: dict[str, Array]
+    graph: Graph,
+    tensors: Mapping[str, str] | None,
+    samples: Sequence[Sample],
+    first: dict[str, Array],
+    way: Affine | None = None,
 ) -> Iterator[Reference]:
     """What a graph computes of each sample, ``first`` of the first one.
 
@@ -140,6 +191,13 @@ def _references(
         if tensors is not None:
             known = {value: tensor for value, tensor in tensors.items() if tensor in values}
             own = {value: real(tensor, values[tensor]) for value, tensor in known.items()}
-        yield Reference(own, [values[name] for name in graph.outputs])
-        # The tensors of one sample at a time.
-        values.clear()
+        elif way is not None:
+            own = {**values, **{new: values[old] for new, old in way.originals.items() if old in values}}
+        yield Reference(own, [values[name] for name in graph.outputs], way.real if way is not None else _as_it_is)
+        # The tensors of one sample at a time; those of the first one serve again.
+        if index:
+            values.clear()
+
+
+def _as_it_is(name: str, array: Array) -> Array:
+    return array

@@ -1,0 +1,150 @@
+"""What calibration data says of a float graph's values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.common.errors import ModelError
+from oneshot_ml2.models import execute
+from oneshot_ml2.models.ir import Graph
+from oneshot_ml2.models.quantize.sampling import drawn_places, drawn_values
+from oneshot_ml2.models.quantize.scales import best_exponent
+
+if TYPE_CHECKING:
+    from oneshot_ml2.models.quantize.channels import Ids
+    from oneshot_ml2.models.quantize.sampling import Array, Sample
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of a value's elements, those of a channel together: the least, the largest, mean, mean square, their number."""
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    square: NDArray[np.float64]
+    count: int
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        return np.maximum(self.square - self.mean**2, 0.0)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """How the values of a rewritten graph follow from those of the original: times a factor, plus an offset.
+
+    ``factors``, ``offsets``: of values of the new graph, of their rank, where they are not 1 and 0; what has an offset
+    has a factor; ``originals``: value that is new -> the one that it follows from, if not from that of its name.
+    """
+
+    factors: Mapping[str, Array] = field(default_factory=dict)
+    offsets: Mapping[str, Array] = field(default_factory=dict)
+    originals: Mapping[str, str] = field(default_factory=dict)
+
+    def factor(self, name: str) -> Array:
+        return self.factors.get(name, np.ones(()))
+
+    def offset(self, name: str) -> Array:
+        return self.offsets.get(name, np.zeros(()))
+
+    def real(self, name: str, array: Array) -> Array:
+        """A value of the new graph as that of the original."""
+        return array if name not in self.factors else (array - self.offset(name)) / self.factors[name]
+
+
+@dataclass
+class Observed:
+    """``largest``: a value's largest magnitude; ``drawn``: some of its elements, with ``places``: where they are drawn
+    from; ``moments``: by channel, of values that have any; ``first``: all values of the first sample.
+    """
+
+    largest: dict[str, float] = field(default_factory=dict)
+    drawn: dict[str, list[Array]] = field(default_factory=dict)
+    moments: dict[str, Moments] = field(default_factory=dict)
+    first: dict[str, Array] = field(default_factory=dict)
+    samples: int = 1
+
+    def means(self, way: Affine) -> dict[str, Array]:
+        """The means of the values of a rewritten graph, by channel."""
+        names = {name: name for name in self.moments}
+        names |= {new: old for new, old in way.originals.items() if old in self.moments}
+        return {new: self.moments[old].mean * way.factor(new) + way.offset(new) for new, old in names.items()}
+
+    def exponents(self, graph: Graph, way: Affine) -> dict[str, int]:
+        """The best exponents of a rewritten graph's values."""
+        found = {}
+        for value in graph.values.values():
+            name = way.originals.get(value.name, value.name)
+            if name not in self.drawn:
+                continue
+            parts, largest = self.drawn[name], self.largest[name]
+            if value.name in way.factors:
+                factor, offset = way.factors[value.name], way.offset(value.name)
+                ends = [end * factor + offset for end in (self.moments[name].low, self.moments[name].high)]
+                largest = float(np.abs(ends).max(initial=0.0))
+                coordinates = np.unravel_index(drawn_places(value.shape, self.samples), value.shape)
+                place = tuple(at if size > 1 else 0 for at, size in zip(coordinates, factor.shape, strict=True))
+                parts = [part * factor[place] + np.broadcast_to(offset, factor.shape)[place] for part in parts]
+            found[value.name] = best_exponent(np.concatenate(parts), largest)
+        return found
+
+
+def observed(
+    graph: Graph, samples: Sequence[Sample], tell: Callable[[str], None], ids: Mapping[str, Ids] | None = None
+) -> Observed:
+    """Run a float graph on all samples.
+
+    Args:
+        tell: told which sample is looked at.
+        ids: of which values moments are wanted, and along which axes they are apart, those not 1 long.
+
+    Raises:
+        ModelError: a value is not finite.
+    """
+    seen = Observed(samples=len(samples))
+    sums: dict[str, list[NDArray[np.float64]]] = {}
+    for index, sample in enumerate(samples):
+        tell(f"quantize: sample {index + 1} of {len(samples)}")
+
+        def observe(name: str, array: Array, index: int = index) -> None:
+            if index == 0:
+                seen.first[name] = array
+            if array.dtype == np.float32:
+                _add(seen, name, array, len(samples))
+                if ids is not None and name in ids:
+                    _add_moments(sums, name, array, ids[name])
+
+        execute.execute(graph, sample, observe)
+    for name, (low, high, mean, square) in sums.items():
+        count = len(samples) * math.prod(graph.shape(name)) // low.size
+        seen.moments[name] = Moments(low, high, mean / len(samples), square / len(samples), count)
+    return seen
+
+
+def _add(seen: Observed, name: str, array: Array, samples: int) -> None:
+    # Minus infinity is what masks leave out; int8 has its least number for it.
+    kept = array[array > -np.inf] if np.isneginf(array).any() else array
+    if not np.isfinite(kept).all():
+        raise ModelError(f"the model's tensor {name!r} is not finite on the calibration data")
+    seen.largest[name] = max(seen.largest.get(name, 0.0), float(np.abs(kept).max(initial=0.0)))
+    values = drawn_values(kept, samples) if kept.size else np.zeros(1, np.float32)
+    seen.drawn.setdefault(name, []).append(values)
+
+
+def _add_moments(sums: dict[str, list[NDArray[np.float64]]], name: str, array: Array, ids: Ids) -> None:
+    axes = tuple(axis for axis, size in enumerate(ids.shape) if size == 1)
+    low, high = (end(axes, keepdims=True).astype(np.float64) for end in (array.min, array.max))
+    mean = array.mean(axes, keepdims=True, dtype=np.float32).astype(np.float64)
+    square = np.square(array).mean(axes, keepdims=True, dtype=np.float32).astype(np.float64)
+    if name in sums:
+        before = sums[name]
+        low, high = np.minimum(before[0], low), np.maximum(before[1], high)
+        mean, square = before[2] + mean, before[3] + square
+    sums[name] = [low, high, mean, square]
