@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.models import execute, partition
 from oneshot_ml2.models.ir import Graph, Node
+from oneshot_ml2.models.quantize import alone
+from oneshot_ml2.models.quantize.alone import Hurt
 
 Array: TypeAlias = NDArray[Any]
 Sample: TypeAlias = Mapping[str, Array]
@@ -47,12 +49,14 @@ _WHOLE = "the errors of the layers say where it arises"
 class LayerError:
     """How far a tensor of the integer graph is from the model's own, on the same inputs of the whole model.
 
-    ``rms``: root mean square of the difference, relative to that of the model's tensor; ``exponent``: of its scale.
+    ``rms``: root mean square of the difference, relative to that of the model's tensor; ``exponent``: of its scale;
+    ``alone``: as ``rms``, of what its layer makes of the model's own tensors, rounded to its operands' scales.
     """
 
     name: str
     exponent: int
     rms: float
+    alone: float
 
 
 @dataclass(frozen=True)
@@ -105,20 +109,38 @@ def samples_of(graph: Graph, samples: Sequence[Sample]) -> Sequence[Sample]:
     return samples[: min(max(int(_WORK // max(macs, 1)), 1), _MOST)]
 
 
-def measure(
-    graph: Graph, samples: Sequence[Sample], references: Iterable[Reference]
-) -> tuple[tuple[LayerError, ...], tuple[Loss, ...]]:
-    """The errors of an integer graph's int8 tensors in their order, and what of it passes ``ERROR_BOUND``.
+@dataclass(frozen=True)
+class Measured:
+    """What int8 loses: ``errors``: of the int8 tensors in their order; ``losses``: what of it passes ``ERROR_BOUND``;
+    ``hurt``: the layers that cost the outputs most, the worst first.
+    """
+
+    errors: tuple[LayerError, ...]
+    losses: tuple[Loss, ...]
+    hurt: tuple[Hurt, ...]
+
+
+def measure(graph: Graph, samples: Sequence[Sample], references: Iterable[Reference], plain: Graph) -> Measured:
+    """What an integer graph loses.
 
     Args:
         samples: inputs of the model; ``references``: what it computes of each.
+        plain: the float graph that the integer graph was made of.
     """
-    sums, makers = _Sums(), graph.producers()
+    sums, single, makers = _Sums(), _Sums(), graph.producers()
+    hurt: tuple[Hurt, ...] | None = None
     for sample, reference in zip(samples, references):
         _compare(graph, makers, sample, reference, sums)
+        _compare_alone(graph, sample, reference, single)
+        if hurt is None:
+            own = {name: single.error(name) for name in single.sums}
+            hurt = alone.find(graph, plain, sample, own, reference.tensors)
     tensors = [key for key in sums.sums if isinstance(key, str)]
-    errors = tuple(LayerError(makers[name].name, _exponent(graph, name), sums.error(name)) for name in tensors)
-    return errors, (*_parts(graph, makers, sums), *_tensors(graph, sums), *_outputs(graph, sums))
+    errors = tuple(
+        LayerError(makers[name].name, _exponent(graph, name), sums.error(name), single.error(name)) for name in tensors
+    )
+    lost = (*_parts(graph, makers, sums), *_tensors(graph, sums), *_outputs(graph, sums))
+    return Measured(errors, lost, hurt or ())
 
 
 def _exponent(graph: Graph, name: str) -> int:
@@ -136,8 +158,8 @@ def _compare(graph: Graph, makers: Mapping[str, Node], sample: Sample, reference
     def observe(name: str, array: Array) -> None:
         value = graph.values[name]
         # The result of a layer that takes a matrix or images goes by the name of the tensor that it is.
-        known = name.removesuffix(".flat").removesuffix(".image")
-        if value.exponent is None or known not in reference.tensors or name not in makers:
+        known = alone.known_as(name, reference.tensors)
+        if value.exponent is None or known is None or name not in makers:
             return
         expected = reference.tensors[known].astype(np.float64).reshape(array.shape)
         found = np.ldexp(array.astype(np.float64), value.exponent)
@@ -151,6 +173,18 @@ def _compare(graph: Graph, makers: Mapping[str, Node], sample: Sample, reference
         found, expected = results[name].astype(np.float64), own.astype(np.float64)
         for axis in sorted({1, found.ndim - 1}) if found.ndim > 1 else ():
             sums.add((number, axis), found, expected, tuple(i for i in range(found.ndim) if i != axis))
+
+
+def _compare_alone(graph: Graph, sample: Sample, reference: Reference, sums: _Sums) -> None:
+    """Add what each layer makes of exact operands to the sums, by the value's name."""
+
+    def found(name: str, array: Array) -> None:
+        known = alone.known_as(name, reference.tensors)
+        assert known is not None
+        expected = reference.tensors[known].astype(np.float64).reshape(array.shape)
+        sums.add(name, np.ldexp(array.astype(np.float64), _exponent(graph, name)), expected)
+
+    alone.run_alone(graph, sample, reference.tensors, found)
 
 
 def _slices(graph: Graph, concat: Node) -> list[tuple[slice, ...]]:

@@ -17,6 +17,7 @@ from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models import execute, samples
 from oneshot_ml2.models.ir import Graph
 from oneshot_ml2.models.quantize import losses
+from oneshot_ml2.models.quantize.alone import Hurt
 from oneshot_ml2.models.quantize.integer import IntegerBuilder
 from oneshot_ml2.models.quantize.losses import LayerError, Loss, Reference
 from oneshot_ml2.models.quantize.qdq import calibrated, strip_qdq
@@ -36,7 +37,7 @@ class Quantized:
     """A quantized graph, what was changed on the way, and what it costs.
 
     ``kind``: ``float`` (quantized here) or ``qdq``; ``changes``: lines; ``tensors``: int8 value -> the tensor of the
-    model's file that it is, where known; ``errors``, ``losses``: see `LayerError` and `Loss`; ``rounding``: one of
+    model's file that it is, where known; ``errors``, ``losses``, ``hurt``: see `losses.Measured`; ``rounding``: one of
     ``ROUNDINGS``; ``samples``: how many inputs were looked at; ``source``: what these are;
     ``sample``: the first of them.
     """
@@ -52,6 +53,7 @@ class Quantized:
     samples: int = 0
     source: str = ""
     sample: Sample = field(default_factory=dict, repr=False)
+    hurt: tuple[Hurt, ...] = ()
 
 
 def quantize(
@@ -91,14 +93,16 @@ def quantize(
         exponents = calibrated(graph, chosen)
     builder = IntegerBuilder(plain, exponents, qdq, rounding == "half_even")
     integer = builder.build()
-    measured = losses.samples_of(integer, given)
-    errors, lost = losses.measure(integer, measured, _references(graph, tensors if qdq else None, measured, first))
-    warned += losses.warnings(lost)
+    looked_at = losses.samples_of(integer, given)
+    references = _references(graph, tensors if qdq else None, looked_at, first)
+    measured = losses.measure(integer, looked_at, references, plain)
+    warned += losses.warnings(measured.losses)
     labels = {value: graph.labels[tensor] for value, tensor in tensors.items() if tensor in graph.labels}
     kind, all_changes = "qdq" if qdq else "float", (*graph.notes, *changes, *builder.changes)
     return Quantized(
-        integer, kind, all_changes, tuple(warned), labels, errors, rounding, lost, len(given), source, given[0]
-    )
+        integer, kind, all_changes, tuple(warned), labels, measured.errors, rounding, measured.losses, len(given),
+        source, given[0], measured.hurt,
+    )  # fmt: skip
 
 
 def calibration_of(graph: Graph, calibration: Given | None, seed: int) -> tuple[str, Sequence[Sample]]:
