@@ -46,8 +46,12 @@ class IntegerBuilder:
         half_even: exact ties go to the even neighbour.
     """
 
-    def __init__(self, graph: Graph, exponents: Mapping[str, int], fixed: bool, half_even: bool) -> None:
+    def __init__(
+        self, graph: Graph, exponents: Mapping[str, int], fixed: bool, half_even: bool,
+        means: Mapping[str, NDArray[np.float64]],
+    ) -> None:  # fmt: skip
         self.graph, self.fixed, self.half_even = graph, fixed, half_even
+        self.means = means
         self.exponents = dict(exponents)
         self.nodes: list[Node] = []
         self.values: dict[str, Value] = {}
@@ -225,6 +229,24 @@ class IntegerBuilder:
         bias = self.graph.constants[node.inputs[2]] if len(node.inputs) > 2 else np.zeros(count)
         return np.rint(np.ldexp(bias.astype(np.float64), -exponent))
 
+    def drift(self, node: Node, weight: NDArray[np.int8], exponent: int) -> NDArray[np.float64]:
+        """What rounding its weight adds to a layer's sums on average, (K,), by the mean of its operand's channels."""
+        mean = self.means.get(node.inputs[0])
+        outputs = op_of(node.op).weight_outputs
+        groups = int(node.attrs.get("groups", 1))
+        if (
+            mean is None
+            or outputs is None
+            or (mean.size not in (1, weight.shape[1 - outputs] * (groups if outputs == 0 else 1)))
+        ):
+            return np.zeros(1)
+        off = np.ldexp(weight.astype(np.float64), exponent) - self.graph.constants[node.inputs[1]]
+        parts = off.reshape(groups, off.shape[0] // groups, off.shape[1], -1).sum(3)
+        if outputs:
+            parts = parts.swapaxes(1, 2)
+        each = np.broadcast_to(mean.reshape(-1), (groups * parts.shape[2],)).reshape(groups, 1, -1)
+        return (parts * each).sum(2).reshape(-1)
+
     def end(self, node: Node) -> str:
         """The first quantized value from a layer on, following its only users."""
         name = node.output
@@ -237,7 +259,7 @@ class IntegerBuilder:
         order = {node.output: index for index, node in enumerate(self.graph.nodes)}
         producers = self.graph.producers()
         for node in self.graph.nodes:
-            if node.op != "add" or not all(name in self.exponents for name in node.inputs):
+            if node.op != "add" or not all(name in self.exponents for name in (*node.inputs, self.end(node))):
                 continue
             # The operand computed last takes the sum, as the other one must be there by then.
             for name in sorted(node.inputs, key=lambda name: -order.get(name, -1)):
@@ -299,7 +321,8 @@ class IntegerBuilder:
             self.refused(composite, TOO_FINE if shift < 0 else TOO_LARGE)
             return
         clip = self.clip(composite)
-        bias = (self.bias(head, sums) + (1 << shift >> 1)).astype(np.int32)
+        bias = self.bias(head, sums) - np.rint(np.ldexp(self.drift(head, weight, exponent), -sums))
+        bias = (bias + (1 << shift >> 1)).astype(np.int32)
         inputs, residual_shift = [self.int_name(x)], None
         if composite.residual is not None:
             residual_shift = self.exponents[composite.residual] - sums

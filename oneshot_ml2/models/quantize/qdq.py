@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from oneshot_ml2.models import partition
 from oneshot_ml2.models.ir import Graph, Node
 from oneshot_ml2.models.ops.registry import ops
 from oneshot_ml2.models.quantize.scales import covering_exponent, nearest_exponent
+from oneshot_ml2.models.quantize.steps import ALL_STEPS, Steps
 
 # Operators whose results lie between numbers that are known, whatever a quantizer leaves out.
 _BOUNDED = ("softmax", "sigmoid")
@@ -21,7 +22,7 @@ _BOUNDED = ("softmax", "sigmoid")
 _WITHIN = (*partition.KEEP_SCALE, *partition.MOVES, "concat", "avg_pool2d")
 
 
-def calibrated(graph: Graph, chosen: Mapping[str, int]) -> dict[str, int]:
+def calibrated(graph: Graph, chosen: Mapping[str, int], steps: Steps = ALL_STEPS) -> dict[str, int]:
     """Values to quantize with their exponents, from the best ones of all values.
 
     Operators that only move data or pick the largest element keep the exponent. What follows from float operators only
@@ -31,6 +32,7 @@ def calibrated(graph: Graph, chosen: Mapping[str, int]) -> dict[str, int]:
     integer_ops = (*heads, *moves, *(op.name for op in ops().values() if op.scales))
     users, producers = graph.users(), graph.producers()
     exponents: dict[str, int] = {}
+    floats = _only_floats_read(graph, integer_ops) if steps.floats else set()
     for name in graph.inputs:
         if graph.values[name].limit is None and any(node.op in (*integer_ops, "add") for node in users[name]):
             exponents[name] = chosen[name]
@@ -38,6 +40,8 @@ def calibrated(graph: Graph, chosen: Mapping[str, int]) -> dict[str, int]:
         feeds_a_layer = any(user.op in heads for user in users[node.output])
         constant = any(name in graph.constants for name in node.inputs) and node.op not in heads
         known = [name in exponents for name in node.inputs]
+        if node.output in floats and node.op in ("add", "concat"):
+            continue
         if node.op in moves:
             if all(known):
                 exponents[node.output] = exponents[node.inputs[0]]
@@ -62,6 +66,19 @@ def calibrated(graph: Graph, chosen: Mapping[str, int]) -> dict[str, int]:
             if producer is not None and producer.op in (*heads, "add", "relu", "clip") and single(graph, users, name):
                 exponents[name] = exponents[node.output]
     return exponents
+
+
+def _only_floats_read(graph: Graph, integer_ops: Collection[str]) -> set[str]:
+    """Values that no layer reads as they are: float operators do, or the model returns them."""
+    users = graph.users()
+    found: set[str] = set()
+    for node in reversed(graph.nodes):
+        readers = users[node.output]
+        inner = [user for user in readers if user.op in (*integer_ops, "add")]
+        if all(user.output in found and user.op not in partition.HEADS for user in inner):
+            if node.op != "add" or len(inner) < len(readers) or any(user.op in ("add", "concat") for user in inner):
+                found.add(node.output)
+    return found
 
 
 def single(graph: Graph, users: Mapping[str, list[Node]], name: str) -> bool:

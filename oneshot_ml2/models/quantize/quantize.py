@@ -7,6 +7,7 @@ VTA can do carries a workload; sums that are no layer's (additions, averages, re
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,11 +19,14 @@ from oneshot_ml2.models import execute, samples
 from oneshot_ml2.models.ir import Graph
 from oneshot_ml2.models.quantize import losses
 from oneshot_ml2.models.quantize.alone import Hurt
+from oneshot_ml2.models.quantize.channels import channels_of
+from oneshot_ml2.models.quantize.equalize import equalized
 from oneshot_ml2.models.quantize.integer import IntegerBuilder
 from oneshot_ml2.models.quantize.losses import LayerError, Loss, Reference
+from oneshot_ml2.models.quantize.observe import observed
 from oneshot_ml2.models.quantize.qdq import calibrated, strip_qdq
 from oneshot_ml2.models.quantize.sampling import RANDOM_SAMPLES, random_samples
-from oneshot_ml2.models.quantize.scales import observed_exponents
+from oneshot_ml2.models.quantize.steps import ALL_STEPS, Steps
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.quantize.sampling import Array, Sample
@@ -62,6 +66,7 @@ def quantize(
     seed: int = 0,
     rounding: str = "shift",
     tell: Callable[[str], None] = lambda text: None,
+    steps: Steps = ALL_STEPS,
 ) -> Quantized:
     """Quantize a graph to int8; one that is quantized already (QDQ) keeps its scales, to the nearest power of two.
 
@@ -84,17 +89,32 @@ def quantize(
         warned.append(
             "scales follow from random inputs: give calibration data (--calibration) before trusting the accuracy"
         )
+    factors: Mapping[str, Array] = {}
+    originals: Mapping[str, str] = {}
+    means: Mapping[str, Array] = {}
     if qdq:
         plain, exponents, changes, tensors = strip_qdq(graph)
-        _, first = observed_exponents(graph, given[:1], tell)
+        first = observed(graph, given[:1], tell).first
     else:
         plain, changes, tensors = graph, [], {}
-        chosen, first = observed_exponents(graph, given, tell)
-        exponents = calibrated(graph, chosen)
-    builder = IntegerBuilder(plain, exponents, qdq, rounding == "half_even")
+        quantized = calibrated(graph, defaultdict(int), steps)
+        channels = channels_of(graph, quantized)
+        seen = observed(graph, given, tell, channels.ids)
+        first = seen.first
+        if steps.equalize:
+            better = equalized(graph, channels, seen.moments, quantized)
+            plain, factors, originals = better.graph, better.factors, better.originals
+        exponents = calibrated(plain, seen.scaled(plain, factors, originals), steps)
+        if steps.bias:
+            means = {
+                name: seen.moments[old].mean * factors.get(name, 1.0)
+                for name in plain.values
+                if (old := originals.get(name, name)) in seen.moments
+            }
+    builder = IntegerBuilder(plain, exponents, qdq, rounding == "half_even", means)
     integer = builder.build()
     looked_at = losses.samples_of(integer, given)
-    references = _references(graph, tensors if qdq else None, looked_at, first)
+    references = _references(graph, tensors if qdq else None, looked_at, first, factors, originals)
     measured = losses.measure(integer, looked_at, references, plain)
     warned += losses.warnings(measured.losses)
     labels = {value: graph.labels[tensor] for value, tensor in tensors.items() if tensor in graph.labels}
@@ -124,7 +144,12 @@ def calibration_of(graph: Graph, calibration: Given | None, seed: int) -> tuple[
 
 
 def _references(
-    graph: Graph, tensors: Mapping[str, str] | None, samples: Sequence[Sample], first: dict[str, Array]
+    graph: Graph,
+    tensors: Mapping[str, str] | None,
+    samples: Sequence[Sample],
+    first: dict[str, Array],
+    factors: Mapping[str, Array],
+    originals: Mapping[str, str],
 ) -> Iterator[Reference]:
     """What a graph computes of each sample, ``first`` of the first one.
 
@@ -144,6 +169,14 @@ def _references(
         if tensors is not None:
             known = {value: tensor for value, tensor in tensors.items() if tensor in values}
             own = {value: real(tensor, values[tensor]) for value, tensor in known.items()}
+        elif factors:
+            own = {
+                name: array * factors[name].astype(np.float32) if name in factors else array
+                for name, array in values.items()
+            }
+            own |= {
+                new: values[old] * factors[new].astype(np.float32) for new, old in originals.items() if new in factors
+            }
         yield Reference(own, [values[name] for name in graph.outputs])
         # The tensors of one sample at a time.
         values.clear()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,10 +34,15 @@ def random_samples(graph: Graph, count: int, seed: int) -> list[dict[str, Array]
     return [{name: draw(graph.values[name]) for name in graph.inputs} for _ in range(count)]
 
 
-def drawn_values(array: Array, samples: int = 1) -> Array:
-    """Elements of a tensor at even distances, about as many as a choice of exponents looks at.
+def drawn_places(shape: Sequence[int], samples: int = 1) -> NDArray[np.int64]:
+    """Places in a tensor as a line, at even distances: about as many as a choice of exponents looks at.
 
     ``samples``: of how many such tensors they are drawn; of many, fewer each, so that memory does not grow with them.
     """
-    flat = array.reshape(-1)
-    return flat[:: max(1, flat.size * max(samples, _WHOLE) // (_WHOLE * _SAMPLED))].copy()
+    size = math.prod(shape)
+    return np.arange(0, size, max(1, size * max(samples, _WHOLE) // (_WHOLE * _SAMPLED)))
+
+
+def drawn_values(array: Array) -> Array:
+    """Elements of a tensor at such places."""
+    return array.reshape(-1)[drawn_places(array.shape)]

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.common.errors import ModelError
-from oneshot_ml2.models import execute
-from oneshot_ml2.models.ir import Graph, Value
-from oneshot_ml2.models.quantize.sampling import drawn_values
+from oneshot_ml2.models.ir import Value
 
 if TYPE_CHECKING:
-    from oneshot_ml2.models.quantize.sampling import Array, Sample
+    from oneshot_ml2.models.quantize.sampling import Array
 
 LOW, HIGH = -128, 127
 # Of normally distributed values that reach four standard deviations, clipping more costs more than finer steps give.
@@ -39,36 +35,6 @@ def best_exponent(values: Array, largest: float) -> int:
             square = np.square(np.clip(np.rint(values / step), LOW, HIGH) * step - values)
             errors.append((float(square.mean()), exponent))
     return min(errors)[1]
-
-
-def observed_exponents(
-    graph: Graph, samples: Sequence[Sample], tell: Callable[[str], None]
-) -> tuple[dict[str, int], dict[str, Array]]:
-    """The best exponent of every value over all samples, and all values of the first one.
-
-    ``tell``: told which sample is looked at.
-    """
-    largest: dict[str, float] = {}
-    drawn: dict[str, list[Array]] = {}
-    first: dict[str, Array] = {}
-    for index, sample in enumerate(samples):
-        tell(f"quantize: sample {index + 1} of {len(samples)}")
-
-        def observe(name: str, array: Array, index: int = index) -> None:
-            if index == 0:
-                first[name] = array
-            if array.dtype == np.float32:
-                # Minus infinity is what masks leave out; int8 has its least number for it.
-                kept = array[array > -np.inf] if np.isneginf(array).any() else array
-                if not np.isfinite(kept).all():
-                    raise ModelError(f"the model's tensor {name!r} is not finite on the calibration data")
-                largest[name] = max(largest.get(name, 0.0), float(np.abs(kept).max(initial=0.0)))
-                values = drawn_values(kept, len(samples)) if kept.size else np.zeros(1, np.float32)
-                drawn.setdefault(name, []).append(values)
-
-        execute.execute(graph, sample, observe)
-    exponents = {name: best_exponent(np.concatenate(parts), largest[name]) for name, parts in drawn.items()}
-    return exponents, first
 
 
 # QDQ -------------------------------------------------------------------------------------------

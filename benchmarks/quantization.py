@@ -1,0 +1,133 @@
+"""What each step of quantization brings: errors of the integer graphs in numpy, nothing is compiled for the VTA.
+
+Run: ``pip install -e '.[models]'``, then ``python benchmarks/quantization.py [--only NAME ...] [--steps NAME ...]``.
+The models are those of `architectures.py`, exported as `models.py` does. Each is quantized on its calibration inputs and
+held against the float model on others; the last column is onnxruntime's own static int8 (`quantize_static`: QDQ, default
+options) on the same inputs. A row is printed as soon as it is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from architectures import ARCHITECTURES, Architecture
+from exporting import draw
+from models import CACHE, exported
+from numpy.typing import NDArray
+
+from oneshot_ml2.common import arrays
+from oneshot_ml2.models import execute, partition
+from oneshot_ml2.models.frontend.importer import import_model
+from oneshot_ml2.models.ir import Graph
+from oneshot_ml2.models.quantize.quantize import quantize
+from oneshot_ml2.models.quantize.steps import Steps
+
+# Inputs, and what they are for the outputs of the float model.
+Held: TypeAlias = list[tuple[dict[str, NDArray[Any]], list[NDArray[Any]]]]
+# Multiplications that the inputs of a model make together, about; inputs at most.
+_WORK, _MOST = 5e8, 8
+# What is left out of all steps, by column.
+COLUMNS = {
+    "none": Steps(False, False, False),
+    "floats": Steps(True, False, False),
+    "equalize": Steps(True, True, False),
+    "all": Steps(),
+}
+
+
+def relative(found: list[list[NDArray[Any]]], held: Held) -> float:
+    """The relative error, root of squares over all inputs, of the worst output."""
+    errors = []
+    for number in range(len(found[0])):
+        pairs = [(outputs[number], expected[number]) for outputs, (_, expected) in zip(found, held, strict=True)]
+        apart = sum(float(np.square(a.astype(np.float64) - b).sum()) for a, b in pairs)
+        size = sum(float(np.square(b.astype(np.float64)).sum()) for _, b in pairs)
+        errors.append((apart / max(size, 1e-24)) ** 0.5)
+    return max(errors)
+
+
+def inputs_of(model: Architecture, graph: Graph) -> list[dict[str, NDArray[Any]]]:
+    """Inputs that nothing was calibrated on: eight, fewer of large models."""
+    macs = sum(partition.node_macs(graph, node) for node in graph.nodes)
+    count = int(np.clip(_WORK // max(macs, 1), 1, _MOST))
+    drawn = {of.name: draw(of, count, 2) for of in model.inputs}
+    return [{of.name: np.split(drawn[of.name], count)[index] for of in model.inputs} for index in range(count)]
+
+
+def ours(graph: Graph, folder: Path, steps: Steps, held: Held) -> tuple[float, float]:
+    """The error of the integer graph, and the CPU seconds that quantization takes."""
+    begin = time.process_time()
+    result = quantize(graph, folder / "calibration.npz", steps=steps)
+    taken = time.process_time() - begin
+    return relative([list(execute.execute(result.graph, given).values()) for given, _ in held], held), taken
+
+
+def onnxruntimes(model: Architecture, folder: Path, held: Held) -> float:
+    """The error of onnxruntime's static int8."""
+    import onnxruntime
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    samples = arrays.read(folder / "calibration.npz")
+    count = len(next(iter(samples.values()))) // model.inputs[0].shape[0]
+    feeds = [
+        {of.name: samples[of.name][index * of.shape[0] : (index + 1) * of.shape[0]] for of in model.inputs}
+        for index in range(count)
+    ]
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(feeds)
+
+        def get_next(self) -> Any:
+            return next(self.left, None)
+
+    with tempfile.TemporaryDirectory() as work:
+        prepared, made = Path(work) / "prepared.onnx", Path(work) / "int8.onnx"
+        quant_pre_process(str(folder / "model.onnx"), str(prepared), skip_symbolic_shape=True)
+        quantize_static(str(prepared), str(made), Reader())
+        session = onnxruntime.InferenceSession(str(made), providers=["CPUExecutionProvider"])
+        return relative([session.run(None, given) for given, _ in held], held)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these models")
+    parser.add_argument("--steps", nargs="+", choices=COLUMNS, default=list(COLUMNS), help="these columns")
+    parser.add_argument("--static", action="store_true", help="also onnxruntime's static int8")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="of exported models")
+    args = parser.parse_args()
+    header = ["model", *args.steps, "CPU s", *(["onnxruntime"] if args.static else [])]
+    print("| " + " | ".join(header) + " |\n|" + " --- |" * len(header), flush=True)
+    for model in ARCHITECTURES:
+        if args.only and model.name not in args.only:
+            continue
+        why = exported(model, args.cache, 1800, 16)
+        if why:
+            print(f"{model.name}: {why}", file=sys.stderr)
+            continue
+        folder = args.cache / model.name
+        graph = import_model(folder / "model.onnx")
+        assert isinstance(graph, Graph)
+        held = [(given, list(execute.execute(graph, given).values())) for given in inputs_of(model, graph)]
+        cells, taken = [], 0.0
+        for name in args.steps:
+            error, taken = ours(graph, folder, COLUMNS[name], held)
+            cells.append(f"{error:.2%}")
+        if args.static:
+            try:
+                cells.append(f"{onnxruntimes(model, folder, held):.2%}")
+            except Exception as error:
+                cells.append(type(error).__name__)
+        cells.insert(len(args.steps), f"{taken:.1f}")
+        print("| " + " | ".join([model.name, *cells]) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""What quantization does so that the task survives, one by one, so that each can be judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Which steps are taken.
+
+    ``floats``: sums and concatenations that only float operators read are computed in float32; ``equalize``: channels
+    are scaled, see `equalize`; ``bias``: a layer's bias takes back what rounding its weight adds on average.
+    """
+
+    floats: bool = True
+    equalize: bool = True
+    bias: bool = True
+
+
+ALL_STEPS = Steps()
