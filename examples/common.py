@@ -24,6 +24,14 @@ Sample = Mapping[str, Array]
 _loaded: dict[str, Any] = {}
 
 
+def one_thread() -> None:
+    """Train on one core: networks this small gain nothing of more, and threads that wait for each other lose."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
 def options(description: str | None, name: str) -> argparse.Namespace:
     """The command line that every example has."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])

@@ -48,7 +48,7 @@ def trained(images: common.Array, labels: common.Array, epochs: int = _EPOCHS) -
     import torch
     from torch.nn.functional import cross_entropy
 
-    torch.manual_seed(0)
+    common.one_thread()
     net = network().train()
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     steps = epochs * -(-len(x) // _BATCH)
