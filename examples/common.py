@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,20 @@ def compiled(model: Any, accelerator: str, folder: Path, **given: Any) -> o2.Com
     return result
 
 
-def run_all(folder: Path, samples: Sequence[Sample], processes: int = 2) -> list[dict[str, Array]]:
+def run_all(folder: Path, samples: Sequence[Sample]) -> list[dict[str, Array]]:
     """The outputs of a compiled folder for every sample, by the exact simulator, in processes of their own."""
+    return in_processes(_load, (str(folder),), _run, samples, "samples")
+
+
+def in_processes(
+    begin: Callable[..., None], given: tuple[Any, ...], function: Callable[[Any], Any], items: Sequence[Any], what: str
+) -> list[Any]:
+    """``function`` of every item, in two processes, each of which calls ``begin`` with what is given first."""
     # Forking after TVM and numba have started threads may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _load, (str(folder),)) as pool:
-        results = pool.map(_run, samples, chunksize=max(1, min(8, len(samples) // (2 * processes))))
-        return list(tqdm(results, total=len(samples), desc=f"run {folder.name}", unit="sample", leave=False))
+    with ProcessPoolExecutor(2, context, begin, given) as pool:
+        results = pool.map(function, items, chunksize=max(1, min(8, len(items) // 8)))
+        return list(tqdm(results, total=len(items), desc=what, leave=False))
 
 
 def _load(folder: str) -> None:

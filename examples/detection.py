@@ -18,7 +18,7 @@ KINDS = ("circle", "box", "triangle")
 SIZE, STRIDES = 128, (8, 16)
 # The bar: mean intersection over union of the boxes that match the float model's.
 ALLOWED = 0.95
-_STEPS, _BATCH = 600, 16
+_STEPS, _BATCH = 300, 16
 _CALIBRATION, _JUDGED = 16, 48
 _SCORE, _OVERLAP = 0.4, 0.5
 # Objects whose longer side is above it are the coarser grid's.
