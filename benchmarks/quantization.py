@@ -12,6 +12,7 @@ import argparse
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,7 +27,7 @@ from oneshot_ml2.models import execute, partition
 from oneshot_ml2.models.frontend.importer import import_model
 from oneshot_ml2.models.ir import Graph
 from oneshot_ml2.models.quantize.quantize import quantize
-from oneshot_ml2.models.quantize.steps import Steps
+from oneshot_ml2.models.quantize.steps import NO_STEPS, Steps
 
 # Inputs, and what they are for the outputs of the float model.
 Held: TypeAlias = list[tuple[dict[str, NDArray[Any]], list[NDArray[Any]]]]
@@ -34,9 +35,10 @@ Held: TypeAlias = list[tuple[dict[str, NDArray[Any]], list[NDArray[Any]]]]
 _WORK, _MOST = 5e8, 8
 # What is left out of all steps, by column.
 COLUMNS = {
-    "none": Steps(False, False, False),
-    "floats": Steps(True, False, False),
-    "equalize": Steps(True, True, False),
+    "none": NO_STEPS,
+    "floats": replace(NO_STEPS, floats=True),
+    "equalize": replace(NO_STEPS, floats=True, equalize=True),
+    "offsets": replace(NO_STEPS, floats=True, equalize=True, offsets=True),
     "all": Steps(),
 }
 

@@ -57,7 +57,9 @@ def drawn(rng: np.random.Generator) -> tuple[common.Array, Boxes]:
         elif kind == 1:
             draw.rectangle(box, colour, outline, 2)
         else:
-            draw.polygon([(left, top + height), (left + width, top + height), (left + width / 2, top)], colour, outline, 2)
+            draw.polygon(
+                [(left, top + height), (left + width, top + height), (left + width / 2, top)], colour, outline, 2
+            )
         corners.append(box)
         kinds.append(kind)
     noisy = np.asarray(image, np.float32) / 255 + rng.normal(0, 0.03, (SIZE, SIZE, 3))
@@ -277,7 +279,11 @@ def main() -> int:
     own = [boxes_of(next(iter(output.values()))[0]) for output in outputs]
     overlaps = [value for pair in zip(own, real) for value in matched(*pair)]
     rows = [
-        (what, str(sum(len(boxes.kinds) for boxes in found)), str(sum(len(matched(*pair)) for pair in zip(found, truth))))
+        (
+            what,
+            str(sum(len(boxes.kinds) for boxes in found)),
+            str(sum(len(matched(*pair)) for pair in zip(found, truth))),
+        )
         for what, found in (("float", real), (f"VTA ({model.accelerator.name})", own))
     ]
     common.table(("model", "boxes", f"of {sum(len(boxes.kinds) for boxes in truth)} objects found"), rows)

@@ -110,7 +110,9 @@ def main() -> int:
     )
     picture(args.output / "digits.png", judged, wanted, scores, real)
     print(f"picture: {args.output / 'digits.png'}")
-    return common.verdict(f"accuracy at least the float model's - {ALLOWED} points", accuracy >= float_accuracy - ALLOWED)
+    return common.verdict(
+        f"accuracy at least the float model's - {ALLOWED} points", accuracy >= float_accuracy - ALLOWED
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,15 @@ _FILES = {
 }
 # Lines are at most so many characters, and a page's fonts and sizes in pixels are drawn from these.
 _CHARACTERS = 20
-_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono", "DejaVuSerif-Italic", "STIXGeneral", "cmr10")
+_FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSerif",
+    "DejaVuSansMono",
+    "DejaVuSerif-Italic",
+    "STIXGeneral",
+    "cmr10",
+)
 _SIZES = (20, 30)
 _FLIPPED = 0.08
 _WORDS = (

@@ -15,6 +15,7 @@ from oneshot_ml2.models.frontend import from_torch, importer
 from oneshot_ml2.models.quantize import losses, quantize
 from oneshot_ml2.models.quantize.losses import OUTPUT, PART, TENSOR, Loss
 from oneshot_ml2.models.quantize.quantize import Quantized
+from oneshot_ml2.models.quantize.steps import NO_STEPS
 
 needs("tvm", "onnx")
 
@@ -25,7 +26,8 @@ def quantized(net: Any, shape: tuple[int, ...] = SHAPE) -> Quantized:
     import torch
 
     graph = from_torch.import_torch(net.eval(), (torch.zeros(shape),))
-    return quantize.quantize(graph, example((4, *shape[1:]), 1))
+    # What a scale for a tensor loses, and nothing takes back.
+    return quantize.quantize(graph, example((4, *shape[1:]), 1), steps=NO_STEPS)
 
 
 def separable(ranges: Any) -> Any:

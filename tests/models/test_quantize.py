@@ -18,6 +18,7 @@ from oneshot_ml2.models.frontend import from_onnx, from_torch, importer
 from oneshot_ml2.models.ir import Graph, Node, Value
 from oneshot_ml2.models.ops import numeric, pooling
 from oneshot_ml2.models.quantize import integer, quantize, sampling, scales
+from oneshot_ml2.models.quantize.steps import NO_STEPS
 
 needs("tvm", "onnx")
 
@@ -101,7 +102,7 @@ def residual_net(weight: float, shift: int) -> Graph:
 )
 def test_a_residual_is_fused_where_its_shift_allows(weight: float, rounding: str, early: int, fused: bool) -> None:
     graph = residual_net(weight, 0)
-    result = quantize.quantize(graph, rounding=rounding)
+    result = quantize.quantize(graph, rounding=rounding, steps=NO_STEPS)
     assert ops(result.graph) == ["to_int8", "int_conv2d", *([] if fused else ["int_add"]), "to_float"]
     epilogue = result.graph.nodes[1].attrs["workload"].epilogue
     assert (epilogue.residual, epilogue.pre_shift, epilogue.half_even) == (fused, early, rounding == "half_even")

@@ -49,6 +49,14 @@ class Hurt:
     advice: str
 
 
+@dataclass(frozen=True)
+class Alone:
+    """``errors``: layer -> that of its int8 result, its operands being exact; ``hurt``: the worst, the worst first."""
+
+    errors: Mapping[str, float]
+    hurt: tuple[Hurt, ...]
+
+
 def known_as(name: str, tensors: Mapping[str, Array]) -> str | None:
     """What a value of the integer graph is called in the model, of which ``tensors`` are known; None: it is not."""
     while name not in tensors:
@@ -80,37 +88,39 @@ def run_alone(graph: Graph, sample: Sample, tensors: Mapping[str, Array], found:
     execute.execute(graph, sample, step=step)
 
 
-def find(
-    graph: Graph, plain: Graph, sample: Sample, alone: Mapping[str, float], tensors: Mapping[str, Array]
-) -> tuple[Hurt, ...]:
-    """The layers that cost the outputs most, the worst first.
+def find(graph: Graph, plain: Graph, sample: Sample, real: Callable[[str, Array], Array]) -> Alone:
+    """What each layer of an integer graph loses alone on a sample, and what the worst of them cost.
 
     Args:
-        graph, plain: the integer graph, and the float one that it was made of.
-        alone: int8 value -> the error of its layer alone.
-        tensors: the float graph's values for this ``sample``; if some are missing, it is executed.
+        plain: the float graph that the integer one was made of.
+        real: as that of `losses.Reference`.
     """
-    makers = graph.producers()
-    # What moves elements only loses what its operand's scale does.
-    layers = [name for name in alone if makers[name].op not in operators.SHAPING or makers[name].op == "concat"]
-    macs = sum(partition.node_macs(graph, node) for node in graph.nodes)
-    tried = sorted(layers, key=lambda name: -alone[name])[: _TRIED_OF_LARGE if macs > _LARGE else _TRIED]
-    values = dict(tensors)
-    if any(node.output not in values for node in plain.nodes):
-        execute.execute(plain, sample, lambda name, array: values.__setitem__(name, array))
+    values: dict[str, Array] = {}
+    execute.execute(plain, sample, values.__setitem__)
+    errors: dict[str, float] = {}
     results: dict[str, Array] = {}
 
-    def keep(name: str, array: Array) -> None:
-        if name in tried:
-            results[name] = array
+    def found(name: str, array: Array) -> None:
+        known, exponent = known_as(name, values), graph.values[name].exponent
+        assert known is not None and exponent is not None
+        results[name] = array
+        exact = values[known]
+        own = np.ldexp(array.astype(np.float32), exponent).reshape(exact.shape)
+        errors[name] = relative(real(known, own), real(known, exact))
 
-    run_alone(graph, sample, values, keep)
-    costs = {name: _cost(graph, plain, sample, values, name, array) for name, array in results.items()}
+    run_alone(graph, sample, values, found)
+    makers = graph.producers()
+    # What moves elements only loses what its operand's scale does.
+    layers = [name for name in errors if makers[name].op not in operators.SHAPING or makers[name].op == "concat"]
+    macs = sum(partition.node_macs(graph, node) for node in graph.nodes)
+    tried = sorted(layers, key=lambda name: -errors[name])[: _TRIED_OF_LARGE if macs > _LARGE else _TRIED]
+    costs = {name: _cost(graph, plain, sample, values, name, results[name]) for name in tried}
     worst = sorted((name for name in costs if costs[name]), key=lambda name: -costs[name])[:SHOWN]
-    return tuple(
-        Hurt(makers[name].name, alone[name], costs[name], _advice(graph, plain, values, makers[name], alone[name]))
+    hurt = [
+        Hurt(makers[name].name, errors[name], costs[name], _advice(graph, plain, values, makers[name], errors[name]))
         for name in worst
-    )
+    ]
+    return Alone({makers[name].name: error for name, error in errors.items()}, tuple(hurt))
 
 
 def _cost(graph: Graph, plain: Graph, sample: Sample, values: Mapping[str, Array], name: str, array: Array) -> float:

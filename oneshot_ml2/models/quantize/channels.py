@@ -36,14 +36,14 @@ class Channels:
 
     ``ids``: value -> numbers, of the value's rank, 1 long along axes that share them; ``count``: of numbers;
     ``entries``: values of float operators that are scaled where integers begin; ``taken``: outputs of nodes that take
-    their operands scaled; ``bounds``: least upper bound of what is clipped between 0 and it, by number.
+    their operands scaled; ``bounds``: value that is clipped between 0 and a bound -> the bound.
     """
 
     ids: dict[str, Ids]
     count: int
     entries: tuple[str, ...]
     taken: frozenset[str]
-    bounds: dict[int, float]
+    bounds: dict[str, float]
 
 
 class _Ties:
@@ -124,11 +124,7 @@ def channels_of(graph: Graph, quantized: Collection[str]) -> Channels:
             ties.fresh(node.output, _channel_axis(graph, users[node.output], node.output))
     label = ties.resolved()
     ids = {name: label[numbers] for name, numbers in ties.ids.items()}
-    bounds: dict[int, float] = {}
-    for name, bound in ties.bounded:
-        for number in ids[name].reshape(-1).tolist():
-            bounds[number] = min(bound, bounds.get(number, math.inf))
-    return Channels(ids, int(label.max(initial=0)) + 1, tuple(entries), frozenset(taken), bounds)
+    return Channels(ids, int(label.max(initial=0)) + 1, tuple(entries), frozenset(taken), dict(ties.bounded))
 
 
 def _channel_axis(graph: Graph, users: Sequence[Node], name: str) -> int:

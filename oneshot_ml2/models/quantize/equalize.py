@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from oneshot_ml2.models import partition
 from oneshot_ml2.models.ir import Graph, Node, Value
 from oneshot_ml2.models.ops.registry import op_of
 from oneshot_ml2.models.quantize.channels import FIXED, Channels, Ids
-from oneshot_ml2.models.quantize.observe import Moments
+from oneshot_ml2.models.quantize.observe import Affine, Moments
 from oneshot_ml2.models.quantize.scales import HIGH
 
 Array = NDArray[np.float64]
@@ -30,21 +30,31 @@ _TOP = HIGH / 128
 _STEP = 1 / 128
 # A channel's largest magnitude counts as at least this part of its tensor's: what it does beyond calibration is unknown.
 _LEAST = 2.0**-10
-# A channel reaches so many root mean squares, and of these so many elements of the whole tensor are part.
-_DEVIATIONS, _PRIOR = 4.0, 16
+# A channel reaches so many root mean squares; one of few elements, less than so many, what others of its tensor do.
+_DEVIATIONS, _ENOUGH = 4.0, 16
+# Ends the name of what is moved, but not scaled yet.
+_PRODUCT = ".moved"
 # Sweeps over all layers; halvings of a weight's step that are tried.
 _SWEEPS, _HALVINGS = 2, 10
 
 
 @dataclass(frozen=True)
 class Equalized:
-    """``graph``: the rewritten one; ``factors``: value of it -> what it is multiplied by, of its rank, where not by 1;
-    ``originals``: value that is new -> the one that it is a scaled copy of.
-    """
+    """``graph``: the rewritten one; ``affine``: how its values follow from those of the original."""
 
     graph: Graph
-    factors: Mapping[str, Array]
-    originals: Mapping[str, str]
+    affine: Affine = field(default_factory=Affine)
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What a user should know of it, as lines."""
+        if not self.affine.factors:
+            return ()
+        scaled, moved = len(self.affine.factors), len(self.affine.offsets)
+        return (
+            f"the channels of {scaled} tensors are scaled so that each fills int8, {moved} of them also moved; "
+            "weights and biases take that back",
+        )
 
 
 class _Layer:
@@ -54,14 +64,17 @@ class _Layer:
         self.node, self.axis = node, op_of(node.op).weight_outputs
         weight = graph.constants[node.inputs[1]]
         self.groups = int(node.attrs.get("groups", 1))
-        parts = weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
-        if self.axis == 1:
-            parts = parts.swapaxes(1, 2)
+        parts = self.parts(weight)
         self.taps = parts.shape[3]
         self.largest = np.maximum(parts.max(3), -parts.min(3)).astype(np.float64)
         self.squares = np.einsum("gkct,gkct->gkc", parts, parts).astype(np.float64)
         self.inputs: Ids = channels.ids[node.inputs[0]].reshape(self.groups, 1, -1)
         self.outputs: Ids = channels.ids[node.output].reshape(self.groups, -1, 1)
+
+    def parts(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A weight as (groups, outputs, inputs, taps)."""
+        parts = weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
+        return parts.swapaxes(1, 2) if self.axis == 1 else parts
 
     def scaled(self, weight: NDArray[np.float32], factors: Array) -> NDArray[np.float32]:
         """The weight with the factors of its outputs, and without those of its inputs."""
@@ -73,55 +86,136 @@ class _Layer:
 
 
 def equalized(
-    graph: Graph, channels: Channels, moments: Mapping[str, Moments], quantized: Collection[str]
-) -> Equalized:
+    graph: Graph, channels: Channels, moments: Mapping[str, Moments], quantized: Collection[str],
+    offsets: bool = True,
+) -> Equalized:  # fmt: skip
     """Rewrite a float graph so that int8 loses less of it.
 
     Args:
         moments: of the values that `channels` numbers, by channel, on calibration data.
         quantized: the values that are to be int8.
+        offsets: channels are also moved, where what reads them allows it.
     """
     layers = [
         _Layer(graph, node, channels)
         for node in graph.nodes
         if node.output in channels.taken and op_of(node.op).weight_outputs is not None
     ]
-    peaks = _peaks(channels, moments, quantized)
-    weights = _importance(graph, channels, moments, {layer.node.output: layer for layer in layers})
+    made = {layer.node.output: layer for layer in layers}
+    moved = _movable(graph, channels, quantized, made) if offsets else {}
+    spans = {name: _span(graph, channels, moments, name) for name in channels.ids if name in quantized}
+    weights = _importance(graph, channels, moments, made)
+    peaks = _peaks(channels, spans, moved)
     factors = _TOP / peaks
     factors[FIXED] = 1.0
+    # Where a bound is, as a number of the scaled value.
+    tops = {name: _TOP + (name in moved) for name in channels.bounds}
     least = np.zeros(channels.count)
-    for number, bound in channels.bounds.items():
-        least[number] = _TOP / bound
+    for name, bound in channels.bounds.items():
+        np.maximum.at(least, channels.ids[name], tops[name] / bound)
     least = np.minimum(least, factors)
-    power = _powers(channels, moments)
-    entries = {name for name in channels.entries}
+    power = {name: moments[name].variance for name in channels.ids}
+    _join_bounded(channels, factors, tops)
     for _ in range(_SWEEPS):
         for layer in layers:
-            _fit_inputs(layer, layers, factors, weights, power, peaks, channels, entries)
+            _fit_inputs(layer, layers, factors, weights, power, peaks, channels)
             _fit_rows(layer, factors, least, weights, power)
-    return _rewritten(graph, channels, {layer.node.output: layer for layer in layers}, factors)
+        _join_bounded(channels, factors, tops)
+    shifts = {}
+    for name, source in moved.items():
+        if source is None:
+            shifts[name] = -factors[channels.ids[name]] * sum(spans[name]) / 2
+        else:
+            # The bound at 0 becomes the least number of int8.
+            shifts[name] = shifts[source] = np.full(channels.ids[name].shape, -1.0)
+    return _rewritten(graph, channels, made, factors, shifts)
 
 
-def _peaks(channels: Channels, moments: Mapping[str, Moments], quantized: Collection[str]) -> Array:
-    """The largest magnitude of each number's elements."""
-    peaks = np.zeros(channels.count)
+def _movable(
+    graph: Graph, channels: Channels, quantized: Collection[str], layers: Mapping[str, _Layer]
+) -> dict[str, str | None]:
+    """Values that an offset may be added to, as layers without a border read them and nothing else that is scaled.
+
+    -> None: of a float operator; what a ReLU behind a layer makes -> the layer's result.
+    """
+    users, producers = graph.users(), graph.producers()
+    sharing = np.zeros(channels.count, dtype=np.int64)
     for name in channels.ids:
         if name in quantized:
-            np.maximum.at(peaks, channels.ids[name], reach(moments[name]))
-    peaks[peaks == 0] = 1.0
+            sharing[np.unique(channels.ids[name])] += 1
+    found: dict[str, str | None] = {}
+    for name, ids in channels.ids.items():
+        inside = [user for user in users[name] if user.output in channels.taken]
+        if name not in quantized or not inside or (ids == FIXED).any() or (sharing[ids] > 1).any():
+            continue
+        if any(user.output not in layers or user.inputs[0] != name or not _borderless(user) for user in inside):
+            continue
+        maker = producers.get(name)
+        if name in channels.entries:
+            found[name] = None
+        elif maker is not None and partition.bounds(maker) is not None:
+            source = maker.inputs[0]
+            if source in layers and source not in quantized and len(users[source]) == 1 and source not in graph.outputs:
+                found[name] = source
+    return found
+
+
+def _borderless(node: Node) -> bool:
+    """Whether every sum of a layer takes its whole kernel."""
+    return node.op == "dense" or (node.op == "conv2d" and not any(node.attrs["pads"]))
+
+
+def _span(graph: Graph, channels: Channels, moments: Mapping[str, Moments], name: str) -> tuple[Array, Array]:
+    """From where to where a channel's elements may be."""
+    maker = next((node for node in graph.nodes if node.output == name), None)
+    clipped = maker is not None and name in channels.taken and partition.bounds(maker) is not None
+    return reach(moments[name], moments[maker.inputs[0]] if clipped and maker is not None else moments[name])
+
+
+def _join_bounded(channels: Channels, factors: Array, tops: Mapping[str, float]) -> None:
+    """Give what is clipped one factor for all channels, unless int8 ends no later than the bound (``tops``)."""
+    while True:
+        before = factors.copy()
+        for name, bound in channels.bounds.items():
+            ids = channels.ids[name]
+            if not _saturates(factors[ids], bound, tops[name]):
+                factors[ids] = 1.0 if (ids == FIXED).any() else factors[ids].min()
+        if np.array_equal(before, factors):
+            return
+
+
+def _saturates(factors: Array, bound: float, top: float) -> bool:
+    """Whether what is scaled so ends where int8 does before it reaches a bound."""
+    return bool((factors * bound >= top * (1 - 1e-6)).all())
+
+
+def _peaks(channels: Channels, spans: Mapping[str, tuple[Array, Array]], moved: Mapping[str, str | None]) -> Array:
+    """The magnitude of each number's elements that has to be below the end of int8."""
+    peaks = np.zeros(channels.count)
+    for name, (low, high) in spans.items():
+        if name not in moved:
+            peak = np.maximum(-low, high)
+        elif moved[name] is None:
+            peak = (high - low) / 2
+        else:
+            peak = high * (_TOP / (1 + _TOP))
+        np.maximum.at(peaks, channels.ids[name], np.maximum(peak, _LEAST * peak.max(initial=0.0)))
+    peaks[peaks <= 0] = 1.0
     return peaks
 
 
-def reach(moments: Moments) -> Array:
-    """How large a channel's elements may be: as on calibration, or what so few elements as it has there leave open."""
-    square = moments.square
-    known = (moments.count * square + _PRIOR * square.mean()) / (moments.count + _PRIOR)
-    return np.maximum(moments.peak, np.minimum(_DEVIATIONS * np.sqrt(known), moments.peak.max(initial=0.0)))
+def reach(moments: Moments, before: Moments) -> tuple[Array, Array]:
+    """From where to where a channel's elements are: as on calibration, or what so few of them leave open.
 
-
-def _powers(channels: Channels, moments: Mapping[str, Moments]) -> dict[str, Array]:
-    return {name: moments[name].square for name in channels.ids}
+    ``before``: of what a bound is given to, whose spread is not cut off yet; else the same.
+    """
+    low, high = float(moments.low.min(initial=0.0)), float(moments.high.max(initial=0.0))
+    around = _DEVIATIONS * np.sqrt(before.variance)
+    unknown = max(1 - moments.count / _ENOUGH, 0.0)
+    return (
+        np.minimum(np.minimum(moments.low, low * unknown), np.maximum(before.mean - around, low)),
+        np.maximum(np.maximum(moments.high, high * unknown), np.minimum(before.mean + around, high)),
+    )
 
 
 def _importance(
@@ -179,11 +273,11 @@ def _spread(layer: _Layer, factors: Array, power: Mapping[str, Array]) -> Array:
 
 def _fit_inputs(
     layer: _Layer, layers: list[_Layer], factors: Array, weights: Array, power: Mapping[str, Array], peaks: Array,
-    channels: Channels, entries: set[str],
+    channels: Channels,
 ) -> None:  # fmt: skip
     """Let the channels of what a float operator makes differ in range where the columns of the weights behind do."""
     name = layer.node.inputs[0]
-    if name not in entries or (layer.inputs == FIXED).any():
+    if name not in channels.entries or (layer.inputs == FIXED).any():
         return
     readers = [other for other in layers if other.node.inputs[0] == name]
     if readers[0] is not layer:
@@ -201,66 +295,92 @@ def _fit_inputs(
         noise = _STEP**2 * float((weights[ids] / wanted**2).mean())
         for other, column in zip(readers, columns, strict=True):
             step = float((column / wanted).max()) / HIGH
-            square = power[name].reshape(-1)
-            spread = float((square * wanted**2).sum()) * other.taps / other.groups
-            signal = float((other.squares.sum(1).reshape(-1) * square).sum()) or 1.0
-            noise += step**2 * spread * float((1 / factors[other.outputs] ** 2).sum()) / signal
+            square = (power[name].reshape(-1) * wanted**2).reshape(other.groups, 1, -1)
+            spread = square.sum(2, keepdims=True) * other.taps
+            noise += step**2 * float((spread * weights[other.outputs] / factors[other.outputs] ** 2).mean())
         best = min(best, (noise, wanted), key=lambda pair: pair[0])
     factors[ids] = best[1]
 
 
-def _rewritten(graph: Graph, channels: Channels, layers: Mapping[str, _Layer], factors: Array) -> Equalized:
+def _rewritten(
+    graph: Graph, channels: Channels, layers: Mapping[str, _Layer], factors: Array, shifts: Mapping[str, Array]
+) -> Equalized:
     values, constants = dict(graph.values), dict(graph.constants)
     users = graph.users()
-    of = {name: factors[ids] for name, ids in channels.ids.items() if (factors[ids] != 1).any()}
+    of = {name: factors[ids] for name, ids in channels.ids.items() if (factors[ids] != 1).any() or name in shifts}
     inside, outside = dict[str, str](), dict[str, str]()
     nodes: list[Node] = []
 
-    def multiplied(name: str, suffix: str, factor: Array) -> str:
-        made, constant = f"{name}.{suffix}", f"{name}.{suffix}.factor"
-        values[made] = Value(made, graph.shape(name))
-        constants[constant] = factor.astype(np.float32)
-        nodes.append(Node(made, "multiply", (name, constant), made))
+    def applied(op: str, name: str, made: str, operand: Array) -> str:
+        values[made], constant = Value(made, graph.shape(name.removesuffix(_PRODUCT))), f"{made}.{op}"
+        constants[constant] = operand.astype(np.float32)
+        nodes.append(Node(made, op, (name, constant), made))
         return made
+
+    def affine(name: str, made: str, factor: Array, shift: Array | None) -> str:
+        if shift is None:
+            return applied("multiply", name, made, factor)
+        # Moved first: what is near the offset stays exact.
+        return applied("multiply", applied("add", name, f"{name}{_PRODUCT}", shift / factor), made, factor)
 
     def crossed(name: str) -> None:
         """Scale a value where integers begin, or take it back where they end."""
         if name not in of:
             return
+        factor, shift = of[name], shifts.get(name)
         if name in channels.entries:
-            inside[name] = multiplied(name, "scaled", of[name])
+            inside[name] = affine(name, f"{name}.scaled", factor, shift)
         elif name in graph.outputs or any(user.output not in channels.taken for user in users[name]):
-            outside[name] = multiplied(name, "real", 1 / of[name])
+            outside[name] = affine(name, f"{name}.real", 1 / factor, None if shift is None else -shift / factor)
 
     for name in graph.inputs:
         crossed(name)
     for node in graph.nodes:
         names = inside if node.output in channels.taken else outside
+        before = shifts.get(node.inputs[0]) if node.inputs else None
         node = dataclasses.replace(node, inputs=tuple(names.get(name, name) for name in node.inputs))
         if node.output in layers:
-            node = _layer(graph, node, layers[node.output], factors, constants)
-        elif node.output in channels.taken and node.output in of and node.op == "clip":
-            # What a channel's own range leaves out, int8 does.
-            high = float((node.attrs["high"] * of[node.output]).max())
-            node = dataclasses.replace(node, attrs={**node.attrs, "high": high})
+            node = _layer(graph, node, layers[node.output], factors, before, shifts.get(node.output), constants)
+        elif node.output in channels.taken and node.output in of and (limits := partition.bounds(node)) is not None:
+            node = _bounded(node, limits[1], of[node.output], node.output in shifts)
         nodes.append(node)
         crossed(node.output)
     outputs = tuple(outside.get(name, name) for name in graph.outputs)
-    made = {inside.get(name, name): factor for name, factor in of.items()}
     rewritten = dataclasses.replace(graph, nodes=tuple(nodes), values=values, constants=constants, outputs=outputs)
-    return Equalized(rewritten, made, {scaled: name for name, scaled in (*inside.items(), *outside.items())})
+    originals = {new: old for old, new in (*inside.items(), *outside.items())}
+    scales, offsets = ({inside.get(name, name): part for name, part in parts.items()} for parts in (of, shifts))
+    return Equalized(rewritten, Affine(scales, offsets, originals))
 
 
-def _layer(graph: Graph, node: Node, layer: _Layer, factors: Array, constants: dict[str, NDArray[np.float32]]) -> Node:
-    """A layer with its factors in its weight and bias."""
+def _bounded(node: Node, bound: float, factor: Array, moved: bool) -> Node:
+    """A ReLU or clip of what is scaled; it ends where int8 does, or the factors are one."""
+    top = _TOP + moved
+    if bound < np.inf:
+        bound = top if _saturates(factor, bound, top) else bound * float(factor.min())
+    if not moved and bound == np.inf:
+        return node
+    return dataclasses.replace(node, op="clip", attrs={"low": -1.0 if moved else 0.0, "high": bound - moved})
+
+
+def _layer(
+    graph: Graph, node: Node, layer: _Layer, factors: Array, before: Array | None, after: Array | None,
+    constants: dict[str, NDArray[np.float32]],
+) -> Node:  # fmt: skip
+    """A layer with its factors in its weight and bias; offsets of its operand and its result are in its bias."""
     data, weight, *bias = node.inputs
-    inputs = [data, f"{node.output}.weight"]
-    constants[inputs[1]] = layer.scaled(graph.constants[weight], factors)
+    scaled = layer.scaled(graph.constants[weight], factors)
+    total = np.zeros(layer.outputs.size)
     if bias:
+        total += graph.constants[bias[0]].astype(np.float64) * factors[layer.outputs].reshape(-1)
+    if after is not None:
+        total += after.reshape(-1)
+    if before is not None:
+        sums = layer.parts(scaled).astype(np.float64).sum(3)
+        total -= (sums * before.reshape(layer.groups, 1, -1)).sum(2).reshape(-1)
+    inputs = [data, f"{node.output}.weight"]
+    constants[inputs[1]] = scaled
+    if total.any():
         inputs.append(f"{node.output}.bias")
-        constants[inputs[2]] = (graph.constants[bias[0]] * factors[layer.outputs].reshape(-1)).astype(np.float32)
+        constants[inputs[2]] = total.astype(np.float32)
     attrs = {name: value for name, value in node.attrs.items() if name != "weight_scale"}
     return dataclasses.replace(node, inputs=tuple(inputs), attrs=attrs)
-
-
-__all__ = ["Equalized", "equalized", "partition"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,11 +45,13 @@ class IntegerBuilder:
         exponents: of the values that are int8; the others are float32.
         fixed: the exponents are the model's, none may change.
         half_even: exact ties go to the even neighbour.
+        means: of values of the float graph by channel, each of the value's rank; their layers' biases take back what
+            rounding the weights adds.
     """
 
     def __init__(
         self, graph: Graph, exponents: Mapping[str, int], fixed: bool, half_even: bool,
-        means: Mapping[str, NDArray[np.float64]],
+        means: Mapping[str, NDArray[np.float64]] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self.graph, self.fixed, self.half_even = graph, fixed, half_even
         self.means = means
@@ -321,8 +324,8 @@ class IntegerBuilder:
             self.refused(composite, TOO_FINE if shift < 0 else TOO_LARGE)
             return
         clip = self.clip(composite)
-        bias = self.bias(head, sums) - np.rint(np.ldexp(self.drift(head, weight, exponent), -sums))
-        bias = (bias + (1 << shift >> 1)).astype(np.int32)
+        drift = np.rint(np.ldexp(self.drift(head, weight, exponent), -sums))
+        bias = (self.bias(head, sums) - drift + (1 << shift >> 1)).astype(np.int32)
         inputs, residual_shift = [self.int_name(x)], None
         if composite.residual is not None:
             residual_shift = self.exponents[composite.residual] - sums

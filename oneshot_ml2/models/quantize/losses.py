@@ -6,7 +6,7 @@ that has the same scale can be lost entirely while the tensor as a whole is off 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.models import execute, partition
 from oneshot_ml2.models.ir import Graph, Node
-from oneshot_ml2.models.quantize import alone
-from oneshot_ml2.models.quantize.alone import Hurt
 
 Array: TypeAlias = NDArray[Any]
 Sample: TypeAlias = Mapping[str, Array]
@@ -50,13 +48,13 @@ class LayerError:
     """How far a tensor of the integer graph is from the model's own, on the same inputs of the whole model.
 
     ``rms``: root mean square of the difference, relative to that of the model's tensor; ``exponent``: of its scale;
-    ``alone``: as ``rms``, of what its layer makes of the model's own tensors, rounded to its operands' scales.
+    ``alone``: as ``rms``, of what its layer makes of exact operands, see `alone`; None where unknown.
     """
 
     name: str
     exponent: int
     rms: float
-    alone: float
+    alone: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,15 @@ class Loss:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the model itself computes of an input: its tensors by the integer graph's name, and its outputs in order."""
+    """What the model itself computes of an input.
+
+    ``tensors``: by the integer graph's name; ``outputs``: in order; ``real``: (name, a tensor of the integer graph in
+    real numbers) -> it as the model has it, without what its channels are scaled by.
+    """
 
     tensors: Mapping[str, Array]
     outputs: Sequence[Array]
+    real: Callable[[str, Array], Array]
 
 
 class _Sums:
@@ -109,38 +112,22 @@ def samples_of(graph: Graph, samples: Sequence[Sample]) -> Sequence[Sample]:
     return samples[: min(max(int(_WORK // max(macs, 1)), 1), _MOST)]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What int8 loses: ``errors``: of the int8 tensors in their order; ``losses``: what of it passes ``ERROR_BOUND``;
-    ``hurt``: the layers that cost the outputs most, the worst first.
-    """
-
-    errors: tuple[LayerError, ...]
-    losses: tuple[Loss, ...]
-    hurt: tuple[Hurt, ...]
-
-
-def measure(graph: Graph, samples: Sequence[Sample], references: Iterable[Reference], plain: Graph) -> Measured:
-    """What an integer graph loses.
+def measure(
+    graph: Graph, samples: Sequence[Sample], references: Iterable[Reference]
+) -> tuple[tuple[LayerError, ...], tuple[Loss, ...], float]:
+    """The errors of an integer graph's int8 tensors in their order, what of it passes ``ERROR_BOUND``, and the relative
+    error of the worst output.
 
     Args:
         samples: inputs of the model; ``references``: what it computes of each.
-        plain: the float graph that the integer graph was made of.
     """
-    sums, single, makers = _Sums(), _Sums(), graph.producers()
-    hurt: tuple[Hurt, ...] | None = None
+    sums, makers = _Sums(), graph.producers()
     for sample, reference in zip(samples, references):
         _compare(graph, makers, sample, reference, sums)
-        _compare_alone(graph, sample, reference, single)
-        if hurt is None:
-            own = {name: single.error(name) for name in single.sums}
-            hurt = alone.find(graph, plain, sample, own, reference.tensors)
     tensors = [key for key in sums.sums if isinstance(key, str)]
-    errors = tuple(
-        LayerError(makers[name].name, _exponent(graph, name), sums.error(name), single.error(name)) for name in tensors
-    )
-    lost = (*_parts(graph, makers, sums), *_tensors(graph, sums), *_outputs(graph, sums))
-    return Measured(errors, lost, hurt or ())
+    errors = tuple(LayerError(makers[name].name, _exponent(graph, name), sums.error(name)) for name in tensors)
+    worst = max((sums.error((number, None)) for number in range(len(graph.outputs))), default=0.0)
+    return errors, (*_parts(graph, makers, sums), *_tensors(graph, sums), *_outputs(graph, sums)), worst
 
 
 def _exponent(graph: Graph, name: str) -> int:
@@ -152,17 +139,18 @@ def _exponent(graph: Graph, name: str) -> int:
 def _compare(graph: Graph, makers: Mapping[str, Node], sample: Sample, reference: Reference, sums: _Sums) -> None:
     """Add a run of the integer graph to the sums.
 
-    Keys: a value's name; (its name, number of a concatenation's operand); (number of an output, axis), by channel.
+    Keys: a value's name; (its name, number of a concatenation's operand); (number of an output, axis), by channel, and the axis None, whole.
     """
 
     def observe(name: str, array: Array) -> None:
         value = graph.values[name]
         # The result of a layer that takes a matrix or images goes by the name of the tensor that it is.
-        known = alone.known_as(name, reference.tensors)
-        if value.exponent is None or known is None or name not in makers:
+        known = name.removesuffix(".flat").removesuffix(".image")
+        if value.exponent is None or known not in reference.tensors or name not in makers:
             return
-        expected = reference.tensors[known].astype(np.float64).reshape(array.shape)
-        found = np.ldexp(array.astype(np.float64), value.exponent)
+        expected = reference.tensors[known].astype(np.float64)
+        found = np.ldexp(array.astype(np.float64), value.exponent).reshape(expected.shape)
+        found, expected = (part.reshape(array.shape) for part in (reference.real(known, found), expected))
         sums.add(name, found, expected)
         if makers[name].op == "concat":
             for index, part in enumerate(_slices(graph, makers[name])):
@@ -171,20 +159,9 @@ def _compare(graph: Graph, makers: Mapping[str, Node], sample: Sample, reference
     results = execute.execute(graph, sample, observe)
     for number, (name, own) in enumerate(zip(graph.outputs, reference.outputs, strict=True)):
         found, expected = results[name].astype(np.float64), own.astype(np.float64)
+        sums.add((number, None), found, expected)
         for axis in sorted({1, found.ndim - 1}) if found.ndim > 1 else ():
             sums.add((number, axis), found, expected, tuple(i for i in range(found.ndim) if i != axis))
-
-
-def _compare_alone(graph: Graph, sample: Sample, reference: Reference, sums: _Sums) -> None:
-    """Add what each layer makes of exact operands to the sums, by the value's name."""
-
-    def found(name: str, array: Array) -> None:
-        known = alone.known_as(name, reference.tensors)
-        assert known is not None
-        expected = reference.tensors[known].astype(np.float64).reshape(array.shape)
-        sums.add(name, np.ldexp(array.astype(np.float64), _exponent(graph, name)), expected)
-
-    alone.run_alone(graph, sample, reference.tensors, found)
 
 
 def _slices(graph: Graph, concat: Node) -> list[tuple[slice, ...]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models import execute
 from oneshot_ml2.models.ir import Graph
-from oneshot_ml2.models.quantize.sampling import drawn_places
+from oneshot_ml2.models.quantize.sampling import drawn_places, drawn_values
 from oneshot_ml2.models.quantize.scales import best_exponent
 
 if TYPE_CHECKING:
@@ -23,12 +23,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Moments:
-    """Of a value's elements, those of a channel together: largest magnitude, mean, mean square, and their number."""
+    """Of a value's elements, those of a channel together: the least, the largest, mean, mean square, their number."""
 
-    peak: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
     mean: NDArray[np.float64]
     square: NDArray[np.float64]
     count: int
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        return np.maximum(self.square - self.mean**2, 0.0)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """How the values of a rewritten graph follow from those of the original: times a factor, plus an offset.
+
+    ``factors``, ``offsets``: of values of the new graph, of their rank, where they are not 1 and 0; what has an offset
+    has a factor; ``originals``: value that is new -> the one that it follows from, if not from that of its name.
+    """
+
+    factors: Mapping[str, Array] = field(default_factory=dict)
+    offsets: Mapping[str, Array] = field(default_factory=dict)
+    originals: Mapping[str, str] = field(default_factory=dict)
+
+    def factor(self, name: str) -> Array:
+        return self.factors.get(name, np.ones(()))
+
+    def offset(self, name: str) -> Array:
+        return self.offsets.get(name, np.zeros(()))
+
+    def real(self, name: str, array: Array) -> Array:
+        """A value of the new graph as that of the original."""
+        return array if name not in self.factors else (array - self.offset(name)) / self.factors[name]
 
 
 @dataclass
@@ -43,24 +71,27 @@ class Observed:
     first: dict[str, Array] = field(default_factory=dict)
     samples: int = 1
 
-    def exponents(self) -> dict[str, int]:
-        """The best exponent of every value."""
-        return {name: best_exponent(np.concatenate(parts), self.largest[name]) for name, parts in self.drawn.items()}
+    def means(self, way: Affine) -> dict[str, Array]:
+        """The means of the values of a rewritten graph, by channel."""
+        names = {name: name for name in self.moments}
+        names |= {new: old for new, old in way.originals.items() if old in self.moments}
+        return {new: self.moments[old].mean * way.factor(new) + way.offset(new) for new, old in names.items()}
 
-    def scaled(self, graph: Graph, factors: Mapping[str, Array], originals: Mapping[str, str]) -> dict[str, int]:
-        """The best exponents of a graph's values that are scaled ones of these."""
+    def exponents(self, graph: Graph, way: Affine) -> dict[str, int]:
+        """The best exponents of a rewritten graph's values."""
         found = {}
         for value in graph.values.values():
-            name = originals.get(value.name, value.name)
+            name = way.originals.get(value.name, value.name)
             if name not in self.drawn:
                 continue
             parts, largest = self.drawn[name], self.largest[name]
-            factor = factors.get(value.name)
-            if factor is not None:
+            if value.name in way.factors:
+                factor, offset = way.factors[value.name], way.offset(value.name)
+                ends = [end * factor + offset for end in (self.moments[name].low, self.moments[name].high)]
+                largest = float(np.abs(ends).max(initial=0.0))
                 coordinates = np.unravel_index(drawn_places(value.shape, self.samples), value.shape)
                 place = tuple(at if size > 1 else 0 for at, size in zip(coordinates, factor.shape, strict=True))
-                parts = [part * factor[place] for part in parts]
-                largest = float((self.moments[name].peak * factor).max(initial=0.0))
+                parts = [part * factor[place] + np.broadcast_to(offset, factor.shape)[place] for part in parts]
             found[value.name] = best_exponent(np.concatenate(parts), largest)
         return found
 
@@ -91,10 +122,9 @@ def observed(
                     _add_moments(sums, name, array, ids[name])
 
         execute.execute(graph, sample, observe)
-    for name, (peak, mean, square) in sums.items():
-        seen.moments[name] = Moments(
-            peak, mean / len(samples), square / len(samples), len(samples) * math.prod(graph.shape(name)) // peak.size
-        )
+    for name, (low, high, mean, square) in sums.items():
+        count = len(samples) * math.prod(graph.shape(name)) // low.size
+        seen.moments[name] = Moments(low, high, mean / len(samples), square / len(samples), count)
     return seen
 
 
@@ -104,17 +134,17 @@ def _add(seen: Observed, name: str, array: Array, samples: int) -> None:
     if not np.isfinite(kept).all():
         raise ModelError(f"the model's tensor {name!r} is not finite on the calibration data")
     seen.largest[name] = max(seen.largest.get(name, 0.0), float(np.abs(kept).max(initial=0.0)))
-    values = kept.reshape(-1)[drawn_places(kept.shape, samples)] if kept.size else np.zeros(1, np.float32)
+    values = drawn_values(kept, samples) if kept.size else np.zeros(1, np.float32)
     seen.drawn.setdefault(name, []).append(values)
 
 
 def _add_moments(sums: dict[str, list[NDArray[np.float64]]], name: str, array: Array, ids: Ids) -> None:
     axes = tuple(axis for axis, size in enumerate(ids.shape) if size == 1)
-    peak = np.maximum(array.max(axes, keepdims=True), -array.min(axes, keepdims=True)).astype(np.float64)
+    low, high = (end(axes, keepdims=True).astype(np.float64) for end in (array.min, array.max))
     mean = array.mean(axes, keepdims=True, dtype=np.float32).astype(np.float64)
     square = np.square(array).mean(axes, keepdims=True, dtype=np.float32).astype(np.float64)
-    if name not in sums:
-        sums[name] = [peak, mean, square]
-        return
-    old = sums[name]
-    sums[name] = [np.maximum(old[0], peak), old[1] + mean, old[2] + square]
+    if name in sums:
+        before = sums[name]
+        low, high = np.minimum(before[0], low), np.maximum(before[1], high)
+        mean, square = before[2] + mean, before[3] + square
+    sums[name] = [low, high, mean, square]

@@ -7,6 +7,7 @@ VTA can do carries a workload; sums that are no layer's (additions, averages, re
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,13 @@ import numpy as np
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models import execute, samples
 from oneshot_ml2.models.ir import Graph
-from oneshot_ml2.models.quantize import losses
+from oneshot_ml2.models.quantize import alone, losses
 from oneshot_ml2.models.quantize.alone import Hurt
 from oneshot_ml2.models.quantize.channels import channels_of
-from oneshot_ml2.models.quantize.equalize import equalized
+from oneshot_ml2.models.quantize.equalize import Equalized, equalized
 from oneshot_ml2.models.quantize.integer import IntegerBuilder
 from oneshot_ml2.models.quantize.losses import LayerError, Loss, Reference
-from oneshot_ml2.models.quantize.observe import observed
+from oneshot_ml2.models.quantize.observe import Affine, Observed, observed
 from oneshot_ml2.models.quantize.qdq import calibrated, strip_qdq
 from oneshot_ml2.models.quantize.sampling import RANDOM_SAMPLES, random_samples
 from oneshot_ml2.models.quantize.steps import ALL_STEPS, Steps
@@ -41,8 +42,8 @@ class Quantized:
     """A quantized graph, what was changed on the way, and what it costs.
 
     ``kind``: ``float`` (quantized here) or ``qdq``; ``changes``: lines; ``tensors``: int8 value -> the tensor of the
-    model's file that it is, where known; ``errors``, ``losses``, ``hurt``: see `losses.Measured`; ``rounding``: one of
-    ``ROUNDINGS``; ``samples``: how many inputs were looked at; ``source``: what these are;
+    model's file that it is, where known; ``errors``, ``losses``, ``hurt``: see `LayerError`, `Loss` and `Hurt`;
+    ``rounding``: one of ``ROUNDINGS``; ``samples``: how many inputs were looked at; ``source``: what these are;
     ``sample``: the first of them.
     """
 
@@ -89,40 +90,70 @@ def quantize(
         warned.append(
             "scales follow from random inputs: give calibration data (--calibration) before trusting the accuracy"
         )
-    factors: Mapping[str, Array] = {}
-    originals: Mapping[str, str] = {}
-    means: Mapping[str, Array] = {}
+    half_even = rounding == "half_even"
     if qdq:
         plain, exponents, changes, tensors = strip_qdq(graph)
         first = observed(graph, given[:1], tell).first
+        builder = IntegerBuilder(plain, exponents, qdq, half_even)
+        integer = builder.build()
+        changes += builder.changes
+        real = _as_it_is
+        measured = losses.samples_of(integer, given)
+        errors, lost, _ = losses.measure(integer, measured, _references(graph, tensors, measured, first))
     else:
-        plain, changes, tensors = graph, [], {}
-        quantized = calibrated(graph, defaultdict(int), steps)
-        channels = channels_of(graph, quantized)
-        seen = observed(graph, given, tell, channels.ids)
-        first = seen.first
-        if steps.equalize:
-            better = equalized(graph, channels, seen.moments, quantized)
-            plain, factors, originals = better.graph, better.factors, better.originals
-        exponents = calibrated(plain, seen.scaled(plain, factors, originals), steps)
-        if steps.bias:
-            means = {
-                name: seen.moments[old].mean * factors.get(name, 1.0)
-                for name in plain.values
-                if (old := originals.get(name, name)) in seen.moments
-            }
-    builder = IntegerBuilder(plain, exponents, qdq, rounding == "half_even", means)
-    integer = builder.build()
-    looked_at = losses.samples_of(integer, given)
-    references = _references(graph, tensors if qdq else None, looked_at, first, factors, originals)
-    measured = losses.measure(integer, looked_at, references, plain)
-    warned += losses.warnings(measured.losses)
+        best = _calibrated(graph, given, half_even, tell, steps)
+        integer, changes, errors, lost, tensors = best.graph, best.changes, best.errors, best.lost, {}
+        plain, real = best.way.graph, best.way.affine.real
+    warned += losses.warnings(lost)
+    single = alone.find(integer, plain, given[0], real)
+    errors = tuple(dataclasses.replace(error, alone=single.errors.get(error.name)) for error in errors)
     labels = {value: graph.labels[tensor] for value, tensor in tensors.items() if tensor in graph.labels}
-    kind, all_changes = "qdq" if qdq else "float", (*graph.notes, *changes, *builder.changes)
+    kind, all_changes = "qdq" if qdq else "float", (*graph.notes, *changes)
     return Quantized(
-        integer, kind, all_changes, tuple(warned), labels, measured.errors, rounding, measured.losses, len(given),
-        source, given[0], measured.hurt,
+        integer, kind, all_changes, tuple(warned), labels, errors, rounding, lost, len(given), source, given[0],
+        single.hurt,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A way to quantize a float graph: the integer graph, what it changes as lines, and what it costs."""
+
+    graph: Graph
+    changes: list[str]
+    errors: tuple[LayerError, ...]
+    lost: tuple[Loss, ...]
+    # The relative error of the worst output.
+    worst: float
+    way: Equalized
+
+
+def _calibrated(
+    graph: Graph, given: Sequence[Sample], half_even: bool, tell: Callable[[str], None], steps: Steps
+) -> _Tried:
+    """Quantize a float graph by what it computes of samples: with its channels scaled, if that loses less on them."""
+    quantized = calibrated(graph, defaultdict(int), steps)
+    channels = channels_of(graph, quantized)
+    seen = observed(graph, given, tell, channels.ids)
+    ways = [Equalized(graph)]
+    if steps.equalize:
+        ways.append(equalized(graph, channels, seen.moments, quantized, steps.offsets))
+    tried = [_try(graph, way, seen, given, half_even, steps) for way in ways[::-1]]
+    return min(tried, key=lambda way: way.worst)
+
+
+def _try(
+    graph: Graph, way: Equalized, seen: Observed, given: Sequence[Sample], half_even: bool, steps: Steps
+) -> _Tried:
+    """Quantize a float graph that is rewritten that way."""
+    exponents = calibrated(way.graph, seen.exponents(way.graph, way.affine), steps)
+    means = seen.means(way.affine) if steps.bias else {}
+    builder = IntegerBuilder(way.graph, exponents, False, half_even, means)
+    integer = builder.build()
+    measured = losses.samples_of(integer, given)
+    references = _references(graph, None, measured, seen.first, way.affine)
+    errors, lost, worst = losses.measure(integer, measured, references)
+    return _Tried(integer, [*way.changes, *builder.changes], errors, lost, worst, way)
 
 
 def calibration_of(graph: Graph, calibration: Given | None, seed: int) -> tuple[str, Sequence[Sample]]:
@@ -148,8 +179,7 @@ def _references(
     tensors: Mapping[str, str] | None,
     samples: Sequence[Sample],
     first: dict[str, Array],
-    factors: Mapping[str, Array],
-    originals: Mapping[str, str],
+    way: Affine | None = None,
 ) -> Iterator[Reference]:
     """What a graph computes of each sample, ``first`` of the first one.
 
@@ -169,14 +199,13 @@ def _references(
         if tensors is not None:
             known = {value: tensor for value, tensor in tensors.items() if tensor in values}
             own = {value: real(tensor, values[tensor]) for value, tensor in known.items()}
-        elif factors:
-            own = {
-                name: array * factors[name].astype(np.float32) if name in factors else array
-                for name, array in values.items()
-            }
-            own |= {
-                new: values[old] * factors[new].astype(np.float32) for new, old in originals.items() if new in factors
-            }
-        yield Reference(own, [values[name] for name in graph.outputs])
-        # The tensors of one sample at a time.
-        values.clear()
+        elif way is not None:
+            own = {**values, **{new: values[old] for new, old in way.originals.items() if old in values}}
+        yield Reference(own, [values[name] for name in graph.outputs], way.real if way is not None else _as_it_is)
+        # The tensors of one sample at a time; those of the first one serve again.
+        if index:
+            values.clear()
+
+
+def _as_it_is(name: str, array: Array) -> Array:
+    return array

@@ -43,6 +43,6 @@ def drawn_places(shape: Sequence[int], samples: int = 1) -> NDArray[np.int64]:
     return np.arange(0, size, max(1, size * max(samples, _WHOLE) // (_WHOLE * _SAMPLED)))
 
 
-def drawn_values(array: Array) -> Array:
+def drawn_values(array: Array, samples: int = 1) -> Array:
     """Elements of a tensor at such places."""
-    return array.reshape(-1)[drawn_places(array.shape)]
+    return array.reshape(-1)[drawn_places(array.shape, samples)]
