@@ -1,4 +1,4 @@
-"""Detection: a YOLO-style network with SPPF, Resize, Concat and decoding, trained on drawn shapes, boxes against float's.
+"""Detection: a YOLO-style network with SPPF, Resize, Concat and decoding, trained on drawn shapes.
 
 Run: ``pip install -e '.[examples]'``, then ``python examples/detection.py``. Circles, boxes and triangles of any colour
 lie on backgrounds of noise; the network predicts the edges' distances from the cells' middles, as anchor-free ones do.
@@ -27,7 +27,7 @@ _LARGE = 44
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes of an image: ``corners`` float (n, 4), left, top, right, bottom in pixels; ``kinds`` int (n,); ``scores``."""
+    """Of an image: ``corners`` float (n, 4), left, top, right, bottom in pixels; ``kinds`` int (n,); ``scores``."""
 
     corners: common.Array
     kinds: common.Array

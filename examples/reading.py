@@ -37,7 +37,6 @@ _FONTS = (
     "DejaVuSansMono",
     "DejaVuSerif-Italic",
     "STIXGeneral",
-    "cmr10",
 )
 _SIZES = (20, 30)
 _FLIPPED = 0.08

@@ -189,7 +189,7 @@ def main() -> int:
         [(" / ".join(judged[index]), f"{of_float[index]:.4f}", f"{of_own[index]:.4f}") for index in worst],
     )
     print(
-        f"{len(judged)} pairs of {len(texts)} sentences: Spearman {rank:.4f}; cosine of a sentence's two vectors: least "
+        f"{len(judged)} pairs of {len(texts)} sentences: Spearman {rank:.4f}; cosine of a sentence's vectors: least "
         f"{min(cosine(real[text], own[text]) for text in texts):.4f}"
     )
     picture(args.output / "similarity.png", of_float, of_own, rank)
