@@ -169,7 +169,7 @@ def _advice(graph: Graph, plain: Graph, values: Mapping[str, Array], node: Node,
     rest = max(alone**2 - sum(error**2 for error, _, _ in errors.values()), 0.0) ** 0.5
     weight = _weight(plain, node)
     if weight is not None and rest > errors[worst][0]:
-        return _weight_advice(weight)
+        return _weight_advice(weight, values.get(known_as(node.inputs[0], values) or ""))
     what = "its result" if worst == node.output else f"its operand {known_as(worst, values)}"
     return _tensor_advice(what, *errors[worst][1:])
 
@@ -183,7 +183,7 @@ def _weight(plain: Graph, node: Node) -> Array | None:
     return None if axis is None else np.moveaxis(plain.constants[own.inputs[1]], axis, 0)
 
 
-def _weight_advice(weight: Array) -> str:
+def _weight_advice(weight: Array, operand: Array | None = None) -> str:
     for side, what in ((weight, "output"), (np.moveaxis(weight, 1, 0), "input")):
         uneven = _uneven(side)
         if uneven is not None:
@@ -192,6 +192,13 @@ def _weight_advice(weight: Array) -> str:
                 f"{what} channel {channel} of its weight reaches {largest:.3g}, the median channel {median:.3g}, and "
                 f"one scale serves both: {_equalize(largest / median)}"
             )
+    uneven = None if operand is None or operand.ndim < 2 else _uneven(_by_channel(operand))
+    if uneven is not None:
+        channel, largest, median = uneven
+        return (
+            f"channel {channel} of its operand reaches {largest:.3g}, the median channel {median:.3g}, so the weights "
+            f"that read it are small beside the others, and round away: {_equalize(largest / median)}"
+        )
     return f"its weight is rounded (largest {np.abs(weight).max():.3g}, its channels alike); {_SPREAD}"
 
 
@@ -200,7 +207,7 @@ def _tensor_advice(what: str, array: Array, exponent: int) -> str:
     scale = f"the scale 2**{exponent}"
     steps = array / np.float32(step)
     clipped = float(np.mean((steps > HIGH + 0.5) | (steps < LOW - 0.5)))
-    uneven = _uneven(np.moveaxis(array, 1 if array.ndim == 4 else -1, 0)) if array.ndim > 1 else None
+    uneven = _uneven(_by_channel(array)) if array.ndim > 1 else None
     if uneven is not None:
         channel, most, median = uneven
         return (
@@ -212,6 +219,11 @@ def _tensor_advice(what: str, array: Array, exponent: int) -> str:
         cut = f", of which {scale} clips {clipped:.2%}" if clipped else ""
         return f"{what} has few large values (up to {largest:.3g}, root mean square {rms:.3g}{cut}): {_CLIPPED}"
     return f"{what} is rounded to {scale} (largest {largest:.3g}, root mean square {rms:.3g}); {_SPREAD}"
+
+
+def _by_channel(array: Array) -> Array:
+    """A tensor (channels, ...): images have them second, all else last."""
+    return np.moveaxis(array, 1 if array.ndim == 4 else -1, 0)
 
 
 def _uneven(channels: Array) -> tuple[int, float, float] | None:
