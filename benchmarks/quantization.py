@@ -1,9 +1,9 @@
 """What each step of quantization brings: errors of the integer graphs in numpy, nothing is compiled for the VTA.
 
 Run: ``pip install -e '.[models]'``, then ``python benchmarks/quantization.py [--only NAME ...] [--steps NAME ...]``.
-The models are those of `architectures.py`, exported as `models.py` does. Each is quantized on its calibration inputs and
-held against the float model on others; the last column is onnxruntime's own static int8 (`quantize_static`: QDQ, default
-options) on the same inputs. A row is printed as soon as it is there.
+The models are those of `architectures.py`, exported as `models.py` does. Each is quantized on its calibration inputs
+and held against the float model on others. ``--static`` adds onnxruntime's own static int8 (`quantize_static`: QDQ,
+default options) on the same inputs. A row is printed as soon as it is there.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from oneshot_ml2.models.quantize.steps import NO_STEPS, Steps
 Held: TypeAlias = list[tuple[dict[str, NDArray[Any]], list[NDArray[Any]]]]
 # Multiplications that the inputs of a model make together, about; inputs at most.
 _WORK, _MOST = 5e8, 8
-# What is left out of all steps, by column.
+# Every column takes a step more.
 COLUMNS = {
     "none": NO_STEPS,
     "floats": replace(NO_STEPS, floats=True),
     "equalize": replace(NO_STEPS, floats=True, equalize=True),
-    "offsets": replace(NO_STEPS, floats=True, equalize=True, offsets=True),
+    "bias": replace(NO_STEPS, floats=True, equalize=True, bias=True),
     "all": Steps(),
 }
 

@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 _TOP = HIGH / 128
 # A step of such a value.
 _STEP = 1 / 128
-# A channel's largest magnitude counts as at least this part of its tensor's: what it does beyond calibration is unknown.
+# A channel's largest magnitude counts as at least this part of its tensor's: calibration does not show all.
 _LEAST = 2.0**-10
 # A channel reaches so many root mean squares; one of few elements, less than so many, what others of its tensor do.
 _DEVIATIONS, _ENOUGH = 4.0, 16
@@ -103,7 +103,8 @@ def equalized(
     ]
     made = {layer.node.output: layer for layer in layers}
     moved = _movable(graph, channels, quantized, made) if offsets else {}
-    spans = {name: _span(graph, channels, moments, name) for name in channels.ids if name in quantized}
+    makers = graph.producers()
+    spans = {name: _span(makers.get(name), channels, moments, name) for name in channels.ids if name in quantized}
     weights = _importance(graph, channels, moments, made)
     peaks = _peaks(channels, spans, moved)
     factors = _TOP / peaks
@@ -165,9 +166,8 @@ def _borderless(node: Node) -> bool:
     return node.op == "dense" or (node.op == "conv2d" and not any(node.attrs["pads"]))
 
 
-def _span(graph: Graph, channels: Channels, moments: Mapping[str, Moments], name: str) -> tuple[Array, Array]:
+def _span(maker: Node | None, channels: Channels, moments: Mapping[str, Moments], name: str) -> tuple[Array, Array]:
     """From where to where a channel's elements may be."""
-    maker = next((node for node in graph.nodes if node.output == name), None)
     clipped = maker is not None and name in channels.taken and partition.bounds(maker) is not None
     return reach(moments[name], moments[maker.inputs[0]] if clipped and maker is not None else moments[name])
 

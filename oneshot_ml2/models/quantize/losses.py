@@ -139,7 +139,8 @@ def _exponent(graph: Graph, name: str) -> int:
 def _compare(graph: Graph, makers: Mapping[str, Node], sample: Sample, reference: Reference, sums: _Sums) -> None:
     """Add a run of the integer graph to the sums.
 
-    Keys: a value's name; (its name, number of a concatenation's operand); (number of an output, axis), by channel, and the axis None, whole.
+    Keys: a value's name; (its name, number of a concatenation's operand); (number of an output, axis), by channel;
+    (number of an output, None), whole.
     """
 
     def observe(name: str, array: Array) -> None:

@@ -136,7 +136,8 @@ def _calibrated(
     channels = channels_of(graph, quantized)
     seen = observed(graph, given, tell, channels.ids)
     ways = [Equalized(graph)]
-    if steps.equalize:
+    # What masks set to minus infinity has no spread.
+    if steps.equalize and all(np.isfinite(part.low).all() for part in seen.moments.values()):
         ways.append(equalized(graph, channels, seen.moments, quantized, steps.offsets))
     tried = [_try(graph, way, seen, given, half_even, steps) for way in ways[::-1]]
     return min(tried, key=lambda way: way.worst)

@@ -10,15 +10,16 @@ class Steps:
     """Which steps are taken.
 
     ``floats``: sums and concatenations that only float operators read are computed in float32; ``equalize``: channels
-    are scaled, see `equalize`; ``offsets``: and moved; ``bias``: a layer's bias takes back what rounding its weight adds on average.
+    are scaled, see `equalize`; ``bias``: a layer's bias takes back what rounding its weight adds on average;
+    ``offsets``: channels are also moved, which needs both.
     """
 
     floats: bool = True
     equalize: bool = True
-    offsets: bool = True
     bias: bool = True
+    offsets: bool = True
 
 
 ALL_STEPS = Steps()
 # A power of two for each tensor, nothing else.
-NO_STEPS = Steps(floats=False, equalize=False, offsets=False, bias=False)
+NO_STEPS = Steps(floats=False, equalize=False, bias=False, offsets=False)
