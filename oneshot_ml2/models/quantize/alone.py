@@ -215,7 +215,8 @@ def _tensor_advice(what: str, array: Array, exponent: int) -> str:
             f"both: {_equalize(most / median)}"
         )
     rms = float(np.sqrt(np.square(array, dtype=np.float64).mean())) if array.size else 0.0
-    if clipped or largest > _PEAKED * rms:
+    # A value just beyond the last step loses no more than one between steps.
+    if largest > min(_PEAKED * rms, 2 * HIGH * step):
         cut = f", of which {scale} clips {clipped:.2%}" if clipped else ""
         return f"{what} has few large values (up to {largest:.3g}, root mean square {rms:.3g}{cut}): {_CLIPPED}"
     return f"{what} is rounded to {scale} (largest {largest:.3g}, root mean square {rms:.3g}); {_SPREAD}"
