@@ -73,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resize", type=int, metavar="N", help="scale the shorter side of images to N, and take the middle"
     )
     parser.add_argument(
+        "--evaluate",
+        metavar="PATH",
+        help="judge the result beside the float model: as --calibration, a .npz also with labels or outputs",
+    )
+    parser.add_argument(
         "--schedules", metavar="FILE", help="schedules.json of a compiled model: its layers keep theirs"
     )
     parser.add_argument("--html", metavar="FILE", help="also write the report as a page there")
@@ -118,7 +123,7 @@ def _compile(
             f"compile runs programs on the simulator; run the folder that it writes on the device: "
             f"oneshot-ml2 run DIR --device {args.device}"
         )
-    calibration = _calibration(args)
+    calibration, evaluate = _images(args)
     schedules = () if args.schedules is None else read_schedules(args.schedules)
     if args.weights is not None:
         predictor_of(args.weights)
@@ -138,6 +143,7 @@ def _compile(
                 schedules=schedules,
                 rounding=args.rounding,
                 check=not args.no_check,
+                evaluate=evaluate,
                 progress=True,
             )
         if place is not None:
@@ -145,19 +151,22 @@ def _compile(
     return _tell(args, model, folder, table)
 
 
-def _calibration(args: argparse.Namespace) -> samples.Found | None:
-    """What ``--calibration`` names; none: it is not given.
+def _images(args: argparse.Namespace) -> tuple[samples.Found | None, samples.Found | None]:
+    """What ``--calibration`` and ``--evaluate`` name; None: it is not given.
 
     Raises:
-        ModelError: it cannot be read, or the options for images do not go with it.
+        ModelError: one cannot be read, or the options for images go with neither.
     """
     images = {"mean": args.mean, "std": args.std, "resize": args.resize}
     given = {name: value for name, value in images.items() if value is not None}
-    if args.calibration is None:
-        if given:
-            raise ModelError(f"--{next(iter(given))} is for a folder of images; name it with --calibration DIR")
-        return None
-    return samples.find(samples.Images(args.calibration, **given))
+    paths = (args.calibration, args.evaluate)
+    if given and not any(paths):
+        raise ModelError(f"--{next(iter(given))} is for a folder of images; name it with --calibration DIR")
+    folders = [path is not None and Path(path).is_dir() for path in paths]
+    # One may be images and the other arrays; of neither being a folder, `find` says what is wrong.
+    own = [given if folder or not any(folders) else {} for folder in folders]
+    found = [None if path is None else samples.find(samples.Images(path, **of)) for path, of in zip(paths, own)]
+    return found[0], found[1]
 
 
 def _shapes(args: argparse.Namespace) -> dict[str, tuple[int, ...]]:

@@ -67,6 +67,7 @@ def compile(
     schedules: Sequence[Mapping[str, Any]] = (),
     rounding: str = "shift",
     check: bool = True,
+    evaluate: Given | None = None,
     progress: bool = False,
 ) -> CompiledModel:
     """Compile a model, or layers, for an accelerator; nothing is measured for it.
@@ -87,6 +88,7 @@ def compile(
         schedules: entries of a ``schedules.json``: these layers get these schedules, no pick.
         rounding: ``shift``: half up, by the VTA's shift; ``half_even``: ties to the even neighbour, as onnxruntime.
         check: run the result once, and hold it against the integer reference.
+        evaluate: data to judge the compiled model by, see `CompiledModel.evaluate`.
         progress: show a bar on stderr.
 
     Warns:
@@ -101,6 +103,7 @@ def compile(
         raise ModelError(f"rounding is {rounding!r}; allowed: {', '.join(quantize.ROUNDINGS)}")
     chip = accelerator if isinstance(accelerator, Accelerator) else Accelerator.load(accelerator)
     found = None if calibration is None else samples.find(calibration)
+    judged = None if evaluate is None else samples.find(evaluate)
     quantized = None
     # What a first run compiles, another process begins with, while this one imports and quantizes.
     with ahead.compiled(first_run.USES), _stages(progress) as stage:
@@ -118,6 +121,9 @@ def compile(
                 quantized = dataclasses.replace(quantized, graph=patches.over_patches(quantized.graph, chip))
                 name, tasks = quantized.graph.name, vta_layers(quantized.graph)
         tasks = select_layers(tasks, layers)
+        graph = None if isinstance(source, LayerList) else source
+        if judged is not None and (graph is None or layers):
+            raise ModelError("layers have no task; evaluate a whole model, without choosing layers")
         # Pick and lower: a schedule and its program for every layer, by the network alone.
         with stage("pick"):
             picks = pick_layers(tasks, chip, weights, schedules, stage.describe)
@@ -125,7 +131,12 @@ def compile(
             rows, whole = _alone(tasks, picks, quantized, seed if check else None, stage), None
         else:
             quantized, rows, whole = _whole(quantized, picks, chip, quantized.sample if check else None, stage)
-    result = CompiledModel(name, chip, rows, stage.seconds, _peak_bytes(), quantized, whole)
+    result = CompiledModel(name, chip, rows, stage.seconds, _peak_bytes(), quantized, whole, graph)
+    if judged is not None:
+        begin = time.perf_counter()
+        outcome = result.evaluate(judged, progress)
+        seconds = {**stage.seconds, "evaluate": time.perf_counter() - begin}
+        result = dataclasses.replace(result, task=outcome, seconds=seconds, peak_bytes=_peak_bytes())
     if not result.ok:
         wrong = ", ".join(layer.name for layer in result.layers if not layer.ok) or "the model's output"
         warnings.warn(f"results differ from the reference: {wrong}", RuntimeWarning, stacklevel=2)
@@ -195,7 +206,7 @@ def _alone(
         InvalidSchedule: no layer has a schedule.
     """
     nodes = {} if quantized is None else {node.name: node for node in quantized.graph.nodes}
-    errors = {} if quantized is None else {error.name: error.rms for error in quantized.errors}
+    errors = {} if quantized is None else {error.name: error for error in quantized.errors}
     rows = []
     for result in picks:
         if isinstance(result, InvalidSchedule) and all(isinstance(other, InvalidSchedule) for other in picks):
@@ -222,7 +233,8 @@ def _alone(
                     cost=cost,
                     reason=None if pick is not None else str(result),
                     unscheduled=pick is None,
-                    error=errors.get(layer.name),
+                    error=errors[layer.name].rms if layer.name in errors else None,
+                    alone=errors[layer.name].alone if layer.name in errors else None,
                     wrong=wrong,
                 )
             )
@@ -284,7 +296,7 @@ def _rows(
 ) -> tuple[CompiledLayer, ...]:
     """What there is to say of each operator."""
     graph = quantized.graph
-    errors = {error.name: error.rms for error in quantized.errors}
+    errors = {error.name: error for error in quantized.errors}
     rows = []
     for node in graph.nodes:
         pick = picks.get(node.output)
@@ -300,7 +312,8 @@ def _rows(
                 reason=partition.host_reason(node),
                 unscheduled=bool(node.attrs.get("unscheduled")),
                 exponent=graph.values[node.output].exponent,
-                error=errors.get(node.name),
+                error=errors[node.name].rms if node.name in errors else None,
+                alone=errors[node.name].alone if node.name in errors else None,
                 wrong=None if pick is None or checked is None else checked.layers[node.name],
             )
         )

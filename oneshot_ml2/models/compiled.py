@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common import tables
 from oneshot_ml2.common.errors import ModelError
+from oneshot_ml2.models import execute, report, samples, task
 from oneshot_ml2.models import page as html_page
-from oneshot_ml2.models import report
 from oneshot_ml2.models.executable import Executable, save, writing
 from oneshot_ml2.spaces.registry import backend as schedule_backend
 from oneshot_ml2.vta.program import INSN_BYTES
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Graph
     from oneshot_ml2.models.layout import Dram
     from oneshot_ml2.models.quantize.quantize import Quantized
+    from oneshot_ml2.models.samples import Given
+    from oneshot_ml2.models.task import Task
     from oneshot_ml2.network.picking import Pick
     from oneshot_ml2.vta.accelerator import Accelerator
     from oneshot_ml2.workload.base import Workload
@@ -48,7 +50,8 @@ class CompiledLayer:
         reason: why the host computes it; None: it does not.
         unscheduled: the VTA could, but has no legal schedule for it.
         exponent: that of its int8 result's scale; None: float32, or unknown.
-        error: of its int8 result, relative, root mean square; None where unknown.
+        error: of its int8 result, relative, root mean square, with all errors before it; None where unknown.
+        alone: the same if its operands are exact.
         wrong: elements of its program's result that differ from the reference; None: not checked.
     """
 
@@ -64,6 +67,7 @@ class CompiledLayer:
     unscheduled: bool = False
     exponent: int | None = None
     error: float | None = None
+    alone: float | None = None
     wrong: int | None = None
 
     @property
@@ -82,6 +86,7 @@ class CompiledLayer:
             "macs": self.macs,
             "exponent": self.exponent,
             "error": self.error,
+            "error_alone": self.alone,
         }
         if self.workload is not None:
             entry["workload"] = self.workload.to_dict()
@@ -165,6 +170,8 @@ class CompiledModel:
         peak_bytes: the most memory that the process had so far; 0 where the system does not say.
         quantized: the integer graph, which `execute.execute` computes, and its errors; None: layers that were given.
         whole: None: layers that were given or chosen; they run one by one only.
+        source: the float graph; None: layers that were given.
+        task: what `evaluate` said of the data that `compile` was given; None: it was given none.
     """
 
     name: str
@@ -174,6 +181,8 @@ class CompiledModel:
     peak_bytes: int
     quantized: Quantized | None = None
     whole: Whole | None = None
+    source: Graph | None = dataclasses.field(default=None, repr=False)
+    task: Task | None = None
 
     @property
     def ok(self) -> bool:
@@ -237,6 +246,28 @@ class CompiledModel:
             ModelError: also of layers, which are no whole model.
         """
         return self._whole().executable.run(inputs)
+
+    def evaluate(self, data: Given, progress: bool = False) -> Task:
+        """How well the compiled model does beside the float one, of each output; programs run on the simulator.
+
+        Args:
+            data: what calibration may be; arrays by name may also hold ``labels`` (numbers of the right classes, along
+                the first axis as the inputs) and, by the outputs' names, what these should be.
+            progress: show a bar on stderr.
+
+        Raises:
+            ModelError: data that does not fit the model; also of layers, which are no whole model.
+        """
+        graph, executable = self.source, self._whole().executable
+        assert graph is not None and self.quantized is not None
+        shapes = {tensor.name: tensor.shape for tensor in executable.outputs}
+        fitted = task.fit(data, samples.expected_of(executable.inputs), shapes)
+
+        def real(sample: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            outputs = execute.execute(graph, sample)
+            return {title: outputs[name] for title, name in zip(graph.output_names, graph.outputs, strict=True)}
+
+        return task.judge(fitted, shapes, executable.run, real, self.quantized.sample, progress)
 
     def save(self, folder: str | Path) -> None:
         """Write the folder that ``oneshot-ml2 run`` and `executable.load` take, see `executable.writing`.
@@ -341,6 +372,8 @@ class CompiledModel:
             "rounding": None if quantized is None else quantized.rounding,
             "changes": [] if quantized is None else list(quantized.changes),
             "warnings": self.warnings(),
+            "hurt": [] if quantized is None else [dataclasses.asdict(hurt) for hurt in quantized.hurt],
+            "task": None if self.task is None else dataclasses.asdict(self.task),
             "losses": [] if quantized is None else [dataclasses.asdict(loss) for loss in quantized.losses],
             "ok": self.ok,
             "checked": None if checked is None else {

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.version import __version__
+from oneshot_ml2.models import task
 from oneshot_ml2.spaces import space
 from oneshot_ml2.spaces.base import Schedule
 from oneshot_ml2.spaces.registry import DEFAULT_KIND
@@ -82,6 +83,8 @@ def _data(content: Mapping[str, Any], programs: Mapping[str, Program]) -> dict[s
         f"{chip['BUS_BITS']} bit bus, {chip['CLOCK_MHZ']} MHz",
         "clock_mhz": chip["CLOCK_MHZ"],
         "warnings": [*content["warnings"], *content["changes"]],
+        "hurt": content["hurt"],
+        "task": [] if content["task"] is None else task.lines(task.from_dict(content["task"])),
         "ok": content["ok"],
         "check": _check(content),
         "cycles": content["cycles"],
@@ -138,6 +141,7 @@ def _layer(entry: Mapping[str, Any], detail: int | None) -> dict[str, Any]:
         "name": entry["layer"],
         "operator": entry["operator"],
         "shape": "x".join(map(str, entry["shape"][1:])),
+        "alone": entry["error_alone"],
         "error": entry["error"],
         "count": entry.get("count", 1),
         "reason": entry.get("reason") or "",

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from oneshot_ml2.common import tables
+from oneshot_ml2.models import task
 from oneshot_ml2.spaces import space
 from oneshot_ml2.vta.breakdown import PARTS
 from oneshot_ml2.workload import base
@@ -38,6 +39,8 @@ def text(model: CompiledModel) -> str:
             "Picks: " + (", ".join(f"{count} {source}" for source, count in sources.most_common()) or "none") + ".",
             *(() if model.quantized is None else _calibration(model.quantized)),
             *(f"Warning: {warning}." for warning in model.warnings()),
+            *(() if model.quantized is None else _hurt(model.quantized)),
+            *(() if model.task is None else task.lines(model.task)),
             f"Wall time: {times}{memory}.",
             _LEGEND,
             *([] if model.quantized is None else [_error(model.quantized)]),
@@ -49,7 +52,7 @@ def _table(model: CompiledModel) -> str:
     """A row a layer, then the sums in which each layer counts as often as it occurs; columns with no entry go."""
     header = (
         "layer", "x", "shape", "schedule", "source", "predicted", "cycles", "of bound",
-        "GEMM", "reset+ALU", "load", "store", "rest", "KiB", "error", "result",
+        "GEMM", "reset+ALU", "load", "store", "rest", "KiB", "alone", "error", "result",
     )  # fmt: skip
     told = {layer.name for layer in model.layers if layer.unscheduled and (layer.macs or model.quantized is None)}
     rows = [_row(layer, layer.name in told) for layer in model.layers]
@@ -65,14 +68,14 @@ def _table(model: CompiledModel) -> str:
 
 def _row(layer: CompiledLayer, told: bool) -> tuple[str, ...]:
     """``told``: a line below the table says why the layer is on the host."""
-    error = "" if layer.error is None else f"{layer.error:.2%}"
+    errors = ("" if error is None else f"{error:.2%}" for error in (layer.alone, layer.error))
     pick, cost = layer.pick, layer.cost
     shape = f"{'x'.join(map(str, layer.shape[1:]))} {layer.operator}"
     if layer.workload is not None:
         shape = base.short_workload(layer.workload)
     if pick is None or cost is None:
         reason = "none" if told else layer.reason or ""
-        return (layer.name, str(layer.count), shape, reason, "host", *[""] * 9, error, "")
+        return (layer.name, str(layer.count), shape, reason, "host", *[""] * 9, *errors, "")
     result = "HANGS" if cost.hang else f"WRONG: {layer.wrong:,}" if layer.wrong else "exact"
     return (
         layer.name,
@@ -85,7 +88,7 @@ def _row(layer: CompiledLayer, told: bool) -> tuple[str, ...]:
         tables.percent(cost.bound_share),
         *(f"{cost.parts[part] / cost.cycles:.0%}" for part in PARTS),
         f"{cost.dram_bytes / 1024:,.0f}",
-        error,
+        *errors,
         "" if layer.wrong is None and not cost.hang else result,
     )
 
@@ -104,7 +107,7 @@ def _sums(model: CompiledModel) -> tuple[str, ...]:
         tables.percent(model.bound / model.layer_cycles),
         *(f"{share:.0%}" for share in shares),
         f"{sum(count * cost.dram_bytes for count, cost in costs) / 1024:,.0f}",
-        "",
+        *("", ""),
         ("exact" if model.ok else "WRONG") if known else "",
     )
 
@@ -158,8 +161,19 @@ def _calibration(quantized: Quantized) -> list[str]:
     ]
 
 
+def _hurt(quantized: Quantized) -> list[str]:
+    """The layers that cost the outputs most, and what would help."""
+    if not quantized.hurt:
+        return []
+    return [
+        "Hurt most (what the layer alone moves the outputs by):",
+        *(f"  {of.layer}: {of.outputs:.2%} (its result: {of.alone:.2%}); {of.advice}." for of in quantized.hurt),
+    ]
+
+
 def _error(quantized: Quantized) -> str:
     return (
-        "error: of the int8 tensor against the model's own, root mean square, relative, with all errors before it. "
+        "alone, error: of the int8 tensor against the model's own, root mean square, relative; alone: of a layer whose "
+        "operands are exact, error: with all errors before it. "
         f"Rounding: {'half to even' if quantized.rounding == 'half_even' else 'half up'}."
     )

@@ -41,6 +41,12 @@ def test_a_batch_that_two_inputs_share(tmp_path: Path) -> None:
     assert inputs(import_onnx(path, {"b": (2, 4)})) == {"a": (2, 4), "b": (2, 4)}
 
 
+def test_question_marks_are_no_name(tmp_path: Path) -> None:
+    """Paddle's exporter calls every free dimension so."""
+    path = write(tmp_path / "m.onnx", RELU, {"x": ("?", 3, "?", "?")})
+    assert inputs(import_onnx(path, {"x": (1, 3, 48, 192)})) == {"x": (1, 3, 48, 192)}
+
+
 FREE: list[tuple[dict[str, Shape], str]] = [
     (
         {"x": ("N", 3, "height", None)},

@@ -57,7 +57,7 @@ def vta_layer(name: str, workload: Workload) -> tuple[dict[str, Any], Program]:
     program = space.lower(index)
     entry = {
         "layer": name, "operator": workload.to_dict()["op"], "where": "vta", "shape": list(workload.output_shape),
-        "macs": 1000, "exponent": -3, "error": 0.0123, "workload": workload.to_dict(),
+        "macs": 1000, "exponent": -3, "error": 0.0123, "error_alone": 0.0045, "workload": workload.to_dict(),
         "schedule": dict(space.schedule(index).knobs), "source": "fallback", "predicted_cycles": 1234.5,
         "cycles": timeline.timeline(program).cycles, "engine_bound": 700, "dram_bytes": 4096, "wrong_outputs": 0,
     }  # fmt: skip
@@ -67,7 +67,7 @@ def vta_layer(name: str, workload: Workload) -> tuple[dict[str, Any], Program]:
 def host_layer(name: str) -> dict[str, Any]:
     return {
         "layer": name, "operator": "softmax", "where": "host", "shape": [1, 100], "macs": 0, "exponent": None,
-        "error": None, "reason": f"computed in float32 {IMAGE}",
+        "error": None, "error_alone": None, "reason": f"computed in float32 {IMAGE}",
     }  # fmt: skip
 
 
@@ -96,6 +96,25 @@ def sample() -> tuple[dict[str, Any], dict[str, Program]]:
         "rounding": "shift",
         "changes": [EVIL],
         "warnings": [IMAGE, "second"],
+        "hurt": [{"layer": f"conv {EVIL}", "alone": 0.125, "outputs": 0.0625, "advice": IMAGE}],
+        "task": {
+            "source": EVIL,
+            "samples": 3,
+            "calibrated": False,
+            "outputs": [
+                {
+                    "name": IMAGE,
+                    "error": 0.01,
+                    "cosine": 1.0,
+                    "least": 0.99,
+                    "agreement": 1.0,
+                    "accuracy": 0.5,
+                    "float_accuracy": 0.75,
+                    "expected": None,
+                    "float_expected": None,
+                }
+            ],
+        },
         "ok": True,
         "checked": {"outputs": 0, "largest_difference": 0.0, "allowed_difference": 0.0},
         "cycles": cycles,

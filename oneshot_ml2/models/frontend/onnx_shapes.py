@@ -26,6 +26,10 @@ def fix_shapes(model: Any, shapes: Mapping[str, Sequence[int]], file: str) -> li
     """
     inputs = {entry.name: entry for entry in model.graph.input}
     sizes: dict[str, int] = {}
+    for dim in (dim for entry in inputs.values() for dim in entry.type.tensor_type.shape.dim):
+        # What Paddle's exporter calls every free dimension is no name that two of them share.
+        if dim.dim_param and not dim.dim_param.strip("?"):
+            dim.ClearField("dim_param")
     for name, shape in shapes.items():
         if name not in inputs:
             raise ModelError(f"{file}: {unknown('input', name, inputs)}")

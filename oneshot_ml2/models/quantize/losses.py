@@ -47,12 +47,14 @@ _WHOLE = "the errors of the layers say where it arises"
 class LayerError:
     """How far a tensor of the integer graph is from the model's own, on the same inputs of the whole model.
 
-    ``rms``: root mean square of the difference, relative to that of the model's tensor; ``exponent``: of its scale.
+    ``rms``: root mean square of the difference, relative to that of the model's tensor; ``exponent``: of its scale;
+    ``alone``: as ``rms``, of what its layer makes of exact operands, see `alone`; None where unknown.
     """
 
     name: str
     exponent: int
     rms: float
+    alone: float | None = None
 
 
 @dataclass(frozen=True)

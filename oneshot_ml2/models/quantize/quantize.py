@@ -7,6 +7,7 @@ VTA can do carries a workload; sums that are no layer's (additions, averages, re
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ import numpy as np
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models import execute, samples
 from oneshot_ml2.models.ir import Graph
-from oneshot_ml2.models.quantize import losses
+from oneshot_ml2.models.quantize import alone, losses
+from oneshot_ml2.models.quantize.alone import Hurt
 from oneshot_ml2.models.quantize.channels import channels_of
 from oneshot_ml2.models.quantize.equalize import Equalized, equalized
 from oneshot_ml2.models.quantize.integer import IntegerBuilder
@@ -40,8 +42,8 @@ class Quantized:
     """A quantized graph, what was changed on the way, and what it costs.
 
     ``kind``: ``float`` (quantized here) or ``qdq``; ``changes``: lines; ``tensors``: int8 value -> the tensor of the
-    model's file that it is, where known; ``errors``, ``losses``: see `LayerError` and `Loss`; ``rounding``: one of
-    ``ROUNDINGS``; ``samples``: how many inputs were looked at; ``source``: what these are;
+    model's file that it is, where known; ``errors``, ``losses``, ``hurt``: see `LayerError`, `Loss` and `Hurt`;
+    ``rounding``: one of ``ROUNDINGS``; ``samples``: how many inputs were looked at; ``source``: what these are;
     ``sample``: the first of them.
     """
 
@@ -56,6 +58,7 @@ class Quantized:
     samples: int = 0
     source: str = ""
     sample: Sample = field(default_factory=dict, repr=False)
+    hurt: tuple[Hurt, ...] = ()
 
 
 def quantize(
@@ -94,17 +97,22 @@ def quantize(
         builder = IntegerBuilder(plain, exponents, qdq, half_even)
         integer = builder.build()
         changes += builder.changes
+        real = _as_it_is
         measured = losses.samples_of(integer, given)
         errors, lost, _ = losses.measure(integer, measured, _references(graph, tensors, measured, first))
     else:
         best = _calibrated(graph, given, half_even, tell, steps)
         integer, changes, errors, lost, tensors = best.graph, best.changes, best.errors, best.lost, {}
+        plain, real = best.way.graph, best.way.affine.real
     warned += losses.warnings(lost)
+    single = alone.find(integer, plain, given[0], real)
+    errors = tuple(dataclasses.replace(error, alone=single.errors.get(error.name)) for error in errors)
     labels = {value: graph.labels[tensor] for value, tensor in tensors.items() if tensor in graph.labels}
     kind, all_changes = "qdq" if qdq else "float", (*graph.notes, *changes)
     return Quantized(
-        integer, kind, all_changes, tuple(warned), labels, errors, rounding, lost, len(given), source, given[0]
-    )
+        integer, kind, all_changes, tuple(warned), labels, errors, rounding, lost, len(given), source, given[0],
+        single.hurt,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,7 @@ class _Tried:
     lost: tuple[Loss, ...]
     # The relative error of the worst output.
     worst: float
+    way: Equalized
 
 
 def _calibrated(
@@ -145,7 +154,7 @@ def _try(
     measured = losses.samples_of(integer, given)
     references = _references(graph, None, measured, seen.first, way.affine)
     errors, lost, worst = losses.measure(integer, measured, references)
-    return _Tried(integer, [*way.changes, *builder.changes], errors, lost, worst)
+    return _Tried(integer, [*way.changes, *builder.changes], errors, lost, worst, way)
 
 
 def calibration_of(graph: Graph, calibration: Given | None, seed: int) -> tuple[str, Sequence[Sample]]:
