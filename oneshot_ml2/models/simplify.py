@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 # Those whose weights' scales are kept; products with constant matrices become dense.
 _SCALED = ("matmul", *(op.name for op in ops().values() if op.weight_outputs is not None and op.relax))
 # Those that have no module of their own in PyTorch.
-NAMELESS = ("batch_matmul", "add", "softmax")
+_NAMELESS = ("batch_matmul", "add", "softmax")
+
+
+def in_module(path: str, op: str) -> str:
+    """What an operator in a module of PyTorch is called; empty: it is in the outermost one."""
+    return f"{path}.{op}" if path and op in _NAMELESS else path
 
 
 def simplify(graph: Graph, names: Mapping[str, list[tuple[str, str]]]) -> Graph:
@@ -44,7 +49,7 @@ def simplify(graph: Graph, names: Mapping[str, list[tuple[str, str]]]) -> Graph:
         if len(known) == kinds[node.op]:
             label, tensor = known[index]
             labels[node.output] = tensor
-            if node.op in NAMELESS and label in taken:
+            if node.op in _NAMELESS and label in taken:
                 label = next(name for n in itertools.count(1) if (name := f"{label}_{n}") not in taken)
             if label and label not in taken:
                 taken.add(label)
