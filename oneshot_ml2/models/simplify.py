@@ -114,6 +114,9 @@ def fold_layers(graph: Graph) -> Graph:
     alias: dict[str, str] = {}
     order: list[str] = []
 
+    # Weight of a product -> the same, transposed.
+    turned: dict[str, str] = {}
+
     def constant(array: Array) -> str:
         name = f"folded_{len(constants)}"
         constants[name] = np.ascontiguousarray(array, dtype=np.float32)
@@ -125,12 +128,13 @@ def fold_layers(graph: Graph) -> Graph:
         node = dataclasses.replace(node, inputs=inputs)
         source = made.get(inputs[0]) if inputs else None
         if node.op == "matmul" and inputs[1] in constants and constants[inputs[1]].ndim == 2:
-            weight = np.ascontiguousarray(constants[inputs[1]].T)
+            if inputs[1] not in turned:
+                turned[inputs[1]] = constant(constants[inputs[1]].T)
             attrs = dict(node.attrs)
             if "weight_scale" in attrs:
                 scale, axis = attrs["weight_scale"]
                 attrs["weight_scale"] = (scale, 1 - axis)
-            node = dataclasses.replace(node, op="dense", inputs=(inputs[0], constant(weight)), attrs=attrs)
+            node = dataclasses.replace(node, op="dense", inputs=(inputs[0], turned[inputs[1]]), attrs=attrs)
         elif (
             node.op in ("add", "multiply")
             and source is not None

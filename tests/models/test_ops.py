@@ -22,10 +22,10 @@ needs("tvm", "onnx", "onnxruntime")
 CASES = {name: case for group in GROUPS.values() for name, case in group.items()}
 # Where a rounding turns a result over, or squares and exponentials magnify it.
 ROUGH = {
-    "Floor", "Ceil", "Round", "Sign", "Mod", "Mod of whole", "Div of whole", "Cast to whole", "Cast to truth", "Exp",
-    "Greater, Where", "Less", "GreaterOrEqual", "LessOrEqual", "Equal", "And", "Or", "Xor", "Not", "ArgMax",
-    "ArgMax without", "ArgMin", "OneHot", "Hardmax", "TopK", "TopK least", "Gather computed", "GatherND computed", "ScatterElements computed",
-    "ScatterND computed", "ScatterND computed, added",  "ReduceProd ",
+    "Floor", "Ceil", "Round", "Sign", "Mod", "Mod of whole", "Div of whole", "Cast to whole", "Cast to truth",
+    "Exp", "Greater, Where", "Less", "GreaterOrEqual", "LessOrEqual", "Equal", "And", "Or", "Xor", "Not", "ArgMax",
+    "ArgMax without", "ArgMin", "OneHot", "Hardmax", "TopK", "TopK least", "Gather computed", "GatherND computed",
+    "ScatterElements computed", "ScatterND computed", "ScatterND computed, added", "ReduceProd ",
     "ReduceProd kept", "ReduceProd 18", "CumSum", "CumSum backwards", "ThresholdedRelu", "Shrink",
 }  # fmt: skip
 
