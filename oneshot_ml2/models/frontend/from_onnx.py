@@ -51,9 +51,9 @@ def from_proto(model: Any, name: str) -> Graph:
     Raises:
         ModelError: as `import_onnx`.
     """
-    outputs = [entry.name for entry in model.graph.output]
     with quiet():
         notes = prepare(model, _SUPPORTED_ONNX)
+        outputs = [entry.name for entry in model.graph.output]
         _check_inputs(model.graph)
         imported = origins.import_nodes(model, _SUPPORTED_ONNX)
     graph = from_relax(imported, name, _names(model.graph), _SUPPORTED_ONNX, outputs)
