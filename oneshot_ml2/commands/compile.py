@@ -9,13 +9,13 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oneshot_ml2.common.errors import DeviceError, ModelError, OneShotError
 from oneshot_ml2.common.files import check_output, check_writable, write_whole
 from oneshot_ml2.devices.registry import open_device
-from oneshot_ml2.models import linking, samples
-from oneshot_ml2.models.folder import check_target
+from oneshot_ml2.models import linking, samples, several
+from oneshot_ml2.models.folder import check_parent, check_target
 from oneshot_ml2.models.frontend import onnx_file
 from oneshot_ml2.models.frontend.importer import is_list, is_onnx
 from oneshot_ml2.network.picking import predictor_of
@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``oneshot-ml2 compile``."""
     parser.add_argument(
         "model",
-        help="resnet18, or another model (an unknown name lists them), an ONNX file, or a list of layers (.toml)",
+        nargs="+",
+        help="resnet18, or another model (an unknown name lists them), an ONNX file, or a list of layers (.toml); "
+        "several files of one model: a folder for each in that of -o",
     )
     parser.add_argument("--accelerator", metavar="NAME", default="pynq", help="preset or VTA JSON (default pynq)")
     parser.add_argument(
@@ -40,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="INPUT=N,N,...",
-        help="of an input of an ONNX file whose dimensions are free, once for each such input",
+        help="of an input of an ONNX file whose dimensions are free, once for each such input; of several files: "
+        "FILE:INPUT=N,N,...",
     )
     parser.add_argument(
         "--layers", nargs="+", default=[], metavar="NAME", help="only these, one by one; shell patterns work"
@@ -60,8 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--build", metavar="DIR", help="as -o DIR, whatever the folder is called")
     parser.add_argument(
         "--calibration",
+        action="append",
         metavar="PATH",
-        help="inputs that a float model's scales follow from: .npy, .npz, or a folder of these or of images",
+        help="inputs that a float model's scales follow from: .npy, .npz, or a folder of these or of images; of "
+        "several files: FILE:PATH, once for each",
     )
     parser.add_argument(
         "--mean", nargs="+", type=float, metavar="R", help="of a folder of images, 1 or 3 numbers of 0..1 (default 0)"
@@ -98,21 +103,113 @@ def run(args: argparse.Namespace) -> int:
     chip = Accelerator.load(args.accelerator)
     if args.seed < 0:
         raise OneShotError(f"--seed is {args.seed}; allowed: 0 or more")
-    shapes = _shapes(args)
-    folder, table = _outputs(args)
-    if is_onnx(args.model):
-        onnx_file.check_onnx_file(args.model)
-    return _compile(args, chip, shapes, folder, table)
+    jobs = _each(args) if len(args.model) > 1 else [_only(args)]
+    # What is wrong with any of them comes before the work.
+    known = [(job, _shapes(job), *_outputs(job)) for job in jobs]
+    for job in jobs:
+        if is_onnx(job.model):
+            onnx_file.check_onnx_file(job.model)
+    total = Total()
+    code = 0
+    for job, shapes, folder, table in known:
+        if len(jobs) > 1 and not args.json:
+            print(f"{job.model}:")
+        model = _compile(job, chip, shapes, folder)
+        code = max(code, _tell(job, model, folder, table))
+        total.add(model)
+    if len(jobs) > 1:
+        if args.json:
+            print(json.dumps(total.models, indent=2))
+        else:
+            print(f"\n{total.line()}")
+    return code
+
+
+def _only(args: argparse.Namespace) -> argparse.Namespace:
+    """The options of a single model.
+
+    Raises:
+        OneShotError: it has two calibration sets.
+    """
+    given = args.calibration or [None]
+    if len(given) > 1:
+        raise OneShotError("--calibration is given twice; put the samples into one folder, and give that")
+    return argparse.Namespace(
+        **{**vars(args), "model": args.model[0], "calibration": given[0], "several": False, "inputs": None}
+    )
+
+
+def _each(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The options of each of several models.
+
+    Raises:
+        OneShotError: they cannot go together, or one of the options is for a single model.
+    """
+    single = {
+        "--layers": args.layers,
+        "--schedules": args.schedules,
+        "--html": args.html,
+        "--evaluate": args.evaluate,
+    }
+    given = next((option for option, value in single.items() if value), None)
+    if given is not None:
+        raise OneShotError(f"{given} is for one model; compile that alone")
+    if (args.output or "").endswith(".json") and not args.build:
+        raise OneShotError("-o of several models is a folder, which gets one for each; their tables: --json > FILE")
+    models = several.titles(args.model)
+    lists = [model for model in models.values() if is_list(model)]
+    if lists:
+        raise OneShotError(
+            f"{lists[0]} is a list of layers, and several files are those of one model; compile it alone"
+        )
+    inputs = {title: onnx_file.input_names(model) if is_onnx(model) else [] for title, model in models.items()}
+    shapes = several.shapes_of(args.shape, models, inputs)
+    calibration = several.assigned(args.calibration or [], models)
+    parent = args.build or args.output
+    if parent is not None:
+        check_parent(Path(parent), list(models))
+    jobs = []
+    for title, model in models.items():
+        if len(calibration[title]) > 1:
+            raise OneShotError(f"--calibration is given twice for {title}; put the samples into one folder")
+        place = None if parent is None else str(Path(parent) / title)
+        own: dict[str, Any] = {
+            "model": model,
+            "shape": shapes[title],
+            "build": place,
+            "output": None,
+            "inputs": inputs[title] or None,
+        }
+        own |= {"calibration": next(iter(calibration[title]), None), "several": True}
+        jobs.append(argparse.Namespace(**{**vars(args), **own}))
+    return jobs
+
+
+class Total:
+    """What several models take together."""
+
+    def __init__(self) -> None:
+        self.models: list[dict[str, Any]] = []
+        self._workloads: list[Any] = []
+
+    def add(self, model: CompiledModel) -> None:
+        self.models.append(model.to_dict())
+        self._workloads += [layer.workload for layer in model.on_vta]
+
+    def line(self) -> str:
+        cycles, milliseconds = (sum(of[key] for of in self.models) for key in ("cycles", "milliseconds"))
+        dram = sum(of["dram"]["total"] for of in self.models)
+        different = len(set(self._workloads))
+        return (
+            f"All {len(self.models)} models: {cycles:,} cycles, {milliseconds:.2f} ms; {dram / 2**20:,.2f} MiB of "
+            f"DRAM; {len(self._workloads)} layers on the VTA, of which {different} are different and were picked."
+        )
 
 
 def _compile(
-    args: argparse.Namespace,
-    chip: Accelerator,
-    shapes: Mapping[str, tuple[int, ...]],
-    folder: Path | None,
-    table: str | None,
-) -> int:
-    """As `run`, of arguments that are no reason to refuse the work at once."""
+    args: argparse.Namespace, chip: Accelerator, shapes: Mapping[str, tuple[int, ...]], folder: Path | None
+) -> CompiledModel:
+    """One model, compiled and written."""
     # With numba, which takes a second that what is wrong at first sight need not wait for.
     from oneshot_ml2.models import executable
     from oneshot_ml2.models.compile import compile as compile_model
@@ -124,6 +221,8 @@ def _compile(
             f"oneshot-ml2 run DIR --device {args.device}"
         )
     calibration, evaluate = _images(args)
+    if calibration is not None and args.inputs is not None:
+        calibration = calibration.of(args.inputs)
     schedules = () if args.schedules is None else read_schedules(args.schedules)
     if args.weights is not None:
         predictor_of(args.weights)
@@ -148,7 +247,7 @@ def _compile(
             )
         if place is not None:
             model.write(place)
-    return _tell(args, model, folder, table)
+    return model
 
 
 def _images(args: argparse.Namespace) -> tuple[samples.Found | None, samples.Found | None]:
@@ -223,7 +322,9 @@ def _tell(args: argparse.Namespace, model: CompiledModel, folder: Path | None, t
     if table:
         write_whole(table, text + "\n")
     written = "" if folder is None else f"\nWritten to {folder}; run it with: oneshot-ml2 run {folder}"
-    print(text if args.json else f"{model.report()}{written}")
+    # Of several models there is one JSON, after the last of them.
+    if not (args.json and args.several):
+        print(text if args.json else f"{model.report()}{written}")
     if model.ok:
         return 0
     wrong = ", ".join(layer.name for layer in model.layers if not layer.ok) or "the whole model"

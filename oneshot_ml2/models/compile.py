@@ -254,7 +254,9 @@ def _whole(
     # Lower: each program with its packed weights and biases.
     with stage("lower"):
         on_vta = [node for node in graph.nodes if node.output in picks]
-        programs = {node.output: layout.layer_program(node, picks[node.output].program) for node in on_vta}
+        programs = layout.shared(
+            {node.output: layout.layer_program(node, picks[node.output].program) for node in on_vta}
+        )
     # Join: layers with nothing for the host between them, in one submission; one plan of the VTA's memory.
     with stage("join"):
         steps = layout.arrange(graph, programs)

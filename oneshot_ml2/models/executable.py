@@ -179,12 +179,17 @@ def save(
 
 
 def _write_parts(segments: Sequence[LayerProgram], work: Path) -> None:
-    """The programs, and the constants of their DRAM."""
+    """The programs, and the constants of their DRAM, each place's once."""
     arrays: dict[str, NDArray[Any]] = {}
     weights: dict[str, NDArray[Any]] = {}
+    written: set[int] = set()
     for number, segment in enumerate(segments):
         arrays |= _program_arrays(number, segment.program)
-        weights |= {f"{number}.{name}": content for name, content in segment.constants.items()}
+        for name, content in segment.constants.items():
+            address = segment.program.buffer(name).address
+            if address not in written:
+                weights[f"{number}.{name}"] = content
+            written.add(address)
     _write_arrays(work / PROGRAMS, arrays, compress=True)
     _write_arrays(work / WEIGHTS, weights, compress=False)
 
@@ -409,7 +414,21 @@ def _segments(manifest: Mapping[str, Any], raw: Mapping[str, bytes], chip: Accel
         program = _program(entry, programs[f"{place}.insns"], programs[f"{place}.uops"], chip)
         inputs, outputs = (tuple(_port(port, program) for port in entry[key]) for key in ("inputs", "outputs"))
         segments.append(LayerProgram(str(entry["name"]), program, inputs, outputs, constants[str(place)]))
-    return tuple(segments)
+    # What several layers read is there once, by the name that it has in the first of them.
+    known = {
+        (segment.program.buffer(name).address, segment.program.buffer_bytes(name)): content
+        for segment in segments
+        for name, content in segment.constants.items()
+    }
+    return tuple(_with_shared(segment, known) for segment in segments)
+
+
+def _with_shared(segment: LayerProgram, known: Mapping[tuple[int, int], NDArray[Any]]) -> LayerProgram:
+    """A submission with those constants, too, that are there by another name; ``known``: address and bytes -> one."""
+    program = segment.program
+    places = {buffer.name: (buffer.address, program.buffer_bytes(buffer.name)) for buffer in program.buffers}
+    found = {name: known[place] for name, place in places.items() if place in known}
+    return dataclasses.replace(segment, constants={**found, **segment.constants})
 
 
 def _program(entry: Mapping[str, Any], words: NDArray[Any], uop_words: NDArray[Any], chip: Accelerator) -> Program:
@@ -452,13 +471,18 @@ def check_image(segments: Sequence[LayerProgram]) -> None:
             with more room than all buffers need; or an instruction that reaches beyond it.
     """
     kept, room = [], 0
+    # What several layers read has one place.
+    shared: dict[tuple[int, int], NDArray[Any]] = {}
     for segment in segments:
         program = segment.program
         parts = [(program.insn_address, 16 * len(program.insns)), (program.uop_address, 4 * len(program.uops))]
         for name, content in segment.constants.items():
             if content.nbytes > program.buffer_bytes(name):
                 raise ValueError(f"constant {name!r} is larger than its buffer")
-            parts.append((program.buffer(name).address, content.nbytes))
+            place = (program.buffer(name).address, content.nbytes)
+            if place not in shared or not np.array_equal(shared[place], content):
+                parts.append(place)
+            shared.setdefault(place, content)
         touched = reach(program.insns, program.accelerator)
         if touched > program.dram_bytes:
             raise ValueError("an instruction reaches beyond the buffers")

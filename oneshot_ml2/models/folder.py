@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from oneshot_ml2.common.errors import ModelError
@@ -11,6 +12,14 @@ FILES = (LIBRARY, PROGRAMS, WEIGHTS, SCHEDULES, REPORT)
 MANIFEST = "manifest.json"
 # For people: nothing reads it, so nothing checks it.
 REPORT_PAGE = "report.html"
+
+
+def check_parent(parent: Path, names: Sequence[str]) -> None:
+    """Raise ModelError unless folders of these names may be made in one: not within a compiled model."""
+    if parent.is_file():
+        raise ModelError(f"{parent} is a file; give a folder for the compiled models")
+    if (parent / MANIFEST).exists():
+        raise ModelError(f"{parent} is a compiled model; give another folder, which gets {', '.join(names)}")
 
 
 def check_target(folder: Path) -> None:

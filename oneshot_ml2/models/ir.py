@@ -106,7 +106,8 @@ def check_tensors(
     arrays = {}
     for name, (shape, limit) in expected.items():
         array = np.asarray(inputs[name])
-        if array.dtype.kind not in "fiu":
+        # Masks may be truth values.
+        if array.dtype.kind not in ("fiu" if limit is None else "fiub"):
             raise ModelError(f"input {name!r} is {array.dtype}; the model takes float32")
         if array.shape != shape:
             raise ModelError(f"input {name!r} has shape {array.shape}; the model was compiled for {shape}")

@@ -6,9 +6,10 @@ are packed and unpacked only where the host makes or reads them.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,6 +96,20 @@ def layer_program(node: Node, program: Program) -> LayerProgram:
 
 def _raw(content: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(content).reshape(-1).view(np.uint8)
+
+
+def shared(layers: Mapping[str, LayerProgram]) -> dict[str, LayerProgram]:
+    """Layers whose equal constants are one array, as steps of a recurrent layer and blocks of one weight have them."""
+    known: dict[tuple[int, bytes], NDArray[Any]] = {}
+
+    def one(content: NDArray[Any]) -> NDArray[Any]:
+        raw = _raw(content)
+        return known.setdefault((raw.size, hashlib.sha256(raw.data).digest()), content)
+
+    return {
+        output: replace(layer, constants={name: one(content) for name, content in layer.constants.items()})
+        for output, layer in layers.items()
+    }
 
 
 # Submissions -----------------------------------------------------------------------------------
@@ -266,13 +281,14 @@ class _Fixed:
 
 
 def _fix(segments: Sequence[Segment], layers: Mapping[str, LayerProgram], chip: Accelerator) -> _Fixed:
-    """Constants and code, one submission after another."""
+    """Constants and code, one submission after another; what is the same array has one place."""
     align, sizes = link.alignment(chip), element_bytes(chip)
     # No program begins at address 0.
     address = align
     fixed: list[list[dict[str, int]]] = []
     code: list[tuple[int, int]] = []
     constants = instructions = separate = 0
+    known: dict[int, int] = {}
     for segment in segments:
         places: list[dict[str, int]] = []
         parts = [layers[node.output] for node in segment.nodes]
@@ -284,9 +300,12 @@ def _fix(segments: Sequence[Segment], layers: Mapping[str, LayerProgram], chip: 
                 if buffer.name in ports:
                     separate += link.aligned(size, align)
                 elif buffer.name != link.UOPS:
-                    place_of[buffer.name] = address
-                    address = link.aligned(address + size, align)
-                    constants += size
+                    content = part.constants.get(buffer.name)
+                    at = address if content is None else known.setdefault(id(content), address)
+                    place_of[buffer.name] = at
+                    if at == address:
+                        address = link.aligned(address + size, align)
+                        constants += size
             places.append(place_of)
         fixed.append(places)
         uop_bytes, insn_bytes = link.code_bytes([part.program for part in parts])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -77,6 +77,15 @@ class Found:
     parts: Sequence[tuple[str, Array | Sample | Sequence[Sample]]] = ()
     files: Sequence[Path] = ()
     images: Images | None = None
+
+    def of(self, inputs: Sequence[str]) -> Found | None:
+        """Without the arrays by name that are other models' than the one with these inputs; None: nothing is left."""
+        parts = []
+        for name, content in self.parts:
+            if isinstance(content, Mapping):
+                content = {entry: array for entry, array in content.items() if entry in inputs}
+            parts += [(name, content)] if len(content) else []
+        return replace(self, parts=parts) if parts or self.files else None
 
 
 Given: TypeAlias = Array | Sample | Sequence[Sample] | str | Path | Images | Found

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 # Those whose weights' scales are kept; products with constant matrices become dense.
 _SCALED = ("matmul", *(op.name for op in ops().values() if op.weight_outputs is not None and op.relax))
 # Those that have no module of their own in PyTorch.
-NAMELESS = ("batch_matmul", "add", "softmax")
+_NAMELESS = ("batch_matmul", "add", "softmax")
+
+
+def in_module(path: str, op: str) -> str:
+    """What an operator in a module of PyTorch is called; empty: it is in the outermost one."""
+    return f"{path}.{op}" if path and op in _NAMELESS else path
 
 
 def simplify(graph: Graph, names: Mapping[str, list[tuple[str, str]]]) -> Graph:
@@ -44,7 +49,7 @@ def simplify(graph: Graph, names: Mapping[str, list[tuple[str, str]]]) -> Graph:
         if len(known) == kinds[node.op]:
             label, tensor = known[index]
             labels[node.output] = tensor
-            if node.op in NAMELESS and label in taken:
+            if node.op in _NAMELESS and label in taken:
                 label = next(name for n in itertools.count(1) if (name := f"{label}_{n}") not in taken)
             if label and label not in taken:
                 taken.add(label)
@@ -109,6 +114,9 @@ def fold_layers(graph: Graph) -> Graph:
     alias: dict[str, str] = {}
     order: list[str] = []
 
+    # Weight of a product -> the same, transposed.
+    turned: dict[str, str] = {}
+
     def constant(array: Array) -> str:
         name = f"folded_{len(constants)}"
         constants[name] = np.ascontiguousarray(array, dtype=np.float32)
@@ -120,12 +128,13 @@ def fold_layers(graph: Graph) -> Graph:
         node = dataclasses.replace(node, inputs=inputs)
         source = made.get(inputs[0]) if inputs else None
         if node.op == "matmul" and inputs[1] in constants and constants[inputs[1]].ndim == 2:
-            weight = np.ascontiguousarray(constants[inputs[1]].T)
+            if inputs[1] not in turned:
+                turned[inputs[1]] = constant(constants[inputs[1]].T)
             attrs = dict(node.attrs)
             if "weight_scale" in attrs:
                 scale, axis = attrs["weight_scale"]
                 attrs["weight_scale"] = (scale, 1 - axis)
-            node = dataclasses.replace(node, op="dense", inputs=(inputs[0], constant(weight)), attrs=attrs)
+            node = dataclasses.replace(node, op="dense", inputs=(inputs[0], turned[inputs[1]]), attrs=attrs)
         elif (
             node.op in ("add", "multiply")
             and source is not None

@@ -144,6 +144,21 @@ RESIZES = {
     for given in ways
     for coordinates in ("asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel")
 } | {
+    **{
+        f"GridSample {mode} {padding} {corners}": one(
+            "GridSample",
+            RNG.uniform(-1.6, 1.6, (1, 5, 7, 2)).astype(np.float32),
+            mode=mode,
+            padding_mode=padding,
+            align_corners=corners,
+        )
+        for mode in ("bilinear", "nearest")
+        for padding in ("zeros", "border", "reflection")
+        for corners in (0, 1)
+    },
+    "GridSample of opset 20": one(
+        "GridSample", RNG.uniform(-1, 1, (1, 5, 7, 2)).astype(np.float32), mode="linear", opset=20
+    ),
     "Resize by 3 and 2": one("Resize", None, None, ints(1, 16, 24, 16), mode="nearest", nearest_mode="floor",
                              coordinate_transformation_mode="asymmetric"),
     "Resize to half": one("Resize", None, reals(1, 1, 0.5, 0.5), mode="nearest", nearest_mode="floor",
@@ -197,6 +212,10 @@ POOLS = {
                                     count_include_pad=1),
     "GlobalMaxPool": one("GlobalMaxPool"),
     "GlobalAveragePool": one("GlobalAveragePool"),
+    "AveragePool of channels": case(
+        of("Reshape", ints(1, 1, 16, 8, 8)), of("Pad", ints(0, 0, 2, 0, 0, 0, 0, 2, 0, 0)),
+        of("AveragePool", kernel_shape=[5, 1, 1], strides=[1, 1, 1]), of("Reshape", ints(*SHAPE)),
+    ),
     "GlobalAveragePool of a line": case(LINE, of("GlobalAveragePool")),
 }  # fmt: skip
 
@@ -272,7 +291,44 @@ MOVES = {
     "Gather every other": one("Gather", ints(0, 2, 4, 6), axis=3),
     "Gather computed": case(of("ArgMax", axis=2, keepdims=0), of("Gather", weight(8, 5), DATA, axis=0)),
     "GatherElements": one("GatherElements", RNG.integers(0, 8, (1, 16, 8, 3)), axis=3),
+    "GatherND computed": case(
+        of("ArgMax", axis=2, keepdims=0), of("Reshape", ints(1, 128, 1)), of("GatherND", weight(8, 5), DATA)
+    ),
     "GatherND": one("GatherND", np.array([[0, 1], [0, 3]])),
+    **{
+        f"ScatterND {reduction}": one(
+            "ScatterND", np.array([[[0, 1], [0, 3], [0, -1]]]), weight(1, 3, 8, 8), **attrs, opset=18
+        )
+        for reduction, attrs in (("", {}), *((kind, {"reduction": kind}) for kind in ("add", "mul", "max", "min")))
+    },
+    **{
+        f"ScatterElements {reduction}": one(
+            "ScatterElements", RNG.integers(-8, 8, (1, 16, 8, 3)), weight(1, 16, 8, 3), axis=3, opset=18, **attrs
+        )
+        for reduction, attrs in (*((kind, {"reduction": kind}) for kind in ("add", "mul", "max", "min")),)
+    },
+    "ScatterElements": one("ScatterElements", np.tile(ints(6, -6), (1, 16, 8, 1)), weight(1, 16, 8, 2), axis=3),
+    "ScatterElements into a constant": one(
+        "ScatterElements",
+        weight(1, 20, 8, 8),
+        np.arange(16).reshape(1, 16, 1, 1) + np.zeros(SHAPE, np.int64),
+        DATA,
+        axis=1,
+    ),
+    "ScatterElements computed": case(
+        of("ArgMax", axis=3), of("ScatterElements", weight(*SHAPE), DATA, weight(1, 16, 8, 1), axis=3), opset=17
+    ),
+    "ScatterND computed": case(
+        of("ArgMax", axis=1),
+        of("Reshape", ints(64, 1)),
+        of("ScatterND", weight(16, 8), DATA, np.ones((64, 8), np.float32)),
+    ),
+    "ScatterND computed, added": case(
+        of("ArgMax", axis=1),
+        of("Reshape", ints(64, 1)),
+        of("ScatterND", weight(16, 8), DATA, weight(64, 8), reduction="add"),
+        opset=18,
+    ),
     "DepthToSpace": one("DepthToSpace", blocksize=2),
     "DepthToSpace columns": one("DepthToSpace", blocksize=2, mode="CRD"),
     "SpaceToDepth": one("SpaceToDepth", blocksize=2),

@@ -279,6 +279,22 @@ def test_a_loaded_model_runs_here_too(compiled: CompiledModel, saved: Path) -> N
     assert sum((saved / name).stat().st_size for name in executable.FILES) < 2e6
 
 
+def test_weights_that_layers_share_are_there_once(tmp_path: Path) -> None:
+    import torch
+    from torch import nn
+
+    layer = nn.Linear(32, 32)
+    net = nn.Sequential(layer, nn.Sigmoid(), layer, nn.Sigmoid(), layer)
+    model = o2.compile(net, example_inputs=(torch.zeros(1, 32),), calibration=example((4, 32), 1))
+    assert model.ok and len([row for row in model.layers if row.macs]) == 3
+    model.save(tmp_path / "build")
+    with np.load(tmp_path / "build" / "weights.npz") as held:
+        assert sum(held[name].nbytes == 32 * 32 for name in held.files) == 1
+    loaded, x = o2.load(tmp_path / "build"), example((1, 32), 2)
+    assert np.array_equal(loaded.run(x)["output"], model.run(x)["output"])
+    assert runtime.programs_digest(loaded.segments) == runtime.programs_digest(model._whole().executable.segments)
+
+
 def test_saving_replaces_a_model_and_nothing_else(compiled: CompiledModel, build: Path) -> None:
     compiled.save(build)
     assert {entry.name for entry in build.iterdir()} == {*executable.FILES, executable.MANIFEST, executable.REPORT_PAGE}

@@ -171,3 +171,24 @@ def test_names_in_capitals(tmp_path: Path) -> None:
         assert importer.is_onnx(path) and importer.is_onnx(str(path))
         assert [entry.op for entry in importer.import_model(path).nodes] == ["relu"]
     assert not importer.is_onnx("resnet18") and not importer.is_onnx(None)
+
+
+def test_layers_are_called_as_their_modules(tmp_path: Path) -> None:
+    """PyTorch's newer exporter has the modules' names in metadata, its nodes' names tell nothing."""
+    conv = node("Conv", ["x", "w"], ["c"], pads=[1] * 4, name="node_conv2d")
+    scopes = {"node_conv2d": "['', 'layer1', 'layer1.0', 'conv2d']", "node_add": "['', 'layer1', 'add_3']"}
+    nodes = [conv, node("Sigmoid", ["c"], ["s"], name="other"), node("Add", ["c", "s"], ["y"], name="node_add")]
+    path = save(tmp_path / "m.onnx", nodes, {"w": np.ones((16, 16, 3, 3), np.float32)})
+    model = onnx.load(path)
+    for entry in model.graph.node:
+        if entry.name in scopes:
+            entry.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes[entry.name])
+    onnx.save(model, path)
+    names = {of.op: of.name for of in from_onnx.import_onnx(path).nodes}
+    assert names["conv2d"] == "layer1.0" and names["add"] == "layer1.add"
+
+
+def test_what_neither_importer_of_pytorch_takes_has_its_names() -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ModelError, match="conv3d"):
+        importer.import_graph(torch.nn.Conv3d(3, 8, 3), (torch.zeros(1, 3, 4, 8, 8),))

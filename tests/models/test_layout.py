@@ -327,3 +327,22 @@ def test_random_graphs_are_exact(seed: int) -> None:
     ran = [node.output for step in steps for node in (step.nodes if isinstance(step, Segment) else (step,))]
     assert sorted(ran) == sorted(node.output for node in net.nodes)
     launched(net, graph, steps)
+
+
+def test_layers_of_equal_weights_share_their_place() -> None:
+    net = Net()
+    x = net.input("x", (1, 16, 4, 4))
+    for name in "abc":
+        net.rng = np.random.default_rng(0 if name != "c" else 1)
+        x = net.conv(x, name, k=16)
+    net.layers = layout.shared(net.layers)
+    first, again, other = (net.layers[name].constants for name in "abc")
+    assert first["weight"] is again["weight"] and first["weight"] is not other["weight"]
+    graph = net.graph("c")
+    steps = layout.arrange(graph, net.layers)
+    (program,), dram = layout.plan([step for step in steps if isinstance(step, Segment)], net.layers, CHIP)
+    place = {buffer.name: buffer.address for buffer in program.program.buffers}
+    assert place["0.weight"] == place["1.weight"] != place["2.weight"]
+    different = {id(content): content.nbytes for part in (first, other) for content in part.values()}
+    assert dram.constants == sum(different.values())
+    launched(net, graph, steps)

@@ -348,3 +348,38 @@ def test_a_compiled_one_is_exact(write_model: Any, tmp_path: Path) -> None:
     (found,) = model.run({"x": x[:1]}).values()
     np.testing.assert_array_equal(found, computed(model.graph, {"x": x[:1]})[0])
     assert relative(found, wanted(path, {"x": x[:1]})[0]) < 0.05
+
+
+def detector(path: Path, behind: list[Any]) -> Path:
+    """A convolution whose channels are coordinates and scores of 64 boxes, NonMaxSuppression ``n``, and more."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    constants = {"w": WEIGHT, "line": ints(1, 16, 64), "k": ints(5), "i": np.int64(2)}
+    nodes: list[Any] = [
+        CONV, ("Reshape", ["c", "line"], ["r"], {}), ("Split", ["r"], ["b", "scores"], {"axis": 1}),
+        ("Slice", ["b", "zero", "four", "one"], ["f"], {}), ("Transpose", ["f"], ["boxes"], {"perm": [0, 2, 1]}),
+        ("NonMaxSuppression", ["boxes", "scores", "k"], ["n"], {}), *behind,
+    ]  # fmt: skip
+    constants |= {"zero": ints(0), "four": ints(4), "one": ints(1)}
+    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    made = [helper.make_node(op, inputs, outputs, outputs[0], **attrs) for op, inputs, outputs, attrs in nodes]
+    ends = [helper.make_tensor_value_info("n", 7, None), helper.make_tensor_value_info("c", 1, IMAGE)]
+    graph = helper.make_graph(made, "g", [helper.make_tensor_value_info("x", 1, IMAGE)], ends, tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    return path
+
+
+def test_a_detector_ends_where_sizes_depend_on_the_data(tmp_path: Path) -> None:
+    more = [("Gather", ["n", "i"], ["g"], {"axis": 1}), ("Gather", ["boxes", "g"], ["d"], {"axis": 1})]
+    graph = import_onnx(detector(tmp_path / "m.onnx", more))
+    assert graph.output_names == ("c", "boxes", "scores")
+    assert any("NonMaxSuppression ('n') and 2 more behind it were left out" in note for note in graph.notes)
+    assert [graph.shape(name) for name in graph.outputs] == [IMAGE, (1, 64, 4), (1, 8, 64)]
+
+
+def test_a_size_that_depends_on_the_data_before_a_layer_is_refused(tmp_path: Path) -> None:
+    more = [("Gather", ["n", "i"], ["g"], {"axis": 1}), ("Gather", ["boxes", "g"], ["d"], {"axis": 1}),
+            ("MatMul", ["d", "f"], ["m"], {})]  # fmt: skip
+    with pytest.raises(ModelError, match="NonMaxSuppression"):
+        import_onnx(detector(tmp_path / "m.onnx", more))

@@ -22,9 +22,10 @@ needs("tvm", "onnx", "onnxruntime")
 CASES = {name: case for group in GROUPS.values() for name, case in group.items()}
 # Where a rounding turns a result over, or squares and exponentials magnify it.
 ROUGH = {
-    "Floor", "Ceil", "Round", "Sign", "Mod", "Mod of whole", "Div of whole", "Cast to whole", "Cast to truth", "Exp",
-    "Greater, Where", "Less", "GreaterOrEqual", "LessOrEqual", "Equal", "And", "Or", "Xor", "Not", "ArgMax",
-    "ArgMax without", "ArgMin", "OneHot", "Hardmax", "TopK", "TopK least", "Gather computed", "ReduceProd ",
+    "Floor", "Ceil", "Round", "Sign", "Mod", "Mod of whole", "Div of whole", "Cast to whole", "Cast to truth",
+    "Exp", "Greater, Where", "Less", "GreaterOrEqual", "LessOrEqual", "Equal", "And", "Or", "Xor", "Not", "ArgMax",
+    "ArgMax without", "ArgMin", "OneHot", "Hardmax", "TopK", "TopK least", "Gather computed", "GatherND computed",
+    "ScatterElements computed", "ScatterND computed", "ScatterND computed, added", "ReduceProd ",
     "ReduceProd kept", "ReduceProd 18", "CumSum", "CumSum backwards", "ThresholdedRelu", "Shrink",
 }  # fmt: skip
 
@@ -135,6 +136,27 @@ def torch_nets() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         def forward(self, x: Tensor) -> Tensor:
             return x.amax((2, 3)) - x.amin((2, 3))
 
+    class Assigned(nn.Module):
+        """A part of a tensor written, patches, and images smoothed while they become smaller."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.clone()
+            x[:, :4, 1:] = 2 * x[:, :4, 1:]
+            patches = functional.unfold(x, 4, stride=4).reshape(1, 16, 16, 4)
+            small: Tensor = functional.interpolate(x, (4, 4), mode="bilinear", antialias=True)
+            return torch.cat([small.flatten(2), patches.mean(-1)], 1)
+
+    class Sampled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grid = conv()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = functional.grid_sample(
+                x, torch.tanh(self.grid(x))[:, :2].permute(0, 2, 3, 1)[:, :5], align_corners=True
+            )
+            return y
+
     x = torch.from_numpy(np.random.default_rng(1).standard_normal(SHAPE, dtype=np.float32))
     tokens, mask = x.reshape(1, 64, 16)[:, :6], torch.tensor([[1, 1, 1, 1, 0, 0]])
     return {
@@ -151,6 +173,10 @@ def torch_nets() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "pads": (nn.Sequential(nn.ReflectionPad2d(1), conv(), nn.ZeroPad2d((0, 1, 0, 1)), conv()), (x,)),
         "pixels": (nn.Sequential(conv(), nn.PixelUnshuffle(2), nn.PixelShuffle(2)), (x,)),
         "dilated": (nn.ConvTranspose2d(16, 8, 3, 2, dilation=2), (x,)),
+        "circular": (nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular"), (x,)),
+        "assigned": (nn.Sequential(conv(), Assigned()), (x,)),
+        "sampled": (Sampled(), (x,)),
+        "mask of truth values": (Attention("truth"), (tokens, mask.bool())),
         "extremes": (nn.Sequential(conv(), Extremes()), (x,)),
     }
 
@@ -158,6 +184,7 @@ def torch_nets() -> dict[str, tuple[Any, tuple[Any, ...]]]:
 TORCH = (
     "LSTM of two layers", "LSTM both", "GRU", "mask causal", "mask truth", "mask number", "bilinear", "bicubic",
     "nearest", "activations", "hard", "norms", "pads", "pixels", "dilated", "extremes",
+    "circular", "assigned", "sampled", "mask of truth values",
 )  # fmt: skip
 
 

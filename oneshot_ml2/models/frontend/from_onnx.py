@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from oneshot_ml2.models.frontend.onnx_prepare import prepare
 from oneshot_ml2.models.frontend.onnx_shapes import fix_shapes
 from oneshot_ml2.models.ir import Graph
 from oneshot_ml2.models.ops.registry import ops
+from oneshot_ml2.models.simplify import in_module
 
 # ONNX operator -> ours, to give layers their names in the file.
 _ONNX_OPS = {name: op.named or op.name for op in ops().values() for name in op.onnx_layers}
@@ -36,15 +38,25 @@ def import_onnx(path: str | Path, shapes: Mapping[str, Sequence[int]] | None = N
     # TVM takes seconds to import: not for a file that cannot be read.
     model = read_onnx(path)
     notes = fix_shapes(model, shapes or {}, str(path))
-    outputs = [entry.name for entry in model.graph.output]
     try:
-        with quiet():
-            notes += prepare(model, _SUPPORTED_ONNX)
-            _check_inputs(model.graph)
-            imported = origins.import_nodes(model, _SUPPORTED_ONNX)
-        graph = from_relax(imported, path.stem, _names(model.graph), _SUPPORTED_ONNX, outputs)
+        graph = from_proto(model, path.stem)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
+    return dataclasses.replace(graph, notes=(*notes, *graph.notes))
+
+
+def from_proto(model: Any, name: str) -> Graph:
+    """An ONNX model of fixed shapes as a graph; the model is changed on the way.
+
+    Raises:
+        ModelError: as `import_onnx`.
+    """
+    with quiet():
+        notes = prepare(model, _SUPPORTED_ONNX)
+        outputs = [entry.name for entry in model.graph.output]
+        _check_inputs(model.graph)
+        imported = origins.import_nodes(model, _SUPPORTED_ONNX)
+    graph = from_relax(imported, name, _names(model.graph), _SUPPORTED_ONNX, outputs)
     return dataclasses.replace(graph, notes=tuple(notes))
 
 
@@ -54,7 +66,7 @@ def _check_inputs(graph: Any) -> None:
 
     for entry in graph.input:
         kind = entry.type.tensor_type.elem_type
-        if kind not in (TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32):
+        if kind not in (TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL):
             raise ModelError(f"input {entry.name!r} is {TensorProto.DataType.Name(kind).lower()}; {INPUTS}")
 
 
@@ -68,8 +80,25 @@ def _names(graph: Any) -> dict[str, list[tuple[str, str]]]:
             constants.add(node.output[0])
         # A product of two activations is no layer.
         if kind != "MatMul" or node.input[1] in constants:
-            names.setdefault(_ONNX_OPS.get(kind, kind), []).append((_module_path(node.name), node.output[0]))
+            op = _ONNX_OPS.get(kind, kind)
+            names.setdefault(op, []).append((_scope(node, op) or _module_path(node.name), node.output[0]))
     return names
+
+
+# Where PyTorch's newer exporter says which module a node is from: the modules' names from the outermost on, and last
+# what the node computes.
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def _scope(node: Any, op: str) -> str:
+    """The module that a node is from, if the file says so; empty: it does not, or it is the outermost one."""
+    text = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
+    try:
+        scopes = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return ""
+    named = isinstance(scopes, list) and len(scopes) > 1 and all(isinstance(scope, str) for scope in scopes)
+    return in_module(scopes[-2], op) if named else ""
 
 
 def _module_path(name: str) -> str:

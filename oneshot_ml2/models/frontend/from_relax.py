@@ -17,7 +17,7 @@ from oneshot_ml2.models.ops.registry import ops, readers
 from oneshot_ml2.models.simplify import simplify
 
 SUPPORTED = sorted({name.split(".")[-1] for op in ops().values() if op.proposed for name in op.relax})
-INPUTS = "only float32 inputs are supported, and int64 ones as indices of embeddings"
+INPUTS = "only float32 inputs are supported, whole numbers (int64, int32) and truth values"
 
 
 @contextlib.contextmanager
@@ -52,13 +52,14 @@ def from_relax(
     for parameter in function.params:
         shape = static(parameter.ty, f"input {parameter.name!r}")
         kind = str(parameter.ty.dtype)
-        if kind not in ("float32", "int64", "int32"):
+        if kind not in ("float32", "int64", "int32", "bool"):
             raise ModelError(f"input {parameter.name!r} is {kind}; {INPUTS}")
         if kind != "float32":
             reader.whole.add(parameter.name)
         reader.inputs.append(parameter.name)
         reader.env[parameter] = parameter.name
-        reader.values[parameter.name] = Value(parameter.name, shape)
+        # Truth values are 0 and 1.
+        reader.values[parameter.name] = Value(parameter.name, shape, limit=2 if kind == "bool" else None)
     bindings = [binding for block in function.body.blocks for binding in block.bindings]
     _read_all(reader, bindings, labels or [""] * len(bindings), imported)
     reader.where = "an output of the model"

@@ -48,12 +48,33 @@ def read_onnx(path: Path) -> Any:
     known = onnx.defs.onnx_opset_version()
     if opset_of(model) > known:
         raise ModelError(f"{path} is of opset {opset_of(model)}; the installed onnx knows opsets up to {known}")
-    # Up to IR version 3 initializers are inputs as well.
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [entry for entry in model.graph.input if entry.name not in constants]
+    names = _inputs(model.graph)
+    inputs = [entry for entry in model.graph.input if entry.name in names]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     return model
+
+
+def input_names(path: str | Path) -> list[str]:
+    """What an ONNX file's inputs are called; its weights beside it are not read.
+
+    Raises:
+        ModelError: no ONNX file.
+    """
+    check_onnx_file(path)
+    import onnx
+
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except Exception as error:
+        raise ModelError(f"{path} is no valid ONNX model: {first_line(error)}") from error
+    return _inputs(graph)
+
+
+def _inputs(graph: Any) -> list[str]:
+    # Up to IR version 3 initializers are inputs as well.
+    constants = {tensor.name for tensor in graph.initializer}
+    return [entry.name for entry in graph.input if entry.name not in constants]
 
 
 def _check(model: Any, path: Path) -> None:

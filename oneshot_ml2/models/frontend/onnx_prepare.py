@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from oneshot_ml2.common.errors import ModelError, first_line
+from oneshot_ml2.models.frontend.onnx_ends import cut_ends
 from oneshot_ml2.models.frontend.onnx_file import opset_of
 from oneshot_ml2.models.frontend.onnx_masks import bound_masks
 from oneshot_ml2.models.frontend.onnx_quantized import QUANTIZED, is_quantized, to_qdq
@@ -48,6 +49,7 @@ def prepare(model: Any, known: Collection[str]) -> list[str]:
         changes += to_qdq(model)
         _fold(model)
     changes += _as_float32(model)
+    changes += cut_ends(model)
     bound_masks(model.graph)
     return changes
 

@@ -153,15 +153,19 @@ def import_nodes(model: Any, supported: Sequence[str]) -> Imported:
         if not refused:
             node = nodes[importer.begun - 1] if importer.begun else None
             refused.append(_refusal(model, node, error, supported))
-        # TVM complains natively of what it has begun, when that goes.
-        with quiet_stderr():
-            for raised in filter(None, (error, error.__context__)):
-                traceback.clear_frames(raised.__traceback__)
-            del importer
-            made.clear()
-            gc.collect()
+        del importer
+        made.clear()
+        forget(error)
         raise together(refused) from error
     return Imported(module, _owners(module["main"], made), tuple(refused), tuple(stand_ins))
+
+
+def forget(error: Exception) -> None:
+    """Free what an import had begun that raised: TVM complains natively of it when it goes."""
+    with quiet_stderr():
+        for raised in filter(None, (error, error.__context__)):
+            traceback.clear_frames(raised.__traceback__)
+        gc.collect()
 
 
 def _known(node: Any) -> bool:

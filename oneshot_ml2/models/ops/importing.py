@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from oneshot_ml2.common.errors import ModelError
-from oneshot_ml2.models.ops.base import Array, Expr
+from oneshot_ml2.models.ops.base import Array, Expr, TorchImport
 
 # What operators that Relax lacks are called in it.
 OWN = "oneshot_ml2."
@@ -29,6 +29,15 @@ def static(ty: Any, what: str) -> tuple[int, ...]:
         dims = "x".join(str(getattr(dim, "value", dim)) for dim in shape)
         raise ModelError(f"{what} has the dynamic shape {dims}; export the model with fixed shapes")
     return tuple(int(dim) for dim in shape)
+
+
+def left_to_onnx(why: str) -> TorchImport:
+    """The import of what TVM's importer of PyTorch mistakes, so that it comes through ONNX; ``why``: what it does."""
+
+    def refuse(node: Any, importer: Any) -> Expr:
+        raise ModelError(f"TVM's importer of PyTorch {why}")
+
+    return refuse
 
 
 class OnnxNode:
@@ -112,7 +121,8 @@ class OnnxNode:
         return value.decode() if isinstance(value, bytes) else str(value)
 
     def constant(self, array: Any, dtype: str = "float32") -> Expr:
-        return self.relax.const(np.asarray(array, dtype=dtype))
+        # Without a type it makes int32 of int64.
+        return self.relax.const(np.asarray(array, dtype=dtype), dtype)
 
     def own(self, name: str, operands: Sequence[Expr], shape: Sequence[int]) -> Expr:
         """A float32 operator that Relax lacks, read by the record that lists it in ``relax``."""

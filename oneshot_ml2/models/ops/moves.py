@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models.ir import Value
 from oneshot_ml2.models.ops.base import Array, Expr, Op, Shapes
+from oneshot_ml2.models.ops.scatter import flat_places
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Node
@@ -201,6 +203,16 @@ def _import_slice(node: OnnxNode) -> Expr:
     return result
 
 
+def _import_gather_nd(node: OnnxNode) -> Expr:
+    shape, batch = node.shape(), int(node.attribute("batch_dims", 0))
+    if node.is_constant(1):
+        return node.op.gather_nd(node.input(0), node.input(1), batch)
+    if batch:
+        raise ModelError("has indices that the model computes, of each sample its own; only constants are supported")
+    line = node.emit(node.op.reshape(node.input(0), (math.prod(shape),)))
+    return node.op.take(line, flat_places(node, node.input(1), shape), 0)
+
+
 def _import_tile(node: OnnxNode) -> Expr:
     repeats = node.numbers(1, "")
     return node.op.tile(node.input(0), repeats)
@@ -322,7 +334,7 @@ OPS = (
             "relax.index_tensor": _read_index,
         },
         onnx=("Gather", "GatherElements", "GatherND", "Tile"),
-        onnx_import={"Tile": _import_tile},
+        onnx_import={"Tile": _import_tile, "GatherND": _import_gather_nd},
         compute=lambda args, attrs, out: args[0].take(attrs["places"], attrs["axis"]),
         host=_gather_host,
     ),

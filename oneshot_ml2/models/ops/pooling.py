@@ -148,23 +148,35 @@ def _import(name: str) -> Import:
         if node.outputs > 1:
             raise ModelError("has a second output, of indices; it is not supported: remove it from the model")
         size = [int(n) for n in node.attribute("kernel_shape", ())]
-        if len(size) > 2:
-            raise ModelError(f"has {len(size)} dimensions; only one or two are supported")
         strides, around, dilation = node.window(size)
+        x, shape = node.input(0), node.shape()
+        if len(size) > 2:
+            # PyTorch writes LRN as a pool of volumes along their first axis alone.
+            inner = len(size) - 1
+            if (
+                size[1:] != [1] * inner
+                or strides[1:] != [1] * inner
+                or any(around[1 : inner + 1] + around[inner + 2 :])
+            ):
+                raise ModelError(f"has {len(size)} dimensions; only one or two are supported")
+            x = node.emit(node.op.reshape(x, (*shape[:3], math.prod(shape[3:]))))
+            around = [around[0], 0, around[inner + 1], 0]
+            size, strides, dilation = ([*values[:1], 1] for values in (size, strides, dilation))
         ceil_mode = bool(node.attribute("ceil_mode", 0))
         if ceil_mode:
             # The last window has to begin in the image, or in the padding before it; with that, all axes may be even.
             last = [
                 -(-(n + begin + end - (k - 1) * apart - 1) // step) * step < n + begin
                 for n, k, step, apart, begin, end in zip(
-                    node.shape()[2:], size, strides, dilation, around, around[len(size) :], strict=False
+                    node.shape(x)[2:], size, strides, dilation, around, around[len(size) :], strict=False
                 )
             ]
             ceil_mode = all(last)
             if not ceil_mode and any(last):
                 raise ModelError("with ceil_mode has windows that begin behind the image in one axis only; pad it")
         pool, counted = getattr(node.op.nn, f"{name}{len(size)}d"), bool(node.attribute("count_include_pad", 0))
-        return pool(node.input(0), size, strides, around, dilation, ceil_mode, counted)
+        made = node.emit(pool(x, size, strides, around, dilation, ceil_mode, counted))
+        return node.op.reshape(made, (*node.shape(made)[:3], *shape[3:])) if len(shape) > 4 else made
 
     return make
 

@@ -37,7 +37,7 @@ class Reader:
         self.infinite: set[str] = set()
         # Values that follow from constants alone (dequantized weights).
         self.fixed: set[str] = set()
-        # Relax variable -> name, or a tuple of names.
+        # Relax variable or constant -> name, or a tuple of names.
         self.env: dict[Any, Any] = {}
         # What the operator at hand is called in the model: errors begin with it.
         self.where = ""
@@ -96,7 +96,10 @@ class Reader:
         from tvm import ir, relax
 
         if isinstance(expr, ir.GenericConst):
-            return self.constant(expr.value.numpy())
+            # Blocks that share a weight are not to have a copy each.
+            if expr not in self.env:
+                self.env[expr] = self.constant(expr.value.numpy())
+            return self.env[expr]
         if isinstance(expr, relax.Tuple):
             return tuple(self.operand(field) for field in expr.fields)
         if expr in self.env:

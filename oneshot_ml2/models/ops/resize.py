@@ -11,7 +11,7 @@ import numpy as np
 
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models.ops.base import Array, Attrs, Expr, Op, Shapes
-from oneshot_ml2.models.ops.importing import OWN
+from oneshot_ml2.models.ops.importing import OWN, left_to_onnx
 from oneshot_ml2.models.ops.moves import picked
 
 if TYPE_CHECKING:
@@ -207,6 +207,10 @@ OPS = (
         relax={"relax.image.resize2d": _read_resize2d, OWN + "resample": _read_own},
         onnx=("Resize", "Upsample"),
         onnx_import={"Resize": _import, "Upsample": _import},
+        torch_import=dict.fromkeys(
+            (f"_upsample_{mode}2d_aa.default" for mode in ("bilinear", "bicubic")),
+            left_to_onnx("leaves out what antialias smooths"),
+        ),
         compute=_resample,
         host=_resample_host,
     ),
