@@ -13,6 +13,7 @@ import itertools
 import json
 import platform
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,11 +90,13 @@ class _Model:
 class Executable(_Model):
     """A model that can run: TVM's virtual machine with the launcher's programs behind it.
 
-    ``library``: the compiled host code; ``device``: what runs the programs, None: the functional simulator.
+    ``library``: the compiled host code; ``device``: what runs the programs, None: the functional simulator; ``walls``:
+    seconds of wall time of each run.
     """
 
     library: Any = field(repr=False)
     device: Device | None = field(default=None, repr=False)
+    walls: list[float] = field(default_factory=list, repr=False)
     _machine: Any = field(default=None, repr=False)
 
     def run(self, inputs: Mapping[str, NDArray[Any]] | NDArray[Any]) -> dict[str, NDArray[np.float32]]:
@@ -114,8 +117,10 @@ class Executable(_Model):
             run_on(self.identity, self.device)
             with quiet_stderr():
                 self._machine = tvm.relax.VirtualMachine(self.library, tvm.cpu())
+        begin = time.perf_counter()
         with own_errors(self.identity):
             result = self._machine["main"](*(tvm.runtime.tensor(arrays[tensor.name]) for tensor in self.inputs))
+        self.walls.append(time.perf_counter() - begin)
         results = [result] if len(self.outputs) == 1 else list(result)
         return {tensor.name: array.numpy() for tensor, array in zip(self.outputs, results)}
 
