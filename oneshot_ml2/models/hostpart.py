@@ -134,7 +134,7 @@ def from_bytes(content: bytes, what: object) -> HostPart:
             raise ValueError("no .npz file")
         part = _part(parse_json(kept[_STEPS].tobytes(), what, ModelError), kept)
         _check(part)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ModelError(f"{what} is damaged ({error}); compile the model again") from error
     return part
 

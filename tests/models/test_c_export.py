@@ -192,8 +192,8 @@ def test_an_operator_without_c_is_named_before_anything_is_written(
     assert not (tmp_path / "c").exists()
 
 
-def test_a_tensor_of_too_many_axes_is_refused(tmp_path: Path) -> None:
-    shape = (1,) * 9
+@pytest.mark.parametrize("shape", [(1,) * 9, (2, 0)])
+def test_a_tensor_that_c_does_not_have_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     graph = Graph("m", ("x",), ("y",), (node("exp", "y", "x"),), {name: Value(name, shape) for name in "xy"})
     with pytest.raises(ModelError, match="at most 8 axes"):
         export(of_host(graph)[0], tmp_path / "c")
@@ -268,8 +268,7 @@ def test_a_small_model_gives_what_it_gives_in_python(build: Path, project: Path,
     assert "1x16 i8w8a32" in header
 
 
-@pytest.mark.parametrize("cc", ["gcc", "clang"])
-@pytest.mark.parametrize("embed", [False, True])
+@pytest.mark.parametrize(("cc", "embed"), [("gcc", True), ("clang", False)])
 def test_it_builds_without_warnings_and_from_one_folder(
     run_command: RunCommand, build: Path, tmp_path: Path, cc: str, embed: bool
 ) -> None:
@@ -284,6 +283,7 @@ def test_it_builds_without_warnings_and_from_one_folder(
     same_as_compiled([str(folder / "model")], build, tmp_path)
     # Again into the same folder: what was built goes; and what make made, its clean removes.
     assert run_command("export", build, "--to-c", folder)[0] == 0
+    assert not (folder / "model").exists()
     make(folder, f"CC={cc}", "CFLAGS=-O0")
     make(folder, "clean")
     assert not (folder / "model").exists()
@@ -291,14 +291,14 @@ def test_it_builds_without_warnings_and_from_one_folder(
 
 def test_another_driver_is_linked(build: Path, tmp_path: Path) -> None:
     export(executable.read(build), tmp_path / "project")
-    make(tmp_path / "project", f"DRIVER={library(PYNQ)}")
+    make(tmp_path / "project", f"DRIVER={library(PYNQ)}", "CFLAGS=-O0")
     assert call(tmp_path / "project" / "model", "--self-test")[0] == 0
     for backend in ("udmabuf", "xrt"):
         make(tmp_path / "project", f"DRIVER={backend}", "CFLAGS=-O0 -Werror")
         code, text = call(tmp_path / "project" / "model", "--self-test")
         assert code == 1
         assert "the driver gives no" in text
-    make(tmp_path / "project", f"DRIVER={library(Accelerator.load('b8'))}")
+    make(tmp_path / "project", f"DRIVER={library(Accelerator.load('b8'))}", "CFLAGS=-O0")
     code, text = call(tmp_path / "project" / "model", "--self-test")
     assert code == 1
     assert "the driver is for 1x8" in text
@@ -454,8 +454,8 @@ def test_models_on_machines(compiled: Any, tmp_path: Path, name: str, machine: s
     same_as_compiled(program, compiled(name), tmp_path, atol=ALLOWED[name])
 
 
-# Of the outputs, in their units: what TVM's float functions and ours may differ by, and a step of int8 that follows.
-ALLOWED = {"resnet18": 0.0, "mobilenet_v2": 0.0, "bert_tiny": 0.1, "yolov8n": 1.0}
+# Of the outputs, in their units (scores, pixels): what TVM's functions of floats and ours differ by.
+ALLOWED = {"resnet18": 0.0, "mobilenet_v2": 0.0, "bert_tiny": 1e-4, "yolov8n": 1e-2}
 
 
 @pytest.mark.slow

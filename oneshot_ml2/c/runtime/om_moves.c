@@ -57,6 +57,12 @@ void om_pad(om_in out, om_in x, const int32_t *before, float fill) {
   } while (om_next(x->shape, outer, at));
 }
 
+/* The whole number that a float holds, from -size to size - 1; NaN and what is below is -size. */
+static int32_t whole(float number, int32_t size) {
+  if (!(number >= 0.0f)) return number >= (float)-size ? (int32_t)number : -size;
+  return number < (float)size ? (int32_t)number : size - 1;
+}
+
 /* Lines of an axis by their places, int32 or whole numbers as float; beyond the axis its first or last line. */
 static void lines(om_in out, om_in x, om_in index, int32_t axis, int real) {
   const size_t inner = (size_t)om_extent(x, axis + 1, x->rank) * (size_t)x->bytes;
@@ -65,7 +71,7 @@ static void lines(om_in out, om_in x, om_in index, int32_t axis, int real) {
   for (int32_t i = 0; i < outer; i++) {
     const uint8_t *table = (const uint8_t *)x->data + (size_t)i * (size_t)size * inner;
     for (int32_t j = 0; j < count; j++) {
-      int32_t place = real ? (int32_t)((const float *)index->data)[j] : ((const int32_t *)index->data)[j];
+      int32_t place = real ? whole(((const float *)index->data)[j], size) : ((const int32_t *)index->data)[j];
       place = place < 0 ? 0 : place >= size ? size - 1 : place;
       memcpy(to, table + (size_t)place * inner, inner);
       to += inner;
@@ -84,9 +90,9 @@ void om_take_along(om_in out, om_in x, om_in index, int32_t axis) {
   om_steps(x, x, steps);
   do {
     ptrdiff_t from = 0;
-    int32_t place = (int32_t)*place_of++;
+    int32_t place = whole(*place_of++, x->shape[axis]);
+    /* Those below 0 count from the end. */
     if (place < 0) place += x->shape[axis];
-    place = place < 0 ? 0 : place >= x->shape[axis] ? x->shape[axis] - 1 : place;
     for (int32_t i = 0; i < x->rank; i++) from += (ptrdiff_t)(i == axis ? place : at[i]) * steps[i];
     memcpy(to, (const uint8_t *)x->data + from * x->bytes, (size_t)x->bytes);
     to += x->bytes;

@@ -20,6 +20,8 @@
 #define INSN_BYTES 16u
 /* How many polls a run may take: the drivers of boards have limits of wall time. */
 #define POLLS 0x7fffffffu
+/* The driver counts bytes as int. */
+#define MOST_SYNCED (UINT64_C(1) << 30)
 /* An int8 that a last bit of a float decides may be off by one; a sum on the host of such by two. */
 #define MOST_STEPS 2
 
@@ -149,19 +151,22 @@ static int read_all(struct source *source, int golden) {
 
 /* The VTA's memory ------------------------------------------------------------------------------ */
 
-static void flush(uint32_t address, uint64_t bytes) {
+/* Write a range back before the VTA reads it, or drop it from the cache before the host reads it. */
+static void sync_range(uint64_t address, uint64_t bytes, int to_device) {
 #ifndef OM_COHERENT
-  VTAFlushCache(om.pool + address, om.address + address, (int)bytes);
+  while (bytes > 0) {
+    const uint64_t part = bytes < MOST_SYNCED ? bytes : MOST_SYNCED;
+    const vta_phy_addr_t place = (vta_phy_addr_t)(om.address + address);
+    if (to_device) {
+      VTAFlushCache(om.pool + address, place, (int)part);
+    } else {
+      VTAInvalidateCache(om.pool + address, place, (int)part);
+    }
+    address += part;
+    bytes -= part;
+  }
 #else
-  (void)address, (void)bytes;
-#endif
-}
-
-static void invalidate(uint32_t address, uint64_t bytes) {
-#ifndef OM_COHERENT
-  VTAInvalidateCache(om.pool + address, om.address + address, (int)bytes);
-#else
-  (void)address, (void)bytes;
+  (void)address, (void)bytes, (void)to_device;
 #endif
 }
 
@@ -298,7 +303,7 @@ int om_open(const struct om_model *model, const char *path, int golden) {
   if (model->submission_count > 0 && open_device() != 0) return 1;
   if ((model->embedded != NULL ? open_embedded() : open_file(path, golden)) != 0) return 1;
   if (relocate_all() != 0) return 1;
-  if (model->submission_count > 0) flush(0, model->dram);
+  if (model->submission_count > 0) sync_range(0, model->dram, 1);
   return 0;
 }
 
@@ -413,14 +418,14 @@ int om_submit(int32_t number) {
     if (om.next != NULL) hold(x);
     bytes = convert(x, port, om.staging, 1);
     VTAMemCopyFromHost(om.pool + port->address, om.staging, bytes);
-    flush(port->address, bytes);
+    sync_range(port->address, bytes, 1);
   }
   if (launch(one, &ms) != 0) return 1;
   for (int32_t i = 0; i < one->outputs; i++) {
     const struct om_port *port = &om.model->ports[one->first_output + i];
     om_in x = &om.model->tensors[port->tensor];
     const size_t bytes = packed_bytes(x, port);
-    invalidate(port->address, bytes);
+    sync_range(port->address, bytes, 0);
     VTAMemCopyToHost(om.staging, om.pool + port->address, bytes);
     convert(x, port, om.staging, 0);
     crc = crc32(crc, x->data, bytes_of(x));

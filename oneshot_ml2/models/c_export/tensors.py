@@ -48,10 +48,10 @@ class Tensors:
     _known: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
     def _add(self, shape: Sequence[int], item: int, store: int) -> int:
-        """Raises ModelError: more axes or elements than the runtime has."""
-        if len(shape) > MOST_AXES or math.prod(shape) > _MOST_ELEMENTS:
+        """Raises ModelError: more axes or elements than the runtime has, or none."""
+        if len(shape) > MOST_AXES or not 0 < math.prod(shape) <= _MOST_ELEMENTS:
             raise ModelError(
-                f"a tensor of the shape {tuple(shape)} is too large for C: at most {MOST_AXES} axes and 2**31 elements"
+                f"a tensor has the shape {tuple(shape)}; in C it has at most {MOST_AXES} axes, and 1 to 2**31 - 1 elements"
             )
         self.tensors.append(Tensor(tuple(shape), item, store))
         return len(self.tensors) - 1
