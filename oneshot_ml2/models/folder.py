@@ -11,7 +11,7 @@ LIBRARY, PROGRAMS, WEIGHTS, SCHEDULES, REPORT = "lib.so", "programs.npz", "weigh
 HOST = "host.npz"
 FILES = (LIBRARY, PROGRAMS, WEIGHTS, HOST, SCHEDULES, REPORT)
 MANIFEST = "manifest.json"
-# For people: nothing reads it, so nothing checks it.
+# For people: only `run --html` reads it, so nothing checks it.
 REPORT_PAGE = "report.html"
 
 

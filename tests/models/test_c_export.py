@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import RunCommand
 from drivers import library, needs_compiler
-from graph_models import example, needs, small_net
+from graph_models import SMALL_SHAPE, example, needs, save_small_net
 from numpy.typing import NDArray
 from op_cases import GROUPS, Case, written
 
@@ -200,18 +200,9 @@ def test_a_tensor_that_c_does_not_have_is_refused(tmp_path: Path, shape: tuple[i
 
 
 # A small model, whole ---------------------------------------------------------------------------
-SHAPE = (1, 3, 12, 12)
-
-
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
-    folder = tmp_path_factory.mktemp("c") / "build"
-    compile_model(small_net(), example_inputs=(torch.zeros(SHAPE),), calibration=example((4, *SHAPE[1:]), 1)).save(
-        folder
-    )
-    return folder
+    return save_small_net(tmp_path_factory.mktemp("c") / "build")
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +302,7 @@ def test_what_the_program_says_of_wrong_arguments_and_files(build: Path, project
         assert code == 2
         assert "usage: model --self-test | model IN.bin OUT.bin" in text
         assert "input x: 1 3 12 12" in text
-    x = example(SHAPE, 5)
+    x = example(SMALL_SHAPE, 5)
     for content, expected in (
         (b"", "has less than the 1728 bytes"),
         (x.tobytes() + b"0", "has more than the 1728 bytes"),

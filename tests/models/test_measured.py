@@ -9,27 +9,20 @@ import numpy as np
 import pytest
 from conftest import RunCommand
 from drivers import library
-from graph_models import example, needs, small_net
+from graph_models import SMALL_SHAPE, example, needs, save_small_net
 
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models import page
-from oneshot_ml2.models.compile import compile as compile_model
 from oneshot_ml2.vta.accelerator import Accelerator
 
 needs("tvm", "onnx")
 
 PYNQ = Accelerator.load("pynq")
-SHAPE = (1, 3, 12, 12)
 
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
-    folder = tmp_path_factory.mktemp("measured") / "build"
-    given = example((4, *SHAPE[1:]), 1)
-    compile_model(small_net(), example_inputs=(torch.zeros(SHAPE),), calibration=given).save(folder)
-    return folder
+    return save_small_net(tmp_path_factory.mktemp("measured") / "build")
 
 
 def data_of(path: Path) -> dict[str, object]:
@@ -40,7 +33,7 @@ def data_of(path: Path) -> dict[str, object]:
 
 
 def test_a_run_on_a_device_tells_what_it_took(run_command: RunCommand, build: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.repeat(example(SHAPE, 5), 3, 0))
+    np.save(tmp_path / "x.npy", np.repeat(example(SMALL_SHAPE, 5), 3, 0))
     html, spec = tmp_path / "page.html", f"driver:{library(PYNQ)}?limit=10"
     given = ("run", build, "--input", tmp_path / "x.npy", "--device", spec)
     code, text, err = run_command(*given, "--html", html)
@@ -65,7 +58,7 @@ def test_a_run_on_a_device_tells_what_it_took(run_command: RunCommand, build: Pa
 
 
 def test_without_a_device_there_is_nothing_to_show(run_command: RunCommand, build: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", example(SHAPE, 5))
+    np.save(tmp_path / "x.npy", example(SMALL_SHAPE, 5))
     code, _, err = run_command("run", build, "--input", tmp_path / "x.npy", "--html", tmp_path / "p.html")
     assert code == 2
     assert "name it with --device driver:PATH" in err

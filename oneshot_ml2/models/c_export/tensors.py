@@ -51,7 +51,8 @@ class Tensors:
         """Raises ModelError: more axes or elements than the runtime has, or none."""
         if len(shape) > MOST_AXES or not 0 < math.prod(shape) <= _MOST_ELEMENTS:
             raise ModelError(
-                f"a tensor has the shape {tuple(shape)}; in C it has at most {MOST_AXES} axes, and 1 to 2**31 - 1 elements"
+                f"a tensor has the shape {tuple(shape)}; in C it has at most {MOST_AXES} axes, and "
+                f"1 to {_MOST_ELEMENTS} elements"
             )
         self.tensors.append(Tensor(tuple(shape), item, store))
         return len(self.tensors) - 1
