@@ -58,7 +58,7 @@ def executable(cc: Sequence[str], chip: Accelerator, main: str, flags: Sequence[
     """A program of tests/c with the simulator behind VTA's driver interface, in a folder of its own."""
     folder = Path(tempfile.mkdtemp(dir=_folder()))
     sources = (*BACKENDS["sim"].sources, main)
-    for path in (*source_folder().iterdir(), C_TESTS / main):
+    for path in (*source_folder().glob("*.[ch]"), C_TESTS / main):
         shutil.copy(path, folder / path.name)
     (folder / CONFIG_HEADER).write_text(config_header(chip))
     compile_c(cc, [*FLAGS, *flags, "-o", "program", *sources], folder)
@@ -70,7 +70,7 @@ def board_library(backend: str, chip: Accelerator, design: str = "hls") -> Path:
     """A board's driver with the model of tests/c/register_model.c in place of its registers."""
     needs_compiler()
     folder = Path(tempfile.mkdtemp(dir=_folder()))
-    for path in (*source_folder().iterdir(), C_TESTS / "register_model.c"):
+    for path in (*source_folder().glob("*.[ch]"), C_TESTS / "register_model.c"):
         shutil.copy(path, folder / path.name)
     (folder / CONFIG_HEADER).write_text(config_header(chip, build.Board(design, 0x43C00000)))
     kind = BACKENDS[backend]

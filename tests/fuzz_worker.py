@@ -475,10 +475,10 @@ def _damage_model(seed: dict[str, bytes], folder: Path, rng: m.Rng) -> None:
         # Of the parts that lead to memory.
         manifest["segments"] = m.damaged_tree(manifest["segments"], rng)
     elif how == 4:
-        name = m.pick(rng, ["programs.npz", "weights.npz"])
+        name = m.pick(rng, ["programs.npz", "weights.npz", "host.npz"])
         content[name] = m.damaged_npz(content[name], rng)
     elif how == 5:
-        name = m.pick(rng, ["programs.npz", "weights.npz"])
+        name = m.pick(rng, ["programs.npz", "weights.npz", "host.npz"])
         content[name] = m.damaged_arrays(content[name], rng)
     elif how == 6:
         name = m.pick(rng, ["schedules.json", "report.json"])
@@ -492,9 +492,10 @@ def _damage_model(seed: dict[str, bytes], folder: Path, rng: m.Rng) -> None:
 
 
 def _read_model(folder: Path) -> None:
-    from oneshot_ml2.models import executable
+    from oneshot_ml2.models import executable, hostpart
 
     model = executable.read(folder / "build")
+    hostpart.from_bytes(model.host, "host.npz")
     size = max((segment.program.dram_bytes for segment in model.segments), default=0)
     dram = np.zeros(size, np.uint8)
     for segment in model.segments:

@@ -58,6 +58,21 @@ def example(shape: tuple[int, ...] = (1, 3, 12, 12), seed: int = 0) -> NDArray[n
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
+# The shape of what `save_small_net`'s model takes.
+SMALL_SHAPE = (1, 3, 12, 12)
+
+
+def save_small_net(folder: Path) -> Path:
+    """`small_net`, compiled for pynq, in a folder."""
+    import torch
+
+    from oneshot_ml2.models.compile import compile as compile_model
+
+    given = example((4, *SMALL_SHAPE[1:]), 1)
+    compile_model(small_net(), example_inputs=(torch.zeros(SMALL_SHAPE),), calibration=given).save(folder)
+    return folder
+
+
 class Qdq:
     """Writes a QDQ model: every tensor is quantized, as onnxruntime's ``quantize_static`` does it."""
 

@@ -6,6 +6,7 @@ The process needs neither PyTorch nor the network.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import sys
@@ -18,8 +19,11 @@ from typing import TYPE_CHECKING, Any
 from oneshot_ml2.commands.options import add_device, print_notes
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.common.files import check_output, write_whole
+from oneshot_ml2.common.reading import read_json, read_text
 from oneshot_ml2.devices.registry import open_device
-from oneshot_ml2.models import executable, samples
+from oneshot_ml2.models import executable, page, samples
+from oneshot_ml2.models.folder import REPORT, REPORT_PAGE
+from oneshot_ml2.models.measured import measured
 from oneshot_ml2.vta.accelerator import Accelerator
 
 if TYPE_CHECKING:
@@ -43,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="write the result here: .npy, or .npz with outputs by name")
     parser.add_argument("--accelerator", metavar="NAME", help="refuse a model that is compiled for another one")
     add_device(parser, "what runs the programs")
+    parser.add_argument(
+        "--html", metavar="FILE", help="write the report's page here, with what each submission took on the device"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -54,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
         raise ModelError(f"--output is {args.output}; allowed: a file ending in .npy or .npz")
     if output is not None:
         check_output(output, "--output")
+    if args.html is not None:
+        check_output(args.html, "--html")
+        if not hasattr(device, "session"):
+            raise ModelError("--html is for what a device takes; name it with --device driver:PATH")
     chip = None if args.accelerator is None else Accelerator.load(args.accelerator)
     begin = time.perf_counter()
     model = executable.load(args.model, chip)
@@ -68,8 +79,15 @@ def run(args: argparse.Namespace) -> int:
     if output is not None:
         write_whole(output, _as_file(results, output.suffix))
     print_notes(device)
+    took = measured(model, read_json(Path(args.model) / REPORT, ModelError))
+    if args.html is not None and took is not None:
+        before = read_text(Path(args.model) / REPORT_PAGE, ModelError)
+        write_whole(args.html, page.with_measured(before, dataclasses.asdict(took)))
     if args.json:
-        print(json.dumps({"outputs": {name: array.tolist() for name, array in results.items()}}))
+        content: dict[str, Any] = {"outputs": {name: array.tolist() for name, array in results.items()}}
+        if took is not None:
+            content["measured"] = dataclasses.asdict(took)
+        print(json.dumps(content))
         return 0
     for name, array in results.items():
         print(f"{name}: {'x'.join(map(str, array.shape))} {array.dtype}, {array.min():.4g} to {array.max():.4g}")
@@ -84,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
     where = f"; written to {output}" if output is not None else ""
     who = device.name if hasattr(device, "session") else "simulated"
     print(f"{model.name} on {model.accelerator.name} ({who}): {times}{where}")
+    if took is not None:
+        print(took.line())
     return 0
 
 

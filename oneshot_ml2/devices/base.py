@@ -67,6 +67,10 @@ class Session(Protocol):
         """
         ...
 
+    def seconds(self) -> list[float | None]:
+        """What each program took on the device, the median of its runs; None: it has not run."""
+        ...
+
 
 @dataclass(frozen=True)
 class DeviceKind:

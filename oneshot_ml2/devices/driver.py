@@ -159,6 +159,12 @@ class Session:
 
         return list(self._device.tried(once).contents)
 
+    def seconds(self) -> list[float | None]:
+        """Of each program the median wall time of its runs, less that of an empty run; None: it has not run."""
+        empty = self._device.measure_empty()
+        runs = (self._times.get(number) for number in range(len(self._programs)))
+        return [max(statistics.median(times) - empty, 0.0) if times else None for times in runs]
+
 
 def _outputs(program: Program) -> list[ImageRead]:
     """Where the layers of a program, one or several joined ones, leave their results: addresses and bytes."""

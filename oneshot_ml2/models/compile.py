@@ -29,6 +29,7 @@ from oneshot_ml2.models.costs import cost_of
 from oneshot_ml2.models.executable import Executable, Tensor
 from oneshot_ml2.models.frontend import importer
 from oneshot_ml2.models.frontend.importer import LayerList
+from oneshot_ml2.models.hostpart import host_part
 from oneshot_ml2.models.ir import Graph, Node
 from oneshot_ml2.models.launcher import register_model
 from oneshot_ml2.models.layout import Segment
@@ -273,7 +274,7 @@ def _whole(
         if sample is not None:
             checked = check_executable(graph, executable, segments, programs, sample)
     rows = _rows(quantized, picks, costs, checked)
-    return quantized, rows, Whole(executable, submissions, dram, checked)
+    return quantized, rows, Whole(executable, host_part(graph, steps), submissions, dram, checked)
 
 
 def _assigned(quantized: Quantized, results: Sequence[Pick | InvalidSchedule]) -> tuple[Quantized, dict[str, Pick]]:

@@ -24,6 +24,7 @@ from oneshot_ml2.vta.program import INSN_BYTES
 if TYPE_CHECKING:
     from oneshot_ml2.models.check import Checked
     from oneshot_ml2.models.costs import Cost
+    from oneshot_ml2.models.hostpart import HostPart
     from oneshot_ml2.models.ir import Graph
     from oneshot_ml2.models.layout import Dram
     from oneshot_ml2.models.quantize.quantize import Quantized
@@ -137,11 +138,12 @@ class Submission:
 class Whole:
     """What only a whole model has.
 
-    ``executable``: what runs; ``submissions``: what is launched, in order; ``dram``: the plan of the VTA's memory;
-    ``checked``: None if nothing was checked.
+    ``executable``: what runs; ``host``: what its host does; ``submissions``: what is launched, in order; ``dram``: the
+    plan of the VTA's memory; ``checked``: None if nothing was checked.
     """
 
     executable: Executable
+    host: HostPart
     submissions: tuple[Submission, ...]
     dram: Dram
     checked: Checked | None
@@ -281,7 +283,8 @@ class CompiledModel:
 
     def write(self, folder: Path) -> None:
         """As `save`, within `executable.writing`."""
-        save(self._whole().executable, folder, self.schedules(), self.to_dict(), self.html())
+        whole = self._whole()
+        save(whole.executable, whole.host, folder, self.schedules(), self.to_dict(), self.html())
 
     def _whole(self) -> Whole:
         if self.whole is None:

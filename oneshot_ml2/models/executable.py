@@ -13,6 +13,7 @@ import itertools
 import json
 import platform
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +27,10 @@ from oneshot_ml2.common.errors import ModelError, OneShotError
 from oneshot_ml2.common.files import locked, present_folder, recover_folder, replace_folder, temporary
 from oneshot_ml2.common.reading import parse_json, read_json, whole_number
 from oneshot_ml2.common.version import __version__
-from oneshot_ml2.models import linking
+from oneshot_ml2.models import hostpart, linking
 from oneshot_ml2.models.folder import (
     FILES,
+    HOST,
     LIBRARY,
     MANIFEST,
     PROGRAMS,
@@ -39,6 +41,7 @@ from oneshot_ml2.models.folder import (
     check_target,
 )
 from oneshot_ml2.models.host import import_tvm, quiet_stderr
+from oneshot_ml2.models.hostpart import HostPart
 from oneshot_ml2.models.ir import check_tensors
 from oneshot_ml2.models.launcher import own_errors, register_model, run_on
 from oneshot_ml2.models.runtime import LAYOUTS, LayerProgram, Port, programs_digest
@@ -51,7 +54,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.devices.base import Device
 
 FORMAT = "oneshot-ml2 compiled model"
-SCHEMA = 2
+SCHEMA = 3
 SCHEDULES_SCHEMA = 1
 _LARGEST_ADDRESS = (1 << 32) - 1
 # Of a buffer, bytes at its end that its program may leave alone.
@@ -87,11 +90,13 @@ class _Model:
 class Executable(_Model):
     """A model that can run: TVM's virtual machine with the launcher's programs behind it.
 
-    ``library``: the compiled host code; ``device``: what runs the programs, None: the functional simulator.
+    ``library``: the compiled host code; ``device``: what runs the programs, None: the functional simulator; ``walls``:
+    seconds of wall time of each run.
     """
 
     library: Any = field(repr=False)
     device: Device | None = field(default=None, repr=False)
+    walls: list[float] = field(default_factory=list, repr=False)
     _machine: Any = field(default=None, repr=False)
 
     def run(self, inputs: Mapping[str, NDArray[Any]] | NDArray[Any]) -> dict[str, NDArray[np.float32]]:
@@ -112,8 +117,10 @@ class Executable(_Model):
             run_on(self.identity, self.device)
             with quiet_stderr():
                 self._machine = tvm.relax.VirtualMachine(self.library, tvm.cpu())
+        begin = time.perf_counter()
         with own_errors(self.identity):
             result = self._machine["main"](*(tvm.runtime.tensor(arrays[tensor.name]) for tensor in self.inputs))
+        self.walls.append(time.perf_counter() - begin)
         results = [result] if len(self.outputs) == 1 else list(result)
         return {tensor.name: array.numpy() for tensor, array in zip(self.outputs, results)}
 
@@ -138,6 +145,7 @@ def writing(folder: str | Path) -> Iterator[Path]:
 
 def save(
     executable: Executable,
+    host: HostPart,
     folder: Path,
     schedules: Sequence[Mapping[str, Any]],
     report: Mapping[str, Any],
@@ -154,6 +162,7 @@ def save(
     with temporary(folder, folder=True) as (work, _):
         linking.link(executable.library, work / LIBRARY)
         _write_parts(executable.segments, work)
+        (work / HOST).write_bytes(hostpart.to_bytes(host))
         content = {"schema": SCHEDULES_SCHEMA, "layers": list(schedules)}
         (work / SCHEDULES).write_text(json.dumps(content, indent=2) + "\n")
         (work / REPORT).write_text(json.dumps(report, indent=2) + "\n")
@@ -243,12 +252,14 @@ def _manifest_hash(manifest: Mapping[str, Any]) -> str:
 class Stored(_Model):
     """A compiled model as its folder holds it, checked; nothing of it is native code yet.
 
-    ``manifest``: the folder's; ``report``: what ``report.json`` holds; ``library``: the bytes of the host's code.
+    ``manifest``: the folder's; ``report``: what ``report.json`` holds; ``library``: the bytes of the host's code;
+    ``host``: those of its steps, see `hostpart.from_bytes`.
     """
 
     manifest: Mapping[str, Any] = field(repr=False)
     report: Mapping[str, Any] = field(repr=False)
     library: bytes = field(repr=False)
+    host: bytes = field(repr=False)
 
 
 def load(folder: str | Path, accelerator: Accelerator | None = None) -> Executable:
@@ -328,7 +339,7 @@ def read(folder: str | Path, accelerator: Accelerator | None = None) -> Stored:
         report = dict(parse_json(raw[REPORT], REPORT))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OneShotError) as error:
         raise ModelError(f"{folder}: {MANIFEST} does not fit its files ({error}); compile the model again") from error
-    return Stored(name, identity, chip, inputs, outputs, segments, manifest, report, raw[LIBRARY])
+    return Stored(name, identity, chip, inputs, outputs, segments, manifest, report, raw[LIBRARY], raw[HOST])
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:

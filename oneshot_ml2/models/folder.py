@@ -8,9 +8,11 @@ from pathlib import Path
 from oneshot_ml2.common.errors import ModelError
 
 LIBRARY, PROGRAMS, WEIGHTS, SCHEDULES, REPORT = "lib.so", "programs.npz", "weights.npz", "schedules.json", "report.json"
-FILES = (LIBRARY, PROGRAMS, WEIGHTS, SCHEDULES, REPORT)
+# The host's steps, for `export`.
+HOST = "host.npz"
+FILES = (LIBRARY, PROGRAMS, WEIGHTS, HOST, SCHEDULES, REPORT)
 MANIFEST = "manifest.json"
-# For people: nothing reads it, so nothing checks it.
+# For people: only `run --html` reads it, so nothing checks it.
 REPORT_PAGE = "report.html"
 
 

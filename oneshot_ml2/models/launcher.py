@@ -76,6 +76,12 @@ def run_on(identity: str, device: Device | None) -> None:
     model.session = None if make is None else make([segment.program for segment in model.segments], model.dram.copy())
 
 
+def seconds_on(identity: str) -> list[float | None] | None:
+    """What each program of a registered model took on its device, see `Session.seconds`; None: it has none."""
+    session = _models[identity].session
+    return None if session is None else session.seconds()
+
+
 @contextlib.contextmanager
 def own_errors(identity: str) -> Iterator[None]:
     """While a registered model runs: an error of a launch is raised as what it was."""

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oneshot_ml2.common.errors import ModelError
+from oneshot_ml2.common.reading import parse_json
 from oneshot_ml2.common.version import __version__
 from oneshot_ml2.models import task
 from oneshot_ml2.spaces import space
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
 
 _TEMPLATE = "page.html"
+# What stands before the data in it.
+_BEGIN = '<script type="application/json" id="data">'
 # Steps of a layer's utilisation over time, and slices of its windows in full.
 _STEPS = 240
 _WINDOW = 110
@@ -46,12 +50,35 @@ def page(content: Mapping[str, Any], programs: Mapping[str, Program]) -> str:
 
     Layers without a program have no utilisation over time.
     """
-    data = json.dumps(_data(content, programs), separators=(",", ":"), allow_nan=False)
+    return _rendered(_data(content, programs))
+
+
+def with_measured(text: str, measured: Mapping[str, Any]) -> str:
+    """A page that `page` made, with what the submissions took on a device: `measured.Measured` as a dictionary.
+
+    Raises:
+        ModelError: it is no such page, or that of another model.
+    """
+    _, _, rest = text.partition(_BEGIN)
+    found, end, _ = rest.partition("</script>")
+    again = "compile the model again"
+    if not end:
+        raise ModelError(f"the model's report page is damaged: it has no data; {again}")
+    data = parse_json(found, "the model's report page", ModelError)
+    if not isinstance(data, dict) or not isinstance(data.get("submissions"), list):
+        raise ModelError(f"the model's report page is damaged: it has no submissions; {again}")
+    if len(data["submissions"]) != len(measured["submissions"]):
+        raise ModelError(f"the report page is of a model of other submissions; {again}")
+    return _rendered(data | {"measured": measured})
+
+
+def _rendered(content: Mapping[str, Any]) -> str:
+    data = json.dumps(content, separators=(",", ":"), allow_nan=False)
     # Within a script element nothing but these can end it, or start a comment.
     for character in "<>&\u2028\u2029":
         data = data.replace(character, f"\\u{ord(character):04x}")
     template = (resources.files("oneshot_ml2.models") / _TEMPLATE).read_text(encoding="utf-8")
-    title = html.escape(f"{content['model']} on {content['accelerator']['name']}: compiled")
+    title = html.escape(f"{content['model']} on {content['accelerator']}: compiled")
     before, _, rest = template.partition("@TITLE@")
     between, _, after = rest.partition("@DATA@")
     return f"{before}{title}{between}{data}{after}"

@@ -607,7 +607,7 @@ def rewritten(build: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda m: m.update(schema=1), "from an older version (schema 1, this one reads 2)"),
+        (lambda m: m.update(schema=1), "from an older version (schema 1, this one reads 3)"),
         (lambda m: m.update(schema=99), "from another version (schema 99"),
         (lambda m: m.update(format="something"), "not that of a compiled model"),
         (lambda m: m.update(machine="pdp11"), "compiled for pdp11"),

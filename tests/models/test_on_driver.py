@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import RunCommand
 from drivers import library
-from graph_models import example, needs, small_net
+from graph_models import SMALL_SHAPE, example, needs, save_small_net
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import DeviceError
@@ -22,17 +22,11 @@ from oneshot_ml2.vta.accelerator import Accelerator
 needs("tvm", "onnx")
 
 PYNQ = Accelerator.load("pynq")
-SHAPE = (1, 3, 12, 12)
 
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
-    folder = tmp_path_factory.mktemp("models") / "build"
-    given = example((4, 3, 12, 12), 1)
-    compile_model(small_net(), example_inputs=(torch.zeros(SHAPE),), calibration=given).save(folder)
-    return folder
+    return save_small_net(tmp_path_factory.mktemp("models") / "build")
 
 
 def results(folder: Path, device: DriverDevice | None, seed: int = 0) -> dict[str, NDArray[Any]]:
@@ -52,7 +46,7 @@ def results(folder: Path, device: DriverDevice | None, seed: int = 0) -> dict[st
 def test_run_gives_on_a_driver_what_it_gives_on_the_simulator(
     run_command: RunCommand, build: Path, tmp_path: Path
 ) -> None:
-    np.save(tmp_path / "x.npy", example(SHAPE, 5))
+    np.save(tmp_path / "x.npy", example(SMALL_SHAPE, 5))
     for name, spec in (("sim", "sim"), ("driver", f"driver:{library(PYNQ)}?limit=10&check=1")):
         out = tmp_path / f"{name}.npy"
         code, text, err = run_command("run", build, "--input", tmp_path / "x.npy", "--output", out, "--device", spec)

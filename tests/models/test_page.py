@@ -281,6 +281,21 @@ def test_a_browser_draws_the_page(browse: Browse, written: Path) -> None:
     assert "exact" in document and "TVM build 2.00 s" in document
 
 
+def test_a_browser_draws_what_was_measured(browse: Browse, written: Path, tmp_path: Path) -> None:
+    content, _ = sample()
+    found = [{"predicted_ms": 2.0, "measured_ms": 3.0}, *[{"predicted_ms": 1.0, "measured_ms": None}] * 9]
+    submissions = found[: len(content["submissions"])]
+    measured = {"device": IMAGE, "runs": 2, "submissions": submissions, "host_ms": 7.25}
+    path = tmp_path / "measured.html"
+    path.write_text(html_page.with_measured(written.read_text(encoding="utf-8"), measured), encoding="utf-8")
+    section = re.search(r'<section id="measured"([^>]*)>(.*?)</section>', browse(path), re.DOTALL)
+    assert section is not None
+    assert "hidden" not in section[1]
+    assert "7.25 ms" in section[2]
+    assert ("1.50" in section[2]) == bool(submissions)
+    assert 'id="measured" aria-labelledby="h-measured" hidden' in browse(written)
+
+
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_layer_opens_by_its_address(number: int, browse: Browse, written: Path) -> None:
     content, programs = sample()
