@@ -12,7 +12,7 @@ from oneshot_ml2.devices.base import DeviceKind, Measurement, legal_schedule
 from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.reasons import Reason
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
@@ -36,7 +36,7 @@ class SimulatorDevice:
         """See `Device.measure`."""
         measurements = []
         for program in programs:
-            timed = chisel.measure(program)
+            timed = designs.measure(program)
             valid = timed.ends_cleanly
             seconds = timed.cycles / (program.accelerator.clock_mhz * 1e6)
             measurements.append(
