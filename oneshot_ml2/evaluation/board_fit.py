@@ -26,7 +26,7 @@ from oneshot_ml2.vta.timing import hls, records
 _PRIOR = {
     "read_row": 2000.0, "store_row": 2000.0, "wgt_beat": 50.0, "alu_op": 50.0, "load_start": 1000.0,
     "compute_start": 1000.0, "store_start": 1000.0, "pad": 200.0,
-    "submission": 10_000.0, "poll": 20_000.0, "call": 30_000.0, "host_instruction": 1000.0,
+    "submission": 1000.0, "poll": 5000.0, "call": 15_000.0, "host_instruction": 1000.0,
 }  # fmt: skip
 FITTED = tuple(_PRIOR)
 # Kind of time -> those of `FITTED` that stand around a run.
@@ -84,7 +84,7 @@ def paths_of(layers: Sequence[BoardLayer], chip: Accelerator) -> Paths:
     groups, fixed, counts, seconds = [], [], [], []
     for group, layer in enumerate(layers):
         timed = layer.timed
-        indices = np.array([index for index in timed], dtype=np.int64)
+        indices = np.array(list(timed), dtype=np.int64)
         if layer.workload is not None:
             indices = indices[layer.space(chip).validity(indices) == Reason.VALID]
         for index, insns in zip(indices.tolist(), layer.programs(chip, indices), strict=True):

@@ -50,7 +50,7 @@ class HlsTiming:
     store_start: int = 0
     pad: int = 400
     acc_distance: int = 5
-    submission: int = 11_000
+    submission: int = 7_500
     poll: int = 0
     call: int = 0
     host_instruction: int = 0

@@ -36,9 +36,9 @@ from oneshot_ml2.vta.timing.records import Counters, Parameters
 # often each of `hls_keys.RATES` counts.
 WORK = np.dtype([(name, np.int64) for name in ("fixed", *RATES)])
 # An instruction in a run. Before it: its module; its ticks; the instructions that it waits for, -1 none, _NOBODY one
-# that there is not: the one before in its module, those that push its tokens, and the one whose start makes room for it in
-# the module's queue; and the next one in its module, -1 none. In it: when it entered the queue, and the end of which
-# instruction let it, -1 the launch; its start and its end in ticks, -1 not yet; the end that it waited for.
+# that there is not: the one before in its module, those that push its tokens, and the one whose start makes room for
+# it in the module's queue; and the next one in its module, -1 none. In it: when it entered the queue, and the end of
+# which instruction let it, -1 the launch; its start and its end in ticks, -1 not yet; whose end it waited for.
 _STEP = np.dtype(
     [
         (name, np.int64)
@@ -160,7 +160,9 @@ def _prepare(insns, p, steps, heads):  # type: ignore[no-untyped-def]
         _clear(work)
         add_work(insns[i], p, work)
         step.module, step.ticks = module, ticks_of(work, p)
-        step.by_prev = step.by_next = step.after = step.start = step.end = step.cause = step.entered = step.entered_by = -1
+        step.by_prev = step.by_next = step.after = step.start = step.end = step.cause = step.entered = (
+            step.entered_by
+        ) = -1
         step.before = latest[module]
         if latest[module] >= 0:
             steps[latest[module]].after = i
