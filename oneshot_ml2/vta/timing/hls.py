@@ -152,10 +152,11 @@ def _prepare(insns, p, steps, heads):  # type: ignore[no-untyped-def]
     latest = np.full(3, -1, np.int64)
     # By module its instructions in order, to find those a queue's length before.
     count, order = np.zeros(3, np.int64), np.empty((3, len(insns)), np.int64)
-    work = np.zeros(1, WORK)[0]
+    works = np.zeros(1, WORK)
     heads[:] = -1
     for i in range(len(insns)):
-        step = steps[i]
+        # Of the array each time: numba frees that after its last use, whatever still looks at its record.
+        step, work = steps[i], works[0]
         module = tokens.module_of(insns[i])
         _clear(work)
         add_work(insns[i], p, work)
@@ -234,7 +235,7 @@ def _run(insns, p, steps):  # type: ignore[no-untyped-def]
 def _counters(insns, p, steps, until):  # type: ignore[no-untyped-def]
     """`Counters` of what started before ``until`` ticks; rows stand for bursts."""
     busy, gemm, alu = np.zeros(3, np.int64), np.int64(0), np.int64(0)
-    read, written = np.zeros(1, WORK)[0], np.zeros(1, WORK)[0]
+    works = np.zeros(2, WORK)
     for i in range(len(insns)):
         step = steps[i]
         if step.end < 0 or step.start > until:
@@ -245,13 +246,17 @@ def _counters(insns, p, steps, until):  # type: ignore[no-untyped-def]
         elif insns[i].op == ALU:
             alu += step.ticks
         elif insns[i].op == STORE:
-            add_work(insns[i], p, written)
+            add_work(insns[i], p, works[1])
         else:
-            add_work(insns[i], p, read)
-    return Counters(
+            add_work(insns[i], p, works[0])
+    read, written = works[0], works[1]
+    counters = Counters(
         busy[0] // TICKS, busy[1] // TICKS, busy[2] // TICKS, gemm // TICKS, alu // TICKS,
         read.fixed + read.wgt_beat, written.fixed, read.read_row, written.store_row,
     )  # fmt: skip
+    # Named once more, so that it lives until here.
+    works[0].fixed = 0
+    return counters
 
 
 @njit(cache=True, nogil=True)
