@@ -39,19 +39,21 @@ from oneshot_ml2.vta.program import (
 )
 from oneshot_ml2.workload.conv2d import Conv2d
 
-# What a record ended with; what is not `CORRECT` has no time. `UNTRIED` says nothing of the schedule.
-CORRECT, LOWERING, RUN_TIME, WRONG, TIMEOUT, UNTRIED = (
+# What a record ended with; only the first two have a time. `TIMED`: it ran, and nobody looked at its result; `UNTRIED`
+# says nothing of the schedule.
+CORRECT, TIMED, LOWERING, RUN_TIME, WRONG, TIMEOUT, UNTRIED = (
     "correct",
+    "timed",
     "lowering",
     "run_time",
     "wrong_result",
     "timeout",
     "untried",
 )
-OUTCOMES = (CORRECT, LOWERING, RUN_TIME, WRONG, TIMEOUT)
-# AutoTVM's error numbers.
+OUTCOMES = (CORRECT, TIMED, LOWERING, RUN_TIME, WRONG, TIMEOUT)
+# AutoTVM's error numbers; unless told to, it does not look at results.
 _AUTOTVM = {
-    0: CORRECT,
+    0: TIMED,
     1: LOWERING,
     2: LOWERING,
     3: LOWERING,
@@ -76,7 +78,7 @@ class Record:
         index: of the schedule in TVM's space, or of the case.
         knobs: values by `KNOBS` as the file gives them; empty: it gives none.
         outcome: one of `OUTCOMES`, or `UNTRIED`.
-        seconds: kind of time -> seconds; empty unless it is correct.
+        seconds: kind of time -> seconds; empty unless it is correct, or at least ran.
         dma_bytes: bytes that its LOADs and STOREs moved; None where the file does not say.
     """
 
@@ -115,10 +117,10 @@ class BoardLayer:
 
     @cached_property
     def timed(self) -> dict[int, dict[str, float]]:
-        """Index of each correct configuration -> kind of time -> median seconds of its repeats."""
+        """Index of each configuration that ran, and was not wrong -> kind of time -> median seconds of its repeats."""
         found: dict[int, dict[str, list[float]]] = {}
         for record in self.records:
-            if record.outcome == CORRECT and record.seconds:
+            if record.outcome in (CORRECT, TIMED) and record.seconds:
                 times = found.setdefault(record.index, {})
                 for kind, seconds in record.seconds.items():
                     times.setdefault(kind, []).append(seconds)
@@ -277,7 +279,7 @@ def _trials(data: Mapping[str, Any]) -> list[BoardLayer]:
                 for index, knobs, error, times in task["rows"]:
                     outcome = _AUTOTVM.get(error, RUN_TIME)
                     seconds = {}
-                    if outcome == CORRECT and times is not None:
+                    if outcome == TIMED and times is not None:
                         seconds[WALL] = float(np.mean([_seconds(ms, 1e-3) for ms in times]))
                     values = tuple(whole_number(value, "a knob") for value in knobs)
                     records.append(Record(whole_number(index, "an index", 0), values, outcome, seconds))

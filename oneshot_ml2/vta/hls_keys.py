@@ -34,7 +34,7 @@ class HlsTiming:
         wgt_beat, alu_op: a bus beat of a LOAD WGT, and a micro-op of the ALU, 1/100 cycle.
         load_start, compute_start, store_start: what an instruction of that module takes beside its work, 1/100 cycle.
         pad: an element of padding, 1/100 cycle.
-        acc_distance: passes of a GEMM's or ALU's micro-ops between two updates of one accumulator, at least.
+        acc_distance: operations from one update of an accumulator to the next one in an instruction, at least.
         submission: from the start of the modules until the end is seen, without a program's own time, ns.
         poll: what a driver that sleeps between its looks adds to that, ns.
         call: what a call has beside the run of the device, ns.
@@ -49,7 +49,7 @@ class HlsTiming:
     compute_start: int = 2300
     store_start: int = 0
     pad: int = 400
-    acc_distance: int = 5
+    acc_distance: int = 2
     submission: int = 7_500
     poll: int = 0
     call: int = 0
@@ -89,7 +89,7 @@ KEYS: dict[str, Key] = {
     "HLS_COMPUTE_START": Key(0, 1_000_000, _CYCLES, "an instruction of the compute module, beside its work"),
     "HLS_STORE_START": Key(0, 1_000_000, _CYCLES, "an instruction of the store module, beside its work"),
     "HLS_PAD": Key(0, 100_000, _CYCLES, "an element of padding"),
-    "HLS_ACC_DISTANCE": Key(1, 64, "operations", "between two updates of one accumulator, at least"),
+    "HLS_ACC_DISTANCE": Key(1, 64, "operations", "from an accumulator's update to the next in an instruction"),
     "HLS_SUBMISSION": Key(0, 1_000_000_000, _TIME, "around a run, until the end is seen"),
     "HLS_POLL": Key(0, 1_000_000_000, _TIME, "what a driver that sleeps between its looks adds"),
     "HLS_CALL": Key(0, 1_000_000_000, _TIME, "around a call, beside the run"),

@@ -43,6 +43,8 @@ FIELDS = (
     "dram_uop",
     # Facts for bounds and features: bus bytes, beats of a burst, latency, element bytes, GEMM lanes.
     "bus", "burst", "latency", "inp_bytes", "wgt_bytes", "acc_bytes", "batch", "block", "queue",
+    # Operations from one update of an accumulator to the next one that the HLS design asks for, 0 of the other.
+    "acc_distance",
     # Groups, kinds of nest (0/1), output steps; input and output channel blocks of a whole image or of all pairs.
     "groups", "depthwise", "pool", "th", "tw", "inp_blocks", "out_blocks",
     # More of the epilogue: shift before the residual (or -1), rounding half to even (0/1).
@@ -231,6 +233,7 @@ def make_nest(workload: Workload, accelerator: Accelerator) -> Nest:
         "batch": a.batch,
         "block": a.block,
         "queue": a.instruction_queue,
+        "acc_distance": a.hls.acc_distance if a.hls is not None else 0,
     }
     fields |= _spatial(loops, blocks(loops.images, a.batch))
     fields |= _stages(workload.epilogue, a.block, loops.pool)
