@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.metrics import kendall_tau
 from oneshot_ml2.common.tables import finite
-from oneshot_ml2.evaluation.board_files import (
+from oneshot_ml2.devices.board_files import (
     CORRECT,
     DEVICE,
     OUTCOMES,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from oneshot_ml2.common.errors import OneShotError
-from oneshot_ml2.evaluation.board_files import BUSY, DEVICE, WALL, BoardLayer
+from oneshot_ml2.devices.board_files import BUSY, DEVICE, WALL, BoardLayer
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.hls_keys import KEYS, TICKS, HlsTiming, field_of
 from oneshot_ml2.vta.reasons import Reason

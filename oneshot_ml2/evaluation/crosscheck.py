@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.metrics import geometric_mean, kendall_tau
 from oneshot_ml2.common.reading import read_json, whole_number
+from oneshot_ml2.devices.board_files import BoardFile, board_file, is_board_file
 from oneshot_ml2.evaluation.board_check import check
-from oneshot_ml2.evaluation.board_files import BoardFile, board_file, is_board_file
 from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.registry import TVM_KIND, backend
 from oneshot_ml2.spaces.space import ScheduleSpace

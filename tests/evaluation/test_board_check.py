@@ -13,7 +13,8 @@ import pytest
 
 from oneshot_ml2.commands import crosscheck as crosscheck_command
 from oneshot_ml2.common.errors import OneShotError
-from oneshot_ml2.evaluation import board_check, board_files, board_fit, crosscheck
+from oneshot_ml2.devices import board_files
+from oneshot_ml2.evaluation import board_check, board_fit, crosscheck
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.hls_keys import HlsTiming

@@ -34,9 +34,10 @@ class Work(NamedTuple):
 
     ``tiles``, ``co_tiles``, ``sp_tiles``: output tiles, of channels and of space; ``cuts``: stores; ``outputs``:
     elements; ``whole``, ``gemms``: chunks of a tile, and GEMMs; ``stages``, ``resets``: passes over an output before
-    its store, and those of them that reset; ``last_gemms``, ``last_work``: GEMMs of the last step, and their operations;
-    ``last_piece``: elements of the last store; ``first_chunk``, ``first_part``: input and output channels of the first
-    step; ``inp_beats``, ``wgt_beats``, ``inp_insns``, ``wgt_insns``, ``insns``: of all loads.
+    its store, and those of them that reset; ``last_gemms``, ``last_work``: GEMMs of the last step, and their
+    operations; ``last_cuts``, ``last_piece``: stores of the last tile, and elements of the last one; ``first_chunk``,
+    ``first_part``: input and output channels of the first step; ``inp_elements``: loaded inputs; ``inp_beats``,
+    ``wgt_beats``, ``inp_insns``, ``wgt_insns``, ``insns``: of all loads.
     """
 
     tiles: int
