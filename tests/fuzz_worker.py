@@ -221,7 +221,7 @@ def _board_seed() -> bytes:
 def _read_table(path: Path) -> None:
     from oneshot_ml2.evaluation.crosscheck import crosscheck
 
-    json.dumps(crosscheck(path, picks=False))
+    json.dumps(crosscheck([path], picks=False))
 
 
 # Logs ------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import isa
 from oneshot_ml2.vta.bound import engine_bound
 from oneshot_ml2.vta.program import Program
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 
 PAGE = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
 SECTION = PAGE[PAGE.index("## One layer, followed through") :].split("\n## ")[0]
@@ -38,7 +38,7 @@ def example(space: ScheduleSpace) -> tuple[int, Program]:
 
 def test_instructions_and_their_cycles(example: tuple[int, Program]) -> None:
     program = example[1]
-    timed = chisel.measure(program, trace=True)
+    timed = designs.measure(program, trace=True)
     assert timed.trace is not None and not timed.hang
     cycles, trace = timed.cycles, timed.trace
     lines = isa.disassemble(program.insns)

@@ -1,4 +1,4 @@
-"""Hold the autotvm space against TVM's tables and tuning records."""
+"""Hold the autotvm space, timing and picks against TVM's tables and measurements of boards."""
 
 from __future__ import annotations
 
@@ -7,13 +7,31 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from oneshot_ml2.common.metrics import geometric_mean
+from oneshot_ml2.common.tables import table
+from oneshot_ml2.evaluation.board_check import CHOICES
 from oneshot_ml2.evaluation.crosscheck import crosscheck
+from oneshot_ml2.vta.accelerator import Accelerator
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``oneshot-ml2 crosscheck``."""
-    parser.add_argument("file", metavar="FILE.json", help="a table of TVM's space, TopHub records, or a board campaign")
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="measurements of boards, one file or more; or a table of TVM's space, TopHub records, a board campaign",
+    )
+    parser.add_argument("--accelerator", metavar="NAME|FILE.json", help="in place of each board's own, of DESIGN hls")
+    parser.add_argument(
+        "--fit",
+        metavar="FILE",
+        nargs="+",
+        default=[],
+        help="fit the design's parameters to the other layers of these boards' files first, and print them",
+    )
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     parser.add_argument("--no-pick", action="store_true", help="leave out our own picks (needs no weights)")
 
@@ -49,11 +67,45 @@ def _print_table(result: Mapping[str, Any]) -> None:
         print(f"best/pick: geometric mean {geometric_mean(gains):.3f}, least {min(gains):.3f}")
 
 
+def _print_boards(result: Mapping[str, Any]) -> None:
+    header = ("layer", "board", "timed", "median error", "tau", *CHOICES, "validity")
+    rows = []
+    for row in result["layers"]:
+        validity = ", ".join(
+            f"{name} {count['agree']}/{count['agree'] + count['disagree']}" for name, count in row["validity"].items()
+        )
+        regrets = [_cell(row["regret"][name], ".2%") for name in CHOICES]
+        error, tau = _cell(row["median_error"], ".2%"), _cell(row["kendall_tau"], ".3f")
+        rows.append((row["layer"], row["board"], str(row["timed"]), error, tau, *regrets, validity))
+    print(table(header, rows, left=("layer", "board", "validity")))
+    print(
+        f"\n{', '.join(CHOICES)}: regret of what each chooses in the layer's pool; validity: outcomes that we agree on"
+    )
+    errors = [row["median_error"] for row in result["layers"] if row["median_error"] is not None]
+    taus = [row["kendall_tau"] for row in result["layers"] if row["kendall_tau"] is not None]
+    if errors:
+        print(f"median error: median of layers {np.median(errors):.2%}, worst {max(errors):.2%}")
+    if taus:
+        print(f"tau: mean of layers {np.mean(taus):.3f}, least {min(taus):.3f}")
+    for record in result["unexplained"]:
+        print(
+            f"not explained: {record['layer']} ({record['board']}) index {record['index']}: "
+            f"measured {record['measured']}, ours {record['ours']}"
+        )
+    for board, found in result["fits"].items():
+        print(f"\n{board}: fitted to {found['measurements']} measurements (value, standard error)")
+        for key, parameter in found["parameters"].items():
+            print(f"  {key:24} {parameter['value']:9,} +- {parameter['error']:11,.1f}  {parameter['unit']}")
+
+
 def run(args: argparse.Namespace) -> int:
     """The command; 0 whatever the comparison finds."""
-    result = crosscheck(args.file, picks=not args.no_pick)
+    given = Accelerator.load(args.accelerator) if args.accelerator else None
+    result = crosscheck(args.files, not args.no_pick, given, args.fit)
     if args.json:
         print(json.dumps(result, indent=2))
+    elif "unexplained" in result:
+        _print_boards(result)
     elif "layers" in result:
         _print_table(result)
     else:

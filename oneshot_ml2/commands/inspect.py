@@ -13,7 +13,7 @@ from oneshot_ml2.evaluation.replay import read_runs
 from oneshot_ml2.vta import isa, tokens, work
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Insns, Uops
-from oneshot_ml2.vta.timing import chisel, records
+from oneshot_ml2.vta.timing import designs, records
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _LARGEST_STREAM = 1 << 26
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             raise OneShotError(f"--address is {args.address}; allowed: 0 to {(1 << 32) - 1}")
         work.check(insns, accelerator, args.file)
         trace = np.empty((len(insns), 2), np.int64)
-        cycles, hang, _ = chisel.simulate(
+        cycles, hang, _ = designs.simulate(
             np.ascontiguousarray(insns),
             args.address,
             records.params(accelerator),

@@ -67,6 +67,7 @@ _BOARDS = {
     "pynq": _ZYNQ,
     "ultra96": Board("hls", 0xA0000000),
     "zcu104": Board("hls", 0xA0000000),
+    "axu5evb": Board("hls", 0xA0000000),
     "de10nano": Board("chisel", 0xFF220000, 0x80000000),
 }
 

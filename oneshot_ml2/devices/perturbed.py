@@ -32,7 +32,7 @@ from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import faults
 from oneshot_ml2.vta.program import element_bytes
 from oneshot_ml2.vta.reasons import Reason
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 
 if TYPE_CHECKING:
     from oneshot_ml2.devices.boards import Differences
@@ -96,7 +96,7 @@ class PerturbedDevice:
         chip, found = program.accelerator, faults_of(program.accelerator, d)
         if faults.is_wrong(program.insns, found.limits):
             return _failed(Reason.WRONG_RESULT)
-        timed = chisel.measure(dataclasses.replace(program, accelerator=found.board))
+        timed = designs.measure(dataclasses.replace(program, accelerator=found.board))
         if not timed.ends_cleanly:
             return _failed(Reason.DEADLOCK)
         port = timed.read_beats + timed.write_beats

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from oneshot_ml2.devices.base import DeviceKind, Measurement, legal_schedule
 from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta.hls_rules import broken_rule
 from oneshot_ml2.vta.reasons import Reason
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
@@ -36,13 +37,14 @@ class SimulatorDevice:
         """See `Device.measure`."""
         measurements = []
         for program in programs:
-            timed = chisel.measure(program)
-            valid = timed.ends_cleanly
+            timed, rule = designs.measure(program), broken_rule(program)
+            reason = rule if timed.ends_cleanly else Reason.DEADLOCK
+            valid = reason == Reason.VALID
             seconds = timed.cycles / (program.accelerator.clock_mhz * 1e6)
             measurements.append(
                 Measurement(
                     valid=valid,
-                    reason=Reason.VALID if valid else Reason.DEADLOCK,
+                    reason=reason,
                     cycles=timed.cycles if valid else -1,
                     seconds=seconds if valid else float("nan"),
                     busy=(timed.load_busy, timed.compute_busy, timed.store_busy),

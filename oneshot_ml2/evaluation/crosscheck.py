@@ -1,7 +1,8 @@
 """Our `autotvm` space held against files of what TVM and boards measured.
 
-Three kinds of files are told apart by their content: exhaustive tables of TVM's space on the RTL
-(schema ``vta-autotvm-space/1``), TopHub's records of VTA convolutions, and board campaigns with DMA byte counters.
+The kinds of files are told apart by their content: exhaustive tables of TVM's space on the RTL
+(schema ``vta-autotvm-space/1``), TopHub's records of VTA convolutions, board campaigns with DMA byte counters, and
+measurements of boards of the HLS design (`board_files`), of which several may be given.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.metrics import geometric_mean, kendall_tau
 from oneshot_ml2.common.reading import read_json, whole_number
+from oneshot_ml2.devices.board_files import BoardFile, board_file, is_board_file
+from oneshot_ml2.evaluation.board_check import check
 from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.registry import TVM_KIND, backend
 from oneshot_ml2.spaces.space import ScheduleSpace
@@ -249,13 +252,40 @@ def check_board(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # --- files and the command -------------------------------------------------------------------------------------------
-def crosscheck(path: str | Path, picks: bool = True) -> dict[str, Any]:
-    """Hold us against a file of one of the three kinds; ``picks``: also make and time our picks (tables and TopHub).
+def crosscheck(
+    paths: Sequence[str | Path],
+    picks: bool = True,
+    accelerator: Accelerator | None = None,
+    fitted: Sequence[str | Path] = (),
+) -> dict[str, Any]:
+    """Hold us against a file of one of the kinds, or against measurements of boards in one or more files.
+
+    Args:
+        picks: also make our own picks (of TopHub's records and of tables they are timed).
+        accelerator: in place of that of each board.
+        fitted: files of boards that the parameters of the HLS design are fitted to first.
 
     Raises:
-        OneShotError: an unreadable, damaged or foreign file.
+        OneShotError: an unreadable, damaged or foreign file, or several of which one is not of a board.
     """
-    data = read_json(path)
+    trees = [(path, read_json(path)) for path in paths]
+    if all(is_board_file(tree) for _, tree in trees):
+        boards = [board_file(path, tree) for path, tree in trees]
+        return check(boards, accelerator, [_board_file(path) for path in fitted], picks)
+    if len(trees) > 1 or accelerator is not None or fitted:
+        foreign = next(path for path, tree in trees if not is_board_file(tree))
+        raise OneShotError(f"{foreign}: no measurements of a board of the HLS design; give it alone, without options")
+    return _crosscheck_one(*trees[0], picks)
+
+
+def _board_file(path: str | Path) -> BoardFile:
+    tree = read_json(path)
+    if not is_board_file(tree):
+        raise OneShotError(f"--fit {path}: no measurements of a board of the HLS design; give files of those")
+    return board_file(path, tree)
+
+
+def _crosscheck_one(path: str | Path, data: Any, picks: bool) -> dict[str, Any]:
     records = data.get("records") if isinstance(data, dict) else None
     first = records[0] if isinstance(records, list) and records else None
     try:
@@ -269,4 +299,4 @@ def crosscheck(path: str | Path, picks: bool = True) -> dict[str, Any]:
         raise OneShotError(f"{path}: {error}") from error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise OneShotError(f"{path}: damaged, {type(error).__name__}: {error}") from error
-    raise OneShotError(f"{path}: foreign; expected schema {SCHEMA!r}, TopHub records or a board campaign's")
+    raise OneShotError(f"{path}: foreign; expected schema {SCHEMA!r}, TopHub records or a board's measurements")

@@ -39,7 +39,7 @@ from oneshot_ml2.models.schedules import pick_layers
 from oneshot_ml2.models.selecting import select_layers
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.reasons import InvalidSchedule
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 from oneshot_ml2.workload.lists import Layer
 
 if TYPE_CHECKING:
@@ -335,7 +335,7 @@ def _costs(picks: Sequence[Pick | InvalidSchedule]) -> dict[int, Cost]:
 
 def _submission(segment: Segment, layer: LayerProgram) -> Submission:
     """Time a submission's program."""
-    cycles = int(chisel.measure(layer.program).cycles)
+    cycles = int(designs.measure(layer.program).cycles)
     return Submission(tuple(node.name for node in segment.nodes), len(layer.inputs), len(layer.outputs), cycles)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from oneshot_ml2.vta import simulator
 from oneshot_ml2.vta.bound import engine_bound
 from oneshot_ml2.vta.breakdown import PARTS, split_cycles
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 
 if TYPE_CHECKING:
     from oneshot_ml2.network.picking import Pick
@@ -44,7 +44,7 @@ class Cost:
 def cost_of(pick: Pick) -> Cost:
     """Time a layer's program, and count what it moves."""
     program = pick.program
-    timed = chisel.measure(program, trace=True)
+    timed = designs.measure(program, trace=True)
     assert timed.trace is not None
     parts = dict.fromkeys(PARTS, 0) | {"rest": timed.cycles}
     if not timed.hang:

@@ -16,7 +16,7 @@ from oneshot_ml2.vta import isa, simulator, tokens
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Opcode, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 
@@ -53,7 +53,7 @@ def timing() -> None:
     """The cycles of a program, and whether it may be joined to another."""
     program = _program()
     tokens.runs_in_order(program.insns)
-    chisel.measure(program, trace=True)
+    designs.measure(program, trace=True)
 
 
 def execution() -> None:

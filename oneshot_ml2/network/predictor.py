@@ -142,6 +142,14 @@ class Predictor:
         self.check_space(space)
         row = self.features.task_features(space)
         found = []
+        # Cards from before there were designs say nothing of them.
+        told, design = self.card.get("designs"), space.accelerator.design
+        designs = told if isinstance(told, list) else ["chisel"]
+        if design not in designs:
+            found.append(
+                f"design is {design}; trained on {' and '.join(map(str, designs))}: what is predicted beside that "
+                f"design's closed form may be poor"
+            )
         for name, value in self.features.accelerator_and_workload(row).items():
             i = self.features.TASK_FEATURES.index(name)
             low, high = float(self.tensors["low"][i]), float(self.tensors["high"][i])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,9 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from oneshot_ml2.common.errors import AcceleratorError
+from oneshot_ml2.common.errors import AcceleratorError, OneShotWarning
 from oneshot_ml2.common.names import unknown
 from oneshot_ml2.common.reading import parse_json, read_text
+from oneshot_ml2.vta import hls_keys
+from oneshot_ml2.vta.hls_keys import HlsTiming
 
 # JSON key -> (field, lowest, highest); the ranges that no other key can narrow.
 _KEYS: dict[str, tuple[str, int, int]] = {
@@ -46,6 +49,10 @@ _REQUIRED = (
     "LOG_ACC_BUFF_SIZE",
 )
 _BOARD_DEFAULTS = {"ultra96": (333, 128), "zcu104": (333, 128)}
+# The designs of VTA's hardware; a JSON that names none is of the first, as its cycles always were.
+DESIGNS = ("chisel", "hls")
+# Boards whose bitstreams are of the HLS design (`TARGET`), each with a preset of that.
+_HLS_BOARDS = ("pynq", "ultra96", "zcu104")
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Accelerator:
 
     The index widths ``isa_*_bits`` and ``uop_depth`` are those of the instruction decoder and
     the micro-op SRAM; 0 means "derived from the buffer sizes", as VTA's header does.
+    ``hls`` is the timing of the HLS design; None: the hardware is of the Chisel design.
     ``extra`` keeps JSON keys that we do not know, so that a round trip loses nothing.
     """
 
@@ -76,6 +84,7 @@ class Accelerator:
     isa_inp_bits: int = 0
     isa_wgt_bits: int = 0
     isa_acc_bits: int = 0
+    hls: HlsTiming | None = None
     name: str = dataclasses.field(default="custom", compare=False)
     extra: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False)
 
@@ -100,6 +109,11 @@ class Accelerator:
         self._check()
 
     # Derived quantities (docs/hardware.md, Configuration) -------------------------------------------------
+    @property
+    def design(self) -> str:
+        """One of `DESIGNS`."""
+        return DESIGNS[self.hls is not None]
+
     @property
     def batch(self) -> int:
         """Rows of the GEMM tile."""
@@ -253,7 +267,10 @@ class Accelerator:
         if target in _BOARD_DEFAULTS:
             fields["clock_mhz"], fields["bus_bits"] = _BOARD_DEFAULTS[target]
         extra = []
+        fields["hls"] = _hls_of(data, name)
         for key, value in data.items():
+            if fields["hls"] is not None and (key == "DESIGN" or key in hls_keys.KEYS):
+                continue
             if key in _KEYS:
                 if isinstance(value, bool) or not isinstance(value, int):
                     raise AcceleratorError(f"{name}: {key} is {value!r}; allowed: an integer")
@@ -269,18 +286,25 @@ class Accelerator:
         """VTA's JSON with our timing keys beside it; the inverse of :meth:`from_json`."""
         data = {key: json.loads(value) for key, value in self.extra}
         data |= {key: getattr(self, field) for key, (field, _, _) in _KEYS.items()}
+        if self.hls is not None:
+            data |= {"DESIGN": self.design} | self.hls.to_keys()
         return json.dumps(data, indent=2)
 
     @classmethod
     def load(cls, name: str | Path) -> Accelerator:
         """A preset by name, or a JSON file by path.
 
+        Warns:
+            OneShotWarning: a file of a board of the HLS design that does not say which design it describes.
+
         Raises:
             AcceleratorError: neither a preset nor a readable file (names the presets), or a bad file.
         """
         path = Path(name)
         if path.suffix == ".json" or path.exists():
-            return cls.from_json(read_text(path, AcceleratorError), name=path.stem)
+            given = cls.from_json(read_text(path, AcceleratorError), name=path.stem)
+            _warn_of_design(given, path)
+            return given
         names = preset_names()
         if str(name) not in names:
             raise AcceleratorError(f"{unknown('accelerator', str(name), names)}; or give a path to a VTA JSON")
@@ -291,6 +315,35 @@ def _require(key: str, value: int, low: int, high: int, why: str = "") -> None:
     """Raise an AcceleratorError that names key, value and range unless low <= value <= high."""
     if not low <= value <= high:
         raise AcceleratorError(f"{key} is {value}; allowed: {low} to {high}" + (f" ({why})" if why else ""))
+
+
+def _hls_of(data: Mapping[str, Any], name: str) -> HlsTiming | None:
+    """The timing of the HLS design that a JSON object describes, None if it is of the Chisel design."""
+    design = data.get("DESIGN", DESIGNS[0])
+    if not isinstance(design, str) or design not in DESIGNS:
+        raise AcceleratorError(f"{name}: DESIGN is {design!r}; allowed: {' or '.join(map(repr, DESIGNS))}")
+    if design == "hls":
+        try:
+            return HlsTiming.from_keys(data)
+        except AcceleratorError as error:
+            raise AcceleratorError(f"{name}: {error}") from error
+    given = [key for key in hls_keys.KEYS if key in data]
+    if given:
+        raise AcceleratorError(f'{name}: {given[0]} is of the HLS design; add "DESIGN": "hls", or leave it out')
+    return None
+
+
+def _warn_of_design(accelerator: Accelerator, path: Path) -> None:
+    """One line where a user's file may mean the design that its board runs, and says none."""
+    extra = {key: json.loads(value) for key, value in accelerator.extra}
+    board = extra.get("TARGET")
+    if accelerator.hls is None and "DESIGN" not in extra and str(board) in _HLS_BOARDS:
+        warnings.warn(
+            f"{path}: {board} boards run VTA's HLS design, and a JSON without DESIGN is timed as the Chisel design; "
+            f'start from the preset {board}-hls, or say "DESIGN": "chisel"',
+            OneShotWarning,
+            stacklevel=3,
+        )
 
 
 def _presets() -> Any:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from oneshot_ml2.vta.hls_keys import RATES
 from oneshot_ml2.vta.packing import blocks
 from oneshot_ml2.vta.program import ADDRESSES, INSN_BYTES, PAGE, Buffer, Memory, element_bytes
 from oneshot_ml2.vta.reasons import NoSchedule, Reason
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from oneshot_ml2.workload.epilogue import Epilogue
     from oneshot_ml2.workload.loops import LoopNest
 
+# The fields of a nest that are rates of the HLS design.
+HLS_RATES = tuple(f"hls_{name}" for name in RATES)
 # The fields of a nest, all int64.
 FIELDS = (
     # Loop extents: batch blocks, channel blocks (of a group), spatial sizes, kernel, stride, dilation, leading pads.
@@ -43,6 +46,10 @@ FIELDS = (
     "dram_uop",
     # Facts for bounds and features: bus bytes, beats of a burst, latency, element bytes, GEMM lanes.
     "bus", "burst", "latency", "inp_bytes", "wgt_bytes", "acc_bytes", "batch", "block", "queue",
+    # Operations from one update of an accumulator to the next one that the HLS design asks for, 0 of the other.
+    "acc_distance",
+    # Whether the design is HLS, and its rates (`hls_keys`).
+    "hls", *HLS_RATES,
     # Groups, kinds of nest (0/1), output steps; input and output channel blocks of a whole image or of all pairs.
     "groups", "depthwise", "pool", "th", "tw", "inp_blocks", "out_blocks",
     # More of the epilogue: shift before the residual (or -1), rounding half to even (0/1).
@@ -231,7 +238,10 @@ def make_nest(workload: Workload, accelerator: Accelerator) -> Nest:
         "batch": a.batch,
         "block": a.block,
         "queue": a.instruction_queue,
+        "acc_distance": a.hls.acc_distance if a.hls is not None else 0,
     }
+    if a.hls is not None:
+        fields |= {"hls": 1} | {f"hls_{name}": getattr(a.hls, name) for name in RATES}
     fields |= _spatial(loops, blocks(loops.images, a.batch))
     fields |= _stages(workload.epilogue, a.block, loops.pool)
     fields |= {_PLACES[buffer.name]: buffer.address // sizes[buffer.memory] for buffer in buffers(workload, a)[0]}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.vta import isa
 from oneshot_ml2.vta import tokens as queues
 from oneshot_ml2.vta.program import INSN, Flag, Insns, Memory, Opcode, element_bytes
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 from oneshot_ml2.vta.timing.records import CLIENT_OF_MEMORY, CLIENTS, FETCH_CLIENT
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Timeline:
 
 def timeline(program: Program) -> Timeline:
     """Time a program on its own accelerator, and say what everything does in every cycle."""
-    timed = chisel.measure(program, trace=True, memory=True)
+    timed = designs.measure(program, trace=True, memory=True)
     assert timed.trace is not None and timed.queued is not None and timed.bursts is not None
     modules = queues.modules(program.insns)
     ports = _port_waits(timed.bursts, program.accelerator.memory_latency)

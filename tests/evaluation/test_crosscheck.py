@@ -89,7 +89,7 @@ def test_differences_are_counted(table: dict[str, Any], tmp_path: Path, capsys: 
     layers = {"C9": {"workload": table["layers"]["C9"]["workload"], "rows": short}}
     path = tmp_path / "changed.json"
     path.write_text(json.dumps(table | {"layers": layers}), encoding="utf-8")
-    layer = crosscheck.crosscheck(path, picks=False)["layers"][0]
+    layer = crosscheck.crosscheck([path], picks=False)["layers"][0]
     space = ScheduleSpace(crosscheck._layer_workload(layers["C9"]["workload"]), Accelerator.load("pynq"), "autotvm")
     label = Reason(int(space.validity(np.array([invalid[0][0]]))[0])).label
     assert layer["validity_equal"] == 3
@@ -137,12 +137,12 @@ def test_tophub_records(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     path = tmp_path / "tophub.json"
     path.write_text(json.dumps({"records": [_tophub_record(), _tophub_record(**fast), dense]}), encoding="utf-8")
     facts = {"records": 2, "valid": 2, "index_equal": 1, "differences": {}, "kendall_tau": {"board": 1.0}}
-    assert crosscheck.crosscheck(path, picks=False) == facts | {"record / pick": None}
+    assert crosscheck.crosscheck([path], picks=False) == facts | {"record / pick": None}
     workload = Conv2d(1, 256, 14, 14, 512, 1, 1, stride=2)
     space = ScheduleSpace(workload, Accelerator.load("pynq"), "autotvm")
     first, second = space.measure(np.array([203, 0])).cycles
     monkeypatch.setattr(crosscheck, "time_pick", lambda *_: 2 * int(first))
-    gains = crosscheck.crosscheck(path)["record / pick"]
+    gains = crosscheck.crosscheck([path])["record / pick"]
     assert (gains["picks"], gains["below_1"], gains["least"]) == (2, 1, 0.5)
     assert gains["geometric_mean"] == pytest.approx((0.5 * second / (2 * first)) ** 0.5)
     assert _command(str(path)) == 0
@@ -160,7 +160,7 @@ def test_board_records(tmp_path: Path) -> None:
     records = [right | {"dma_bytes": inputs + weights + outputs}, right | {"dma_bytes": 1}]
     path = tmp_path / "board.json"
     path.write_text(json.dumps({"records": records}), encoding="utf-8")
-    result = crosscheck.crosscheck(path)
+    result = crosscheck.crosscheck([path])
     assert (result["records"], result["valid"], result["index_equal"], result["bytes_equal"]) == (2, 2, 2, 1)
     assert result["kendall_tau"] is None
 
@@ -180,7 +180,7 @@ def test_bad_files(tmp_path: Path, text: str, word: str) -> None:
     path = tmp_path / "bad.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(OneShotError, match=word):
-        crosscheck.crosscheck(path)
+        crosscheck.crosscheck([path])
 
 
 def test_bad_rows_and_missing_file(table: dict[str, Any], tmp_path: Path) -> None:
@@ -190,9 +190,9 @@ def test_bad_rows_and_missing_file(table: dict[str, Any], tmp_path: Path) -> Non
         path = tmp_path / "bad.json"
         path.write_text(json.dumps(table | {"layers": layers}), encoding="utf-8")
         with pytest.raises(OneShotError, match=word):
-            crosscheck.crosscheck(path)
+            crosscheck.crosscheck([path])
     with pytest.raises(OneShotError, match="cannot read"):
-        crosscheck.crosscheck(tmp_path / "none.json")
+        crosscheck.crosscheck([tmp_path / "none.json"])
 
 
 def test_kendall_tau_equals_its_definition() -> None:

@@ -23,7 +23,7 @@ from oneshot_ml2.spaces.full.shown import DATAFLOWS
 from oneshot_ml2.spaces.space import ScheduleSpace, short_schedule
 from oneshot_ml2.vta import breakdown, image
 from oneshot_ml2.vta.reasons import NoSchedule, Reason
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 from oneshot_ml2.workload import base
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
@@ -104,7 +104,7 @@ def test_parts_are_what_the_engines_did(picks: None) -> None:
     for seed in range(25):
         space = ScheduleSpace(LAYERS[seed % 4].workload, chip)
         program = space.lower(valid_index(space, seed))
-        timed = chisel.measure(program, trace=True)
+        timed = designs.measure(program, trace=True)
         assert timed.trace is not None
         parts = breakdown.split_cycles(program.insns, timed.trace, timed.cycles)
         assert sum(parts.values()) == timed.cycles
@@ -116,8 +116,8 @@ def test_nothing_is_measured_before_the_last_pick(monkeypatch: pytest.MonkeyPatc
     events: list[str] = []
     monkeypatch.setattr(picking, "pick", noted(events, "pick", some_pick))
     monkeypatch.setattr(ScheduleSpace, "lower", noted(events, "lower", ScheduleSpace.lower))
-    monkeypatch.setattr(chisel, "measure", noted(events, "measure", chisel.measure))
-    monkeypatch.setattr(chisel, "simulate", noted(events, "measure", chisel.simulate))
+    monkeypatch.setattr(designs, "measure", noted(events, "measure", designs.measure))
+    monkeypatch.setattr(designs, "simulate", noted(events, "measure", designs.simulate))
     monkeypatch.setattr(image, "execute", noted(events, "measure", image.execute))
     assert o2.compile(LAYERS).ok
     first = events.index("measure")
@@ -169,11 +169,11 @@ def test_a_wrong_result_shows_everywhere(
 
 
 def test_a_hang_is_a_wrong_result(monkeypatch: pytest.MonkeyPatch, four_layers: None, run_command: RunCommand) -> None:
-    def hangs(program: Any, trace: bool = False) -> chisel.Timing:
+    def hangs(program: Any, trace: bool = False) -> designs.Timing:
         return dataclasses.replace(measure(program, trace), hang=True)
 
-    measure = chisel.measure
-    monkeypatch.setattr(chisel, "measure", hangs)
+    measure = designs.measure
+    monkeypatch.setattr(designs, "measure", hangs)
     code, out, _ = run_command("compile", "resnet18")
     assert code == 1
     assert out.count("HANGS") == 4
@@ -363,7 +363,7 @@ def test_layers_that_are_not_checked(
 def test_equal_layers_are_picked_and_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     monkeypatch.setattr(picking, "pick", noted(events, "pick", some_pick))
-    monkeypatch.setattr(chisel, "measure", noted(events, "measure", chisel.measure))
+    monkeypatch.setattr(designs, "measure", noted(events, "measure", designs.measure))
     twin = dataclasses.replace(LAYERS[-1], name="twin")
     model = o2.compile([LAYERS[-1], twin])
     assert [entry.name for entry in model.layers] == ["fc", "twin"]

@@ -33,7 +33,7 @@ from oneshot_ml2.network import picking
 from oneshot_ml2.vta import image, link, simulator
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.reasons import NoSchedule, Reason
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 
 needs("tvm", "onnx")
 
@@ -197,7 +197,12 @@ def test_what_the_vta_cannot_take_stays_on_the_host() -> None:
 def test_nothing_is_measured_before_the_last_pick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     events: list[str] = []
     monkeypatch.setattr(picking, "pick", noted(events, "pick", picking.pick))
-    for module, name in ((chisel, "measure"), (chisel, "simulate"), (simulator, "execute_checked"), (image, "execute")):
+    for module, name in (
+        (designs, "measure"),
+        (designs, "simulate"),
+        (simulator, "execute_checked"),
+        (image, "execute"),
+    ):
         monkeypatch.setattr(module, name, noted(events, "measure", getattr(module, name)))
     assert o2.compile(residual_qdq(tmp_path / "m.onnx")).ok
     first = events.index("measure")

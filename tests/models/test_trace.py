@@ -23,7 +23,7 @@ from oneshot_ml2.vta import timeline
 from oneshot_ml2.vta import tokens as queues
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import MICRO_OP, Flag, Memory, Opcode, Program, insns_of
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.epilogue import Epilogue
 
@@ -67,7 +67,7 @@ def conv_program() -> Program:
 def check(program: Program) -> timeline.Timeline:
     """All that holds for the timeline of any program."""
     line = timeline.timeline(program)
-    timed = chisel.measure(program, trace=True, memory=True)
+    timed = designs.measure(program, trace=True, memory=True)
     assert timed.trace is not None and timed.queued is not None and timed.bursts is not None
     assert (line.cycles, line.hang) == (timed.cycles, timed.hang)
     outer: dict[int, list[timeline.Slice]] = defaultdict(list)
@@ -202,7 +202,7 @@ def test_layers_of_a_joined_program() -> None:
     program = Program(PYNQ, insns_of(insns), uops, 0x1000, 0x8000, buffers)
     line = check(program)
     entry = trace.part(line, program, ("a", "b"))
-    timed = chisel.measure(program, trace=True)
+    timed = designs.measure(program, trace=True)
     assert timed.trace is not None
     middle = int(timed.trace[4, 1])
     assert entry.layers == (("a", 0, middle), ("b", middle, line.cycles))
@@ -311,7 +311,7 @@ def test_a_raw_program(tmp_path: Path, run_command: RunCommand) -> None:
         "-o", tmp_path / "t.json", "--json",
     )  # fmt: skip
     assert code == 0
-    assert json.loads(out)["layers"][0]["cycles"] == chisel.measure(program).cycles
+    assert json.loads(out)["layers"][0]["cycles"] == designs.measure(program).cycles
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from oneshot_ml2.vta import image, nest, simulator
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import ADDRESSES, INSN_BYTES
 from oneshot_ml2.vta.reasons import InvalidSchedule, NoSchedule, Reason
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 from oneshot_ml2.workload.batch_matmul import BatchMatmul
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
@@ -37,8 +37,8 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     def raises(*args: object, **rest: object) -> None:
         raise AssertionError("a pick executed or timed a candidate")
 
-    monkeypatch.setattr(chisel, "simulate", raises)
-    monkeypatch.setattr(chisel, "measure", raises)
+    monkeypatch.setattr(designs, "simulate", raises)
+    monkeypatch.setattr(designs, "measure", raises)
     monkeypatch.setattr(simulator, "run", raises)
     monkeypatch.setattr(image, "execute", raises)
     monkeypatch.setattr(full, "_measure", raises)

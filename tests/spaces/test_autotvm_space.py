@@ -15,7 +15,7 @@ from oneshot_ml2.vta import isa, packing, simulator
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import PAGE, Memory, Opcode
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
@@ -94,7 +94,7 @@ def test_validity_is_what_lowering_says() -> None:
     for index in np.random.default_rng(0).choice(len(space), size=40, replace=False):
         if reasons[index] == Reason.VALID:
             program = space.lower(int(index))
-            timed = chisel.measure(program)
+            timed = designs.measure(program)
             assert timed.cycles == outcome.cycles[index] and not timed.hang
             np.testing.assert_array_equal(outcome.busy[index], [timed.load_busy, timed.compute_busy, timed.store_busy])
         else:

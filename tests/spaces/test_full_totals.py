@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+import pytest
 from programs import ACCELERATORS, random_workload, smallest_workload
 
+from oneshot_ml2.common.metrics import kendall_tau
 from oneshot_ml2.spaces.full import traffic
 from oneshot_ml2.spaces.full.axes import RECURRENCE
 from oneshot_ml2.spaces.full.knobs import BIAS_GEMM, FOLD_TAPS, KNOBS, PAD_SKIP, schedules
 from oneshot_ml2.spaces.full.totals import column, summaries, totals_of
 from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.hls_keys import RATES, HlsTiming
 from oneshot_ml2.vta.nest import make_nest
 from oneshot_ml2.vta.program import AluOp, Opcode
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
@@ -30,6 +36,40 @@ def test_bound_never_exceeds_the_cycles() -> None:
         wrong = np.flatnonzero(column(totals, "bound") > result.cycles[valid])
         assert not len(wrong), (space, space.schedule(int(indices[valid][wrong[0]])))
         timed += int(valid.sum())
+
+
+def _random_hls(rng: np.random.Generator) -> HlsTiming:
+    """Rates from none to many times those of boards."""
+    rates = {name: int(rng.choice([1, 100, 2000, 9000]) * rng.random()) for name in RATES}
+    return HlsTiming(**rates | {name: max(rates[name], 1) for name in ("wgt_beat", "alu_op")})
+
+
+def test_bound_never_exceeds_the_cycles_of_the_hls_design() -> None:
+    rng = np.random.default_rng(14)
+    timed = 0
+    while timed < 100_000:
+        chip = ACCELERATORS[int(rng.integers(len(ACCELERATORS)))]
+        space = ScheduleSpace(random_workload(rng), dataclasses.replace(chip, hls=_random_hls(rng)))
+        indices = rng.integers(0, len(space), 4000)
+        result = space.measure(indices)
+        valid = result.reason == Reason.VALID
+        wrong = np.flatnonzero(space.bound(indices[valid]) > result.cycles[valid])
+        assert not len(wrong), (space, space.schedule(int(indices[valid][wrong[0]])))
+        timed += int(valid.sum())
+
+
+@pytest.mark.parametrize("board", ["pynq-hls", "axu5evb-hls"])
+@pytest.mark.parametrize("layer", [Conv2d(1, 64, 28, 28, 64, 3, 3, padding=1), Conv2d(1, 128, 14, 14, 256, 1, 1)])
+def test_closed_form_of_the_hls_design(board: str, layer: Conv2d) -> None:
+    """Mostly it is within a few hundredths, and what it chooses is nearly the fastest."""
+    space = ScheduleSpace(layer, Accelerator.load(board))
+    indices = space.sample(np.random.default_rng(15), 3000)
+    cycles = space.measure(indices).cycles
+    indices, cycles = indices[cycles > 0], cycles[cycles > 0]
+    estimate = space.estimate(indices)
+    assert abs(np.median(estimate / cycles) - 1) < 0.05
+    assert kendall_tau(estimate, cycles) > 0.8
+    assert cycles[estimate.argmin()] / cycles.min() < 1.1
 
 
 def test_bound_holds_on_layers_of_usual_size() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oneshot_ml2.commands import accelerators as accelerators_command
-from oneshot_ml2.common.errors import AcceleratorError
+from oneshot_ml2.common.errors import AcceleratorError, OneShotWarning
 from oneshot_ml2.vta.accelerator import Accelerator, preset_names
+from oneshot_ml2.vta.hls_keys import KEYS, HlsTiming
 
 PUBLIC = {
     "TARGET": "pynq",
@@ -51,7 +54,58 @@ def test_presets_differ_and_have_the_named_shapes() -> None:
     assert chips["tsim"].uop_depth == 2048
     # The Zynq UltraScale+ boards are the same VTA.
     assert chips["ultra96"] == chips["zcu104"]
-    assert len(set(chips.values())) == len(chips) - 1
+    assert chips["ultra96-hls"] == chips["zcu104-hls"]
+    assert len(set(chips.values())) == len(chips) - 2
+
+
+@pytest.mark.parametrize("board", ["pynq", "ultra96", "zcu104"])
+def test_a_board_is_another_machine_by_design(board: str) -> None:
+    rtl, hls = Accelerator.load(board), Accelerator.load(f"{board}-hls")
+    assert (rtl.design, hls.design) == ("chisel", "hls")
+    assert rtl != hls and rtl == dataclasses.replace(hls, hls=None)
+    # What was written before there were designs is written as it was.
+    assert not {"DESIGN", *KEYS} & set(json.loads(rtl.to_json()))
+    assert {"DESIGN", *KEYS} <= set(json.loads(hls.to_json()))
+    assert Accelerator.from_json(hls.to_json()) == hls
+
+
+def test_the_hls_design_has_its_keys_at_their_defaults() -> None:
+    chip = Accelerator.from_json(PUBLIC | {"DESIGN": "hls", "HLS_PAD": 170})
+    assert chip.hls == HlsTiming(pad=170)
+    assert "DESIGN" not in dict(chip.extra)
+    explicit = Accelerator.from_json(PUBLIC | {"DESIGN": "chisel"})
+    assert explicit.hls is None
+    assert json.loads(explicit.to_json())["DESIGN"] == "chisel"
+    assert explicit == Accelerator.from_json(PUBLIC)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"DESIGN": "opencl"}, "DESIGN is 'opencl'; allowed: 'chisel' or 'hls'"),
+        ({"DESIGN": ["hls"]}, "DESIGN is ['hls']; allowed: 'chisel' or 'hls'"),
+        ({"DESIGN": "hls", "HLS_PAD": -1}, "HLS_PAD is -1; allowed: an integer 0 to 100000 (1/100 cycle)"),
+        ({"DESIGN": "hls", "HLS_CALL": 1.5}, "HLS_CALL is 1.5; allowed: an integer 0 to 1000000000 (ns)"),
+        ({"DESIGN": "hls", "HLS_ALU_OP": True}, "HLS_ALU_OP is True; allowed: an integer 1 to 10000 (1/100 cycle)"),
+        ({"HLS_PAD": 1}, 'HLS_PAD is of the HLS design; add "DESIGN": "hls", or leave it out'),
+    ],
+)
+def test_a_bad_design_is_named(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(AcceleratorError, match=re.escape(f"mine: {says}")):
+        Accelerator.from_json(PUBLIC | changes, "mine")
+
+
+def test_a_file_of_an_hls_board_says_which_design_it_means(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(PUBLIC), encoding="utf-8")
+    with pytest.warns(OneShotWarning, match=r"mine\.json: pynq boards run VTA's HLS design.*the preset pynq-hls"):
+        assert Accelerator.load(path).hls is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Accelerator.load("pynq")
+        for changes in ({"DESIGN": "chisel"}, {"DESIGN": "hls"}, {"TARGET": "sim"}, {"TARGET": ["pynq"]}):
+            path.write_text(json.dumps(PUBLIC | changes), encoding="utf-8")
+            Accelerator.load(path)
 
 
 def test_public_json_gives_the_derived_quantities() -> None:

@@ -14,7 +14,7 @@ from oneshot_ml2.evaluation.replay import read_runs
 from oneshot_ml2.vta import isa
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import MICRO_OP, Flag, Memory, Opcode, Program, element_bytes, insns_of
-from oneshot_ml2.vta.timing import chisel, records
+from oneshot_ml2.vta.timing import designs, records
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -24,12 +24,12 @@ def words(*texts: str) -> np.ndarray:
     return np.array([[int(t.split("_")[1], 16), int(t.split("_")[0], 16)] for t in texts], np.uint64)
 
 
-def timed(accelerator: Accelerator, insns: np.ndarray, address: int = 0x1000) -> chisel.Timing:
+def timed(accelerator: Accelerator, insns: np.ndarray, address: int = 0x1000) -> designs.Timing:
     program = Program(accelerator, insns, np.empty(0, MICRO_OP), address, 0x8000, ())
-    return chisel.measure(program, trace=True, memory=True)
+    return designs.measure(program, trace=True, memory=True)
 
 
-def intervals(result: chisel.Timing, rows: list[int]) -> list[tuple[int, int]]:
+def intervals(result: designs.Timing, rows: list[int]) -> list[tuple[int, int]]:
     assert result.trace is not None
     return [(int(result.trace[i, 0]), int(result.trace[i, 1])) for i in rows]
 
@@ -228,7 +228,7 @@ def test_measured_runs(name: str) -> None:
     p = records.params(runs.accelerator)
     for run in range(len(runs)):
         trace = np.empty((len(runs.program(run)), 2), np.int64)
-        cycles, hang, _ = chisel.simulate(
+        cycles, hang, _ = designs.simulate(
             runs.program(run), runs.insn_address[run], p, records.nothing()._replace(trace=trace)
         )
         assert (cycles, hang) == (runs.cycles[run], runs.hang[run])
@@ -463,7 +463,7 @@ def test_random_programs_against_stepping(accelerator: Accelerator) -> None:
         over = (expected < 0) | (expected > cycles)
         np.testing.assert_array_equal(np.where(over, 0, result.trace), np.where(over, 0, expected))
         # Without a recording, and what is recorded.
-        assert chisel.simulate(insns_of(insns), address, records.params(accelerator), records.nothing())[0] == cycles
+        assert designs.simulate(insns_of(insns), address, records.params(accelerator), records.nothing())[0] == cycles
         assert result.queued is not None and result.bursts is not None
         queued = {i: int(at) for i, at in enumerate(result.queued) if 0 <= at < cycles}
         assert queued == {i: at for i, at in stepper.queued.items() if at < cycles}

@@ -9,7 +9,7 @@ from some_programs import TASKS, some_programs
 from oneshot_ml2.vta import facts
 from oneshot_ml2.vta.critical_path import PATH, critical_path
 from oneshot_ml2.vta.program import Flag, Memory, Opcode, insns_of
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 from oneshot_ml2.workload.base import Workload
 
 # Bytes of an element of each memory in the programs that are written here; a beat is 8 bytes.
@@ -81,7 +81,7 @@ def test_no_program_is_faster_than_its_critical_path(workload: Workload, kind: s
         found = dict(zip(facts.NAMES, facts.features(program).tolist(), strict=True))
         compute = found["gemm_operations"] + found["reset_operations"] + found["alu_immediate_operations"]
         compute += 2 * found["alu_tensor_operations"]
-        assert compute <= found["path_cycles"] <= chisel.measure(program).cycles
+        assert compute <= found["path_cycles"] <= designs.measure(program).cycles
         assert found["write_beats"] <= found["path_cycles"]
         counted = found["gemms"] + found["resets"] + found["alus"]
         assert 0 < found["path_computes"] <= counted

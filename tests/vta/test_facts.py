@@ -11,7 +11,7 @@ from some_programs import TASKS, some_programs
 
 from oneshot_ml2.vta import facts, simulator
 from oneshot_ml2.vta.program import Flag, Memory, Opcode, Program
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 from oneshot_ml2.workload.base import Workload
 
 
@@ -35,7 +35,7 @@ def test_the_document_lists_every_feature() -> None:
 @pytest.mark.parametrize(("workload", "kind", "chip"), TASKS)
 def test_counts_are_those_of_the_simulators(workload: Workload, kind: str, chip: str) -> None:
     for program in some_programs(workload, kind, chip):
-        found, timed = named(program), chisel.measure(program)
+        found, timed = named(program), designs.measure(program)
         moved = simulator.traffic(program.insns, program.accelerator)
         for memory in ("inp", "wgt", "acc", "uop"):
             assert found[f"{memory}_bytes"] == moved[f"{memory}_load_nbytes"]

@@ -15,7 +15,7 @@ from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import image, link, simulator
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Flag, Memory, Opcode, Program, element_bytes
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 from oneshot_ml2.vta.tokens import runs_in_order
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.dense import Dense
@@ -81,8 +81,8 @@ def test_joined_programs_compute_what_single_ones_do() -> None:
                 chip,
                 workload,
             )
-        singles = [chisel.measure(program) for program in programs]
-        together = chisel.measure(joined)
+        singles = [designs.measure(program) for program in programs]
+        together = designs.measure(joined)
         assert not together.hang
         # Instructions are fetched ahead now, in the middle of other loads: that may cost small layers something.
         cycles.append((together.cycles, sum(single.cycles for single in singles)))

@@ -23,7 +23,7 @@ from oneshot_ml2.vta import image, isa, packing, simulator, tokens
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Flag, Memory, Opcode, Program, element_bytes, insns_of
 from oneshot_ml2.vta.reasons import Reason
-from oneshot_ml2.vta.timing import chisel
+from oneshot_ml2.vta.timing import designs
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.epilogue import Epilogue, Tensors
@@ -92,7 +92,7 @@ def test_taking_the_last_token_costs_nothing() -> None:
             continue
         insns = program.insns.copy()
         insns["flags"][-1] = 0
-        before, after = chisel.measure(dataclasses.replace(program, insns=insns)), chisel.measure(program)
+        before, after = designs.measure(dataclasses.replace(program, insns=insns)), designs.measure(program)
         assert dataclasses.replace(before, tokens_left=(0, 0, 0, 0)) == after, workload
         assert before.tokens_left == (0, 0, 0, 1)
         compared += 1
@@ -110,9 +110,9 @@ def test_a_token_that_is_left_is_reported(tmp_path: Path, capsys: pytest.Capture
     np.testing.assert_array_equal(dram, before)
     with pytest.raises(OneShotError, match="store-to-compute"):
         LayerProgram("layer", program, (), (), {}).place(dram)
-    timed = chisel.measure(program)
+    timed = designs.measure(program)
     assert timed.tokens_left == (0, 0, 0, 1) and not timed.hang and not timed.ends_cleanly
-    assert chisel.measure(sound).ends_cleanly
+    assert designs.measure(sound).ends_cleanly
     for spec in ("sim", "perturbed:slow-memory"):
         bad, good = open_device(spec).measure([program, sound])
         assert (bad.valid, bad.reason, bad.cycles) == (False, Reason.DEADLOCK, -1)

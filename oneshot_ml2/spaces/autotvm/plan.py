@@ -17,6 +17,7 @@ from oneshot_ml2.common.parallel import in_parallel
 from oneshot_ml2.spaces.autotvm.template import Task, make_task, schedules
 from oneshot_ml2.spaces.autotvm.validity import uop_counts
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.hls_keys import TICKS
 from oneshot_ml2.workload.base import Workload
 
 # Figures of a schedule. Cycles are those of whole programs unless a name says otherwise; "step" is one load and GEMM of
@@ -120,6 +121,12 @@ def _merged(planes: int, rows: int, cols: int, height: int, width: int) -> tuple
 
 
 @njit(cache=True, nogil=True)
+def _rows_read(task, rows, beats, beat):  # type: ignore[no-untyped-def]
+    """Cycles of a LOAD of the load module on the HLS design: ``rows`` of so many ``beats``, of ``beat`` cycles each."""
+    return (task.hls_load_start + rows * task.hls_read_row) / TICKS + rows * beats * beat
+
+
+@njit(cache=True, nogil=True)
 def _input_loads(task, value, out):  # type: ignore[no-untyped-def]
     """Mean execution cycles of the LOADs of input tiles; writes what they move."""
     th, tw, tci = value.tile_h, value.tile_w, value.tile_ci
@@ -138,6 +145,8 @@ def _input_loads(task, value, out):  # type: ignore[no-untyped-def]
         beats = y * (x * size / bus if narrow else _pieces(x * size, stride * size, bus))
         out.inp_bytes = y * x * size
         out.inp_bursts = y * _pieces(x * size, stride * size, burst)
+        if task.hls:
+            return _rows_read(task, y, math.ceil(x * size / bus), 1.0)
         return float(beats + wait)
     # Padded copies are never merged.
     out.inp_dimensions = 2 + (tci > 1)
@@ -155,6 +164,13 @@ def _input_loads(task, value, out):  # type: ignore[no-untyped-def]
             run = cols * size
             own = tci * rows * (run / bus if narrow else _pieces(run, width * size, bus))
             zeros = tci * ((top + bottom) * iw + rows * (left + right))
+            if task.hls:
+                own = _rows_read(task, tci * rows, math.ceil(run / bus), 1.0) + zeros * task.hls_pad / TICKS
+                cycles += own
+                pads += zeros
+                bursts += tci * rows
+                out.inp_bytes += tci * rows * run
+                continue
             zeros += rows if left + right == 0 and bottom > 0 else 0
             # Zeros are written while the first data are on their way; what is left of them adds to the time.
             exposed = max(0, zeros + 2 - (wait + top))
@@ -182,6 +198,8 @@ def _weight_loads(task, value, out):  # type: ignore[no-untyped-def]
     beats = rows * (run * size / bus if narrow else _pieces(run * size, stride * size, bus))
     out.wgt_bytes = rows * run * size
     out.wgt_bursts = rows * _pieces(run * size, stride * size, bus * task.burst)
+    if task.hls:
+        return _rows_read(task, rows, math.ceil(run * size / bus), task.hls_wgt_beat / TICKS)
     return beats + task.latency + _LOAD_EXTRA - (0 if narrow else 1)
 
 
@@ -197,6 +215,8 @@ def _stores(task, value, out):  # type: ignore[no-untyped-def]
     else:
         beats = y * _pieces(x * size, stride * size, bus)
         store = beats + 4 * bursts + 1
+    if task.hls:
+        store = (task.hls_store_start + y * task.hls_store_row) / TICKS + y * math.ceil(x * size / bus)
     out.out_bytes = y * x * size
     out.out_bursts = bursts
     out.out_dimensions = dimensions
@@ -321,18 +341,22 @@ def _summary(task, value, out):  # type: ignore[no-untyped-def]
     rounds = max(1, tiles // threads)
     latency = task.latency
     inp_cycles = _input_loads(task, value, out)
-    load = inp_cycles + _weight_loads(task, value, out) + 2
+    load = inp_cycles + _weight_loads(task, value, out) + (0 if task.hls else 2)
     store = _stores(task, value, out)
 
     # Compute.
     reset_uops, gemm_uops, _ = uop_counts(task, value)
-    gemm = acc * tci * task.kh * task.kw + _COMPUTE_EXTRA
-    reset = acc + _COMPUTE_EXTRA
-    epilogue = stages * (acc + _COMPUTE_EXTRA)
+    extra, alu_op, wait = float(_COMPUTE_EXTRA), 1.0, float(latency + _LOAD_EXTRA)
+    if task.hls:
+        extra, alu_op = task.hls_compute_start / TICKS, task.hls_alu_op / TICKS
+        wait = (task.hls_compute_start + task.hls_read_row) / TICKS
+    gemm = acc * tci * task.kh * task.kw + extra
+    reset = acc + extra
+    epilogue = stages * (alu_op * acc + extra)
     uop_beats = 4.0 / (1 << task.log_bus)
-    uop_reset = reset_uops * uop_beats + latency + _LOAD_EXTRA
-    uop_gemm = gemm_uops * uop_beats + latency + _LOAD_EXTRA
-    uop_stages = stages * (uop_beats + latency + _LOAD_EXTRA)
+    uop_reset = reset_uops * uop_beats + wait
+    uop_gemm = gemm_uops * uop_beats + wait
+    uop_stages = stages * (uop_beats + wait)
     # Kernels that do not fit together are loaded again in every round; a thread's GEMM, if two do not fit, every step.
     own = reset_uops + gemm_uops + stages
     again = threads * own > task.uop_depth
@@ -348,6 +372,9 @@ def _summary(task, value, out):  # type: ignore[no-untyped-def]
     uop_loads = threads * (2 + stages) * (rounds if again else 1)
     instructions = tiles * (2 + stages) + 3 * loads + noops + uop_loads
     fetch, words, head = _fetch(task, instructions)
+    if task.hls:
+        # Fetching is invisible there.
+        fetch, head = 0.0, 0.0
     out.head = latency + 4 + words + uop_reset
     out.fetch = fetch * instructions
     out.load = loads * load

@@ -23,7 +23,7 @@ from oneshot_ml2.spaces.space import ScheduleSpace, scan
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import INSN, MICRO_OP, Insns, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
-from oneshot_ml2.vta.timing import chisel, records
+from oneshot_ml2.vta.timing import designs, records
 from oneshot_ml2.workload.base import Workload
 
 __all__ = ["KNOBS", "SPACE_VERSION", "canonical", "knobs", "lower", "measure_batch", "programs", "validity"]
@@ -143,7 +143,7 @@ def measure_batch(workload: Workload, accelerator: Accelerator, values: NDArray[
     # Not one compiled loop: numba's disk cache would not notice a change of the timing model that it contains.
     for i in np.flatnonzero(found.reason == VALID):
         count, n_uops = emit(task, batch[i], rows, kernels)
-        total, hang, counters = chisel.simulate(rows[:count], page(uop_address + 4 * n_uops), params, unrecorded)
+        total, hang, counters = designs.simulate(rows[:count], page(uop_address + 4 * n_uops), params, unrecorded)
         if hang:
             found.reason[i] = DEADLOCK
             continue

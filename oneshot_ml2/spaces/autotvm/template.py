@@ -25,6 +25,8 @@ _FIELDS = (
     "nb", "ci", "h", "w", "co", "kh", "kw", "sh", "sw", "ph", "pw", "oh", "ow",
     # SRAM depths, DRAM bases in elements, stages of the epilogue.
     "inp_depth", "wgt_depth", "acc_depth", "uop_depth", "inp_base", "wgt_base", "out_base", "uop_base", "stages",
+    # Operations from one update of an accumulator to the next one that the HLS design asks for, 0 of the other.
+    "acc_distance",
     # What the accelerator's timing depends on.
     *(PARAMETERS.names or ()),
 )  # fmt: skip
@@ -127,6 +129,7 @@ def make_task(workload: Workload, accelerator: Accelerator) -> tuple[Task, tuple
     task.inp_base, task.wgt_base = buffers[0].address // a.inp_bytes, buffers[1].address // a.wgt_bytes
     task.out_base, task.uop_base = buffers[2].address // a.inp_bytes, address // 4
     task.stages = len(stages)
+    task.acc_distance = a.hls.acc_distance if a.hls is not None else 0
     for j, stage in enumerate(stages):
         task.alu_op[j], task.alu_imm[j] = stage
     timing = params(accelerator)

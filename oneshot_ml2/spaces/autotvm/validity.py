@@ -69,6 +69,18 @@ def uop_counts(task, value):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def recurrence(task, value):  # type: ignore[no-untyped-def]
+    """After how many operations a GEMM updates an accumulator again at least; `MAX_SIZE` if it never does.
+
+    Its loops are, from the outside, input channels, columns, taps, output channels, rows, whichever of them the
+    instruction iterates over and its micro-ops repeat.
+    """
+    if task.kh > 1 or task.kw > 1:
+        return value.tile_co * value.tile_h
+    return value.tile_co * value.tile_h * value.tile_w if value.tile_ci > 1 else MAX_SIZE
+
+
+@njit(cache=True, nogil=True)
 def instruction_bound(task, value):  # type: ignore[no-untyped-def]
     """No fewer instructions than the program has."""
     reset, gemm, _ = uop_counts(task, value)
@@ -97,7 +109,8 @@ def _run_time_reason(task, value, stride):  # type: ignore[no-untyped-def]
         return _FIELD_OVERFLOW
     if instruction_bound(task, value) > MAX_INSTRUCTIONS:
         return _INSTRUCTION_OVERFLOW
-    return VALID
+    # TVM's run time looks at micro-ops only; the HLS design's pipeline goes on from one iteration to the next.
+    return _ACC_HAZARD if recurrence(task, value) < task.acc_distance else VALID
 
 
 @njit(cache=True, nogil=True)

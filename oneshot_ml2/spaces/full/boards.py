@@ -20,7 +20,7 @@ from oneshot_ml2.vta.faults import Faults, is_wrong, page_misses
 from oneshot_ml2.vta.nest import buffers, make_nest
 from oneshot_ml2.vta.program import element_bytes
 from oneshot_ml2.vta.reasons import Reason
-from oneshot_ml2.vta.timing import chisel, records
+from oneshot_ml2.vta.timing import designs, records
 from oneshot_ml2.workload.base import Workload
 
 REQUESTS = tuple(TRAFFIC.index(f"{kind} requests") for kind in ("input", "weight", "output"))
@@ -54,7 +54,7 @@ def _measure(nest, batch, insns, tables, address, params, sizes, limits, slow, m
         reason[i] = why
         if why != 0:
             continue
-        total, hang, counters = chisel.simulate(insns[:n], address, params, unrecorded)
+        total, hang, counters = designs.simulate(insns[:n], address, params, unrecorded)
         if hang:
             reason[i] = emit.DEADLOCK
             continue

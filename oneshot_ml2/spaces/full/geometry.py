@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.spaces.full.axes import cut_axes, most_tiles, recurrence, tap_items
 from oneshot_ml2.spaces.full.knobs import FOLDS, PAD_LOAD, ceil_div
-from oneshot_ml2.spaces.full.shapes import input_is_compact
+from oneshot_ml2.spaces.full.shapes import input_is_compact, moves_apart
 
 # Spatial tiles of equal geometry are a class; further ones are counted with the last.
 CLASSES = 16
@@ -23,7 +23,8 @@ _RECORDS = 1024
 # Of the spatial tiles of one (tile_h, tile_w, pad) of an image: how many; GEMMs of a step of all, of the first and of
 # the last tile, where taps share them and where every tap is one (``taps``); outputs that taps meet (``work``); inputs
 # loaded; tiles whose inputs one instruction moves (``compact``), and others; inputs of a channel of the largest tile;
-# rows and columns of the last; tiles that read inputs; classes, and of each its tiles and its micro-ops a kernel for
+# rows and columns of the last; tiles that read inputs; rows of a channel of all that are not compact, and compact ones
+# that are no whole plane; classes, and of each its tiles and its micro-ops a kernel for
 # each fold but for the channels; and `axes.recurrence` by fold, several channels or one, and narrowest step.
 GEOMETRY = np.dtype(
     [
@@ -31,7 +32,7 @@ GEOMETRY = np.dtype(
         for name in (
             "tiles", "groups", "groups_first", "groups_last", "taps", "taps_first", "taps_last", "work", "work_first",
             "work_last", "loaded", "loaded_first", "compact", "compact_first", "spread", "max_plane", "last_h",
-            "last_w", "real", "classes",
+            "last_w", "real", "classes", "spread_rows", "compact_apart",
         )
     ]
     + [(name, np.int64, (CLASSES,)) for name in ("class_tiles", "space_uops", "row_uops", "column_uops")]
@@ -124,8 +125,10 @@ def _count_loads(nest, schedule, rows, cols, step, geometry):  # type: ignore[no
             geometry.loaded += elements
             if compact:
                 geometry.compact += 1
+                geometry.compact_apart += row.held < nest.ih or col.held < nest.iw
             else:
                 geometry.spread += 1
+                geometry.spread_rows += 1 if moves_apart(nest) and col.held == nest.iw else row.held - pads_h
             if i == 0 and j == 0:
                 geometry.loaded_first, geometry.compact_first = elements, compact
 

@@ -34,7 +34,7 @@ from oneshot_ml2.spaces.full.shown import short as short
 from oneshot_ml2.vta.nest import PORTABLE_UOPS, Nest, buffers, make_nest
 from oneshot_ml2.vta.program import Insns, Program
 from oneshot_ml2.vta.reasons import InvalidSchedule, NoSchedule, Reason
-from oneshot_ml2.vta.timing import chisel, records
+from oneshot_ml2.vta.timing import designs, records
 from oneshot_ml2.workload.base import Workload
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _measure(nest, batch, insns, tables, insn_address, params, reason, cycles, b
         why, n, _ = emit.lower_into(nest, batch[i], insns, tables)
         reason[i] = why
         if why == 0:
-            total, hang, times = chisel.simulate(insns[:n], insn_address, params, unrecorded)
+            total, hang, times = designs.simulate(insns[:n], insn_address, params, unrecorded)
             cycles[i] = total
             if hang:
                 reason[i] = emit.DEADLOCK

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.spaces.full import hls_totals
 from oneshot_ml2.spaces.full.canonical import canonical
 from oneshot_ml2.spaces.full.geometry import NARROW, geometry_of, geometry_table
 from oneshot_ml2.spaces.full.knobs import (
@@ -273,6 +274,14 @@ def _fetch(nest, insns):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def _last_gemms(nest, schedule, geometry, reduction):  # type: ignore[no-untyped-def]
+    """(operations, GEMMs) of the last step."""
+    ci = nest.ci - (reduction.whole - 1) * schedule.tile_ci if reduction.last_chunks == reduction.whole else 1
+    co = reduction.part if reduction.steps == reduction.parts else last_channels(nest, schedule)
+    return geometry.work_last * co * min(ci, schedule.tile_ci), _tile_gemms(schedule, geometry)[2]
+
+
+@njit(cache=True, nogil=True)
 def _last_step(nest, schedule, geometry, reduction, cuts):  # type: ignore[no-untyped-def]
     """Cycles that compute takes after the last operands are there."""
     stages, stage_cycles = _stage_passes(nest)
@@ -283,10 +292,8 @@ def _last_step(nest, schedule, geometry, reduction, cuts):  # type: ignore[no-un
         cycles += outputs + 7
     if nest.bias and schedule.bias != BIAS_LOAD:
         cycles += (2 if schedule.bias == BIAS_ADD else 1) * outputs + 7
-    ci = nest.ci - (reduction.whole - 1) * schedule.tile_ci if reduction.last_chunks == reduction.whole else 1
-    last_co = reduction.part if reduction.steps == reduction.parts else co
-    gemms = _tile_gemms(schedule, geometry)[2]
-    return geometry.work_last * last_co * min(ci, schedule.tile_ci) + 7 * gemms + cycles
+    work, gemms = _last_gemms(nest, schedule, geometry, reduction)
+    return work + 7 * gemms + cycles
 
 
 @njit(cache=True, nogil=True)
@@ -307,6 +314,41 @@ def _serial_loads(nest, schedule, loads, whole, co_tiles, sp_tiles):  # type: ig
         elif wgt_mode == SET and co_tiles > 1:
             serial += cycles // max(whole, 1)
     return serial
+
+
+@njit(cache=True, nogil=True)
+def _note(row, bound, estimate, compute, load, store, read_beats):  # type: ignore[no-untyped-def]
+    row.bound, row.estimate, row.compute, row.load, row.store = bound, estimate, compute, load, store
+    row.read_beats = read_beats
+
+
+@njit(cache=True, nogil=True)
+def _note_rest(nest, schedule, geometry, sram, reduction, loads, drain, co_tiles, sp_tiles, insns, row):  # type: ignore[no-untyped-def]
+    """What no design changes: counts, and what the SRAMs hold."""
+    row.inp_beats, row.wgt_beats, row.loads = loads.inp_beats, loads.wgt_beats, loads.insns
+    row.gemms, row.steps, row.tiles, row.instructions = reduction.gemms, reduction.steps, co_tiles * sp_tiles, insns
+    # Most of the time goes into the micro-ops, so what no SRAM holds is not looked at.
+    lay_out(nest, schedule, geometry.max_plane, sp_tiles, sram)
+    fits = holds(nest, schedule, geometry.max_plane, sram)
+    row.uops = all_uops(nest, schedule, geometry, sp_tiles, co_tiles, reduction.whole, drain.cuts) if fits else 0
+    row.inp_use = sram.inp / nest.inp_depth
+    row.wgt_use = sram.wgt / nest.wgt_depth
+    row.acc_use = sram.acc / nest.acc_depth
+    several = 2 * schedule.fold + (schedule.tile_ci > 1)
+    row.recurrence = geometry.recurrence[several * NARROW + min(narrowest(nest, schedule), NARROW) - 1]
+
+
+@njit(cache=True, nogil=True)
+def _work_of(nest, schedule, geometry, reduction, loads, drain, co_tiles, sp_tiles, outputs):  # type: ignore[no-untyped-def]
+    """What the HLS design's totals need of a program."""
+    tiles, stages = co_tiles * sp_tiles, _stage_passes(nest)[0]
+    operations, gemms = _last_gemms(nest, schedule, geometry, reduction)
+    return hls_totals.Work(
+        tiles, co_tiles, sp_tiles, tiles - 1 + drain.cuts, outputs, reduction.whole, reduction.gemms,
+        stages, np.int64(nest.even != 0), gemms, operations, drain.cuts, drain.last, reduction.first_chunk,
+        reduction.part, loads.inp_elements, loads.inp_beats, loads.wgt_beats, loads.inp_insns, loads.wgt_insns,
+        loads.insns,
+    )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
@@ -334,28 +376,26 @@ def _summary(nest, schedule, geometry, sram, row):  # type: ignore[no-untyped-de
     bound = max(bound, nest.latency + 4 + beats + 2 + last_step + tail)
     bound = max(bound, head + loads.first + store + (first_tile if tiles > 1 or drain.cuts == 1 else 0))
 
+    if nest.hls:
+        work = _work_of(nest, schedule, geometry, reduction, loads, drain, co_tiles, sp_tiles, outputs)
+        times = hls_totals.times_of(nest, schedule, geometry, work)
+        _note(row, times.bound, times.estimate, times.compute, times.load, times.store, beats)
+        row.head, row.first_load, row.first_tile = 0.0, times.first_load, first_tile
+        row.last_step, row.tail = times.last_step, times.tail
+        row.serial_load, row.exposed_store = times.serial_load, times.exposed_store
+        _note_rest(nest, schedule, geometry, sram, reduction, loads, drain, co_tiles, sp_tiles, insns, row)
+        return
     serial = _serial_loads(nest, schedule, loads, reduction.whole, co_tiles, sp_tiles)
     exposed = np.int64(0)
     if schedule.acc_buffers == 1 and tiles > 1:
         exposed = (tiles - 1) * (_store_cycles(nest, drain.largest, 1) + 4)
     paid, port = loads.cycles + nest.latency * loads.insns, beats + 2 * insns
 
-    row.bound = bound
-    row.estimate = head + loads.first + max(compute + serial + exposed, max(paid, port)) + tail
-    row.compute, row.load, row.store, row.read_beats = compute, paid, store, port
+    estimate = head + loads.first + max(compute + serial + exposed, max(paid, port)) + tail
+    _note(row, bound, estimate, compute, paid, store, port)
     row.head, row.first_load, row.first_tile, row.last_step, row.tail = head, loads.first, first_tile, last_step, tail
     row.serial_load, row.exposed_store = serial, exposed
-    row.inp_beats, row.wgt_beats, row.loads = loads.inp_beats, loads.wgt_beats, loads.insns
-    row.gemms, row.steps, row.tiles, row.instructions = gemms, reduction.steps, tiles, insns
-    # Most of the time goes into the micro-ops, so what no SRAM holds is not looked at.
-    lay_out(nest, schedule, geometry.max_plane, sp_tiles, sram)
-    fits = holds(nest, schedule, geometry.max_plane, sram)
-    row.uops = all_uops(nest, schedule, geometry, sp_tiles, co_tiles, reduction.whole, drain.cuts) if fits else 0
-    row.inp_use = sram.inp / nest.inp_depth
-    row.wgt_use = sram.wgt / nest.wgt_depth
-    row.acc_use = sram.acc / nest.acc_depth
-    several = 2 * schedule.fold + (schedule.tile_ci > 1)
-    row.recurrence = geometry.recurrence[several * NARROW + min(narrowest(nest, schedule), NARROW) - 1]
+    _note_rest(nest, schedule, geometry, sram, reduction, loads, drain, co_tiles, sp_tiles, insns, row)
 
 
 @njit(cache=True, nogil=True)
@@ -380,7 +420,7 @@ def summaries(nest: Nest, values: NDArray[np.int64]) -> NDArray[np.float64]:
     """Closed-form totals (n, len(SUMMARY)) of knob values (n, knobs), which are made canonical first.
 
     ``bound`` is proven for every schedule that lowers: no engine does its own operations faster, nor before the
-    first fetch and loads, nor ends before the last store (rates: `vta.timing.chisel`).
+    first fetch and loads, nor ends before the last store (rates: `vta.timing.chisel`, or those of `hls_totals`).
     """
     batch = schedules(canonical(nest, values))
     out = np.zeros((len(batch), len(SUMMARY)))

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.vta.hls_keys import RATES
 from oneshot_ml2.vta.program import Memory, element_bytes
 
 if TYPE_CHECKING:
@@ -29,17 +30,20 @@ def _record(*names: str) -> list[tuple[str, type[np.int64]]]:
     return [(name, np.int64) for name in names]
 
 
+# The fields of `PARAMETERS` that are of the HLS design.
+HLS_RATES = tuple(f"hls_{name}" for name in RATES)
 # What the timing of an accelerator depends on, a record that compiled code gets a pointer to: the logarithm of the
 # bus's bytes, beats of the longest burst, the memory's latency in cycles, instructions in a module's queue, the mask of
 # a count of micro-ops, beats of a row of the OUT SRAM (at least 1), and whether an OUT element takes more than a beat;
-# element bytes; and beats of the SRAMs of tensors whose elements take more than one, else 0.
+# element bytes; and beats of the SRAMs of tensors whose elements take more than one, else 0. Last, whether the design
+# is HLS, and then what its time is made of, in 1/TICKS cycles.
 PARAMETERS = np.dtype(
     (
         np.record,
         _record(
             "log_bus", "burst", "latency", "queue", "uop_mask", "store_row", "store_narrow",
             "uop_bytes", "wgt_bytes", "inp_bytes", "acc_bytes", "out_bytes",
-            "uop_beats", "wgt_beats", "inp_beats", "acc_beats",
+            "uop_beats", "wgt_beats", "inp_beats", "acc_beats", "hls", *HLS_RATES,
         ),
     )
 )  # fmt: skip
@@ -58,6 +62,10 @@ def params(accelerator: Accelerator) -> Parameters:
     for memory, depth in depths.items():
         name, size = memory.name.lower(), sizes[memory]
         p[f"{name}_bytes"], p[f"{name}_beats"] = size, depth * size // a.bus_bytes if size > a.bus_bytes else 0
+    if a.hls is not None:
+        p.hls = 1
+        for name in RATES:
+            p[f"hls_{name}"] = getattr(a.hls, name)
     return p
 
 
