@@ -80,9 +80,10 @@ def engine_bound(workload: Workload, accelerator: Accelerator) -> EngineBound:
 
     A bias takes the cheapest of: a tensor ADD (2 cycles an element), a GEMM with a constant input tile (1 for as many
     as ``bias_bits`` needs), or a LOAD ACC at its beats in place of the reset. A residual takes one GEMM with an
-    identity weight tile an element. On the HLS design an operation of the ALU takes what its rate says in either form,
-    and what no SRAM holds at once comes in as many rows at least, each with its latency. Max pooling takes a GEMM for every input that comes into ACC, and an ALU operation
-    (2 cycles) for every comparison; its outputs need not be initialised, as one of these inputs does that.
+    identity weight tile an element. Max pooling takes a GEMM for every input that comes into ACC, and an ALU operation
+    (2 cycles) for every comparison; its outputs need not be initialised, as one of these inputs does that. On the HLS
+    design an operation of the ALU takes what its rate says in either form, and what no SRAM holds at once comes in as
+    many rows at least, each with its latency.
     """
     epilogue, bus, rates = workload.epilogue, accelerator.bus_bytes, _rates(accelerator)
     loops = workload.loops

@@ -145,14 +145,12 @@ def test_every_cycle_of_the_hls_design_belongs_to_a_slice() -> None:
     line, timed = timeline.timeline(program), designs.measure(program, trace=True)
     assert (line.cycles, line.hang) == (timed.cycles, False)
     totals = line.totals()
-    for row in ("fetch", "load", "compute", "store"):
-        assert sum(totals[row].values()) == timed.cycles
+    for name in ("fetch", "load", "compute", "store"):
+        assert sum(totals[name].values()) == timed.cycles
     insns = program.insns
     assert timed.trace is not None
-    loads = [p for p in line.slices if timeline.ROWS[p.row] == "memory read"]
-    assert (
-        sum(p.args["rows"] for p in loads) == insns["y"][(insns["op"] == G.LOAD) & np.isin(insns["mem"], (1, 2))].sum()
-    )
+    rows = sum(p.args["rows"] for p in line.slices if timeline.ROWS[p.row] == "memory read")
+    assert rows == insns["y"][(insns["op"] == G.LOAD) & np.isin(insns["mem"], (1, 2))].sum()
     for piece in line.slices:
         if piece.kind == timeline.WORK and timeline.ROWS[piece.row] in ("load", "compute", "store"):
             start, end = timed.trace[piece.args["instruction"]].tolist()
