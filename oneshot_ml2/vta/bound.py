@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.hls_keys import TICKS
 from oneshot_ml2.vta.nest import channel_blocks
 from oneshot_ml2.vta.packing import blocks
 from oneshot_ml2.workload.base import Workload
+from oneshot_ml2.workload.epilogue import Epilogue
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,45 @@ class EngineBound:
         return self.real_macs / (self.macs_per_cycle * (self.bound if cycles is None else cycles))
 
 
+class _Rates(NamedTuple):
+    """Cycles of an operation of the ALU with an immediate and with two operands, of a beat of weights, and the
+    latencies of a row that is read and of one that is stored, where rows follow one another."""
+
+    immediate: float
+    tensor: float
+    wgt_beat: float
+    read_row: float
+    store_row: float
+
+
+def _rates(accelerator: Accelerator) -> _Rates:
+    hls = accelerator.hls
+    if hls is None:
+        return _Rates(1, 2, 1, 0, 0)
+    alu_op = hls.alu_op / TICKS
+    return _Rates(alu_op, alu_op, hls.wgt_beat / TICKS, hls.read_row / TICKS, hls.store_row / TICKS)
+
+
+def _stage_cycles(epilogue: Epilogue, rates: _Rates) -> float:
+    """`Epilogue.stage_cycles` at other rates."""
+    if not epilogue.rounds_even:
+        return rates.immediate * epilogue.immediate_stages
+    # A reset, a copy, one or two shifts left, two bounds, and the sum.
+    shifts = 1 if epilogue.shift == 15 else 2
+    return rates.immediate * (epilogue.immediate_stages + shifts + 2) + 1 + 2 * rates.tensor
+
+
 def engine_bound(workload: Workload, accelerator: Accelerator) -> EngineBound:
-    """The engine bound of a task (rates: `vta.timing.chisel`).
+    """The engine bound of a task (rates: `vta.timing.chisel`, or the accelerator's own of the HLS design).
 
     A bias takes the cheapest of: a tensor ADD (2 cycles an element), a GEMM with a constant input tile (1 for as many
     as ``bias_bits`` needs), or a LOAD ACC at its beats in place of the reset. A residual takes one GEMM with an
     identity weight tile an element. Max pooling takes a GEMM for every input that comes into ACC, and an ALU operation
-    (2 cycles) for every comparison; its outputs need not be initialised, as one of these inputs does that.
+    (2 cycles) for every comparison; its outputs need not be initialised, as one of these inputs does that. On the HLS
+    design an operation of the ALU takes what its rate says in either form, and what no SRAM holds at once comes in as
+    many rows at least, each with its latency.
     """
-    epilogue, bus = workload.epilogue, accelerator.bus_bytes
+    epilogue, bus, rates = workload.epilogue, accelerator.bus_bytes, _rates(accelerator)
     loops = workload.loops
     nb = blocks(loops.images, accelerator.batch)
     channels = channel_blocks(loops, accelerator.block)
@@ -62,36 +95,49 @@ def engine_bound(workload: Workload, accelerator: Accelerator) -> EngineBound:
     pairs, all_pairs = loops.real_tap_pairs, out_pixels * loops.taps
     elements = nb * ob * out_pixels
     gemm_real, gemm_all, weights = nb * ob * ib * pairs, nb * ob * ib * all_pairs, ob * ib * taps
-    compute = gemm_real
+    compute: float = gemm_real
     if loops.pool:
         gemm_real = gemm_all = nb * inputs * pixels
-        compute, weights = gemm_real + 2 * (nb * ob * pairs - elements), 1
+        compute, weights = gemm_real + rates.tensor * (nb * ob * pairs - elements), 1
 
-    compute += elements * epilogue.stage_cycles
-    read_bytes = weights * accelerator.wgt_bytes + nb * inputs * pixels * accelerator.inp_bytes
+    compute += elements * _stage_cycles(epilogue, rates)
+    input_bytes, weight_bytes = nb * inputs * pixels * accelerator.inp_bytes, weights * accelerator.wgt_bytes
     if epilogue.residual:
         compute += elements
-        read_bytes += elements * accelerator.inp_bytes + accelerator.wgt_bytes
+        input_bytes += elements * accelerator.inp_bytes
+        weight_bytes += accelerator.wgt_bytes
 
     # How an output element starts and gets its bias: (compute cycles, bytes read) of each form.
-    forms = [(0 if loops.pool else elements, 0)]
+    forms: list[tuple[float, int, int]] = [(0 if loops.pool else elements, 0, 0)]
     if epilogue.bias:
         constant_gemms = -(-(1 << epilogue.bias_bits) // (accelerator.block << 14))
         acc_bytes = elements * accelerator.acc_bytes
         forms = [
-            (3 * elements, ob * accelerator.acc_bytes),
+            ((1 + rates.tensor) * elements, ob * accelerator.acc_bytes, 0),
             (
                 elements * (1 + constant_gemms),
-                constant_gemms * (ob * accelerator.wgt_bytes + accelerator.inp_bytes),
+                constant_gemms * accelerator.inp_bytes,
+                constant_gemms * ob * accelerator.wgt_bytes,
             ),
-            (-(-acc_bytes // bus), acc_bytes),
+            (-(-acc_bytes // bus), acc_bytes, 0),
         ]
     out_beats = -(-elements * accelerator.inp_bytes // bus)
     # A narrow OUT element costs one more SRAM read for each batch row (docs/hardware.md, Time).
-    narrow = accelerator.inp_bytes > bus
+    narrow = accelerator.inp_bytes > bus and accelerator.hls is None
     store = out_beats + (out_beats // max(1, accelerator.block // bus) if narrow else 0)
+    store += int(rates.store_row * -(-elements // accelerator.acc_depth))
+    rows = -(-nb * inputs * pixels // accelerator.inp_depth) + -(-weights // accelerator.wgt_depth)
 
-    costs = [(compute + cycles, -(-(read_bytes + extra) // bus)) for cycles, extra in forms]
+    def read(others: int, more_weights: int) -> int:
+        """Cycles of reading, bytes beside inputs and weights included."""
+        if accelerator.hls is None:
+            return -(-(input_bytes + weight_bytes + others + more_weights) // bus)
+        # The compute module has a port of its own, through which it reads ACC.
+        return int(
+            -(-input_bytes // bus) + rates.wgt_beat * (-(-(weight_bytes + more_weights) // bus)) + rates.read_row * rows
+        )
+
+    costs = [(int(compute + cycles), read(*extra)) for cycles, *extra in forms]
     total_compute, read_beats = min(costs, key=lambda cost: (max(*cost, store), cost))
     bound = max(total_compute, read_beats, store)
     limiting = {store: "store", read_beats: "read", total_compute: "compute"}[bound]

@@ -108,11 +108,13 @@ def timeline(program: Program) -> Timeline:
     assert timed.trace is not None and timed.queued is not None and timed.bursts is not None
     modules = queues.modules(program.insns)
     ports = _port_waits(timed.bursts, program.accelerator.memory_latency)
-    slices = [
-        *_fetch(program, modules, timed.queued, timed.bursts, ports, timed.cycles),
-        *_modules(program, modules, timed.trace, timed.queued, ports, timed.cycles),
-        *_memory(program, timed.trace, timed.bursts),
-    ]
+    slices = _modules(program, modules, timed.trace, timed.queued, ports, timed.cycles)
+    if program.accelerator.hls is None:
+        slices += _fetch(program, modules, timed.queued, timed.bursts, ports, timed.cycles)
+        slices += _memory(program, timed.trace, timed.bursts)
+    else:
+        slices += _fetch_unseen(modules, timed.queued, timed.cycles)
+        slices += _rows(program, timed.trace)
     ordered = sorted((s for s in slices if s.start < s.end), key=lambda s: (s.row, s.start, s.inner))
     return Timeline(timed.cycles, timed.hang, tuple(ordered)).cut(0, timed.cycles)
 
@@ -202,6 +204,35 @@ def _fetch(
     return slices
 
 
+def _fetch_unseen(modules: NDArray[np.int64], queued: NDArray[np.int64], cycles: int) -> list[Slice]:
+    """The fetch of the HLS design, which takes no time that can be seen: its waits for queues that are full."""
+    slices: list[Slice] = []
+    now = 0
+    for insn in (np.flatnonzero(np.diff(queued) > 0) + 1).tolist():
+        slices.append(_full_queue(modules, insn, now, int(queued[insn])))
+        now = int(queued[insn])
+    never = np.flatnonzero(queued < 0)
+    if len(never):
+        return [*slices, _full_queue(modules, int(never[0]), now, cycles)]
+    return [*slices, Slice(Row.FETCH, now, cycles, NO_MORE, IDLE)]
+
+
+def _rows(program: Program, trace: NDArray[np.int64]) -> list[Slice]:
+    """What the ports of load and of store carry on the HLS design; what compute loads stands in its own row."""
+    insns, sizes = program.insns, element_bytes(program.accelerator)
+    moves = (queues.modules(insns) != queues.COMPUTES) & (insns["x"] > 0) & (trace[:, 0] >= 0)
+    slices = []
+    for i in np.flatnonzero(moves).tolist():
+        store = insns["op"][i] == STORE
+        memory = OUT if store else int(insns["mem"][i])
+        rows, size = int(insns["y"][i]), int(insns["y"][i] * insns["x"][i]) * sizes[memory]
+        end = int(trace[i, 1]) if trace[i, 1] >= 0 else 1 << 60
+        args = {"instruction": i, "bytes": size, "rows": rows}
+        row = Row.WRITE if store else Row.READ
+        slices.append(Slice(row, int(trace[i, 0]), end, isa.MEMORIES[memory], WORK, args))
+    return slices
+
+
 def _full_queue(modules: NDArray[np.int64], insn: int, start: int, end: int) -> Slice:
     module = queues.MODULES[modules[insn]]
     return Slice(Row.FETCH, start, end, f"waits for room in the {module} queue", WAIT, {"for": insn})
@@ -218,6 +249,8 @@ def _modules(
     """Every issued instruction, and between them what the next one waits for."""
     insns, flags = program.insns, program.insns["flags"]
     texts = _names(insns)
+    # The RTL takes an instruction in the cycle before the first in which it executes.
+    lead = 1 if program.accelerator.hls is None else 0
     # By popping module: the flag, and where the token comes from; the k-th pop takes the k-th push.
     sources: dict[int, list[tuple[str, NDArray[np.int64], NDArray[np.int64], int]]] = {0: [], 1: [], 2: []}
     for taker, pop, giver, push in (
@@ -237,7 +270,7 @@ def _modules(
         now = 0
         for i in np.flatnonzero(modules == module).tolist():
             issued = bool(trace[i, 0] >= 0)
-            issue = int(trace[i, 0]) - 1 if issued else cycles
+            issue = int(trace[i, 0]) - lead if issued else cycles
             if issue > now:
                 slices.append(_gap(row, i, now, issue, queued, [s for s in sources[module] if flags[i] & s[3]]))
             if not issued or issue >= cycles:

@@ -140,6 +140,23 @@ def check(program: Program) -> timeline.Timeline:
 
 
 @pytest.mark.parametrize("accelerator", ACCELERATORS, ids=range(len(ACCELERATORS)))
+def test_every_cycle_of_the_hls_design_belongs_to_a_slice() -> None:
+    program = dataclasses.replace(conv_program(), accelerator=Accelerator.load("pynq-hls"))
+    line, timed = timeline.timeline(program), designs.measure(program, trace=True)
+    assert (line.cycles, line.hang) == (timed.cycles, False)
+    totals = line.totals()
+    for name in ("fetch", "load", "compute", "store"):
+        assert sum(totals[name].values()) == timed.cycles
+    insns = program.insns
+    assert timed.trace is not None
+    rows = sum(p.args["rows"] for p in line.slices if timeline.ROWS[p.row] == "memory read")
+    assert rows == insns["y"][(insns["op"] == G.LOAD) & np.isin(insns["mem"], (1, 2))].sum()
+    for piece in line.slices:
+        if piece.kind == timeline.WORK and timeline.ROWS[piece.row] in ("load", "compute", "store"):
+            start, end = timed.trace[piece.args["instruction"]].tolist()
+            assert (piece.start, piece.end) == (start, end if end >= 0 else timed.cycles)
+
+
 def test_random_programs(accelerator: Accelerator) -> None:
     rng = np.random.default_rng(11)
     for length in (0, 5, 40, 120):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from oneshot_ml2.common.errors import WorkloadError
+from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.bound import engine_bound
+from oneshot_ml2.vta.hls_keys import HlsTiming
 from oneshot_ml2.vta.packing import pack_activation, pack_bias, pack_weight, unpack_activation
 from oneshot_ml2.workload.batch_matmul import BatchMatmul
 from oneshot_ml2.workload.conv2d import Conv2d
@@ -51,6 +53,24 @@ def test_ports_count_used_elements_once() -> None:
     # Of a 3x3 kernel on a 1x1 image only the centre tap reads data.
     centre = engine_bound(_conv(16, 1, 16, 3, 1, 1), PYNQ)
     assert (centre.gemm_ops_real, centre.gemm_ops_all, centre.read_beats) == (1, 9, (256 + 16) // 8)
+
+
+def test_the_hls_design_has_rates_of_its_own() -> None:
+    timing = HlsTiming(read_row=5000, store_row=4000, wgt_beat=200, alu_op=300)
+    hls = dataclasses.replace(PYNQ, hls=timing)
+    result = engine_bound(_conv(*TABLE["C2"][0]), hls)
+    # 12,544 outputs: a reset, and three operations of the ALU of three cycles each.
+    assert result.compute == 440_896 + 12_544 * (1 + 9)
+    # Inputs of two beats, weights of 32 that take two cycles each; the SRAMs take 7 rows of inputs and one of weights.
+    assert result.read_beats == 12_544 * 2 + 144 * 32 * 2 + 50 * (7 + 1)
+    assert result.store_cycles == 12_544 * 2 + 40 * 7
+    assert engine_bound(_conv(*TABLE["C2"][0]), PYNQ).bound == TABLE["C2"][3]
+    # No program is faster.
+    rng = np.random.default_rng(2)
+    for workload in (_conv(*TABLE["C10"][0]), MaxPool2d(1, 32, 15, 15, 3, 3, 2, 1), Dense(1, 256, 256)):
+        space = ScheduleSpace(workload, hls)
+        cycles = space.measure(rng.integers(0, len(space), 2000)).cycles
+        assert engine_bound(workload, hls).bound <= cycles[cycles > 0].min()
 
 
 def test_large_dense_is_limited_by_its_weights() -> None:
