@@ -93,11 +93,11 @@ class _Tir:
     def __init__(self) -> None:
         from tvm import te, tirx
 
+        def numbers(of: Any) -> Any:
+            return lambda a, b: of(a, tirx.const(b, "float32") if isinstance(b, float) else b)
+
         self.abs, self.floor, self.rint = te.abs, te.floor, tirx.nearbyint
-        self.minimum, self.maximum = te.min, te.max
-        # Of two numbers, not of an axis.
-        self.minimum = lambda a, b: tirx.min(a, tirx.const(b, "float32") if isinstance(b, float) else b)
-        self.maximum = lambda a, b: tirx.max(a, tirx.const(b, "float32") if isinstance(b, float) else b)
+        self.minimum, self.maximum = numbers(tirx.min), numbers(tirx.max)
 
 
 def _host(host: Host, node: Node, args: list[Expr], shapes: Shapes, value: Value) -> Expr:
