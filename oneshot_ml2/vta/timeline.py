@@ -223,8 +223,8 @@ def _rows(program: Program, trace: NDArray[np.int64]) -> list[Slice]:
     moves = (queues.modules(insns) != queues.COMPUTES) & (insns["x"] > 0) & (trace[:, 0] >= 0)
     slices = []
     for i in np.flatnonzero(moves).tolist():
-        store = insns["op"][i] == STORE
-        memory = OUT if store else int(insns["mem"][i])
+        store = insns["op"][i] == Opcode.STORE
+        memory = Memory.OUT if store else int(insns["mem"][i])
         rows, size = int(insns["y"][i]), int(insns["y"][i] * insns["x"][i]) * sizes[memory]
         end = int(trace[i, 1]) if trace[i, 1] >= 0 else 1 << 60
         args = {"instruction": i, "bytes": size, "rows": rows}
