@@ -552,7 +552,7 @@ def test_averages(size: tuple[int, int], pads: tuple[int, ...], counted: bool, s
     values = {"x": Value("x", (1, 4, 8, 8)), "y": Value("y", (1, 4, side, side))}
     graph = Graph("g", ("x",), ("y",), (Node("pool", "avg_pool2d", ("x",), "y", attrs),), values, output_names=("y",))
     x = np.abs(example((1, 4, 8, 8), 4)) + 2
-    result = quantize.quantize(graph, [{"x": x}])
+    result = quantize.quantize(graph, [{"x": x}], steps=NO_STEPS)
     node = next(node for node in result.graph.nodes if node.op == "int_avg_pool2d")
     assert says in (partition.host_reason(node) or "")
     assert (partition.host_reason(node) is None) == (not says)
@@ -565,7 +565,7 @@ def test_averages(size: tuple[int, int], pads: tuple[int, ...], counted: bool, s
         assert "never by more than" in result.changes[0]
         assert np.count_nonzero(ours != host) < 0.5 * ours.size
         assert np.abs(ours - host).max() <= step
-        even = quantize.quantize(graph, [{"x": x}], rounding="half_even").graph
+        even = quantize.quantize(graph, [{"x": x}], rounding="half_even", steps=NO_STEPS).graph
         assert "half to even is exact" in str(partition.host_reason(even.nodes[1]))
     else:
         assert result.changes == ()

@@ -40,10 +40,13 @@ _SWEEPS, _HALVINGS = 2, 10
 
 @dataclass(frozen=True)
 class Equalized:
-    """``graph``: the rewritten one; ``affine``: how its values follow from those of the original."""
+    """``graph``: the rewritten one; ``affine``: how its values follow from those of the original; ``entries``: its
+    values of float operators where integers begin.
+    """
 
     graph: Graph
     affine: Affine = field(default_factory=Affine)
+    entries: tuple[str, ...] = ()
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -349,7 +352,7 @@ def _rewritten(
     rewritten = dataclasses.replace(graph, nodes=tuple(nodes), values=values, constants=constants, outputs=outputs)
     originals = {new: old for old, new in (*inside.items(), *outside.items())}
     scales, offsets = ({inside.get(name, name): part for name, part in parts.items()} for parts in (of, shifts))
-    return Equalized(rewritten, Affine(scales, offsets, originals))
+    return Equalized(rewritten, Affine(scales, offsets, originals), tuple(inside.values()))
 
 
 def _bounded(node: Node, bound: float, factor: Array, moved: bool) -> Node:

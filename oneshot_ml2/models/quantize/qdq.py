@@ -22,11 +22,14 @@ _BOUNDED = ("softmax", "sigmoid")
 _WITHIN = (*partition.KEEP_SCALE, *partition.MOVES, "concat", "avg_pool2d")
 
 
-def calibrated(graph: Graph, chosen: Mapping[str, int], steps: Steps = ALL_STEPS) -> dict[str, int]:
+def calibrated(
+    graph: Graph, chosen: Mapping[str, int], steps: Steps = ALL_STEPS, entries: Collection[str] = ()
+) -> dict[str, int]:
     """Values to quantize with their exponents, from the best ones of all values.
 
     Operators that only move data or pick the largest element keep the exponent. What follows from float operators only
-    is quantized where a layer reads it. A ReLU's operand is not quantized apart from it.
+    is quantized where a layer reads it, and where it is one of ``entries``. A ReLU's operand is not quantized apart
+    from it.
     """
     heads, moves = partition.HEADS, partition.KEEP_SCALE
     integer_ops = (*heads, *moves, *(op.name for op in ops().values() if op.scales))
@@ -37,7 +40,7 @@ def calibrated(graph: Graph, chosen: Mapping[str, int], steps: Steps = ALL_STEPS
         if graph.values[name].limit is None and any(node.op in (*integer_ops, "add") for node in users[name]):
             exponents[name] = chosen[name]
     for node in graph.nodes:
-        feeds_a_layer = any(user.op in heads for user in users[node.output])
+        feeds_a_layer = any(user.op in heads for user in users[node.output]) or node.output in entries
         constant = any(name in graph.constants for name in node.inputs) and node.op not in heads
         known = [name in exponents for name in node.inputs]
         if node.output in floats and node.op in ("add", "concat"):

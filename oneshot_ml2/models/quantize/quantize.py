@@ -147,7 +147,7 @@ def _try(
     graph: Graph, way: Equalized, seen: Observed, given: Sequence[Sample], half_even: bool, steps: Steps
 ) -> _Tried:
     """Quantize a float graph that is rewritten that way."""
-    exponents = calibrated(way.graph, seen.exponents(way.graph, way.affine), steps)
+    exponents = calibrated(way.graph, seen.exponents(way.graph, way.affine), steps, way.entries)
     means = seen.means(way.affine) if steps.bias else {}
     builder = IntegerBuilder(way.graph, exponents, False, half_even, means)
     integer = builder.build()
