@@ -284,6 +284,12 @@ def test_another_driver_is_linked(build: Path, tmp_path: Path) -> None:
     export(executable.read(build), tmp_path / "project")
     make(tmp_path / "project", f"DRIVER={library(PYNQ)}", "CFLAGS=-O0")
     assert call(tmp_path / "project" / "model", "--self-test")[0] == 0
+    # One that has nothing of ours is told by its lack of VTAConfiguration.
+    make(tmp_path / "project", f"DRIVER={library(PYNQ, '-DVTAConfiguration=other_name')}", "CFLAGS=-O0")
+    assert call(tmp_path / "project" / "model", "--self-test")[0] == 0
+    code, text = call(tmp_path / "project" / "model", "--self-test", VTA_FAULT="token/1")
+    assert code == 1
+    assert "VTADeviceRun returned 1, it timed out" in text
     for backend in ("udmabuf", "xrt"):
         make(tmp_path / "project", f"DRIVER={backend}", "CFLAGS=-O0 -Werror")
         code, text = call(tmp_path / "project" / "model", "--self-test")
