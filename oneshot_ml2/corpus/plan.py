@@ -215,7 +215,7 @@ def read_accelerators(paths: Sequence[Path]) -> list[Accelerator]:
         if not names:
             raise CorpusError(f"plan: no accelerators (*.json) in {path}")
         for name in names:
-            chips.setdefault(Accelerator.load(name))
+            chips.setdefault(Accelerator.load(name, warn=False))
     return list(chips)
 
 

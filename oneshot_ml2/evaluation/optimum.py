@@ -200,7 +200,7 @@ def read_tasks(path: str | Path) -> list[Task]:
             named = [dataclasses.replace(layer, name=prefix + layer.name) for prefix, layer in found]
             layers = {layer.name: layer for layer in named}
         pairs = [(layers[entry["workload"]], entry["accelerator"]) for entry in data["tasks"]]
-        return [Task(layer, Accelerator.load(base / chip), chip) for layer, chip in pairs]
+        return [Task(layer, Accelerator.load(base / chip, warn=False), chip) for layer, chip in pairs]
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         if isinstance(error, OneShotError):
             raise

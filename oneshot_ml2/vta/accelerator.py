@@ -291,8 +291,8 @@ class Accelerator:
         return json.dumps(data, indent=2)
 
     @classmethod
-    def load(cls, name: str | Path) -> Accelerator:
-        """A preset by name, or a JSON file by path.
+    def load(cls, name: str | Path, warn: bool = True) -> Accelerator:
+        """A preset by name, or a JSON file by path; ``warn``: as below, for files that describe a user's own hardware.
 
         Warns:
             OneShotWarning: a file of a board of the HLS design that does not say which design it describes.
@@ -303,7 +303,8 @@ class Accelerator:
         path = Path(name)
         if path.suffix == ".json" or path.exists():
             given = cls.from_json(read_text(path, AcceleratorError), name=path.stem)
-            _warn_of_design(given, path)
+            if warn:
+                _warn_of_design(given, path)
             return given
         names = preset_names()
         if str(name) not in names:

@@ -139,7 +139,6 @@ def check(program: Program) -> timeline.Timeline:
     return line
 
 
-@pytest.mark.parametrize("accelerator", ACCELERATORS, ids=range(len(ACCELERATORS)))
 def test_every_cycle_of_the_hls_design_belongs_to_a_slice() -> None:
     program = dataclasses.replace(conv_program(), accelerator=Accelerator.load("pynq-hls"))
     line, timed = timeline.timeline(program), designs.measure(program, trace=True)
@@ -157,6 +156,7 @@ def test_every_cycle_of_the_hls_design_belongs_to_a_slice() -> None:
             assert (piece.start, piece.end) == (start, end if end >= 0 else timed.cycles)
 
 
+@pytest.mark.parametrize("accelerator", ACCELERATORS, ids=range(len(ACCELERATORS)))
 def test_random_programs(accelerator: Accelerator) -> None:
     rng = np.random.default_rng(11)
     for length in (0, 5, 40, 120):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import networks
@@ -130,3 +131,13 @@ def test_other_spaces_are_refused():
     with pytest.raises(OneShotError, match="'full', not 'autotvm'"):
         template = ScheduleSpace(networks.SMALL, SPACE.accelerator, "autotvm")
         networks.random_network().score(template, np.arange(3))
+
+
+def test_a_design_that_the_weights_have_not_seen_is_warned_of():
+    network = networks.random_network()
+    space = ScheduleSpace(SPACE.workload, Accelerator.load("pynq-hls"))
+    (line,) = [line for line in network.outside(space) if "design" in line]
+    assert line.startswith("design is hls; trained on chisel")
+    knowing = dataclasses.replace(network, card=network.card | {"designs": ["chisel", "hls"]})
+    assert not any("design" in line for line in knowing.outside(space))
+    assert not any("design" in line for line in network.outside(SPACE))
