@@ -14,6 +14,7 @@ import json
 import platform
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,8 @@ FORMAT = "oneshot-ml2 compiled model"
 SCHEMA = 3
 SCHEDULES_SCHEMA = 1
 _LARGEST_ADDRESS = (1 << 32) - 1
+# How many runs' times are kept.
+_MOST_WALLS = 1000
 # Of a buffer, bytes at its end that its program may leave alone.
 _UNTOUCHED = 1 << 20
 
@@ -91,12 +94,12 @@ class Executable(_Model):
     """A model that can run: TVM's virtual machine with the launcher's programs behind it.
 
     ``library``: the compiled host code; ``device``: what runs the programs, None: the functional simulator; ``walls``:
-    seconds of wall time of each run.
+    seconds of wall time of the last runs.
     """
 
     library: Any = field(repr=False)
     device: Device | None = field(default=None, repr=False)
-    walls: list[float] = field(default_factory=list, repr=False)
+    walls: deque[float] = field(default_factory=lambda: deque(maxlen=_MOST_WALLS), repr=False)
     _machine: Any = field(default=None, repr=False)
 
     def run(self, inputs: Mapping[str, NDArray[Any]] | NDArray[Any]) -> dict[str, NDArray[np.float32]]:
