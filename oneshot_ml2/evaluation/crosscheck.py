@@ -253,7 +253,7 @@ def check_board(data: Mapping[str, Any]) -> dict[str, Any]:
 
 # --- files and the command -------------------------------------------------------------------------------------------
 def crosscheck(
-    paths: Sequence[str | Path],
+    paths: str | Path | Sequence[str | Path],
     picks: bool = True,
     accelerator: Accelerator | None = None,
     fitted: Sequence[str | Path] = (),
@@ -261,6 +261,7 @@ def crosscheck(
     """Hold us against a file of one of the kinds, or against measurements of boards in one or more files.
 
     Args:
+        paths: one, or several of boards.
         picks: also make our own picks (of TopHub's records and of tables they are timed).
         accelerator: in place of that of each board.
         fitted: files of boards that the parameters of the HLS design are fitted to first.
@@ -268,7 +269,7 @@ def crosscheck(
     Raises:
         OneShotError: an unreadable, damaged or foreign file, or several of which one is not of a board.
     """
-    trees = [(path, read_json(path)) for path in paths]
+    trees = [(path, read_json(path)) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if all(is_board_file(tree) for _, tree in trees):
         boards = [board_file(path, tree) for path, tree in trees]
         return check(boards, accelerator, [_board_file(path) for path in fitted], picks)

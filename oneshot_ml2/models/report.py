@@ -126,9 +126,9 @@ def _checked(model: CompiledModel) -> str:
     if checked.outputs:
         differs = "differs" if checked.largest <= checked.allowed else "DIFFERS"
         end = f"{differs} by at most {checked.largest:.2g} (allowed: {checked.allowed:.2g})"
-    if checked.allowed:
+    if checked.flips:
         end += (
-            f", and {checked.flips} operands that the host computes do, by at most {checked.steps} "
+            f"; {checked.flips} operands that the host computes differ by at most {checked.steps} "
             "steps of int8, where it gets the reference's results from each submission"
         )
     return (

@@ -136,7 +136,8 @@ def test_the_function_stays(seed: int) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
     for name, factor in way.affine.factors.items():
         expected = before[way.affine.originals.get(name, name)] * factor + way.affine.offset(name)
-        np.testing.assert_allclose(after[name], expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+        # Sums of 144 products in float32 may cancel; half a step of int8 is 40 times as much.
+        np.testing.assert_allclose(after[name], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def test_what_is_scaled_together() -> None:

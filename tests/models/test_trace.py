@@ -149,7 +149,7 @@ def test_every_cycle_of_the_hls_design_belongs_to_a_slice() -> None:
     insns = program.insns
     assert timed.trace is not None
     rows = sum(p.args["rows"] for p in line.slices if timeline.ROWS[p.row] == "memory read")
-    assert rows == insns["y"][(insns["op"] == G.LOAD) & np.isin(insns["mem"], (1, 2))].sum()
+    assert rows == insns["y"][(insns["op"] == Opcode.LOAD) & np.isin(insns["mem"], (1, 2))].sum()
     for piece in line.slices:
         if piece.kind == timeline.WORK and timeline.ROWS[piece.row] in ("load", "compute", "store"):
             start, end = timed.trace[piece.args["instruction"]].tolist()

@@ -55,6 +55,8 @@ class _Ties:
         self.count = 1
         self.pairs: list[tuple[Ids, Ids]] = []
         self.bounded: list[tuple[str, float]] = []
+        # Layers by what their weights begin with.
+        self.layers: dict[tuple[str, tuple[int, ...], bytes], list[Node]] = {}
 
     def fresh(self, name: str, axis: int) -> None:
         shape = self.graph.shape(name)
@@ -86,6 +88,18 @@ class _Ties:
         ids, shape = self.along(name, (axis,)), self.graph.shape(name)
         form = [size if at == axis else 1 for at, size in enumerate(shape)]
         self.ids[name] = np.broadcast_to(ids, form)
+
+    def same_weight(self, node: Node) -> None:
+        """A layer has the factors of one before it whose weight is equal, so that one copy in DRAM serves both."""
+        weight = self.graph.constants[node.inputs[1]]
+        alike = self.layers.setdefault((node.op, weight.shape, weight.reshape(-1)[:16].tobytes()), [])
+        for other in alike:
+            if np.array_equal(self.graph.constants[other.inputs[1]], weight):
+                for name, own in zip((other.inputs[0], other.output), (node.inputs[0], node.output), strict=True):
+                    if self.ids[name].shape == self.ids[own].shape:
+                        self.tie(self.ids[name], self.ids[own])
+                return
+        alike.append(node)
 
     def fix(self, name: str) -> None:
         self.along(name, ())
@@ -151,6 +165,7 @@ def _follow(ties: _Ties, node: Node) -> bool:
         else:
             ties.each(source, op.channels % rank)
             ties.fresh(node.output, op.channels % len(ties.graph.shape(node.output)))
+            ties.same_weight(node)
     elif len(data) != len(node.inputs):
         return False
     elif node.op == "add":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,8 +72,17 @@ class _Layer:
         self.taps = parts.shape[3]
         self.largest = np.maximum(parts.max(3), -parts.min(3)).astype(np.float64)
         self.squares = np.einsum("gkct,gkct->gkc", parts, parts).astype(np.float64)
-        self.inputs: Ids = channels.ids[node.inputs[0]].reshape(self.groups, 1, -1)
-        self.outputs: Ids = channels.ids[node.output].reshape(self.groups, -1, 1)
+        self.inputs: Ids = self.along(channels.ids[node.inputs[0]], parts.shape[2]).reshape(self.groups, 1, -1)
+        self.outputs: Ids = self.along(channels.ids[node.output], parts.shape[1]).reshape(self.groups, -1, 1)
+
+    def along(self, values: NDArray[Any], count: int) -> NDArray[Any]:
+        """What belongs to each channel, ``count`` a group, of what is of the form of `Channels.ids`.
+
+        Where another layer has its channels along another axis, all channels of this one have the first's.
+        """
+        axis = op_of(self.node.op).channels % values.ndim
+        first = values[tuple(slice(None) if at == axis else slice(0, 1) for at in range(values.ndim))]
+        return np.broadcast_to(first.reshape(-1), (self.groups * count,))
 
     def parts(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
         """A weight as (groups, outputs, inputs, taps)."""
@@ -236,7 +246,9 @@ def _importance(
         for user in users[name]:
             layer = layers.get(user.output)
             if layer is not None and user.inputs[0] == name:
-                shares.append((layer.squares * weights[layer.outputs]).sum(1).reshape(ids.shape))
+                share = (layer.squares * weights[layer.outputs]).sum(1)
+                # Of another form: all elements have one number.
+                shares.append(share.reshape(ids.shape) if share.size == ids.size else np.full(ids.shape, share.mean()))
         for share in shares:
             total = float((share * power).mean())
             if total > 0:
@@ -270,7 +282,7 @@ def _fit_rows(layer: _Layer, factors: Array, least: Array, weights: Array, power
 
 def _spread(layer: _Layer, factors: Array, power: Mapping[str, Array]) -> Array:
     """By group, the square of a layer's sums for weights that are all off by one."""
-    square = np.broadcast_to(power[layer.node.inputs[0]].reshape(layer.groups, 1, -1), layer.inputs.shape)
+    square = layer.along(power[layer.node.inputs[0]], layer.inputs.shape[2]).reshape(layer.inputs.shape)
     return (square * factors[layer.inputs] ** 2).sum(2, keepdims=True) * layer.taps
 
 
@@ -283,9 +295,9 @@ def _fit_inputs(
     if name not in channels.entries or (layer.inputs == FIXED).any():
         return
     readers = [other for other in layers if other.node.inputs[0] == name]
-    if readers[0] is not layer:
-        return
     ids = channels.ids[name].reshape(-1)
+    if readers[0] is not layer or any(other.inputs.size != ids.size for other in readers):
+        return
     start = _TOP / peaks[ids]
     columns = [(other.largest * factors[other.outputs]).max(1).reshape(-1) for other in readers]
     best: tuple[float, Array] = (np.inf, factors[ids])

@@ -251,10 +251,13 @@ class IntegerBuilder:
         return (parts * each).sum(2).reshape(-1)
 
     def end(self, node: Node) -> str:
-        """The first quantized value from a layer on, following its only users."""
+        """The first quantized value from a layer on, following what can be fused into it; without one, the last."""
         name = node.output
         while name not in self.exponents and single(self.graph, self.users, name):
-            name = self.users[name][0].output
+            (user,) = self.users[name]
+            if user.op != "add" and partition.bounds(user) is None:
+                break
+            name = user.output
         return name
 
     def fuse_residuals(self) -> None:
