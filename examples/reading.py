@@ -116,10 +116,14 @@ def _text(rng: np.random.Generator) -> str:
 
 # Reading ---------------------------------------------------------------------------------------
 def engine() -> Any:
-    """rapidocr with shapes that are those of the compiled networks: pages as they are, lines one by one."""
+    """rapidocr with shapes that are those of the compiled networks: pages as they are, lines one by one.
+
+    One thread: for single lines the threads of onnxruntime would mostly wait for each other, which takes the cores.
+    """
     from rapidocr_onnxruntime import RapidOCR
 
-    return RapidOCR(det_limit_side_len=PAGE, cls_batch_num=1, rec_batch_num=1)
+    threads = {"intra_op_num_threads": 1, "inter_op_num_threads": 1}
+    return RapidOCR(det_limit_side_len=PAGE, cls_batch_num=1, rec_batch_num=1, **threads)
 
 
 def networks(reader: Any) -> dict[str, Network]:

@@ -62,7 +62,8 @@ def _check_room(library: Any, folder: Path) -> None:
     """Raise OSError unless the objects and the library have room: LLVM ends the whole process where they have not."""
     import tvm
 
-    packed = tvm.get_global_func("runtime.ModulePackImportsToTensor")(library.mod)
+    with quiet_stderr():
+        packed = tvm.get_global_func("runtime.ModulePackImportsToTensor")(library.mod)
     # The text of the intermediate code is longer than the machine code.
     code = sum(len(module.inspect_source()) for module in library.mod._collect_dso_modules())
     with (folder / "room").open("wb") as file:

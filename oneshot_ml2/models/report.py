@@ -127,10 +127,13 @@ def _checked(model: CompiledModel) -> str:
         differs = "differs" if checked.largest <= checked.allowed else "DIFFERS"
         end = f"{differs} by at most {checked.largest:.2g} (allowed: {checked.allowed:.2g})"
     if checked.flips:
+        # Every submission was checked by itself, with the reference's results as the host's operands.
         end += (
-            f"; {checked.flips} operands that the host computes differ by at most {checked.steps} "
-            "steps of int8, where it gets the reference's results from each submission"
+            f"; of what the host computes in float32 {checked.flips} int8 numbers differ, by at most {checked.steps} "
+            f"step{'' if checked.steps == 1 else 's'}"
         )
+    elif checked.allowed:
+        end += "; so does what the host computes in float32, once it is int8"
     return (
         f"{right} of {len(layers)} VTA layers equal the integer reference bit for bit, and so do "
         f"{checked.submissions.count(0)} of {len(checked.submissions)} submissions; the whole model's output {end}."

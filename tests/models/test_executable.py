@@ -191,6 +191,8 @@ def test_what_the_vta_cannot_take_stays_on_the_host() -> None:
     assert 0 < model.checked.allowed
     assert model.checked.steps <= 1
     assert model.checked.flips < 20
+    assert ("int8 numbers differ, by at most 1 step." in model.report()) == (model.checked.flips > 0)
+    assert ("so does what the host computes in float32" in model.report()) == (model.checked.flips == 0)
     outputs = model.run({"x": example((2, 8, 9, 9)), "y": example((2, 8, 7, 7))})
     assert [array.shape for array in outputs.values()] == [(2, 25, 6), (2, 16)]
 

@@ -118,6 +118,21 @@ def test_room_for_the_objects_is_looked_for_first(
     assert not list(tmp_path.iterdir())
 
 
+def test_notes_of_native_code_stay_off_stderr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """TVM writes a line for each constant as often as it packs a module, also when only its size is asked for."""
+    import tvm
+
+    def noted(module: Any) -> Any:
+        os.write(2, b"executable.cc:276: Warning: Scope Saving:\n")
+        return np.zeros(1000, np.uint8)
+
+    monkeypatch.setattr(tvm, "get_global_func", lambda name: noted)
+    linking.link(Library(), tmp_path / "lib.so")
+    assert capfd.readouterr().err == ""
+
+
 def test_temporary_files_are_beside_the_target(packed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that TMPDIR may be full."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))

@@ -15,6 +15,7 @@ from oneshot_ml2.models import partition
 from oneshot_ml2.models.execute import execute
 from oneshot_ml2.models.frontend.from_onnx import import_onnx
 from oneshot_ml2.models.frontend.from_torch import import_torch
+from oneshot_ml2.models.ops.registry import op_of
 from oneshot_ml2.models.quantize.quantize import quantize
 
 needs("tvm", "onnx", "onnxruntime")
@@ -222,3 +223,12 @@ def test_a_recurrent_layer_is_the_vtas(tmp_path: Path) -> None:
     found, right = model.run(x[:6]), execute(model.graph, {"x": x[:6]})
     for title, name in zip(model.graph.output_names, model.graph.outputs, strict=True):
         np.testing.assert_allclose(found[title], right[name], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_sigmoid_far_below_zero_warns_of_nothing() -> None:
+    x = np.array([-200, -1, 0, 200], np.float32)
+    compute = op_of("sigmoid").compute
+    assert compute is not None
+    found = compute([x], {}, x.shape)
+    np.testing.assert_allclose(found, [0, 1 / (1 + np.e), 0.5, 1], rtol=1e-6)

@@ -23,7 +23,9 @@ _erf = np.vectorize(math.erf, otypes=[np.float32])
 
 
 def _sigmoid(args: Sequence[Array], attrs: Attrs, out: Sequence[int]) -> Array:
-    return np.float32(1) / (np.float32(1) + np.exp(-args[0]))
+    # Far below 0 the exponential is infinite, and the result 0.
+    with np.errstate(over="ignore"):
+        return np.float32(1) / (np.float32(1) + np.exp(-args[0]))
 
 
 def _gelu(args: Sequence[Array], attrs: Attrs, out: Sequence[int]) -> Array:
