@@ -39,6 +39,7 @@ COLUMNS = {
     "floats": replace(NO_STEPS, floats=True),
     "equalize": replace(NO_STEPS, floats=True, equalize=True),
     "bias": replace(NO_STEPS, floats=True, equalize=True, bias=True),
+    "offsets": replace(Steps(), rows=False),
     "all": Steps(),
 }
 
