@@ -3,7 +3,8 @@
 Run: ``pip install -e '.[models]'``, then ``python benchmarks/quantization.py [--only NAME ...] [--steps NAME ...]``.
 The models are those of `architectures.py`, exported as `models.py` does. Each is quantized on its calibration inputs
 and held against the float model on others. ``--static`` adds onnxruntime's own static int8 (`quantize_static`: QDQ,
-default options) on the same inputs. A row is printed as soon as it is there.
+default options) on the same inputs. A row is printed as soon as it is there; ``--table FILE`` also puts it into a
+table in Markdown, in place of the model's row before.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ COLUMNS = {
     "floats": replace(NO_STEPS, floats=True),
     "equalize": replace(NO_STEPS, floats=True, equalize=True),
     "bias": replace(NO_STEPS, floats=True, equalize=True, bias=True),
+    "offsets": replace(Steps(), rows=False),
     "all": Steps(),
 }
 
@@ -98,12 +100,23 @@ def onnxruntimes(model: Architecture, folder: Path, held: Held) -> float:
         return relative([session.run(None, given) for given, _ in held], held)
 
 
+def tabulate(path: Path, header: list[str], row: str) -> None:
+    """Put a row into a table of that header; rows of other models stay, those of another header do not."""
+    head = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines = path.read_text().splitlines() if path.exists() else []
+    known = lines[len(head) :] if lines[: len(head)] == head else []
+    rows = {line.split("|")[1].strip(): line for line in (*known, row)}
+    text = [*head, *(rows[model.name] for model in ARCHITECTURES if model.name in rows)]
+    path.write_text("\n".join(text) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these models")
     parser.add_argument("--steps", nargs="+", choices=COLUMNS, default=list(COLUMNS), help="these columns")
     parser.add_argument("--static", action="store_true", help="also onnxruntime's static int8")
     parser.add_argument("--cache", type=Path, default=CACHE, help="of exported models")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="the rows go there, too")
     args = parser.parse_args()
     header = ["model", *args.steps, "CPU s", *(["onnxruntime"] if args.static else [])]
     print("| " + " | ".join(header) + " |\n|" + " --- |" * len(header), flush=True)
@@ -128,7 +141,10 @@ def main() -> None:
             except Exception as error:
                 cells.append(type(error).__name__)
         cells.insert(len(args.steps), f"{taken:.1f}")
-        print("| " + " | ".join([model.name, *cells]) + " |", flush=True)
+        row = "| " + " | ".join([model.name, *cells]) + " |"
+        print(row, flush=True)
+        if args.table is not None:
+            tabulate(args.table, header, row)
 
 
 if __name__ == "__main__":

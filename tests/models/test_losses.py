@@ -13,6 +13,7 @@ from conftest import RunCommand
 from graph_models import ZOO, example, needs, residual_qdq, small_net
 
 from oneshot_ml2.models.frontend import from_torch, importer
+from oneshot_ml2.models.ir import Graph, Node, Value
 from oneshot_ml2.models.quantize import losses, quantize
 from oneshot_ml2.models.quantize.losses import OUTPUT, PART, TENSOR, Loss
 from oneshot_ml2.models.quantize.quantize import Quantized
@@ -114,6 +115,21 @@ def test_few_values_of_a_channel_say_nothing_of_its_size() -> None:
         torch.manual_seed(4)
         net = nn.Linear(64, 1000)
     assert told(quantized(net, (1, 64))) == set()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 24, 40), (1, 3, 32, 32)])
+def test_columns_of_a_map_are_no_channels(shape: tuple[int, ...]) -> None:
+    """A column that is almost nothing of a map with large ones is dark, not lost by its scale."""
+    ranges = np.r_[np.full(4, 1e-4), np.ones(shape[3] - 4)]
+    graph = Graph(
+        "maps", ("x",), ("y",), (Node("r", "relu", ("x",), "r"), Node("y", "multiply", ("r", "ranges"), "y")),
+        {name: Value(name, shape) for name in ("x", "r", "y")}, {"ranges": ranges.astype(np.float32)},
+        output_names=("y",),
+    )  # fmt: skip
+    x = np.abs(example(shape, 3)) + 1
+    off = ranges[None] * x + 0.01 * np.sign(example(shape, 4))
+    reference = losses.Reference({}, [off.astype(np.float32)], lambda name, array: array)
+    assert losses.measure(graph, [{"x": x}], [reference])[1] == ()
 
 
 def test_only_where_it_arises() -> None:

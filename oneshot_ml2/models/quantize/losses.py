@@ -161,8 +161,16 @@ def _compare(graph: Graph, makers: Mapping[str, Node], sample: Sample, reference
     for number, (name, own) in enumerate(zip(graph.outputs, reference.outputs, strict=True)):
         found, expected = results[name].astype(np.float64), own.astype(np.float64)
         sums.add((number, None), found, expected)
-        for axis in sorted({1, found.ndim - 1}) if found.ndim > 1 else ():
+        for axis in _channel_axes(found.shape):
             sums.add((number, axis), found, expected, tuple(i for i in range(found.ndim) if i != axis))
+
+
+def _channel_axes(shape: Sequence[int]) -> list[int]:
+    """The axes of an output that may be its channels: the second, and the last one but where that is a map's width."""
+    if len(shape) < 2:
+        return []
+    is_map = len(shape) == 4 and (shape[1] == 1 or shape[2] == shape[3])
+    return [1] if is_map else sorted({1, len(shape) - 1})
 
 
 def _slices(graph: Graph, concat: Node) -> list[tuple[slice, ...]]:
@@ -223,7 +231,7 @@ def _outputs(graph: Graph, sums: _Sums) -> list[Loss]:
     found = []
     for number, (title, name) in enumerate(zip(graph.output_names, graph.outputs)):
         groups: list[Loss] = []
-        for axis in sorted({1, len(graph.shape(name)) - 1}):
+        for axis in _channel_axes(graph.shape(name)):
             if (number, axis) not in sums.sums:
                 continue
             difference, expected = sums.sums[number, axis]

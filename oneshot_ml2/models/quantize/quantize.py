@@ -28,6 +28,7 @@ from oneshot_ml2.models.quantize.observe import Affine, Observed, observed
 from oneshot_ml2.models.quantize.qdq import calibrated, strip_qdq
 from oneshot_ml2.models.quantize.sampling import RANDOM_SAMPLES, random_samples
 from oneshot_ml2.models.quantize.steps import ALL_STEPS, Steps
+from oneshot_ml2.models.quantize.unit_rows import unit_rows
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.quantize.sampling import Array, Sample
@@ -132,6 +133,7 @@ def _calibrated(
     graph: Graph, given: Sequence[Sample], half_even: bool, tell: Callable[[str], None], steps: Steps
 ) -> _Tried:
     """Quantize a float graph by what it computes of samples: with its channels scaled, if that loses less on them."""
+    graph = unit_rows(graph) if steps.rows else graph
     quantized = calibrated(graph, defaultdict(int), steps)
     channels = channels_of(graph, quantized)
     seen = observed(graph, given, tell, channels.ids)

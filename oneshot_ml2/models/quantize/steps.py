@@ -11,15 +11,16 @@ class Steps:
 
     ``floats``: sums and concatenations that only float operators read are computed in float32; ``equalize``: channels
     are scaled, see `equalize`; ``bias``: a layer's bias takes back what rounding its weight adds on average;
-    ``offsets``: channels are also moved, which needs both.
+    ``offsets``: channels are also moved, which needs both; ``rows``: products take the rows of a softmax at length one.
     """
 
     floats: bool = True
     equalize: bool = True
     bias: bool = True
     offsets: bool = True
+    rows: bool = True
 
 
 ALL_STEPS = Steps()
 # A power of two for each tensor, nothing else.
-NO_STEPS = Steps(floats=False, equalize=False, bias=False, offsets=False)
+NO_STEPS = Steps(floats=False, equalize=False, bias=False, offsets=False, rows=False)
