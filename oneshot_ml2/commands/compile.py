@@ -7,15 +7,14 @@ import contextlib
 import json
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from oneshot_ml2.common.errors import DeviceError, ModelError, OneShotError
 from oneshot_ml2.common.files import check_output, check_writable, write_whole
 from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.models import linking, samples, several
-from oneshot_ml2.models.folder import check_parent, check_target
+from oneshot_ml2.models.folder import check_target
 from oneshot_ml2.models.frontend import onnx_file
 from oneshot_ml2.models.frontend.importer import is_list, is_onnx
 from oneshot_ml2.network.picking import predictor_of
@@ -103,48 +102,40 @@ def run(args: argparse.Namespace) -> int:
     chip = Accelerator.load(args.accelerator)
     if args.seed < 0:
         raise OneShotError(f"--seed is {args.seed}; allowed: 0 or more")
-    jobs = _each(args) if len(args.model) > 1 else [_only(args)]
+    folder, table = _outputs(args)
+    alone = len(args.model) == 1
+    if not alone:
+        _check_several(args, table)
+    jobs = several.jobs_of(args.model, args.shape, args.calibration or (), folder)
     # What is wrong with any of them comes before the work.
-    known = [(job, _shapes(job), *_outputs(job)) for job in jobs]
+    for job in jobs:
+        _check_outputs(args, job, table)
     for job in jobs:
         if is_onnx(job.model):
             onnx_file.check_onnx_file(job.model)
-    total = Total()
-    code = 0
-    for job, shapes, folder, table in known:
-        if len(jobs) > 1 and not args.json:
+    total = several.Total()
+    ok = True
+    for job in jobs:
+        if not alone and not args.json:
             print(f"{job.model}:")
-        model = _compile(job, chip, shapes, folder)
-        code = max(code, _tell(job, model, folder, table))
+        model = _compile(args, job, chip)
+        _tell(args, job, model, table)
         total.add(model)
-    if len(jobs) > 1:
-        if args.json:
-            print(json.dumps(total.models, indent=2))
-        else:
-            print(f"\n{total.line()}")
-    return code
+        ok = ok and model.ok
+    if not alone:
+        print(json.dumps(total.results, indent=2) if args.json else f"\n{total.line()}")
+    return 0 if ok else 1
 
 
-def _only(args: argparse.Namespace) -> argparse.Namespace:
-    """The options of a single model.
-
-    Raises:
-        OneShotError: it has two calibration sets.
-    """
-    given = args.calibration or [None]
-    if len(given) > 1:
-        raise OneShotError("--calibration is given twice; put the samples into one folder, and give that")
-    return argparse.Namespace(
-        **{**vars(args), "model": args.model[0], "calibration": given[0], "several": False, "inputs": None}
-    )
+def _outputs(args: argparse.Namespace) -> tuple[Path | None, str | None]:
+    """The folder of what is compiled, and the file of the table, as far as they are asked for."""
+    table = args.output if args.output and (args.build or args.output.endswith(".json")) else None
+    folder = args.build or (args.output if table is None else None)
+    return None if folder is None else Path(folder), table
 
 
-def _each(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The options of each of several models.
-
-    Raises:
-        OneShotError: they cannot go together, or one of the options is for a single model.
-    """
+def _check_several(args: argparse.Namespace, table: str | None) -> None:
+    """Raise OneShotError if one of the options is for a single model."""
     single = {
         "--layers": args.layers,
         "--schedules": args.schedules,
@@ -154,61 +145,26 @@ def _each(args: argparse.Namespace) -> list[argparse.Namespace]:
     given = next((option for option, value in single.items() if value), None)
     if given is not None:
         raise OneShotError(f"{given} is for one model; compile that alone")
-    if (args.output or "").endswith(".json") and not args.build:
+    if table is not None:
         raise OneShotError("-o of several models is a folder, which gets one for each; their tables: --json > FILE")
-    models = several.titles(args.model)
-    lists = [model for model in models.values() if is_list(model)]
-    if lists:
-        raise OneShotError(
-            f"{lists[0]} is a list of layers, and several files are those of one model; compile it alone"
-        )
-    inputs = {title: onnx_file.input_names(model) if is_onnx(model) else [] for title, model in models.items()}
-    shapes = several.shapes_of(args.shape, models, inputs)
-    calibration = several.assigned(args.calibration or [], models)
-    parent = args.build or args.output
-    if parent is not None:
-        check_parent(Path(parent), list(models))
-    jobs = []
-    for title, model in models.items():
-        if len(calibration[title]) > 1:
-            raise OneShotError(f"--calibration is given twice for {title}; put the samples into one folder")
-        place = None if parent is None else str(Path(parent) / title)
-        own: dict[str, Any] = {
-            "model": model,
-            "shape": shapes[title],
-            "build": place,
-            "output": None,
-            "inputs": inputs[title] or None,
-        }
-        own |= {"calibration": next(iter(calibration[title]), None), "several": True}
-        jobs.append(argparse.Namespace(**{**vars(args), **own}))
-    return jobs
 
 
-class Total:
-    """What several models take together."""
-
-    def __init__(self) -> None:
-        self.models: list[dict[str, Any]] = []
-        self._workloads: list[Any] = []
-
-    def add(self, model: CompiledModel) -> None:
-        self.models.append(model.to_dict())
-        self._workloads += [layer.workload for layer in model.on_vta]
-
-    def line(self) -> str:
-        cycles, milliseconds = (sum(of[key] for of in self.models) for key in ("cycles", "milliseconds"))
-        dram = sum(of["dram"]["total"] for of in self.models)
-        different = len(set(self._workloads))
-        return (
-            f"All {len(self.models)} models: {cycles:,} cycles, {milliseconds:.2f} ms; {dram / 2**20:,.2f} MiB of "
-            f"DRAM; {len(self._workloads)} layers on the VTA, of which {different} are different and were picked."
-        )
+def _check_outputs(args: argparse.Namespace, job: several.Job, table: str | None) -> None:
+    """Raise OneShotError if something cannot be written, or layers alone would go into a folder."""
+    if job.folder is not None:
+        if args.layers or is_list(job.model):
+            what = "--layers chooses rows of a table" if args.layers else "a list of layers is no model that runs"
+            raise OneShotError(f"{what}, and -o DIR writes a whole model; give -o a .json file, or a model without it")
+        check_target(job.folder)
+        check_writable(job.folder, "-o")
+    for path, option in ((args.html, "--html"), (table, "--output")):
+        if path:
+            check_output(path, option)
+    if job.folder is not None:
+        linking.check_compiler()
 
 
-def _compile(
-    args: argparse.Namespace, chip: Accelerator, shapes: Mapping[str, tuple[int, ...]], folder: Path | None
-) -> CompiledModel:
+def _compile(args: argparse.Namespace, job: several.Job, chip: Accelerator) -> CompiledModel:
     """One model, compiled and written."""
     # With numba, which takes a second that what is wrong at first sight need not wait for.
     from oneshot_ml2.models import executable
@@ -220,22 +176,22 @@ def _compile(
             f"compile runs programs on the simulator; run the folder that it writes on the device: "
             f"oneshot-ml2 run DIR --device {args.device}"
         )
-    calibration, evaluate = _images(args)
-    if calibration is not None and args.inputs is not None:
-        calibration = calibration.of(args.inputs)
+    calibration, evaluate = _images(args, job)
+    if calibration is not None and job.inputs is not None:
+        calibration = calibration.of(job.inputs)
     schedules = () if args.schedules is None else read_schedules(args.schedules)
     if args.weights is not None:
         predictor_of(args.weights)
-    with contextlib.nullcontext() if folder is None else executable.writing(folder) as place:
+    with contextlib.nullcontext() if job.folder is None else executable.writing(job.folder) as place:
         with warnings.catch_warnings():
             # The table and the exit code say it.
             warnings.filterwarnings("ignore", message="results differ", category=RuntimeWarning)
             model = compile_model(
-                args.model,
+                job.model,
                 chip,
                 calibration=calibration,
                 size=args.size,
-                shapes=shapes,
+                shapes=job.shapes,
                 layers=args.layers,
                 weights=args.weights,
                 seed=args.seed,
@@ -250,7 +206,7 @@ def _compile(
     return model
 
 
-def _images(args: argparse.Namespace) -> tuple[samples.Found | None, samples.Found | None]:
+def _images(args: argparse.Namespace, job: several.Job) -> tuple[samples.Found | None, samples.Found | None]:
     """What ``--calibration`` and ``--evaluate`` name; None: it is not given.
 
     Raises:
@@ -258,7 +214,7 @@ def _images(args: argparse.Namespace) -> tuple[samples.Found | None, samples.Fou
     """
     images = {"mean": args.mean, "std": args.std, "resize": args.resize}
     given = {name: value for name, value in images.items() if value is not None}
-    paths = (args.calibration, args.evaluate)
+    paths = (job.calibration, args.evaluate)
     if given and not any(paths):
         raise ModelError(f"--{next(iter(given))} is for a folder of images; name it with --calibration DIR")
     folders = [path is not None and Path(path).is_dir() for path in paths]
@@ -268,52 +224,8 @@ def _images(args: argparse.Namespace) -> tuple[samples.Found | None, samples.Fou
     return found[0], found[1]
 
 
-def _shapes(args: argparse.Namespace) -> dict[str, tuple[int, ...]]:
-    """Input -> its shape, as the options say.
-
-    Raises:
-        OneShotError: one of them is none, or an input has two.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for given in args.shape:
-        # Names may have an equals sign, too.
-        name, equals, sizes = given.rpartition("=")
-        numbers = sizes.split(",")
-        if not name or not equals or not all(number.isascii() and number.isdigit() for number in numbers):
-            raise OneShotError(f"--shape is {given!r}; allowed: an input and its sizes, for example x=1,3,224,224")
-        if name in shapes:
-            raise OneShotError(f"--shape is given twice for input {name!r}; give it once")
-        shapes[name] = tuple(int(number) for number in numbers)
-    return shapes
-
-
-def _outputs(args: argparse.Namespace) -> tuple[Path | None, str | None]:
-    """The folder of the compiled model, and the file of the table, as far as they are asked for.
-
-    Whatever can be known to be wrong with them comes before the work.
-
-    Raises:
-        OneShotError: one of them cannot be written, or layers alone would go into a folder.
-    """
-    table = args.output if args.output and (args.build or args.output.endswith(".json")) else None
-    given = args.build or (args.output if table is None else None)
-    folder = None if given is None else Path(given)
-    if folder is not None:
-        if args.layers or is_list(args.model):
-            what = "--layers chooses rows of a table" if args.layers else "a list of layers is no model that runs"
-            raise OneShotError(f"{what}, and -o DIR writes a whole model; give -o a .json file, or a model without it")
-        check_target(folder)
-        check_writable(folder, "-o")
-    for path, option in ((args.html, "--html"), (table, "--output")):
-        if path:
-            check_output(path, option)
-    if folder is not None:
-        linking.check_compiler()
-    return folder, table
-
-
-def _tell(args: argparse.Namespace, model: CompiledModel, folder: Path | None, table: str | None) -> int:
-    """Print the result, and write the files beside the folder; 1 if it is wrong."""
+def _tell(args: argparse.Namespace, job: several.Job, model: CompiledModel, table: str | None) -> None:
+    """Print the result, and write the files beside the folder."""
     if args.html:
         write_whole(args.html, model.html().encode())
     for warning in model.warnings():
@@ -321,12 +233,12 @@ def _tell(args: argparse.Namespace, model: CompiledModel, folder: Path | None, t
     text = json.dumps(model.to_dict(), indent=2)
     if table:
         write_whole(table, text + "\n")
-    written = "" if folder is None else f"\nWritten to {folder}; run it with: oneshot-ml2 run {folder}"
-    # Of several models there is one JSON, after the last of them.
-    if not (args.json and args.several):
-        print(text if args.json else f"{model.report()}{written}")
-    if model.ok:
-        return 0
-    wrong = ", ".join(layer.name for layer in model.layers if not layer.ok) or "the whole model"
-    print(f"oneshot-ml2: WRONG RESULT in {wrong}: this is a bug, please report it", file=sys.stderr)
-    return 1
+    written = "" if job.folder is None else f"\nWritten to {job.folder}; run it with: oneshot-ml2 run {job.folder}"
+    if not args.json:
+        print(f"{model.report()}{written}")
+    elif len(args.model) == 1:
+        # Of several models there is one JSON, after the last of them.
+        print(text)
+    if not model.ok:
+        wrong = ", ".join(layer.name for layer in model.layers if not layer.ok) or "the whole model"
+        print(f"oneshot-ml2: WRONG RESULT in {wrong}: this is a bug, please report it", file=sys.stderr)

@@ -50,6 +50,9 @@ _AUTOTVM = {
 # Kinds of times, by what they hold beside a program's own: the submission seen by a busy poll; by a poll that sleeps;
 # and a whole call, whose host generates the instructions.
 BUSY, DEVICE, WALL = "busy", "device", "wall"
+# Seconds of a call after which AutoTVM's sessions with the Pynq were over, which counts as a run-time error: its
+# longest call with a time took 2.78 s, and the shortest of those that it lost would take 4.18 s.
+_SESSION = 3.5
 # Board -> the preset of its design.
 BOARDS = {"axu5evb": "axu5evb-hls", "pynq": "pynq-hls"}
 _KNOBS = backend(TVM_KIND).KNOBS
@@ -76,13 +79,15 @@ class Record:
 
 @dataclass(frozen=True)
 class BoardLayer:
-    """What a file says of one workload; ``cases``: programs of a micro-benchmark, then there is no ``workload``."""
+    """What a file says of one workload; ``cases``: programs of a micro-benchmark, then there is no ``workload``;
+    ``limit``: seconds of a whole call that whoever measured did not wait for, None if they always did."""
 
     name: str
     board: str
     workload: Conv2d | None
     records: tuple[Record, ...]
     cases: tuple[Insns, ...] = field(default=(), repr=False)
+    limit: float | None = None
 
     @property
     def key(self) -> tuple[str, Conv2d | str]:
@@ -191,7 +196,7 @@ def _joined(layers: Sequence[BoardLayer], board: str) -> tuple[BoardLayer, ...]:
         known = found.get(layer.key)
         records = (*known.records, *layer.records) if known else layer.records
         name = known.name if known else layer.name
-        found[layer.key] = BoardLayer(name, board, layer.workload, records, layer.cases)
+        found[layer.key] = BoardLayer(name, board, layer.workload, records, layer.cases, layer.limit)
     return tuple(found.values())
 
 
@@ -269,7 +274,7 @@ def _trials(data: Mapping[str, Any]) -> list[BoardLayer]:
                     values = tuple(whole_number(value, "a knob") for value in knobs)
                     records.append(Record(whole_number(index, "an index", 0), values, outcome, seconds))
                 name = f"{source.removesuffix('.log')}:{number}"
-                layers.append(BoardLayer(name, "pynq", _conv(task["workload"]), tuple(records)))
+                layers.append(BoardLayer(name, "pynq", _conv(task["workload"]), tuple(records), limit=_SESSION))
     return layers
 
 

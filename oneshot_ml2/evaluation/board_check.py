@@ -17,6 +17,7 @@ from oneshot_ml2.devices.board_files import (
     CORRECT,
     DEVICE,
     OUTCOMES,
+    RUN_TIME,
     TIMED,
     UNTRIED,
     WALL,
@@ -44,7 +45,7 @@ class _Pool:
 
     ``indices``: int64 (n,); ``cycles``, ``rtl``: int64 (n,), by the HLS and the RTL's model; ``insns``: int64 (n,),
     instructions; ``moved``: int64 (n,), bytes of LOADs and STOREs of inputs, weights and outputs; ``times``: of each
-    configuration, kind -> seconds.
+    configuration, kind -> seconds; empty: it has none.
     """
 
     indices: NDArray[np.int64]
@@ -82,7 +83,7 @@ def _pool(layer: BoardLayer, chip: Accelerator, sound: NDArray[np.int64]) -> _Po
         both = [int(designs.simulate(program, 0, p, nothing)[0]) for p in (params, rtl)]
         rows.append([*both, len(program), _moved(program, sizes)])
     table = np.array(rows, dtype=np.int64).reshape(len(rows), 4)
-    times = tuple(layer.timed[index] for index in sound.tolist())
+    times = tuple(layer.timed.get(index, {}) for index in sound.tolist())
     cycles, by_rtl, counts, moved = table.T
     return _Pool(sound, cycles, by_rtl, counts, moved, times)
 
@@ -102,6 +103,15 @@ def _genuine(layer: BoardLayer, chip: Accelerator) -> NDArray[np.bool_]:
     return found
 
 
+def _ended(layer: BoardLayer, chip: Accelerator, indices: Sequence[int]) -> set[int]:
+    """Those of some valid configurations whose call would take longer than whoever measured waited for."""
+    if layer.limit is None or not indices:
+        return set()
+    pool = _pool(layer, chip, np.unique(np.array(indices, dtype=np.int64)))
+    late = pool.predicted(pool.cycles, chip, [WALL] * len(pool.indices)) > layer.limit
+    return set(pool.indices[late].tolist())
+
+
 def _validity(
     layer: BoardLayer, chip: Accelerator, genuine: NDArray[np.bool_]
 ) -> tuple[dict[str, dict[str, int]], list[dict[str, Any]], NDArray[np.int64]]:
@@ -113,6 +123,11 @@ def _validity(
         indices = np.array([layer.records[i].index for i in places], dtype=np.int64)
         reasons[places] = layer.space(chip).validity(indices)
         lowers[places] = layer.space(dataclasses.replace(chip, hls=None)).validity(indices)
+        failed = [layer.records[i].outcome == RUN_TIME and reasons[i] == Reason.VALID for i in places]
+        ended = _ended(layer, chip, indices[failed].tolist())
+        for i in places[failed]:
+            if layer.records[i].index in ended:
+                reasons[i] = Reason.TIMEOUT
     counts: dict[str, dict[str, int]] = {}
     unexplained, sound = [], []
     rows = zip(layer.records, reasons.tolist(), lowers.tolist(), genuine.tolist(), strict=True)

@@ -247,6 +247,22 @@ def test_outcomes_that_we_do_not_explain_are_listed(tmp_path: Path, capsys: pyte
     assert result["layers"][0]["timed"] == 5
 
 
+def test_a_call_that_outlasts_the_session_is_explained(files: dict[str, str]) -> None:
+    path = Path(files["trials"])
+    layer = board_files.board_file(path, json.loads(path.read_text(encoding="utf-8"))).layers[0]
+    assert layer.limit is not None
+    longest = max(layer.timed, key=lambda index: layer.timed[index]["wall"])
+    seconds = layer.timed[longest]["wall"]
+    kept = tuple(
+        dataclasses.replace(record, outcome=board_files.RUN_TIME, seconds={}) if record.index == longest else record
+        for record in layer.records
+    )
+    for limit, explained in ((0.99 * seconds, True), (1.01 * seconds, False), (None, False)):
+        row, left = board_check.check_layer(dataclasses.replace(layer, records=kept, limit=limit), PYNQ, False)
+        assert (not left) == explained
+        assert row["validity"]["run_time"]["disagree" if explained else "agree"] == 0
+
+
 def test_regret_is_of_times_of_one_kind(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the configurations have no device time, so all are compared by whole calls."""
     path = Path(files["campaign"])

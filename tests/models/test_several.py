@@ -67,6 +67,7 @@ def test_a_folder_for_each(tmp_path: Path, run_command: RunCommand) -> None:
     [
         (["--layers", "x"], "--layers is for one model"),
         (["-o", "x.json"], "several models is a folder"),
+        (["--build", "folder", "-o", "x.json"], "several models is a folder"),
         (["--shape", "nope=1"], "no input 'nope'"),
         (["--calibration", "a.npy", "--calibration", "b.npy"], "--calibration is given twice for encoder"),
     ],
