@@ -62,16 +62,14 @@ class Equalized:
 
 
 class _Layer:
-    """A layer's weight as (groups, outputs, inputs): largest magnitudes and sums of squares of its kernels."""
+    """A layer's weight by kernel (groups, outputs, inputs): its numbers in `Channels.ids`, and largest magnitudes."""
 
     def __init__(self, graph: Graph, node: Node, channels: Channels) -> None:
         self.node, self.axis = node, op_of(node.op).weight_outputs
-        weight = graph.constants[node.inputs[1]]
         self.groups = int(node.attrs.get("groups", 1))
-        parts = self.parts(weight)
+        parts = self.weight = self.parts(graph.constants[node.inputs[1]])
         self.taps = parts.shape[3]
-        self.largest = np.maximum(parts.max(3), -parts.min(3)).astype(np.float64)
-        self.squares = np.einsum("gkct,gkct->gkc", parts, parts).astype(np.float64)
+        self.largest = np.maximum(parts.max(3), -parts.min(3))
         self.inputs: Ids = self.along(channels.ids[node.inputs[0]], parts.shape[2]).reshape(self.groups, 1, -1)
         self.outputs: Ids = self.along(channels.ids[node.output], parts.shape[1]).reshape(self.groups, -1, 1)
 
@@ -92,10 +90,12 @@ class _Layer:
     def scaled(self, weight: NDArray[np.float32], factors: Array) -> NDArray[np.float32]:
         """The weight with the factors of its outputs, and without those of its inputs."""
         parts = weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
-        ratio = (factors[self.outputs] / factors[self.inputs])[..., None]
+        outputs, inputs = (factors[ids][..., None].astype(np.float32) for ids in (self.outputs, self.inputs))
         if self.axis == 1:
-            ratio = ratio.swapaxes(1, 2)
-        return (parts * ratio).astype(np.float32).reshape(weight.shape)
+            outputs, inputs = outputs.swapaxes(1, 2), inputs.swapaxes(1, 2)
+        scaled = parts * outputs
+        scaled /= inputs
+        return scaled.reshape(weight.shape)
 
 
 def equalized(
@@ -246,7 +246,8 @@ def _importance(
         for user in users[name]:
             layer = layers.get(user.output)
             if layer is not None and user.inputs[0] == name:
-                share = (layer.squares * weights[layer.outputs]).sum(1)
+                outputs = weights[layer.outputs][..., 0]
+                share = np.einsum("gkct,gkct,gk->gc", layer.weight, layer.weight, outputs)
                 # Of another form: all elements have one number.
                 shares.append(share.reshape(ids.shape) if share.size == ids.size else np.full(ids.shape, share.mean()))
         for share in shares:
@@ -262,7 +263,7 @@ def _fit_rows(layer: _Layer, factors: Array, least: Array, weights: Array, power
     if (outputs == FIXED).all():
         return
     back = 1 / factors[layer.inputs]
-    rows = (layer.largest * back).max(2, keepdims=True)
+    rows = (layer.largest * back.astype(np.float32)).max(2, keepdims=True).astype(np.float64)
     spread = _spread(layer, factors, power)
     now = factors[outputs]
     free = outputs != FIXED
@@ -299,7 +300,10 @@ def _fit_inputs(
     if readers[0] is not layer or any(other.inputs.size != ids.size for other in readers):
         return
     start = _TOP / peaks[ids]
-    columns = [(other.largest * factors[other.outputs]).max(1).reshape(-1) for other in readers]
+    columns = [
+        (other.largest * factors[other.outputs].astype(np.float32)).max(1).reshape(-1).astype(np.float64)
+        for other in readers
+    ]
     best: tuple[float, Array] = (np.inf, factors[ids])
     for halving in range(_HALVINGS):
         wanted = start
@@ -390,8 +394,8 @@ def _layer(
     if after is not None:
         total += after.reshape(-1)
     if before is not None:
-        sums = layer.parts(scaled).astype(np.float64).sum(3)
-        total -= (sums * before.reshape(layer.groups, 1, -1)).sum(2).reshape(-1)
+        sums = layer.parts(scaled).sum(3, dtype=np.float64)
+        total -= np.einsum("gkc,gc->gk", sums, before.reshape(layer.groups, -1)).reshape(-1)
     inputs = [data, f"{node.output}.weight"]
     constants[inputs[1]] = scaled
     if total.any():
