@@ -129,7 +129,8 @@ def test_operators_as_their_numpy_form(key: tuple[str, str], kind: str, tmp_path
 def test_every_operator_of_the_host_is_there_in_c() -> None:
     known = {f"int_{op.name}" for op in ops().values() if op.integer_host is not None}
     known |= {op.name for op in ops().values() if op.host is not None}
-    assert known == set(operators.EMITTERS)
+    # These are refused by name.
+    assert known - {"grid_sample", "scatter"} == set(operators.EMITTERS)
 
 
 def node(op: str, output: str, *inputs: str, arrays: dict[str, Any] | None = None, **attrs: Any) -> Node:
@@ -267,7 +268,7 @@ def test_it_builds_without_warnings_and_from_one_folder(
     folder = tmp_path / "project"
     code, text, err = run_command("export", build, "--to-c", folder, *(["--embed"] if embed else []))
     assert code == 0, err
-    assert "1 submissions and 3 steps of the host" in text
+    assert "1 submissions and 5 steps of the host" in text
     make(folder, f"CC={cc}", "CFLAGS=-O2 -Werror", "LDFLAGS=-Wl,-z,now")
     assert (folder / "model.bin").exists() != embed
     assert call(folder / "model", "--self-test")[0] == 0

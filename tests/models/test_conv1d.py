@@ -65,7 +65,8 @@ def test_its_layers_are_the_vtas(module: Any) -> None:
     integer = quantize(graph, calibration=X).graph
     on_vta = [node.name for node in integer.nodes if partition.host_reason(node) is None]
     assert on_vta == ["stem", "wide", "deep", "head"]
-    others = {partition.host_reason(node) for node in integer.nodes} - {None}
+    # Where integers begin and end the host scales the channels.
+    others = {partition.host_reason(node) for node in integer.nodes if node.op != "multiply"} - {None}
     assert others <= {"float32 meets int8", "int8 meets float32", "moves data only"}
     # Bias, normalization, residual and ReLU are theirs.
     stem, wide, *_ = (node for node in integer.nodes if node.name in on_vta)
