@@ -132,7 +132,9 @@ class _Tried:
 def _calibrated(
     graph: Graph, given: Sequence[Sample], half_even: bool, tell: Callable[[str], None], steps: Steps
 ) -> _Tried:
-    """Quantize a float graph by what it computes of samples: with its channels scaled, if that loses less on them."""
+    """Quantize a float graph by what it computes of samples: with its channels scaled, and also moved, where that loses
+    less on them.
+    """
     graph = unit_rows(graph) if steps.rows else graph
     quantized = calibrated(graph, defaultdict(int), steps)
     channels = channels_of(graph, quantized)
@@ -140,7 +142,10 @@ def _calibrated(
     ways = [Equalized(graph)]
     # What masks set to minus infinity has no spread.
     if steps.equalize and all(np.isfinite(part.low).all() for part in seen.moments.values()):
-        ways.append(equalized(graph, channels, seen.moments, quantized, steps.offsets))
+        ways.append(equalized(graph, channels, seen.moments, quantized, False))
+        moved = equalized(graph, channels, seen.moments, quantized, True) if steps.offsets else ways[0]
+        if moved.affine.offsets:
+            ways.append(moved)
     tried = [_try(graph, way, seen, given, half_even, steps) for way in ways[::-1]]
     return min(tried, key=lambda way: way.worst)
 
