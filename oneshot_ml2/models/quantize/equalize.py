@@ -101,24 +101,33 @@ class _Layer:
 def equalized(
     graph: Graph, channels: Channels, moments: Mapping[str, Moments], quantized: Collection[str],
     offsets: bool = True,
-) -> Equalized:  # fmt: skip
-    """Rewrite a float graph so that int8 loses less of it.
+) -> list[Equalized]:  # fmt: skip
+    """A float graph rewritten so that int8 loses less of it: with channels scaled, and, where any can be, also moved.
 
     Args:
         moments: of the values that `channels` numbers, by channel, on calibration data.
         quantized: the values that are to be int8.
-        offsets: channels are also moved, where what reads them allows it.
+        offsets: channels may be moved.
     """
-    layers = [
-        _Layer(graph, node, channels)
+    layers = {
+        node.output: _Layer(graph, node, channels)
         for node in graph.nodes
         if node.output in channels.taken and op_of(node.op).weight_outputs is not None
-    ]
-    made = {layer.node.output: layer for layer in layers}
-    moved = _movable(graph, channels, quantized, made) if offsets else {}
+    }
     makers = graph.producers()
     spans = {name: _span(makers.get(name), channels, moments, name) for name in channels.ids if name in quantized}
-    weights = _importance(graph, channels, moments, made)
+    weights = _importance(graph, channels, moments, layers)
+    power = {name: moments[name].variance for name in channels.ids}
+    movable = _movable(graph, channels, quantized, layers) if offsets else {}
+    choices = [{}, movable] if movable else [{}]
+    return [_with_moved(graph, channels, layers, spans, weights, power, moved) for moved in choices]
+
+
+def _with_moved(
+    graph: Graph, channels: Channels, layers: Mapping[str, _Layer], spans: Mapping[str, tuple[Array, Array]],
+    weights: Array, power: Mapping[str, Array], moved: Mapping[str, str | None],
+) -> Equalized:  # fmt: skip
+    """The graph with its channels scaled, and those of `_movable` values ``moved`` also moved."""
     peaks = _peaks(channels, spans, moved)
     factors = _TOP / peaks
     factors[FIXED] = 1.0
@@ -128,11 +137,10 @@ def equalized(
     for name, bound in channels.bounds.items():
         np.maximum.at(least, channels.ids[name], tops[name] / bound)
     least = np.minimum(least, factors)
-    power = {name: moments[name].variance for name in channels.ids}
     _join_bounded(channels, factors, tops)
     for _ in range(_SWEEPS):
-        for layer in layers:
-            _fit_inputs(layer, layers, factors, weights, power, peaks, channels)
+        for layer in layers.values():
+            _fit_inputs(layer, list(layers.values()), factors, weights, power, peaks, channels)
             _fit_rows(layer, factors, least, weights, power)
         _join_bounded(channels, factors, tops)
     shifts = {}
@@ -142,7 +150,7 @@ def equalized(
         else:
             # The bound at 0 becomes the least number of int8.
             shifts[name] = shifts[source] = np.full(channels.ids[name].shape, -1.0)
-    return _rewritten(graph, channels, made, factors, shifts)
+    return _rewritten(graph, channels, layers, factors, shifts)
 
 
 def _movable(
