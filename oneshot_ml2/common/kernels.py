@@ -3,6 +3,8 @@
 That is where ``NUMBA_CACHE_DIR`` says, or beside the package, or in the user's own cache. Where none of these can be
 written, a private folder among the temporary files takes their place; where that cannot be either, nothing is kept.
 
+What only other kernels call is a part of them (`parts`).
+
 Of several processes that need a kernel at the same time one compiles it, and the others wait for what it keeps.
 """
 
@@ -48,10 +50,9 @@ def njit(*signature: Any, cache: bool = True, **options: Any) -> Callable[[Calla
 
     def compiled(function: Callable[..., Any]) -> Any:
         dispatcher = compiler(**options)(function)
-        place = place_of(function) if cache else None
-        if place is not None:
-            dispatcher.enable_caching()
-            dispatcher._cache = _Shared(dispatcher._cache, _turns(place))
+        dispatcher.add_overload = functools.partial(_add, dispatcher)
+        if cache:
+            keep(dispatcher)
         for types in signature:
             dispatcher.compile(types)
         if signature:
@@ -59,6 +60,26 @@ def njit(*signature: Any, cache: bool = True, **options: Any) -> Callable[[Calla
         return dispatcher
 
     return compiled
+
+
+def _add(dispatcher: Any, result: Any) -> None:
+    """What numba does with a result, and for its parts: what they print or raise with values are objects of theirs."""
+    type(dispatcher).add_overload(dispatcher, result)
+    for environment in result._find_referenced_environments():
+        result.library.codegen.set_env(environment.env_name, environment)
+
+
+def keep(dispatcher: Any, cache: Callable[[Callable[..., Any]], Any] | None = None) -> None:
+    """Have a compiled function kept where there is a place for it; by a ``cache`` of numba's, or its usual one.
+
+    Warns:
+        OneShotWarning: as `njit`.
+    """
+    place = place_of(dispatcher.py_func)
+    if place is not None:
+        dispatcher.enable_caching()
+        kept = dispatcher._cache if cache is None else cache(dispatcher.py_func)
+        dispatcher._cache = _Shared(kept, _turns(place))
 
 
 @contextlib.contextmanager
@@ -234,7 +255,7 @@ def _sources() -> str:
     digest = hashlib.sha256()
     for source in sorted(_PACKAGE.rglob("*.py")):
         content = source.read_bytes()
-        if b"njit" in content:
+        if b"njit" in content or b"@part(" in content:
             digest.update(source.relative_to(_PACKAGE).as_posix().encode() + b"\0" + content + b"\0")
     return digest.hexdigest()
 

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.vta import tokens as queues
 from oneshot_ml2.vta.program import ITERATIONS, Flag, Insns, Memory, Opcode
+from oneshot_ml2.vta.writing import fill
 
 # What is told of a path: its cycles; LOADs of the load module, GEMM and ALU instructions, STOREs, and LOADs of the
 # compute module on it; requests and bursts of all these LOADs and STOREs.
@@ -20,7 +22,7 @@ PATH = ("cycles", "loads", "computes", "stores", "compute_loads", "requests", "b
 _PATH = np.dtype([(name, np.int64) for name in PATH])
 
 
-@njit(cache=True, nogil=True)
+@part()
 def rows(first, count, x_bytes, stride, bus, burst):  # type: ignore[no-untyped-def]
     """Beats and bursts of a rectangle's rows: ``first`` byte address, bytes a row, bytes from row to row; ``bus``,
     ``burst`` as of `critical_path`."""
@@ -33,17 +35,17 @@ def rows(first, count, x_bytes, stride, bus, burst):  # type: ignore[no-untyped-
     return beats, bursts
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _modules(insns, order, sizes):  # type: ignore[no-untyped-def]
     """Instructions of load, compute and store in their order, into ``order`` (3, n); ``sizes`` (3,): how many."""
-    sizes[:] = 0
+    fill(sizes, 0)
     for i in range(len(insns)):
         module = queues.module_of(insns[i])
         order[module, sizes[module]] = i
         sizes[module] += 1
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _extend(state, insn, module, elements, bus, burst):  # type: ignore[no-untyped-def]
     """A path, a record of `_PATH`, with one more instruction at its end."""
     op = insn.op

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.vta import tokens
 from oneshot_ml2.vta.critical_path import PATH, critical_path, rows
 from oneshot_ml2.vta.program import ITERATIONS, Flag, Insns, Memory, Opcode, element_bytes
+from oneshot_ml2.vta.writing import fill
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
@@ -101,7 +103,7 @@ _COUNTED = (
 _COUNTS = np.dtype([(name, np.int64) for name in _COUNTED])
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _count_tokens(insn, counts):  # type: ignore[no-untyped-def]
     flags, module = insn.flags, tokens.module_of(insn)
     for bit in (Flag.POP_PREV, Flag.POP_NEXT):
@@ -118,7 +120,7 @@ def _count_tokens(insn, counts):  # type: ignore[no-untyped-def]
             counts.compute_to_load += 1
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _count_move(insn, size, bus, burst, traffic, port):  # type: ignore[no-untyped-def]
     """Count what a LOAD or STORE moves; returns its bytes."""
     x_bytes, stride = insn.x * size, insn.stride * size
@@ -136,7 +138,7 @@ def _count_move(insn, size, bus, burst, traffic, port):  # type: ignore[no-untyp
     return moved
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _count_pads(insn, traffic, counts):  # type: ignore[no-untyped-def]
     full = (insn.top + insn.y + insn.bottom) * (insn.left + insn.x + insn.right)
     counts.padded_loads += full > insn.x * insn.y
@@ -144,7 +146,7 @@ def _count_pads(insn, traffic, counts):  # type: ignore[no-untyped-def]
     traffic.high = max(traffic.high, insn.sram + full)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _load_uops(insn, uops, uop_base, destinations):  # type: ignore[no-untyped-def]
     """Note where the micro-ops that a LOAD brings write to."""
     for k in range(insn.x * insn.y):
@@ -154,15 +156,15 @@ def _load_uops(insn, uops, uop_base, destinations):  # type: ignore[no-untyped-d
             destinations[insn.sram + k] = uops[source].dst
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _touch(insn, low, touched):  # type: ignore[no-untyped-def]
     """Mark the elements from ``low`` on that a LOAD reads."""
     for row in range(insn.y):
         begin = insn.dram + row * insn.stride - low
-        touched[begin : begin + insn.x] = True
+        fill(touched[begin : begin + insn.x], True)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _count_work(insn, destinations, acc, counts):  # type: ignore[no-untyped-def]
     """Count a GEMM or ALU instruction."""
     counts.tail_bytes = 0

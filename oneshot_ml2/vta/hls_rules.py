@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.vta.program import Memory, Opcode
 from oneshot_ml2.vta.reasons import Reason
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _VALID, _HAZARD, _STALE = int(Reason.VALID), int(Reason.ACC_HAZARD), int(Reason.WRONG_RESULT)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _load_uops(insn, uops, uop_base, sram):  # type: ignore[no-untyped-def]
     """What a LOAD UOP brings into the micro-op SRAM: accumulators that they write."""
     for k in range(insn.x * insn.y):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.vta import isa, tokens
 from oneshot_ml2.vta.program import ADDRESSES, ITERATIONS, AluOp, Insns, Memory, Opcode, element_bytes
 
@@ -80,7 +81,7 @@ def params(accelerator: Accelerator) -> Parameters:
     )
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _load(insn, sram, wrap, size, dram):
     """2D copy with zero padding into ``sram``, uint8 (depth * size,); indices wrap by a mask."""
     width = insn.left + insn.x + insn.right
@@ -105,7 +106,7 @@ def _load(insn, sram, wrap, size, dram):
     return OK
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _store(insn, sram, wrap, size, dram):
     """2D copy from the OUT SRAM to DRAM."""
     position = insn.sram
@@ -121,7 +122,7 @@ def _store(insn, sram, wrap, size, dram):
     return OK
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _multiply(inp, wgt, acc, out, s, w, d):
     """ACC[d] += INP[s] * WGT[w] transposed, its low bytes to OUT[d]."""
     for b in range(acc.shape[1]):
@@ -135,7 +136,7 @@ def _multiply(inp, wgt, acc, out, s, w, d):
             out[d, b, n] = np.int8(value)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _gemm(insn, p, uops, inp, wgt, acc, out, count, outer, inner):
     """`_multiply` for every micro-op and iteration, or ACC[dst] = 0 with the reset bit, which leaves OUT alone."""
     reset = insn.reset != 0
@@ -155,7 +156,7 @@ def _gemm(insn, p, uops, inp, wgt, acc, out, count, outer, inner):
                 _multiply(inp, wgt, acc, out, s, w, d)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _operate(insn, acc, out, s, d):
     """ACC[d] = op(a, b), its low bytes to OUT[d]; an immediate makes a = ACC[s]."""
     op, immediate = insn.alu_op, insn.use_imm != 0
@@ -180,7 +181,7 @@ def _operate(insn, acc, out, s, d):
             out[d, b, n] = np.int8(value)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _alu(insn, p, uops, acc, out, count, outer, inner):
     """`_operate` for every micro-op and iteration."""
     for o in range(outer):
@@ -194,7 +195,7 @@ def _alu(insn, p, uops, acc, out, count, outer, inner):
                 _operate(insn, acc, out, s, d)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _past_depth(insn, p, uops):
     """Whether an instruction that reads ``uops`` micro-ops, or loads some, indexes past an SRAM that does not wrap."""
     if p.uop_wrap != _UNWRAPPED:
@@ -205,7 +206,7 @@ def _past_depth(insn, p, uops):
     return insn.uop_bgn + uops > p.uop_depth
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _compute(insn, p, uops, inp, wgt, acc, out):
     """Execute a GEMM or ALU instruction; returns its status."""
     outer = insn.iter_out if insn.iter_out > 0 else ITERATIONS

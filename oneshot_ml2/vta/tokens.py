@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.vta.program import Flag, Insns, Memory, Opcode
 
 QUEUES = ("load-to-compute", "compute-to-load", "compute-to-store", "store-to-compute")
@@ -22,7 +23,7 @@ POPS_PREV, POPS_NEXT = np.array((NO_QUEUE, 0, 2)), np.array((1, 3, NO_QUEUE))
 PUSHES_PREV, PUSHES_NEXT = np.array((NO_QUEUE, 1, 3)), np.array((0, 2, NO_QUEUE))
 
 
-@njit(cache=True, nogil=True)
+@part()
 def module_of(insn):  # type: ignore[no-untyped-def]
     """The module that executes an instruction (an `INSN` record): LOADS, COMPUTES or STORES."""
     if insn.op == Opcode.STORE:

@@ -1,11 +1,18 @@
-"""What compiled code that writes instructions shares."""
+"""What compiled code that writes arrays and instructions shares."""
 
 from __future__ import annotations
 
-from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 
 
-@njit(cache=True, nogil=True)
+@part()
+def fill(array, value):  # type: ignore[no-untyped-def]
+    """Set all elements of an array (n,); numba compiles more for a slice that is assigned to."""
+    for i in range(len(array)):
+        array[i] = value
+
+
+@part()
 def clear(insn):  # type: ignore[no-untyped-def]
     """Set all words of an instruction, an `INSN` record, to 0."""
     insn.op = insn.flags = insn.mem = insn.sram = insn.dram = insn.y = insn.x = insn.stride = 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.autotvm import queue
 from oneshot_ml2.spaces.autotvm.validity import pattern, uop_counts
 from oneshot_ml2.vta.program import Memory, Opcode
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _nest(task, value):  # type: ignore[no-untyped-def]
     """The GEMM kernel's six loops, outermost first, as rows (extent, dst, src, wgt factor): ci, w, kw, kh, co, h."""
     th, tw, tci, tco = value.tile_h, value.tile_w, value.tile_ci, value.tile_co
@@ -28,7 +29,7 @@ def _nest(task, value):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _fold(nest, reset):  # type: ignore[no-untyped-def]
     """Split a nest: the two outermost loops with an extent (2, 4), and the others, which become micro-ops (m, 4)."""
     folded = np.zeros((2, 4), dtype=np.int64)
@@ -50,7 +51,7 @@ def _fold(nest, reset):  # type: ignore[no-untyped-def]
     return folded, rest[:n_rest]
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _emit_gemm(rows, state, folded, reset, begin, size):  # type: ignore[no-untyped-def]
     i = queue.append(rows, state, Opcode.GEMM, queue.ON_COMPUTE, queue.ON_COMPUTE, 0)
     rows[i].reset = reset
@@ -66,7 +67,7 @@ def _emit_gemm(rows, state, folded, reset, begin, size):  # type: ignore[no-unty
     rows[i].wgt_in = folded[1, 3]
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _emit_epilogue(rows, state, kernels, cache, task, t, acc):  # type: ignore[no-untyped-def]
     """The ALU stages of thread ``t``, one instruction each; a single loop is the inner one."""
     for j in range(task.stages):
@@ -86,7 +87,7 @@ def _emit_epilogue(rows, state, kernels, cache, task, t, acc):  # type: ignore[n
     queue.push(rows, state, queue.ON_COMPUTE, queue.ON_STORE)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _emit_loads(rows, state, task, value, t, b, h0, co0, w0, ci0, inp_pattern, wgt_pattern):  # type: ignore[no-untyped-def]
     """Input and weights of one step of thread ``t``; pads of the input become the LOAD's."""
     th, tw, tci, tco = value.tile_h, value.tile_w, value.tile_ci, value.tile_co
@@ -119,7 +120,7 @@ def _emit_loads(rows, state, task, value, t, b, h0, co0, w0, ci0, inp_pattern, w
     queue.push(rows, state, queue.ON_LOAD, queue.ON_COMPUTE)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _emit_store(rows, state, task, value, t, b, h0, co0, w0, out_pattern):  # type: ignore[no-untyped-def]
     th, tw, tco = value.tile_h, value.tile_w, value.tile_co
     out_h, out_w = task.oh, task.ow
@@ -134,7 +135,7 @@ def _emit_store(rows, state, task, value, t, b, h0, co0, w0, out_pattern):  # ty
     rows[i].stride = stride
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _start_kernels(kernels, reset_size, gemm_size):  # type: ignore[no-untyped-def]
     """Kernels of two threads, none of which has a place yet."""
     for k in range(2 * queue.KERNELS):
@@ -143,7 +144,7 @@ def _start_kernels(kernels, reset_size, gemm_size):  # type: ignore[no-untyped-d
         kernel.offset, kernel.begin, kernel.end = -1, 0, 0
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _close(rows, state, carried, threads):  # type: ignore[no-untyped-def]
     """Take the tokens that are left, wait for the last store, and end."""
     if carried and threads > 1:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.common.parallel import in_parallel
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.autotvm.template import Task, make_task, schedules
 from oneshot_ml2.spaces.autotvm.validity import uop_counts
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -84,21 +85,21 @@ _COMPUTE_EXTRA, _NOOP = 7, 2
 _LOAD_EXTRA = 6
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _gcd(a: int, b: int) -> int:
     while b:
         a, b = b, a % b
     return a
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _pieces(run: int, stride: int, piece: int) -> float:
     """Aligned pieces that a run of bytes touches, on average over the rows of a copy, whose starts lie anywhere."""
     grain = _gcd(_gcd(run, stride), piece)
     return 1.0 + (run - grain) / piece
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _merged(planes: int, rows: int, cols: int, height: int, width: int) -> tuple[int, int, int, int]:
     """(dimensions, y, x, stride) of an unpadded copy; what cannot be merged counts into y."""
     extents, strides = (cols, rows, planes), (1, width, height * width)
@@ -120,13 +121,13 @@ def _merged(planes: int, rows: int, cols: int, height: int, width: int) -> tuple
     return dimensions, y, x, stride if dimensions > 1 else x
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _rows_read(task, rows, beats, beat):  # type: ignore[no-untyped-def]
     """Cycles of a LOAD of the load module on the HLS design: ``rows`` of so many ``beats``, of ``beat`` cycles each."""
     return (task.hls_load_start + rows * task.hls_read_row) / TICKS + rows * beats * beat
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _input_loads(task, value, out):  # type: ignore[no-untyped-def]
     """Mean execution cycles of the LOADs of input tiles; writes what they move."""
     th, tw, tci = value.tile_h, value.tile_w, value.tile_ci
@@ -186,7 +187,7 @@ def _input_loads(task, value, out):  # type: ignore[no-untyped-def]
     return cycles / count
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _weight_loads(task, value, out):  # type: ignore[no-untyped-def]
     """Execution cycles of the LOAD of weight tiles; writes what they move."""
     size, bus = task.wgt_bytes, 1 << task.log_bus
@@ -203,7 +204,7 @@ def _weight_loads(task, value, out):  # type: ignore[no-untyped-def]
     return beats + task.latency + _LOAD_EXTRA - (0 if narrow else 1)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _stores(task, value, out):  # type: ignore[no-untyped-def]
     """Cycles of the STORE of an output tile; writes what it moves."""
     size, bus = task.out_bytes, 1 << task.log_bus
@@ -226,7 +227,7 @@ def _stores(task, value, out):  # type: ignore[no-untyped-def]
     return store
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _tile(threads, steps, first, uops, load, gemm, ends, store, free, tokens):  # type: ignore[no-untyped-def]
     """Work out one output tile of each thread; see `_overlap`. Returns when load, compute and store are free then."""
     load_free, compute_free, store_free = free
@@ -269,7 +270,7 @@ def _tile(threads, steps, first, uops, load, gemm, ends, store, free, tokens):  
     return load_free, compute_free, store_free
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _overlap(threads, rounds, steps, again, uops, load, gemm, ends, store):  # type: ignore[no-untyped-def]
     """When the last store ends: times at which modules are free, and at which tokens are there.
 
@@ -290,7 +291,7 @@ def _overlap(threads, rounds, steps, again, uops, load, gemm, ends, store):  # t
     return elapsed
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _recurrence(task, value, out):  # type: ignore[no-untyped-def]
     """Which loops are left to the micro-ops: a reduction among them comes back to each accumulator in turn."""
     folded, reduces = 0, 0
@@ -305,7 +306,7 @@ def _recurrence(task, value, out):  # type: ignore[no-untyped-def]
     out.accumulators_in_turn, out.reduces_in_turn = value.tile_co * value.tile_h, reduces
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _uses(task, value, threads, out):  # type: ignore[no-untyped-def]
     """Shares of the SRAMs, sizes of input tiles, and what threads leave over."""
     th, tw, tci, tco = value.tile_h, value.tile_w, value.tile_ci, value.tile_co
@@ -318,7 +319,7 @@ def _uses(task, value, threads, out):  # type: ignore[no-untyped-def]
     out.channels_left_over = (task.co // tco) % value.oc_nthread
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _fetch(task, instructions):  # type: ignore[no-untyped-def]
     """Cycles of the fetch of an instruction, and bus words of a chunk: each is read and then given out."""
     bus = 1 << task.log_bus
@@ -330,7 +331,7 @@ def _fetch(task, instructions):  # type: ignore[no-untyped-def]
     return fetch, words, head
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _summary(task, value, out):  # type: ignore[no-untyped-def]
     """The figures of a schedule; ``out``: a record of zeros."""
     th, tw, tci, tco = value.tile_h, value.tile_w, value.tile_ci, value.tile_co

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.autotvm.template import ALU_STAGES
 from oneshot_ml2.vta.program import Flag, Memory, Opcode
 from oneshot_ml2.vta.writing import clear
@@ -28,7 +28,7 @@ KERNELS = 2 + ALU_STAGES
 KERNEL = np.dtype([(name, np.int64) for name in ("size", "offset", "begin", "end")])
 
 
-@njit(cache=True, nogil=True)
+@part()
 def append(rows, state, opcode, stage, last, flags):  # type: ignore[no-untyped-def]
     """A zeroed instruction; returns its row."""
     i = state.count
@@ -41,7 +41,7 @@ def append(rows, state, opcode, stage, last, flags):  # type: ignore[no-untyped-
     return i
 
 
-@njit(cache=True, nogil=True)
+@part()
 def noop(rows, state, stage, flags):  # type: ignore[no-untyped-def]
     """An instruction that only moves tokens; it takes the stage's pending pops along."""
     i = append(
@@ -55,7 +55,7 @@ def noop(rows, state, stage, flags):  # type: ignore[no-untyped-def]
     rows[i].mem = Memory.INP if stage == ON_LOAD else (Memory.OUT if stage == ON_STORE else Memory.UOP)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def pop(rows, state, source, stage):  # type: ignore[no-untyped-def]
     """Remember a pop for the stage's next instruction; a second one of its kind makes the first a NOP."""
     flag = Flag.POP_PREV if source < stage else Flag.POP_NEXT
@@ -64,7 +64,7 @@ def pop(rows, state, source, stage):  # type: ignore[no-untyped-def]
     state.pending[stage] |= flag
 
 
-@njit(cache=True, nogil=True)
+@part()
 def push(rows, state, stage, target):  # type: ignore[no-untyped-def]
     """Attach a push to the last instruction of the stream if it is the stage's and lacks it, else to a NOP."""
     if state.pending[stage]:
@@ -77,7 +77,7 @@ def push(rows, state, stage, target):  # type: ignore[no-untyped-def]
         noop(rows, state, stage, flag)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def kernel(rows, state, kernels, cache, task, k):  # type: ignore[no-untyped-def]
     """Make kernel ``k`` resident as the run time does, with a LOAD UOP if it is not; returns its SRAM address.
 

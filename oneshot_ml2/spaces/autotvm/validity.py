@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.vta.reasons import Reason
 
 VALID = int(Reason.VALID)
@@ -22,7 +23,7 @@ MAX_SIZE, _MAX_PAD, _MAX_ITER = (1 << 16) - 1, 15, (1 << 14) - 1
 MAX_INSTRUCTIONS = (1 << 21) - 6
 
 
-@njit(cache=True, nogil=True)
+@part()
 def pattern(planes, rows, cols, height, width):  # type: ignore[no-untyped-def]
     """(y, x, stride) of an unpadded copy of ``planes`` x ``rows`` x ``cols`` out of planes of ``height`` x ``width``.
 
@@ -48,7 +49,7 @@ def pattern(planes, rows, cols, height, width):  # type: ignore[no-untyped-def]
     return y, x, stride
 
 
-@njit(cache=True, nogil=True)
+@part()
 def uop_counts(task, value):  # type: ignore[no-untyped-def]
     """Micro-ops of the reset and the GEMM kernel, and whether the GEMM's repeat an accumulator within two."""
     th, tw, tci, tco = value.tile_h, value.tile_w, value.tile_ci, value.tile_co
@@ -68,7 +69,7 @@ def uop_counts(task, value):  # type: ignore[no-untyped-def]
     return reset, gemm, reduced and tco * th < 3
 
 
-@njit(cache=True, nogil=True)
+@part()
 def recurrence(task, value):  # type: ignore[no-untyped-def]
     """After how many operations a GEMM updates an accumulator again at least; `MAX_SIZE` if it never does.
 
@@ -93,7 +94,7 @@ def instruction_bound(task, value):  # type: ignore[no-untyped-def]
     return int(tiles * (4 + 3 * steps + stages) + loads + 16)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _run_time_reason(task, value, stride):  # type: ignore[no-untyped-def]
     """Why the run time cannot emit a schedule that lowers; ``stride``: the widest of its copies."""
     th, tw, tci, tco = value.tile_h, value.tile_w, value.tile_ci, value.tile_co

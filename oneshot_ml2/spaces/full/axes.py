@@ -8,6 +8,7 @@ import numpy as np
 from numba import from_dtype
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full.knobs import FOLD_CI_ROWS, FOLD_SPACE, FOLD_TAPS, INT, PAD_LOAD, PAD_SKIP, ceil_div
 from oneshot_ml2.vta.nest import MAX_INSNS
 
@@ -47,23 +48,23 @@ class Loop(NamedTuple):
     lead: int
 
 
-@njit(cache=True, nogil=True)
+@part()
 def row_loop(nest):  # type: ignore[no-untyped-def]
     return Loop(nest.oh, nest.ih, nest.kh, nest.sh, nest.th, nest.dh, nest.pt)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def col_loop(nest):  # type: ignore[no-untyped-def]
     return Loop(nest.ow, nest.iw, nest.kw, nest.sw, nest.tw, nest.dw, nest.pl)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def load_step(kernel: int, stride: int, pad: int) -> int:
     """DRAM rows per loaded row: a one-row kernel reads only every stride-th row; columns are never skipped."""
     return stride if kernel == 1 and pad == PAD_SKIP else 1
 
 
-@njit(cache=True, nogil=True)
+@part()
 def starts_gemm(fold: int, taps, tap: int) -> bool:  # type: ignore[no-untyped-def]
     """Whether ``tap`` is the first of a tile's ``taps`` that a GEMM (of this axis) multiplies."""
     if fold != FOLD_TAPS:
@@ -73,13 +74,13 @@ def starts_gemm(fold: int, taps, tap: int) -> bool:  # type: ignore[no-untyped-d
     return bool(taps[tap].outputs > 0)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def shares_gemm(fold: int, taps, tap: int, first: int) -> bool:  # type: ignore[no-untyped-def]
     """Whether the GEMM that starts with the tap ``first`` multiplies ``tap``, too."""
     return bool(tap == first) if fold == FOLD_TAPS else bool(taps[tap].outputs == taps[first].outputs)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def shared_taps(fold: int, taps, first: int) -> int:  # type: ignore[no-untyped-def]
     """How many taps the GEMM that starts with the tap ``first`` multiplies."""
     if fold == FOLD_TAPS:
@@ -90,7 +91,7 @@ def shared_taps(fold: int, taps, first: int) -> int:  # type: ignore[no-untyped-
     return count
 
 
-@njit(cache=True, nogil=True)
+@part()
 def gemms_of(fold: int, row, col) -> int:  # type: ignore[no-untyped-def]
     """GEMMs of a step of the spatial tile of a ``row`` and a ``col``."""
     return row.touching * col.touching if fold == FOLD_TAPS else row.groups * col.groups
@@ -105,7 +106,7 @@ def most_tiles(kernel: int) -> int:
     return max(MAX_INSNS // 3, min(MAX_INSNS, _TAPS // kernel))
 
 
-@njit(cache=True, nogil=True)
+@part()
 def tile_axis(loop, step, extent, pad):  # type: ignore[no-untyped-def]
     """A loop cut into tiles of ``extent`` outputs; ``step``: `load_step`.
 
@@ -136,7 +137,7 @@ def tile_axis(loop, step, extent, pad):  # type: ignore[no-untyped-def]
     return tiles, taps
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _meet_taps(loop, step, pad, i, tile, taps, met_in):  # type: ignore[no-untyped-def]
     """Fill the taps of tile ``i``, and what it loads for them; returns whether all taps meet all outputs."""
     first, count = tile.first, tile.outputs
@@ -178,7 +179,7 @@ def _meet_taps(loop, step, pad, i, tile, taps, met_in):  # type: ignore[no-untyp
     return whole
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _alike(loop, step, whole, tile, other, taps, other_taps):  # type: ignore[no-untyped-def]
     """Whether two tiles have the same geometry: the same GEMMs with the same indices. ``whole``: of both tiles."""
     if other.outputs != tile.outputs or other.held != tile.held:
@@ -194,14 +195,14 @@ def _alike(loop, step, whole, tile, other, taps, other_taps):  # type: ignore[no
     return True
 
 
-@njit(cache=True, nogil=True)
+@part()
 def tap_source(loop, tile, output, tap, step):  # type: ignore[no-untyped-def]
     """Index within the loaded tile of the input that ``tap`` reads for ``output``."""
     source = (output * loop.stride + tap * loop.dilation - loop.lead) // loop.spread
     return (source - tile.load + tile.before) // step
 
 
-@njit(cache=True, nogil=True)
+@part()
 def tap_items(tiles, taps):  # type: ignore[no-untyped-def]
     """What tells how soon accumulators recur on a cut axis, `ITEM` (m,), all distinct."""
     kernel = taps.shape[1]
@@ -231,7 +232,7 @@ def tap_items(tiles, taps):  # type: ignore[no-untyped-def]
     return items[:m].copy()
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _add_item(items, m, outputs, taps, apart):  # type: ignore[no-untyped-def]
     """One more of the first ``m`` items unless it is there already; returns how many there are."""
     for other in range(m):
@@ -242,7 +243,7 @@ def _add_item(items, m, outputs, taps, apart):  # type: ignore[no-untyped-def]
     return m + 1
 
 
-@njit(INT(INT, INT, INT, _ITEMS, _ITEMS), cache=True, nogil=True)
+@part(INT(INT, INT, INT, _ITEMS, _ITEMS))
 def recurrence(fold: int, co: int, chunk: int, row_items, col_items) -> int:  # type: ignore[no-untyped-def]
     """After how many executions a GEMM writes an accumulator again at least, 0 to `_FAR`.
 

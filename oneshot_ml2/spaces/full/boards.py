@@ -54,7 +54,7 @@ def _measure(nest, batch, insns, tables, address, params, sizes, limits, slow, m
         reason[i] = why
         if why != 0:
             continue
-        total, hang, counters = designs.simulate(insns[:n], address, params, unrecorded)
+        total, hang, counters = designs.simulate_any(insns[:n], address, params, unrecorded)
         if hang:
             reason[i] = emit.DEADLOCK
             continue

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full.knobs import (
     BIAS_ADD,
     BIAS_GEMM,
@@ -40,14 +41,14 @@ _OWN_INPUTS = np.array(
 )
 
 
-@njit(cache=True, nogil=True)
+@part()
 def canonical_row(nest, schedule):  # type: ignore[no-untyped-def]
     """Rewrite a schedule, in place, to the alias that stands for it; lowering starts here too."""
     _canonical_choices(nest, schedule)
     _canonical_drain(nest, schedule)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def is_canonical(nest, pair, values) -> bool:  # type: ignore[no-untyped-def]
     """Whether the first of a ``pair`` of schedules stands for itself; ``values``: int64 (2, knobs), the same memory.
 
@@ -62,7 +63,7 @@ def is_canonical(nest, pair, values) -> bool:  # type: ignore[no-untyped-def]
     return bool(pair[0].drain == pair[1].drain)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _canonical_choices(nest, schedule):  # type: ignore[no-untyped-def]
     """`canonical_row` of all knobs but the drain, which it does not look at."""
     co_tiles = channel_tiles(nest, schedule)
@@ -89,7 +90,7 @@ def _canonical_choices(nest, schedule):  # type: ignore[no-untyped-def]
     _canonical_fold(schedule)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _canonical_pad(nest, schedule):  # type: ignore[no-untyped-def]
     """Pads that are not there, or cannot be loaded, are skipped."""
     high_r = (nest.oh - 1) * nest.sh - nest.pt + (nest.kh - 1) * nest.dh
@@ -101,7 +102,7 @@ def _canonical_pad(nest, schedule):  # type: ignore[no-untyped-def]
         schedule.pad = PAD_SKIP
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _canonical_head(nest, schedule, co_tiles, sp_tiles):  # type: ignore[no-untyped-def]
     """The simplest opening that gives the same chunks, and the chunks of a program that consists of its opening."""
     if schedule.head == HEAD_DOUBLING and (schedule.tile_ci == 1 or nest.ci == 2):
@@ -116,7 +117,7 @@ def _canonical_head(nest, schedule, co_tiles, sp_tiles):  # type: ignore[no-unty
         schedule.head = HEAD_WHOLE
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _canonical_flow(flow, groups, co_tiles, sp_tiles, one_chunk):  # type: ignore[no-untyped-def]
     """The dataflow that stands for one of as many tiles; ``one_chunk``: all tiles are reduced in one step."""
     if sp_tiles == 1 and one_chunk:
@@ -140,7 +141,7 @@ def _canonical_flow(flow, groups, co_tiles, sp_tiles, one_chunk):  # type: ignor
     return flow
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _canonical_fold(schedule):  # type: ignore[no-untyped-def]
     """The fold that stands for those whose loops have the same extents."""
     a, b = schedule.tile_h, schedule.tile_w
@@ -153,7 +154,7 @@ def _canonical_fold(schedule):  # type: ignore[no-untyped-def]
         schedule.fold = FOLD_SPACE
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _canonical_drain(nest, schedule):  # type: ignore[no-untyped-def]
     """`canonical_row` of the drain: fewer pieces may cut every tile that drains into the same ones."""
     rows, cols = ceil_div(nest.oh, schedule.tile_h), ceil_div(nest.ow, schedule.tile_w)
@@ -177,7 +178,7 @@ def _canonical_drain(nest, schedule):  # type: ignore[no-untyped-def]
             break
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _used_buffers(mode: int, sets: int, tiles: int, chunks: int) -> int:
     """How many buffers of an operand a schedule can fill: chunks of a stream, sets of its outer tiles, or one."""
     if mode == STREAM:

@@ -188,7 +188,8 @@ def _canonical_rows(nest, begin, end, candidates, radix, pair, schedules_of_pair
     for index in range(begin, end):
         if canonical.is_canonical(nest, schedules_of_pair, pair):
             indices[n] = index
-            values[n] = given
+            for j in range(knobs):
+                values[n, j] = given[j]
             n += 1
         # The next index, without the divisions that decoding it anew would take.
         for j in range(knobs):

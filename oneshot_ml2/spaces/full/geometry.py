@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full.axes import cut_axes, most_tiles, recurrence, tap_items
 from oneshot_ml2.spaces.full.knobs import FOLDS, PAD_LOAD, ceil_div
 from oneshot_ml2.spaces.full.shapes import input_is_compact, moves_apart
@@ -47,13 +47,13 @@ def geometry_table() -> Geometries:
     return np.zeros(_RECORDS, dtype=GEOMETRY), np.full(_RECORDS, -1, dtype=np.int64)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def spatial_tag(nest, schedule):  # type: ignore[no-untyped-def]
     """A number that tells apart how schedules of a nest cut their spatial tiles."""
     return (schedule.tile_h * (nest.ow + 1) + schedule.tile_w) * 2 + schedule.pad
 
 
-@njit(cache=True, nogil=True)
+@part()
 def geometry_of(nest, schedule, records, tags):  # type: ignore[no-untyped-def]
     """The geometry of a schedule's spatial tiles, made where it is not in the hash table yet."""
     tag = spatial_tag(nest, schedule)
@@ -66,7 +66,7 @@ def geometry_of(nest, schedule, records, tags):  # type: ignore[no-untyped-def]
     return records[slot]
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _measure(nest, schedule, geometry):  # type: ignore[no-untyped-def]
     """Fill in a geometry, which is all zeros, of the spatial tiles of a schedule, for one batch block.
 
@@ -97,7 +97,7 @@ def _measure(nest, schedule, geometry):  # type: ignore[no-untyped-def]
         geometry.recurrence[i] = recurrence(fold, co + 1, 1 + several, row_items, col_items)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _totals(tiles):  # type: ignore[no-untyped-def]
     """Groups, touching taps and met outputs of all tiles of an axis, and the most inputs that one holds."""
     groups = touching = met = most = np.int64(0)
@@ -109,7 +109,7 @@ def _totals(tiles):  # type: ignore[no-untyped-def]
     return groups, touching, met, most
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _count_loads(nest, schedule, rows, cols, step, geometry):  # type: ignore[no-untyped-def]
     """Inputs and instructions that load them, of a channel."""
     for i in range(len(rows)):
@@ -133,7 +133,7 @@ def _count_loads(nest, schedule, rows, cols, step, geometry):  # type: ignore[no
                 geometry.loaded_first, geometry.compact_first = elements, compact
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _alike(tiles):  # type: ignore[no-untyped-def]
     """How many tiles of an axis each one stands for, int64 (n,)."""
     many = np.zeros(len(tiles), dtype=np.int64)
@@ -142,7 +142,7 @@ def _alike(tiles):  # type: ignore[no-untyped-def]
     return many
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _count_classes(rows, cols, geometry):  # type: ignore[no-untyped-def]
     """Classes of tiles and the micro-ops of each."""
     row_many, col_many = _alike(rows), _alike(cols)

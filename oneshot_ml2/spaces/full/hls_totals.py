@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full.knobs import BIAS_ADD, BIAS_LOAD, INP_MODE, SET, STREAM, WGT_MODE
 from oneshot_ml2.spaces.full.shapes import output_shape
 from oneshot_ml2.spaces.full.tiles import last_channels
@@ -80,7 +80,7 @@ class Times(NamedTuple):
     exposed_store: float
 
 
-@njit(cache=True, nogil=True)
+@part()
 def costs_of(nest):  # type: ignore[no-untyped-def]
     """The `Costs` of a nest's accelerator."""
     return Costs(
@@ -89,7 +89,7 @@ def costs_of(nest):  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _input_rows(nest, geometry, work, repeats):  # type: ignore[no-untyped-def]
     """Rows of all LOADs of inputs, at least; ``repeats``: how often each is loaded."""
     if nest.minor:
@@ -103,7 +103,7 @@ def _input_rows(nest, geometry, work, repeats):  # type: ignore[no-untyped-def]
     return nest.nb * (apart + (geometry.compact - geometry.compact_apart) * work.whole) * repeats
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _loads(nest, schedule, geometry, work, cost):  # type: ignore[no-untyped-def]
     """Cycles of all LOADs of inputs and of weights, at least, and of those of the first step."""
     repeats = work.co_tiles if INP_MODE[schedule.dataflow] == STREAM else nest.groups
@@ -124,7 +124,7 @@ def _loads(nest, schedule, geometry, work, cost):  # type: ignore[no-untyped-def
     return inp, wgt, others * (cost.load + cost.read_row), first
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _compute(nest, schedule, geometry, work, cost):  # type: ignore[no-untyped-def]
     """Cycles of compute from the launch to the last store's token, at least, and how many of them may lie before the
     first operands are there."""
@@ -164,7 +164,7 @@ def _compute(nest, schedule, geometry, work, cost):  # type: ignore[no-untyped-d
     return uops + init + cycles + finish, uops + first
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _last_step(nest, schedule, geometry, work, cost):  # type: ignore[no-untyped-def]
     """Cycles that compute takes after the last operands are there, at least."""
     outputs = last_channels(nest, schedule) * geometry.last_h * geometry.last_w
@@ -176,7 +176,7 @@ def _last_step(nest, schedule, geometry, work, cost):  # type: ignore[no-untyped
     return cycles
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _waits(nest, schedule, work, inp, wgt, cost):  # type: ignore[no-untyped-def]
     """Cycles of loads, and of stores, that compute waits for, as there is no second buffer; a guess."""
     inp_mode, wgt_mode = INP_MODE[schedule.dataflow], WGT_MODE[schedule.dataflow]
@@ -198,7 +198,7 @@ def _waits(nest, schedule, work, inp, wgt, cost):  # type: ignore[no-untyped-def
     return serial, exposed, stored
 
 
-@njit(cache=True, nogil=True)
+@part()
 def times_of(nest, schedule, geometry, work):  # type: ignore[no-untyped-def]
     """The `Times` of a schedule whose program consists of a `Work`."""
     cost = costs_of(nest)

@@ -15,7 +15,7 @@ import numpy as np
 from numba import from_dtype, types
 from numpy.typing import NDArray
 
-from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.vta import nest
 
 KNOBS = (
@@ -66,12 +66,12 @@ def schedules(values: NDArray[np.int64]) -> Schedules:
     return np.ascontiguousarray(values, dtype=np.int64).view(SCHEDULE)[:, 0]
 
 
-@njit(INT(INT, INT), cache=True, nogil=True)
+@part(INT(INT, INT))
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def outer_is_co(flow: int) -> bool:
     """Whether output channels are the outer tile loop (else the spatial tiles are)."""
     return flow <= FLOW_CO_WGT_ALL_INP

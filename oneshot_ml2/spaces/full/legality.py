@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.common.parallel import in_parallel
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full import order, steps
 from oneshot_ml2.spaces.full.axes import (
     ITEM,
@@ -53,7 +54,7 @@ CUT = np.dtype(
 )
 
 
-@njit(cache=True, nogil=True)
+@part()
 def measure_cut(tiles, pad, cut):  # type: ignore[no-untyped-def]
     """Fill in what static checks need of a `axes.tile_axis` beside its `axes.tap_items`."""
     cut.largest = cut.empty = 0
@@ -70,7 +71,7 @@ def measure_cut(tiles, pad, cut):  # type: ignore[no-untyped-def]
                 cut.pads = DMA_PATTERN
 
 
-@njit(cache=True, nogil=True)
+@part()
 def static_reason(nest, schedule, sp_tiles, row_cut, row_items, col_cut, col_items, layouts):  # type: ignore[no-untyped-def]
     """Why a schedule is invalid, as far as sizes decide: SRAM capacity, DMA patterns, instruction fields, hazards.
 
@@ -97,7 +98,7 @@ def static_reason(nest, schedule, sp_tiles, row_cut, row_items, col_cut, col_ite
     return ACC_HAZARD if soon < max(RECURRENCE, nest.acc_distance) else VALID
 
 
-@njit(cache=True, nogil=True)
+@part()
 def reason_by_sizes(nest, schedule, rows, row_taps, cols, col_taps, cuts, layouts):  # type: ignore[no-untyped-def]
     """`static_reason` of a schedule with both axes cut (`axes.cut_axes`); fills in ``cuts``, `CUT` (2,)."""
     measure_cut(rows, schedule.pad, cuts[0])
@@ -121,7 +122,7 @@ def recurs_always(nest, batch):  # type: ignore[no-untyped-def]
     return recurs
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _cut_axis(loop, batch, of_rows):  # type: ignore[no-untyped-def]
     """All ways in which the schedules of a batch cut one axis, each once.
 
@@ -152,8 +153,11 @@ def _cut_axis(loop, batch, of_rows):  # type: ignore[no-untyped-def]
         cut = cuts[known[key]]
         measure_cut(axis, pad, cut)
         cut.tile, cut.tiles, cut.item, cut.items = tiles, len(axis), items, len(own)
-        all_tiles[tiles : tiles + cut.tiles] = axis
-        all_items[items : items + cut.items] = own
+        # In loops: numba compiles what assigns slices anew for each type, with the texts of its errors.
+        for i in range(cut.tiles):
+            all_tiles[tiles + i] = axis[i]
+        for i in range(cut.items):
+            all_items[items + i] = own[i]
         tiles += cut.tiles
         items += cut.items
     return which, cuts, all_tiles, all_items

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full.axes import load_step
 from oneshot_ml2.spaces.full.knobs import (
     ALL,
@@ -85,7 +85,7 @@ def repeat_table() -> NDArray[Any]:
     return np.zeros(_TABLE, dtype=REPEAT)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def walk_program(nest, schedule, rows, row_taps, cols, col_taps, row_cut, col_cut, records, repeats, layouts, sink):  # type: ignore[no-untyped-def]
     """A program that has no static reason against it, put into a sink; returns why it is invalid, or VALID.
 
@@ -161,7 +161,7 @@ def walk_program(nest, schedule, rows, row_taps, cols, col_taps, row_cut, col_cu
     return sink.fail
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _next(schedule, at, chunks, co_outer, sp_tiles, co_tiles, n_h, n_w):  # type: ignore[no-untyped-def]
     """The place after the ``chunks`` of the tile at a place."""
     co, sp, row, col = at.co, at.sp, at.row, at.col
@@ -191,7 +191,7 @@ def _next(schedule, at, chunks, co_outer, sp_tiles, co_tiles, n_h, n_w):  # type
     )
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _close(sink, uop_load):  # type: ignore[no-untyped-def]
     """The last wait for a store, FINISH, and how many micro-ops the first instruction loads."""
     last = sink.insns
@@ -204,13 +204,13 @@ def _close(sink, uop_load):  # type: ignore[no-untyped-def]
         sink.rows[uop_load].x = sink.rows[uop_load].stride = sink.uops
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _own_biases(nest, schedule) -> bool:  # type: ignore[no-untyped-def]
     """Whether every channel tile has micro-ops of its own, which add its biases."""
     return bool(nest.bias and schedule.bias != BIAS_LOAD)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _radices(nest, schedule, sp_tiles, co_tiles, places):  # type: ignore[no-untyped-def]
     inp = sp_tiles * nest.groups if INP_MODE[schedule.dataflow] == ALL else schedule.inp_buffers
     wgt = co_tiles if WGT_MODE[schedule.dataflow] == ALL else schedule.wgt_buffers
@@ -219,13 +219,13 @@ def _radices(nest, schedule, sp_tiles, co_tiles, places):  # type: ignore[no-unt
     return _Radices(schedule.acc_buffers, inp, wgt, res, co, places)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _words(radices) -> float:  # type: ignore[no-untyped-def]
     """How many words there are."""
     return 16.0 * radices.acc * radices.inp * radices.wgt * radices.res * radices.co * radices.places
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _word(nest, schedule, at, row, col, taper, radices):  # type: ignore[no-untyped-def]
     """The word of the tile at a place."""
     inp_mode, wgt_mode = INP_MODE[schedule.dataflow], WGT_MODE[schedule.dataflow]
@@ -246,7 +246,7 @@ def _word(nest, schedule, at, row, col, taper, radices):  # type: ignore[no-unty
     return word
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _find(repeats, word, stamp):  # type: ignore[no-untyped-def]
     """Slot of a tile's word, or the free one where it belongs."""
     slot = mix(word) & (_TABLE - 1)

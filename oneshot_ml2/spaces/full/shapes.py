@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.vta.nest import MAX_SIZE
 
 
-@njit(cache=True, nogil=True)
+@part()
 def moves_apart(nest) -> bool:  # type: ignore[no-untyped-def]
     """Whether every channel is moved by itself: of 1x1 kernels on images whose planes no 16-bit stride steps over.
 
@@ -17,7 +17,7 @@ def moves_apart(nest) -> bool:  # type: ignore[no-untyped-def]
     return bool(nest.minor == 0 and steps == 1 and nest.ih * nest.iw > MAX_SIZE)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def input_is_compact(nest, size_h, size_w, pads, step):  # type: ignore[no-untyped-def]
     """Whether one instruction moves all channels of an input chunk; else each channel takes one."""
     if nest.minor:
@@ -25,7 +25,7 @@ def input_is_compact(nest, size_h, size_w, pads, step):  # type: ignore[no-untyp
     return not moves_apart(nest) and pads == 0 and (size_h == 1 or (size_w == nest.iw and step == 1))
 
 
-@njit(cache=True, nogil=True)
+@part()
 def input_shape(nest, nci, size_h, size_w, pads_h, pads_w, step):  # type: ignore[no-untyped-def]
     """(instructions, y, x, stride) that load a chunk of ``nci`` channels of a spatial tile, which is not empty."""
     if nest.minor:
@@ -40,7 +40,7 @@ def input_shape(nest, nci, size_h, size_w, pads_h, pads_w, step):  # type: ignor
     return nci, size_h - pads_h, size_w - pads_w, nest.iw * step
 
 
-@njit(cache=True, nogil=True)
+@part()
 def weight_shape(nest, nci, mco):  # type: ignore[no-untyped-def]
     """(y, x, stride) of the LOAD of ``nci`` input channels of the weights of ``mco`` output channels."""
     if nest.pool:
@@ -53,7 +53,7 @@ def weight_shape(nest, nci, mco):  # type: ignore[no-untyped-def]
     return mco, width, nest.ci * taps
 
 
-@njit(cache=True, nogil=True)
+@part()
 def output_shape(nest, nc, nh, nw):  # type: ignore[no-untyped-def]
     """(instructions, y, x, stride) that move a block of an output-shaped tensor; of several, each moves a channel."""
     if nest.minor:
@@ -66,19 +66,19 @@ def output_shape(nest, nc, nh, nw):  # type: ignore[no-untyped-def]
     return nc, nh, nw, nest.ow
 
 
-@njit(cache=True, nogil=True)
+@part()
 def bias_shape(nest, nco, nh, nw):  # type: ignore[no-untyped-def]
     """(instructions, y, x) that repeat the biases of a tile over its accumulators."""
     return (1, nw, nco) if nest.minor else (nco, nh * nw, 1)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def field_fits(y, x, stride, sram):  # type: ignore[no-untyped-def]
     """Whether a memory instruction's sizes and SRAM index fit its fields of 16 bits."""
     return y <= MAX_SIZE and x <= MAX_SIZE and (y == 1 or stride <= MAX_SIZE) and sram <= MAX_SIZE
 
 
-@njit(cache=True, nogil=True)
+@part()
 def fields_surely_fit(nest):  # type: ignore[no-untyped-def]
     """Whether no memory instruction of any schedule that fits the SRAMs can overflow a field."""
     most = max(nest.inp_depth, nest.wgt_depth, nest.acc_depth, nest.ih * nest.iw * nest.sh, nest.oh * nest.ow)

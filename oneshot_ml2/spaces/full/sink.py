@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import from_dtype, types
 
-from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full.knobs import INT
 from oneshot_ml2.spaces.full.shapes import field_fits
 from oneshot_ml2.vta.nest import MAX_INSNS, MAX_SIZE, PORTABLE_UOPS
@@ -43,7 +43,7 @@ SPAN = types.UniTuple(INT, 3)  # type: ignore[no-untyped-call]
 _FOUND = types.Tuple((INT, types.boolean))  # type: ignore[no-untyped-call]
 
 
-@njit(cache=True, nogil=True)
+@part()
 def open_sink(nest, sink, writes):  # type: ignore[no-untyped-def]
     """Empty a sink for another program; the memory of a new one, `SINK` (1,), is all zeros."""
     sink.insns = sink.uops = 0
@@ -55,14 +55,14 @@ def open_sink(nest, sink, writes):  # type: ignore[no-untyped-def]
     sink.writes = writes
 
 
-@njit(types.void(ONE_SINK, INT), cache=True, nogil=True)
+@part(types.void(ONE_SINK, INT))
 def fail(sink, reason):  # type: ignore[no-untyped-def]
     """Note the failure that program order meets first."""
     if sink.fail == VALID:
         sink.fail = reason
 
 
-@njit(_FOUND(ONE_SINK, INT), cache=True, nogil=True)
+@part(_FOUND(ONE_SINK, INT))
 def claim(sink, n):  # type: ignore[no-untyped-def]
     """The first of ``n`` more instructions, and whether they are to be written."""
     first = sink.insns
@@ -74,14 +74,14 @@ def claim(sink, n):  # type: ignore[no-untyped-def]
     return first, sink.writes != 0
 
 
-@njit(types.void(ONE_SINK, INT, INT), cache=True, nogil=True)
+@part(types.void(ONE_SINK, INT, INT))
 def flag(sink, insn, bits):  # type: ignore[no-untyped-def]
     """Add dependency flags to an instruction."""
     if sink.writes:
         sink.rows[insn].flags |= bits
 
 
-@njit(types.void(ONE_SINK, INT, INT, SPAN, INT, INT, INT, INT, LOOP), cache=True, nogil=True)
+@part(types.void(ONE_SINK, INT, INT, SPAN, INT, INT, INT, INT, LOOP))
 def move(sink, memory, n, shape, sram, apart, dram, dram_apart, pads):  # type: ignore[no-untyped-def]
     """``n`` LOADs into a memory, or STOREs of OUT, of a ``shape`` (y, x, stride) whose indices lie ``apart`` in SRAM
     and in DRAM.
@@ -112,13 +112,13 @@ def move(sink, memory, n, shape, sram, apart, dram, dram_apart, pads):  # type: 
         row.top, row.bottom, row.left, row.right = pads
 
 
-@njit(types.void(ONE_SINK), cache=True, nogil=True)
+@part(types.void(ONE_SINK))
 def nop(sink):  # type: ignore[no-untyped-def]
     """An instruction of the compute module that moves nothing, for its flags."""
     move(sink, Memory.UOP, 1, (0, 0, 0), 0, 0, 0, 0, (0, 0, 0, 0))
 
 
-@njit(types.void(ONE_SINK, INT, INT, INT, INT, LOOP, LOOP), cache=True, nogil=True)
+@part(types.void(ONE_SINK, INT, INT, INT, INT, LOOP, LOOP))
 def write_gemm(sink, insn, reset, begin, end, outer, inner):  # type: ignore[no-untyped-def]
     """Write a GEMM of the micro-ops ``begin`` to ``end``; loops of one iteration carry no factors."""
     row = sink.rows[insn]
@@ -137,7 +137,7 @@ def write_gemm(sink, insn, reset, begin, end, outer, inner):  # type: ignore[no-
         row.dst_in, row.src_in, row.wgt_in = inner[1], inner[2], inner[3]
 
 
-@njit(types.void(ONE_SINK, INT, INT, INT, INT, LOOP, LOOP), cache=True, nogil=True)
+@part(types.void(ONE_SINK, INT, INT, INT, INT, LOOP, LOOP))
 def write_tensor(sink, insn, opcode, begin, end, outer, inner):  # type: ignore[no-untyped-def]
     """Write an ALU pass with two operands in ACC; as `write_gemm`, without weights."""
     write_gemm(sink, insn, 0, begin, end, outer, inner)
@@ -148,7 +148,7 @@ def write_tensor(sink, insn, opcode, begin, end, outer, inner):  # type: ignore[
     row.alu_op = opcode
 
 
-@njit(INT(ONE_SINK, INT, INT, LOOP, LOOP), cache=True, nogil=True)
+@part(INT(ONE_SINK, INT, INT, LOOP, LOOP))
 def gemm(sink, reset, uop, outer, inner):  # type: ignore[no-untyped-def]
     """A GEMM of one micro-op; returns which instruction it is."""
     insn, writes = claim(sink, 1)
@@ -157,7 +157,7 @@ def gemm(sink, reset, uop, outer, inner):  # type: ignore[no-untyped-def]
     return insn
 
 
-@njit(types.void(ONE_SINK, INT, INT, LOOP, LOOP), cache=True, nogil=True)
+@part(types.void(ONE_SINK, INT, INT, LOOP, LOOP))
 def tensor(sink, opcode, uop, outer, inner):  # type: ignore[no-untyped-def]
     """An ALU pass of one micro-op with two operands in ACC."""
     insn, writes = claim(sink, 1)
@@ -165,7 +165,7 @@ def tensor(sink, opcode, uop, outer, inner):  # type: ignore[no-untyped-def]
         write_tensor(sink, insn, opcode, uop, uop + 1, outer, inner)
 
 
-@njit(types.void(ONE_SINK, INT, INT, INT, INT), cache=True, nogil=True)
+@part(types.void(ONE_SINK, INT, INT, INT, INT))
 def immediate(sink, opcode, value, uop, n):  # type: ignore[no-untyped-def]
     """An in-place ALU pass over ``n`` consecutive elements."""
     insn, writes = claim(sink, 1)
@@ -184,13 +184,13 @@ def immediate(sink, opcode, value, uop, n):  # type: ignore[no-untyped-def]
             row.dst_in = row.src_in = 1
 
 
-@njit(cache=True, nogil=True)
+@part()
 def mix(h):  # type: ignore[no-untyped-def]
     h *= np.int64(-7046029254386353131)
     return h ^ (h >> np.int64(31))
 
 
-@njit(_FOUND(ONE_SINK, INT, INT, INT, INT), cache=True, nogil=True)
+@part(_FOUND(ONE_SINK, INT, INT, INT, INT))
 def find_kernel(sink, first, second, third, uops):  # type: ignore[no-untyped-def]
     """Where the ``uops`` micro-ops that three words tell apart begin, and whether they are new."""
     kernels = sink.kernels
@@ -213,7 +213,7 @@ def find_kernel(sink, first, second, third, uops):  # type: ignore[no-untyped-de
     return begin, True
 
 
-@njit(INT(ONE_SINK, INT, INT, INT), cache=True, nogil=True)
+@part(INT(ONE_SINK, INT, INT, INT))
 def single(sink, dst, src, wgt):  # type: ignore[no-untyped-def]
     """Where a micro-op is that is used by itself."""
     begin, fresh = find_kernel(sink, (dst << 32) | src, wgt << 32, -1, 1)

@@ -159,7 +159,7 @@ def _measure(nest, batch, insns, tables, insn_address, params, reason, cycles, b
         why, n, _ = emit.lower_into(nest, batch[i], insns, tables)
         reason[i] = why
         if why == 0:
-            total, hang, times = designs.simulate(insns[:n], insn_address, params, unrecorded)
+            total, hang, times = designs.simulate_any(insns[:n], insn_address, params, unrecorded)
             cycles[i] = total
             if hang:
                 reason[i] = emit.DEADLOCK

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full.knobs import BIAS_ADD, BIAS_GEMM, BIAS_LOAD, INP_MODE, SET, STREAM, WGT_MODE
 from oneshot_ml2.spaces.full.tiles import channel_tiles, input_channels
 
@@ -21,7 +22,7 @@ LAYOUT = np.dtype(
 )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@part()
 def scratch_size(nest, schedule, plane: int) -> int:  # type: ignore[no-untyped-def]
     """Accumulators beside the output tiles: pooled inputs of a tile (``plane`` a channel), or copies to round."""
     if nest.pool:
@@ -67,7 +68,7 @@ def lay_out(nest, schedule, plane: int, sp_tiles: int, sram):  # type: ignore[no
         sram.acc += nest.out_blocks
 
 
-@njit(cache=True, nogil=True)
+@part()
 def holds(nest, schedule, plane: int, sram) -> bool:  # type: ignore[no-untyped-def]
     """Whether the SRAMs hold a `LAYOUT`, whose totals are raised to what the largest LOAD of each needs.
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full.knobs import BIAS_GEMM, HEAD_WHOLE, INP_MODE, SET, STREAM, WGT_MODE, outer_is_co
 from oneshot_ml2.spaces.full.tiles import channel_tile, channel_tiles, head_parts, is_tapered
 from oneshot_ml2.vta.nest import MAX_INSNS
@@ -44,7 +45,7 @@ def step_table() -> Steps:
     return np.empty(MAX_INSNS, dtype=STEP)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def tile_steps(nest, schedule, sram, records, k, t, c, s, plane, starts, inp_ring, wgt_ring):  # type: ignore[no-untyped-def]
     """Records of the steps of output tile ``t`` from row ``k`` on, but for needs and pushes.
 
@@ -152,7 +153,7 @@ def record_steps(nest, schedule, sram, rows, cols, whole, tapered, records):  # 
     return k
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _waits(nest, schedule, rows, cols, records):  # type: ignore[no-untyped-def]
     """Fill needs and pushes: the loads of a step overwrite what earlier steps read, and must wait for those."""
     n_h, n_w = len(rows), len(cols)
@@ -193,7 +194,7 @@ def _waits(nest, schedule, rows, cols, records):  # type: ignore[no-untyped-def]
         step.needs = running
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _set_wait(read, extents, slot, extent):  # type: ignore[no-untyped-def]
     """The step that a set of another extent than the slot had must wait for, or -1; the slot now has this one."""
     if extents[slot] == extent:
@@ -205,7 +206,7 @@ def _set_wait(read, extents, slot, extent):  # type: ignore[no-untyped-def]
     return last
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _read_wait(mode, read, slot, step, loads, set_wait, k):  # type: ignore[no-untyped-def]
     """Notes that step ``k`` reads its chunk of an operand; returns the step that its ``loads`` must wait for, or -1."""
     wait = np.int64(-1)
@@ -220,7 +221,7 @@ def _read_wait(mode, read, slot, step, loads, set_wait, k):  # type: ignore[no-u
     return wait
 
 
-@njit(cache=True, nogil=True)
+@part()
 def tokens_fit(records):  # type: ignore[no-untyped-def]
     """Whether a counter holds the tokens outstanding, whatever the timing."""
     steps = len(records)
@@ -240,7 +241,7 @@ def tokens_fit(records):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(cache=True, nogil=True)
+@part()
 def tokens_surely_fit(nest, schedule, sp_tiles, co_tiles, chunks, empty):  # type: ignore[no-untyped-def]
     """A cheap proof that `tokens_fit`: every step waits for one a few before it, or few steps load at all.
 

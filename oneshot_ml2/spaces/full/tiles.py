@@ -6,6 +6,7 @@ import numpy as np
 from numba import types
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full.knobs import (
     HEAD_DOUBLING,
     HEAD_SINGLE,
@@ -25,26 +26,26 @@ def channel_tiles(nest, schedule) -> int:  # type: ignore[no-untyped-def]
     return nest.groups * ceil_div(nest.co, schedule.tile_co)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def input_channels(nest, schedule):  # type: ignore[no-untyped-def]
     """(input channel blocks of a chunk, of all chunks of a tile), at most."""
     return (schedule.tile_co, schedule.tile_co) if nest.depthwise else (schedule.tile_ci, nest.ci)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def last_channels(nest, schedule) -> int:  # type: ignore[no-untyped-def]
     """Channel blocks of the last channel tile of a group."""
     return nest.co - (ceil_div(nest.co, schedule.tile_co) - 1) * schedule.tile_co
 
 
-@njit(cache=True, nogil=True)
+@part()
 def narrowest(nest, schedule) -> int:  # type: ignore[no-untyped-def]
     """Output channel blocks of the narrowest step: with fewer, accumulators recur sooner."""
     first = min(schedule.tile_co, nest.co)
     return min(first, last_channels(nest, schedule), head_parts(first, schedule.head)[0])
 
 
-@njit(cache=True, nogil=True)
+@part()
 def channel_tile(nest, schedule, c):  # type: ignore[no-untyped-def]
     """Channel tile ``c`` of all groups: (first output channel block, how many, its group, its number in the group)."""
     of_group = ceil_div(nest.co, schedule.tile_co)
@@ -71,7 +72,7 @@ def chunk_starts(ci: int, chunk: int, head: int):  # type: ignore[no-untyped-def
     return starts[: n + 1]
 
 
-@njit(cache=True, nogil=True)
+@part()
 def is_tapered(nest, schedule, co_tile: int, sp_tile: int) -> bool:  # type: ignore[no-untyped-def]
     """Whether an output tile uses the tapered chunks; ``co_tile`` counts those of all groups.
 
@@ -86,7 +87,7 @@ def is_tapered(nest, schedule, co_tile: int, sp_tile: int) -> bool:  # type: ign
     return bool(co_tile == 0 and sp_tile == 0)
 
 
-@njit(types.UniTuple(INT, 2)(INT, INT), cache=True, nogil=True)  # type: ignore[no-untyped-call]
+@part(types.UniTuple(INT, 2)(INT, INT))  # type: ignore[no-untyped-call]
 def head_parts(co: int, head: int):  # type: ignore[no-untyped-def]
     """(channel blocks of a part, parts) that the first step of a program is cut into; the last part takes the rest.
 
@@ -98,7 +99,7 @@ def head_parts(co: int, head: int):  # type: ignore[no-untyped-def]
     return size, max(1, co // size)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def pieces(nest, co: int, rows: int, cols: int, drain: int):  # type: ignore[no-untyped-def]
     """(channel blocks, rows, columns) of a piece of an output tile whose last stages are cut into about ``drain``."""
     if nest.minor:
@@ -113,13 +114,13 @@ def pieces(nest, co: int, rows: int, cols: int, drain: int):  # type: ignore[no-
     return 1, rows, ceil_div(cols, min(parts, cols))
 
 
-@njit(cache=True, nogil=True)
+@part()
 def drains(schedule, tile: int, tiles: int) -> int:  # type: ignore[no-untyped-def]
     """Drain pieces of a tile: only the last store is exposed, unless every tile waits for it."""
     return int(schedule.drain) if tile == tiles - 1 or schedule.acc_buffers == 1 else 1
 
 
-@njit(cache=True, nogil=True)
+@part()
 def too_many_tiles(tiles, chunks):  # type: ignore[no-untyped-def]
     """Whether a GEMM or NOP a step and a reset and a store a tile are too many, at so many whole chunks a tile."""
     return tiles * (chunks + 2) > MAX_INSNS

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full import hls_totals
 from oneshot_ml2.spaces.full.canonical import canonical
 from oneshot_ml2.spaces.full.geometry import NARROW, geometry_of, geometry_table
@@ -113,13 +114,13 @@ def totals_of(summary: NDArray[np.float64]) -> NDArray[Any]:
     return summary.view(_TOTALS)[:, 0]
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _beats(nest, elements: int, size: int) -> int:  # type: ignore[no-untyped-def]
     """Bus beats that carry ``elements`` of ``size`` bytes, at least."""
     return ceil_div(elements * size, nest.bus)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _stage_passes(nest):  # type: ignore[no-untyped-def]
     """(passes over a piece of an output tile before its store, cycles an element of all of them)."""
     stages = (nest.shift >= 0) + 2 * nest.clip
@@ -130,7 +131,7 @@ def _stage_passes(nest):  # type: ignore[no-untyped-def]
     return stages + passes, stages + passes + 2
 
 
-@njit(INT(NEST, INT, INT), cache=True, nogil=True)
+@part(INT(NEST, INT, INT))
 def _store_cycles(nest, elements: int, rows: int) -> int:  # type: ignore[no-untyped-def]
     """Cycles of storing ``elements`` in ``rows`` rows, at least."""
     beats = _beats(nest, elements, nest.inp_bytes)
@@ -141,7 +142,7 @@ def _store_cycles(nest, elements: int, rows: int) -> int:  # type: ignore[no-unt
     return beats + 4 * rows
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _tile_gemms(schedule, geometry):  # type: ignore[no-untyped-def]
     """GEMMs that a step of every spatial tile of an image takes: (of all, of the first, of the last)."""
     if schedule.fold == FOLD_TAPS:
@@ -149,7 +150,7 @@ def _tile_gemms(schedule, geometry):  # type: ignore[no-untyped-def]
     return geometry.groups, geometry.groups_first, geometry.groups_last
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _tapered_chunks(schedule, ci, whole):  # type: ignore[no-untyped-def]
     """Chunks of a tile that is reduced as the head says; ``whole``: of one that is not."""
     if schedule.head == HEAD_WHOLE:
@@ -164,7 +165,7 @@ def _tapered_chunks(schedule, ci, whole):  # type: ignore[no-untyped-def]
     return chunks + ceil_div(max(left, 0), schedule.tile_ci)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _reduction(nest, schedule, geometry, co_tiles, sp_tiles):  # type: ignore[no-untyped-def]
     all_gemms, first, _ = _tile_gemms(schedule, geometry)
     groups, tiles = nest.nb * all_gemms, co_tiles * sp_tiles
@@ -188,7 +189,7 @@ def _reduction(nest, schedule, geometry, co_tiles, sp_tiles):  # type: ignore[no
     )
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _loads(nest, schedule, geometry, reduction, co_tiles, sp_tiles, outputs):  # type: ignore[no-untyped-def]
     inp_mode, wgt_mode = INP_MODE[schedule.dataflow], WGT_MODE[schedule.dataflow]
     inp_beat, wgt_beat = nest.inp_bytes / nest.bus, nest.wgt_bytes / nest.bus
@@ -218,7 +219,7 @@ def _loads(nest, schedule, geometry, reduction, co_tiles, sp_tiles, outputs):  #
     return _Loads(inp_elements, inp_beats, wgt_beats, inp_insns, wgt_insns, insns, cycles, first)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _drain(nest, schedule, geometry):  # type: ignore[no-untyped-def]
     co, h, w = last_channels(nest, schedule), geometry.last_h, geometry.last_w
     pc, ph, pw = pieces(nest, co, h, w, schedule.drain)
@@ -227,7 +228,7 @@ def _drain(nest, schedule, geometry):  # type: ignore[no-untyped-def]
     return _Drain(nc * nh * nw, min(pc, co) * min(ph, h) * min(pw, w), last)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _compute(nest, schedule, geometry, gemms, inp_elements, tiles, co_tiles, outputs, all_cuts):  # type: ignore[no-untyped-def]
     """Cycles of the compute module, and how many of them the first tile may take before its operands are there."""
     stages, stage_cycles = _stage_passes(nest)
@@ -256,7 +257,7 @@ def _compute(nest, schedule, geometry, gemms, inp_elements, tiles, co_tiles, out
     return gemm + start + extra + finish + 8, 2 * first if nest.pool else first
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _instructions(nest, geometry, gemms, loads, tiles, co_tiles, all_cuts):  # type: ignore[no-untyped-def]
     """Instructions, nearly: NOPs and most loads of the opening are left out."""
     insns = gemms + tiles * 2 + all_cuts * _stage_passes(nest)[0] + loads + all_cuts - tiles + 3
@@ -265,7 +266,7 @@ def _instructions(nest, geometry, gemms, loads, tiles, co_tiles, all_cuts):  # t
     return insns + tiles if nest.pre_shift >= 0 else insns
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _fetch(nest, insns):  # type: ignore[no-untyped-def]
     """Cycles before the first instruction can start."""
     if nest.bus > 8:
@@ -273,7 +274,7 @@ def _fetch(nest, insns):  # type: ignore[no-untyped-def]
     return nest.latency + 6 + 2 * min(nest.burst // 2, insns)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _last_gemms(nest, schedule, geometry, reduction):  # type: ignore[no-untyped-def]
     """(operations, GEMMs) of the last step."""
     ci = nest.ci - (reduction.whole - 1) * schedule.tile_ci if reduction.last_chunks == reduction.whole else 1
@@ -281,7 +282,7 @@ def _last_gemms(nest, schedule, geometry, reduction):  # type: ignore[no-untyped
     return geometry.work_last * co * min(ci, schedule.tile_ci), _tile_gemms(schedule, geometry)[2]
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _last_step(nest, schedule, geometry, reduction, cuts):  # type: ignore[no-untyped-def]
     """Cycles that compute takes after the last operands are there."""
     stages, stage_cycles = _stage_passes(nest)
@@ -296,7 +297,7 @@ def _last_step(nest, schedule, geometry, reduction, cuts):  # type: ignore[no-un
     return work + 7 * gemms + cycles
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _serial_loads(nest, schedule, loads, whole, co_tiles, sp_tiles):  # type: ignore[no-untyped-def]
     """Cycles of loads that compute waits for, as their operand has no second buffer."""
     inp_mode, wgt_mode = INP_MODE[schedule.dataflow], WGT_MODE[schedule.dataflow]
@@ -316,13 +317,13 @@ def _serial_loads(nest, schedule, loads, whole, co_tiles, sp_tiles):  # type: ig
     return serial
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _note(row, bound, estimate, compute, load, store, read_beats):  # type: ignore[no-untyped-def]
     row.bound, row.estimate, row.compute, row.load, row.store = bound, estimate, compute, load, store
     row.read_beats = read_beats
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _note_rest(nest, schedule, geometry, sram, reduction, loads, drain, co_tiles, sp_tiles, insns, row):  # type: ignore[no-untyped-def]
     """What no design changes: counts, and what the SRAMs hold."""
     row.inp_beats, row.wgt_beats, row.loads = loads.inp_beats, loads.wgt_beats, loads.insns
@@ -338,7 +339,7 @@ def _note_rest(nest, schedule, geometry, sram, reduction, loads, drain, co_tiles
     row.recurrence = geometry.recurrence[several * NARROW + min(narrowest(nest, schedule), NARROW) - 1]
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _work_of(nest, schedule, geometry, reduction, loads, drain, co_tiles, sp_tiles, outputs):  # type: ignore[no-untyped-def]
     """What the HLS design's totals need of a program."""
     tiles, stages = co_tiles * sp_tiles, _stage_passes(nest)[0]
@@ -351,7 +352,7 @@ def _work_of(nest, schedule, geometry, reduction, loads, drain, co_tiles, sp_til
     )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _summary(nest, schedule, geometry, sram, row):  # type: ignore[no-untyped-def]
     """Fill in the totals of one schedule; ``sram``: a `sram.LAYOUT`, overwritten."""
     co_tiles, sp_tiles = channel_tiles(nest, schedule), nest.nb * geometry.tiles

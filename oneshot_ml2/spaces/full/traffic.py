@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full.axes import cut_axes
 from oneshot_ml2.spaces.full.geometry import spatial_tag
 from oneshot_ml2.spaces.full.knobs import INP_MODE, PAD_LOAD, STREAM, WGT_MODE, ceil_div, schedules
@@ -47,7 +48,7 @@ _ROW = np.dtype(
 _SIZE = np.dtype([(name, np.int64) for name in ("held", "pads", "outputs", "many")])
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _distinct(axis):  # type: ignore[no-untyped-def]
     """The different sizes of the tiles of an axis, `_SIZE` (m,)."""
     found, n = np.zeros(len(axis), dtype=_SIZE), 0
@@ -63,7 +64,7 @@ def _distinct(axis):  # type: ignore[no-untyped-def]
     return found[:n]
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _row(nest, schedule, rows, cols, step, out):  # type: ignore[no-untyped-def]
     """`TRAFFIC` of one schedule but for what `totals.summaries` says, in place."""
     tco, tci, ci = min(schedule.tile_co, nest.co), schedule.tile_ci, nest.ci

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import from_dtype
 
-from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full.geometry import GEOMETRY
 from oneshot_ml2.spaces.full.knobs import (
     ALL,
@@ -29,7 +29,7 @@ from oneshot_ml2.spaces.full.tiles import head_parts, last_channels
 _GEOMETRY = from_dtype(GEOMETRY)  # type: ignore[no-untyped-call]
 
 
-@njit(INT(ONE_SCHEDULE, INT, INT, INT, INT, INT, INT), cache=True, nogil=True)
+@part(INT(ONE_SCHEDULE, INT, INT, INT, INT, INT, INT))
 def _bases(schedule, sp_tiles: int, co_tiles: int, chunks: int, some_sp: int, some_co: int, some_chunks: int):  # type: ignore[no-untyped-def]
     """How many sets of SRAM bases the steps of some tiles have: what micro-ops, which hold indices, differ by.
 
@@ -62,7 +62,7 @@ def _bases(schedule, sp_tiles: int, co_tiles: int, chunks: int, some_sp: int, so
     return count if streams else count * some_chunks
 
 
-@njit(INT(ONE_SCHEDULE, _GEOMETRY, INT, INT, INT), cache=True, nogil=True)
+@part(INT(ONE_SCHEDULE, _GEOMETRY, INT, INT, INT))
 def _kernel_uops(schedule, geometry, k: int, nci: int, nco: int):  # type: ignore[no-untyped-def]
     """Micro-ops of the kernels of a step of ``nci`` input and ``nco`` output channels, of spatial class ``k``."""
     if schedule.fold == FOLD_SPACE:
@@ -70,7 +70,7 @@ def _kernel_uops(schedule, geometry, k: int, nci: int, nco: int):  # type: ignor
     return geometry.column_uops[k] if schedule.fold == FOLD_CI_CO else geometry.row_uops[k] * nco
 
 
-@njit(INT(NEST, ONE_SCHEDULE, _GEOMETRY, INT, INT, INT, INT, INT, INT), cache=True, nogil=True)
+@part(INT(NEST, ONE_SCHEDULE, _GEOMETRY, INT, INT, INT, INT, INT, INT))
 def _chunk_uops(nest, schedule, geometry, k: int, sp_tiles: int, co_tiles: int, some_co: int, nco: int, whole: int):  # type: ignore[no-untyped-def]
     """Micro-ops of ``some_co`` channel tiles of ``nco`` channels in spatial class ``k``, in whole chunks."""
     some_sp = geometry.class_tiles[k] * nest.nb
@@ -87,7 +87,7 @@ def _chunk_uops(nest, schedule, geometry, k: int, sp_tiles: int, co_tiles: int, 
     return total
 
 
-@njit(INT(NEST, ONE_SCHEDULE, _GEOMETRY, INT, INT, INT, INT, INT, INT), cache=True, nogil=True)
+@part(INT(NEST, ONE_SCHEDULE, _GEOMETRY, INT, INT, INT, INT, INT, INT))
 def _taper_uops(nest, schedule, geometry, k: int, sp_tiles: int, co_tiles: int, some_sp: int, some_co: int, nco: int):  # type: ignore[no-untyped-def]
     """Micro-ops of tapered tiles: chunks of one channel, or such that double and then whole ones at other places."""
     ci, tci = nest.ci, schedule.tile_ci
@@ -109,7 +109,7 @@ def _taper_uops(nest, schedule, geometry, k: int, sp_tiles: int, co_tiles: int, 
     return total
 
 
-@njit(cache=True, nogil=True)
+@part()
 def all_uops(nest, schedule, geometry, sp_tiles: int, co_tiles: int, whole: int, cuts: int):  # type: ignore[no-untyped-def]
     """Micro-ops of a program, nearly: every kernel once for every set of SRAM bases."""
     tco, last_co = min(schedule.tile_co, nest.co), last_channels(nest, schedule)
@@ -121,12 +121,12 @@ def all_uops(nest, schedule, geometry, sp_tiles: int, co_tiles: int, whole: int,
     total = np.int64(0)
     for k in range(geometry.classes):
         some_sp = geometry.class_tiles[k] * nest.nb
-        for part in range(2):
-            some_co, nco = (even_co, tco) if part == 0 else (co_tiles - even_co, last_co)
+        for half in range(2):
+            some_co, nco = (even_co, tco) if half == 0 else (co_tiles - even_co, last_co)
             if all_taper and some_co > 0:
                 total += _taper_uops(nest, schedule, geometry, k, sp_tiles, co_tiles, some_sp, some_co, nco)
                 continue
-            if tapers and resident and part == (even_co == 0):
+            if tapers and resident and half == (even_co == 0):
                 total += _taper_uops(nest, schedule, geometry, k, sp_tiles, co_tiles, some_sp, 1, nco)
                 some_co -= 1
             if some_co > 0:

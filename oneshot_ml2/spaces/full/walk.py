@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import from_dtype, types
 
-from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full.axes import (
     TILE,
     col_loop,
@@ -80,7 +80,7 @@ _TILE = types.NamedUniTuple(INT, 10, Tile)  # type: ignore[no-untyped-call]
 _AXIS = from_dtype(TILE)  # type: ignore[no-untyped-call]
 
 
-@njit(cache=True, nogil=True)
+@part()
 def tile_at(nest, schedule, sram, t, c, s, places, row, col):  # type: ignore[no-untyped-def]
     """Output tile ``t`` of channel tile ``c`` and spatial tile ``s``; ``places``: spatial tiles of an image."""
     first_co, co, group, _ = channel_tile(nest, schedule, c)
@@ -98,7 +98,7 @@ def tile_at(nest, schedule, sram, t, c, s, places, row, col):  # type: ignore[no
     )
 
 
-@njit(cache=True, nogil=True)
+@part()
 def walk_tile(nest, schedule, sram, tile, row, col, row_taps, col_taps, signature, tiles, steps, sink):  # type: ignore[no-untyped-def]
     """An output tile of ``tiles``: its ``steps`` and what comes before and after them; stops at a failure.
 
@@ -132,7 +132,7 @@ def walk_tile(nest, schedule, sram, tile, row, col, row_taps, col_taps, signatur
     _finish(nest, schedule, sram, tile, row, col, tiles, sink)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _initialise(nest, schedule, sram, tile, sink):  # type: ignore[no-untyped-def]
     """Set a tile's accumulators to their biases, or to 0; for a maximum, to the least number."""
     area = tile.height * tile.width
@@ -151,7 +151,7 @@ def _initialise(nest, schedule, sram, tile, sink):  # type: ignore[no-untyped-de
         immediate(sink, AluOp.MIN, _LEAST, single(sink, tile.acc, tile.acc, 0), tile.co * area)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _load(nest, schedule, sram, tile, row, col, step, sink):  # type: ignore[no-untyped-def]
     """What a step loads, after the steps that read what it overwrites."""
     begin = sink.insns
@@ -175,7 +175,7 @@ def _load(nest, schedule, sram, tile, row, col, step, sink):  # type: ignore[no-
         flag(sink, sink.insns - 1, Flag.PUSH_NEXT)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _load_inputs(nest, schedule, tile, row, col, step, sink):  # type: ignore[no-untyped-def]
     """Input channels of a chunk of a spatial tile, compact in SRAM."""
     first, channels = step.ci_first, step.ci
@@ -196,7 +196,7 @@ def _load_inputs(nest, schedule, tile, row, col, step, sink):  # type: ignore[no
     move(sink, Memory.INP, n, (y, x, stride), step.inp_base, tile.plane, dram, plane, pads)
 
 
-@njit(types.void(NEST, _TILE, INT, INT, INT, _AXIS, _AXIS, SPAN, SPAN, ONE_SINK), cache=True, nogil=True)
+@part(types.void(NEST, _TILE, INT, INT, INT, _AXIS, _AXIS, SPAN, SPAN, ONE_SINK))
 def _move_outputs(nest, tile, memory, sram, dram, row, col, first, size, sink):  # type: ignore[no-untyped-def]
     """A block of an output-shaped tensor that is compact in SRAM; ``first``, ``size``: (channels, rows, columns)."""
     co, h, w = tile.first_co + first[0], row.first + first[1], col.first + first[2]
@@ -210,7 +210,7 @@ def _move_outputs(nest, tile, memory, sram, dram, row, col, first, size, sink): 
     move(sink, memory, n, (y, x, stride), sram, size[1] * size[2], dram, plane, (0, 0, 0, 0))
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _source(nest, sram, tile, step, sink):  # type: ignore[no-untyped-def]
     """SRAM base of what a step's GEMMs read; inputs that are pooled come into ACC first, as products with one."""
     if nest.pool:
@@ -225,7 +225,7 @@ def _source(nest, sram, tile, step, sink):  # type: ignore[no-untyped-def]
     return step.inp_base + step.co_first * tile.plane if nest.depthwise else step.inp_base
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _step_uops(schedule, row, col, ci, co):  # type: ignore[no-untyped-def]
     """Micro-ops of the GEMMs of a step of ``ci`` input and ``co`` output channels."""
     if schedule.fold == FOLD_SPACE:
@@ -236,7 +236,7 @@ def _step_uops(schedule, row, col, ci, co):  # type: ignore[no-untyped-def]
     return co * (row.single * col.touching + (row.touching - row.single) * col.met)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _multiply(nest, schedule, tile, row, col, row_taps, col_taps, signature, step, source, sink):  # type: ignore[no-untyped-def]
     """The GEMMs of a step (of pooling, its maxima); their micro-ops are all new, or all there already."""
     groups = gemms_of(schedule.fold, row, col)
@@ -273,7 +273,7 @@ def _multiply(nest, schedule, tile, row, col, row_taps, col_taps, signature, ste
             begin = end
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _loops(nest, schedule, tile, row, col, step, rows, cols):  # type: ignore[no-untyped-def]
     """Loops of the GEMMs of taps that meet ``rows`` x ``cols`` outputs: (extent, dst, src and wgt factors) each.
 
@@ -298,7 +298,7 @@ def _loops(nest, schedule, tile, row, col, step, rows, cols):  # type: ignore[no
     return of_ci, of_rows, of_co, of_cols
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _write_taps(nest, schedule, tile, row, col, row_taps, col_taps, gh, gw, bases, step, slow, fast, at, sink):  # type: ignore[no-untyped-def]
     """Write the micro-ops of the GEMM that starts with tap (``gh``, ``gw``) from ``at`` on; returns where they end."""
     acc, source, wgt_base = bases
@@ -320,7 +320,7 @@ def _write_taps(nest, schedule, tile, row, col, row_taps, col_taps, gh, gw, base
     return at
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _write_uops(sink, at, dst, src, wgt, slow, fast):  # type: ignore[no-untyped-def]
     """Write the micro-ops of one tap from ``at`` on; returns where they end."""
     for i in range(slow[0]):
@@ -333,7 +333,7 @@ def _write_uops(sink, at, dst, src, wgt, slow, fast):  # type: ignore[no-untyped
     return at
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _accumulate(nest, schedule, sram, tile, sink):  # type: ignore[no-untyped-def]
     """What is added to a tile after its last step but for a bias, unless that stands before a shift."""
     area = tile.height * tile.width
@@ -353,7 +353,7 @@ def _accumulate(nest, schedule, sram, tile, sink):  # type: ignore[no-untyped-de
         gemm(sink, 0, uop, (tile.co * area, 1, 1, 0), (1, 0, 0, 0))
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _add_bias(nest, sram, tile, sink):  # type: ignore[no-untyped-def]
     """Adds biases that lie in ACC to a tile's accumulators."""
     area = tile.height * tile.width
@@ -364,7 +364,7 @@ def _add_bias(nest, sram, tile, sink):  # type: ignore[no-untyped-def]
         tensor(sink, AluOp.ADD, uop, (tile.co, area, 1, 0), (area, 1, 0, 0))
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _finish(nest, schedule, sram, tile, row, col, tiles, sink):  # type: ignore[no-untyped-def]
     """The last stages and the stores of a tile, piece by piece."""
     size = pieces(nest, tile.co, tile.height, tile.width, drains(schedule, tile.number, tiles))
@@ -386,7 +386,7 @@ def _finish(nest, schedule, sram, tile, row, col, tiles, sink):  # type: ignore[
                     flag(sink, sink.insns - 1, Flag.PUSH_PREV)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _stages(nest, sram, acc, n, sink):  # type: ignore[no-untyped-def]
     """Shift and clip of ``n`` accumulators; what is stored has gone through GEMM or ALU, as STORE reads OUT."""
     if nest.even:
@@ -399,14 +399,14 @@ def _stages(nest, sram, acc, n, sink):  # type: ignore[no-untyped-def]
         immediate(sink, AluOp.MAX, nest.low, uop, n)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def left_shifts(nest):  # type: ignore[no-untyped-def]
     """Two shifts left, the second perhaps 0, that bring the lowest bit of what a right shift leaves to the sign."""
     total = 31 - nest.shift
     return min(total, 16), max(total - 16, 0)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _round_even(nest, sram, acc, n, sink):  # type: ignore[no-untyped-def]
     """Takes one from accumulators that the shift leaves odd: ties, which half a step has rounded up, become even.
 

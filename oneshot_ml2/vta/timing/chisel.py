@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.vta import tokens
 from oneshot_ml2.vta.program import ITERATIONS, AluOp, Flag, Memory, Opcode
 from oneshot_ml2.vta.timing import reads
@@ -20,13 +21,14 @@ from oneshot_ml2.vta.timing.records import (
     Counters,
     start,
 )
+from oneshot_ml2.vta.writing import fill
 
 TOKEN_LIMIT = 255
 # What an instruction that fetch does not know waits for, in place of a module.
 _UNKNOWN = 3
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _store_cycles(insn, p, work):  # type: ignore[no-untyped-def]
     """Execution cycles of a STORE: its bursts follow one another, undisturbed by reads."""
     size = p.out_bytes
@@ -46,7 +48,7 @@ def _store_cycles(insn, p, work):  # type: ignore[no-untyped-def]
     return cycles
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _operations(insn, p):  # type: ignore[no-untyped-def]
     """Tensor operations of a GEMM or ALU instruction; an extent of 0 runs the counter once around."""
     outer = insn.iter_out if insn.iter_out > 0 else ITERATIONS
@@ -55,7 +57,7 @@ def _operations(insn, p):  # type: ignore[no-untyped-def]
     return outer * inner * (uops if uops > 0 else p.uop_mask + 1)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _fill_pipe(fetch, n_insns):  # type: ignore[no-untyped-def]
     """Let instructions into the two-entry pipe of a wide bus, each when the last but one has left it."""
     while fetch.piped < fetch.read and fetch.piped < fetch.given + 2:
@@ -73,7 +75,7 @@ def _fill_pipe(fetch, n_insns):  # type: ignore[no-untyped-def]
             fetch.command = at + 3
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _target(insn):  # type: ignore[no-untyped-def]
     """The module that fetch gives an instruction to, or _UNKNOWN."""
     if insn.op == Opcode.LOAD:
@@ -85,7 +87,7 @@ def _target(insn):  # type: ignore[no-untyped-def]
     return tokens.module_of(insn) if known else _UNKNOWN
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _enter(m, now, n_insns, p, fetch, modules):  # type: ignore[no-untyped-def]
     """Let the next instruction into the queue of module ``m``; returns whether it is a module with room."""
     wide = p.log_bus > 3
@@ -105,7 +107,7 @@ def _enter(m, now, n_insns, p, fetch, modules):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _ask(n_insns, insn_address, p, fetch, client):  # type: ignore[no-untyped-def]
     """Ask for the next chunk of instructions."""
     fetch.asks = False
@@ -122,12 +124,12 @@ def _ask(n_insns, insn_address, p, fetch, client):  # type: ignore[no-untyped-de
     client.eligible = fetch.command + 1
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _has_token(flag, queue, token):  # type: ignore[no-untyped-def]
     return flag == 0 or queue < 0 or token[queue] > 0
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _wake(insns, wake, now, modules, token, places):  # type: ignore[no-untyped-def]
     """Let the idle ones of the modules in the mask ``wake`` start their next instruction, if its tokens are there."""
     for m in range(3):
@@ -141,7 +143,7 @@ def _wake(insns, wake, now, modules, token, places):  # type: ignore[no-untyped-
             module.event = 2 * max(now, place.entered + 1) + 1
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _push(flag, queue, token):  # type: ignore[no-untyped-def]
     """Push a token if the flag says so and the module has that queue; returns whether it did."""
     pushes = flag != 0 and queue >= 0
@@ -150,7 +152,7 @@ def _push(flag, queue, token):  # type: ignore[no-untyped-def]
     return pushes
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _complete(flags, m, at, p, fetch, modules, token):  # type: ignore[no-untyped-def]
     """Module ``m`` has executed its instruction up to cycle ``at`` - 1; returns the mask of modules to wake."""
     module, wake = modules[m], 1 << m
@@ -167,13 +169,13 @@ def _complete(flags, m, at, p, fetch, modules, token):  # type: ignore[no-untype
     return wake
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _pop(flag, queue, token):  # type: ignore[no-untyped-def]
     if flag and queue >= 0:
         token[queue] -= 1
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _start(insn, i, m, at, p, work, modules, clients, kept, token):  # type: ignore[no-untyped-def]
     """Module ``m`` takes instruction ``i`` and its tokens in cycle ``at``; returns whether it is FINISH."""
     module = modules[m]
@@ -202,7 +204,7 @@ def _start(insn, i, m, at, p, work, modules, clients, kept, token):  # type: ign
     return bool(insn.op == Opcode.FINISH)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _next_event(modules):  # type: ignore[no-untyped-def]
     """The module with the earliest event, and that event."""
     m = 0
@@ -228,8 +230,9 @@ def simulate(insns, insn_address, p, recording):  # type: ignore[no-untyped-def]
     """
     # Named once: to take an array out of a tuple or a record counts a reference, each time.
     trace, queued, bursts = recording.trace, recording.queued, recording.bursts
-    trace[:] = -1
-    queued[:] = -1
+    fill(trace[:, 0], -1)
+    fill(trace[:, 1], -1)
+    fill(queued, -1)
     machines, places = np.zeros(1, MACHINE), np.empty((3, p.queue), PLACE)
     machine = machines[0]
     start(machine, p)

@@ -8,18 +8,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.vta import tokens
 from oneshot_ml2.vta.timing import chisel, hls
-from oneshot_ml2.vta.timing.records import BURST, Recording, params
+from oneshot_ml2.vta.timing.records import BURST, Counters, Parameters, Recording, params
 
 if TYPE_CHECKING:
-    from oneshot_ml2.vta.program import Program
+    from oneshot_ml2.vta.program import Insns, Program
 
 
-@njit(cache=True, nogil=True)
-def simulate(insns, insn_address, p, recording):  # type: ignore[no-untyped-def]
-    """(cycles, hang, `Counters`) of a program on an idle accelerator; see `chisel.simulate` and `hls.simulate`."""
+def simulate(insns: Insns, insn_address: int, p: Parameters, recording: Recording) -> tuple[int, int, Counters]:
+    """(cycles, hang, `Counters`) of a program on an idle accelerator; see `chisel.simulate` and `hls.simulate`.
+
+    Only the model of its design is compiled.
+    """
+    timed: tuple[int, int, Counters] = (
+        hls.simulate(insns, p, recording) if p.hls else chisel.simulate(insns, insn_address, p, recording)
+    )
+    return timed
+
+
+@part()
+def simulate_any(insns, insn_address, p, recording):  # type: ignore[no-untyped-def]
+    """`simulate` in compiled code, for all designs."""
     if p.hls:
         return hls.simulate(insns, p, recording)
     return chisel.simulate(insns, insn_address, p, recording)

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.vta import tokens
 from oneshot_ml2.vta.hls_keys import RATES, TICKS
 from oneshot_ml2.vta.program import Flag, Insns, Memory, Opcode
 from oneshot_ml2.vta.timing.records import Counters, Parameters
+from oneshot_ml2.vta.writing import fill
 
 # What the time of an instruction, or of a path of instructions, is made of: cycles that no parameter scales, then how
 # often each of `hls_keys.RATES` counts.
@@ -36,7 +38,7 @@ _STEP = np.dtype(
 _NOBODY = -2
 
 
-@njit(cache=True, nogil=True)
+@part()
 def row_beats(insn, p):  # type: ignore[no-untyped-def]
     """Bus beats of a row of a LOAD or STORE."""
     size = p.out_bytes
@@ -52,7 +54,7 @@ def row_beats(insn, p):  # type: ignore[no-untyped-def]
     return ((insn.x * size - 1) >> p.log_bus) + 1
 
 
-@njit(cache=True, nogil=True)
+@part()
 def add_work(insn, p, work):  # type: ignore[no-untyped-def]
     """Add to a `WORK` what an instruction's time is made of. Rows are moved strictly one after the other."""
     module = tokens.module_of(insn)
@@ -93,13 +95,13 @@ def ticks_of(work, p):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _clear(work):  # type: ignore[no-untyped-def]
     work.fixed = work.read_row = work.store_row = work.wgt_beat = work.alu_op = work.pad = 0
     work.load_start = work.compute_start = work.store_start = 0
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _pushers(insns, queue, pushers):  # type: ignore[no-untyped-def]
     """The instructions that push to one of `tokens.QUEUES`, in order, into ``pushers`` (n,); how many there are."""
     count = 0
@@ -113,7 +115,7 @@ def _pushers(insns, queue, pushers):  # type: ignore[no-untyped-def]
     return count
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _link_tokens(insns, steps):  # type: ignore[no-untyped-def]
     """Who pushes what each instruction pops: the k-th pop of a queue takes the k-th push."""
     pushers = np.empty(len(insns), np.int64)
@@ -131,14 +133,14 @@ def _link_tokens(insns, steps):  # type: ignore[no-untyped-def]
                     steps[i].by_next = pusher
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _prepare(insns, p, steps, heads):  # type: ignore[no-untyped-def]
     """Fill in `_STEP` (n,) before a run, and ``heads``, int64 (3,), the first instruction of each module, -1 none."""
     latest = np.full(3, -1, np.int64)
     # By module its instructions in order, to find those a queue's length before.
     count, order = np.zeros(3, np.int64), np.empty((3, len(insns)), np.int64)
     works = np.zeros(1, WORK)
-    heads[:] = -1
+    fill(heads, -1)
     for i in range(len(insns)):
         # Of the array each time: numba frees that after its last use, whatever still looks at its record.
         step, work = steps[i], works[0]
@@ -161,7 +163,7 @@ def _prepare(insns, p, steps, heads):  # type: ignore[no-untyped-def]
     _link_tokens(insns, steps)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _fetch(steps, fetched):  # type: ignore[no-untyped-def]
     """Let instructions from ``fetched`` on into the queues, in order, as far as those have room; which one is next."""
     while fetched < len(steps):
@@ -180,7 +182,7 @@ def _fetch(steps, fetched):  # type: ignore[no-untyped-def]
     return fetched
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _start(steps, i):  # type: ignore[no-untyped-def]
     """Start an instruction that is in its queue, and whose module is free; False if it waits for a token."""
     step = steps[i]
@@ -194,7 +196,7 @@ def _start(steps, i):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _run(insns, p, steps):  # type: ignore[no-untyped-def]
     """Run a program with ``steps``, `_STEP` (n,); the instruction that ended it: FINISH, or -1 if it hangs."""
     heads = np.empty(3, np.int64)
@@ -216,7 +218,7 @@ def _run(insns, p, steps):  # type: ignore[no-untyped-def]
     return np.int64(-1)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _counters(insns, p, steps, until):  # type: ignore[no-untyped-def]
     """`Counters` of what started before ``until`` ticks; rows stand for bursts."""
     busy, gemm, alu = np.zeros(3, np.int64), np.int64(0), np.int64(0)

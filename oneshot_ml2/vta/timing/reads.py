@@ -6,11 +6,11 @@ moment it is sent.
 
 from __future__ import annotations
 
-from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.vta.timing.records import CLIENT_OF_MEMORY, CLIENTS, FETCH_CLIENT, KEPT, NEVER, TAGS
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _advance(client, work, limit):  # type: ignore[no-untyped-def]
     """Let the pad writer do ``work`` cycles before cycle ``limit``; returns what is left of them."""
     done = min(work, max(limit - client.pad_next, 0))
@@ -18,7 +18,7 @@ def _advance(client, work, limit):  # type: ignore[no-untyped-def]
     return work - done
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _pad(client, first, last):  # type: ignore[no-untyped-def]
     """Let the pad writer work until cycle ``last``, where data is written in ``first``..``last``.
 
@@ -35,12 +35,12 @@ def _pad(client, first, last):  # type: ignore[no-untyped-def]
         client.pad_next = max(client.pad_next, last + 1)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _pads_left(client):  # type: ignore[no-untyped-def]
     return client.above + client.beside + client.skipped + client.below
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _counter_end(client, kept, c, pad_end):  # type: ignore[no-untyped-def]
     """First cycle at which a narrow loader's counter of outstanding beats reads 0, or NEVER if that is not known yet.
 
@@ -71,7 +71,7 @@ def _counter_end(client, kept, c, pad_end):  # type: ignore[no-untyped-def]
     return NEVER
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def next_send(channel, clients, last_beats):  # type: ignore[no-untyped-def]
     """The cycle in which the next burst can be sent, NEVER without any, and how many bursts are past by then."""
     first = clients[0].eligible
@@ -91,7 +91,7 @@ def next_send(channel, clients, last_beats):  # type: ignore[no-untyped-def]
     return cycle, passed
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def send(cycle, passed, n_insns, p, machine, modules, clients, kept, last_beats, burst):  # type: ignore[no-untyped-def]
     """Send one burst of the first client that is eligible in a cycle of `next_send`.
 
@@ -124,7 +124,7 @@ def send(cycle, passed, n_insns, p, machine, modules, clients, kept, last_beats,
         fetch.gives = fetch.blocked < 0
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _next_command(client, cycle, beats, p):  # type: ignore[no-untyped-def]
     """Make a client ready for the burst after one of so many beats; returns whether its load has more to ask for."""
     if client.orphan > 0:
@@ -146,7 +146,7 @@ def _next_command(client, cycle, beats, p):  # type: ignore[no-untyped-def]
     return more
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _receive(client, kept, c, modules, taken, last, more, p):  # type: ignore[no-untyped-def]
     """Account for a burst of a load on the channel in cycles [taken + 1, last]; ``more`` follow."""
     if client.padded:
@@ -171,7 +171,7 @@ def _receive(client, kept, c, modules, taken, last, more, p):  # type: ignore[no
         _end_by_counter(client, kept, c, modules, rest if more else 0)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _end_by_counter(client, kept, c, modules, rest):  # type: ignore[no-untyped-def]
     """End a narrow load if its counter reads 0; ``rest``: beats of a command that then stays in the slot."""
     pad_end = client.pad_next + _pads_left(client) - 1 if client.padded else -1
@@ -182,7 +182,7 @@ def _end_by_counter(client, kept, c, modules, rest):  # type: ignore[no-untyped-
         client.orphan = rest if rest > 0 else client.orphan
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def begin_load(insn, i, m, at, p, modules, clients, kept):  # type: ignore[no-untyped-def]
     """Module ``m`` starts a LOAD of at least one row, instruction ``i``, in cycle ``at``."""
     c = CLIENT_OF_MEMORY[insn.mem]
@@ -211,7 +211,7 @@ def begin_load(insn, i, m, at, p, modules, clients, kept):  # type: ignore[no-un
         _begin_counting(client, kept, c, modules, at, eligible, p)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@part(forceinline=True)
 def _begin_counting(client, kept, c, modules, at, eligible, p):  # type: ignore[no-untyped-def]
     client.capacity = client.beats
     client.total = client.rows * (client.bytes >> p.log_bus)

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.vta.hls_keys import RATES
 from oneshot_ml2.vta.program import Memory, element_bytes
+from oneshot_ml2.vta.writing import fill
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
@@ -160,13 +162,13 @@ def nothing():  # type: ignore[no-untyped-def]
     return Recording(np.empty((0, 2), np.int64), np.empty(0, np.int64), np.empty(0, BURST))
 
 
-@njit(cache=True, nogil=True)
+@part()
 def start(machine, p):  # type: ignore[no-untyped-def]
     """Bring a machine of zeros to the state before the first cycle."""
     fetch, channel, clients = machine.fetch, machine.channel, machine.clients
     fetch.entered = fetch.entered_before = fetch.pipe_even = fetch.pipe_odd = fetch.blocked = channel.last_send = -1
     channel.taken = -NEVER
-    machine.last_beats[:] = -1
+    fill(machine.last_beats, -1)
     for m in range(3):
         machine.modules[m].event, machine.modules[m].started = NEVER, -1
     for c in range(len(CLIENTS)):
