@@ -58,7 +58,7 @@ class _Kept(_Results):  # type: ignore[misc]
         return result.library.name, code, result.fndesc, result.signature, environments, result.reload_init
 
     def rebuild(self, target_context: Any, payload: Any) -> Any:
-        name, code, fndesc, signature, _, reload_init = payload
+        name, code, fndesc, signature, environments, reload_init = payload
         library = _Code(target_context.codegen(), name)
         library._shared_module = library._final_module = binding.parse_bitcode(code)
         library._finalized = True
@@ -71,6 +71,7 @@ class _Kept(_Results):  # type: ignore[misc]
             "objectmode": False,
             "lifted": (),
             "reload_init": reload_init,
+            "referenced_envs": environments,
         }
         return compiler.CompileResult(**fields)
 
