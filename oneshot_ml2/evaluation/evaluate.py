@@ -26,6 +26,7 @@ from oneshot_ml2.network import picking
 from oneshot_ml2.network.predictor import Predictor, digest
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.training.peers import registry as peers
+from oneshot_ml2.vta.accelerator import DESIGNS
 from oneshot_ml2.vta.reasons import Reason
 
 if TYPE_CHECKING:
@@ -342,9 +343,18 @@ def known_tasks(name: str, limit: int = 0) -> list[tuple[Task, Optimum]]:
     return [(task, known[task.id]) for task in tasks]
 
 
+def networks_of(weights: str | Path | None) -> dict[str, Predictor]:
+    """By design the network that its tasks are evaluated with: see `picking.predictor_of`.
+
+    Raises:
+        WeightsError: no such weights, or unusable ones.
+    """
+    return {design: picking.predictor_of(weights, design=design) for design in DESIGNS}
+
+
 def evaluate_set(
     name: str,
-    network: Predictor,
+    networks: Mapping[str, Predictor],
     limit: int = 0,
     others: Mapping[str, Peer] = MappingProxyType({}),
     log: Path | None = None,
@@ -352,6 +362,7 @@ def evaluate_set(
     """The figures of a frozen set, and each task's (``rows``).
 
     Args:
+        networks: by design, see :func:`networks_of`.
         limit: only so many tasks, evenly spread; 0: all.
         others: peers to compare with, see `peers.registry.load_peers`.
         log: JSON Lines that get every task when it is done; tasks that are there are not evaluated again.
@@ -362,17 +373,19 @@ def evaluate_set(
     tasks = known_tasks(name, limit)
     transplants = baselines.read_best_known(resources.find("evaluation", "best_known.json"))
     first, _ = tasks[0]
-    picking.pick(first.workload, first.accelerator, network)  # the first pick compiles
+    picking.pick(first.workload, first.accelerator, networks[first.accelerator.design])  # the first pick compiles
     done: dict[str, _Evaluated] = {}
     results = []
     with ExitStack() as stack:
         opened = None
         if log is not None:
-            header = {"format": FORMAT, "version": version(), "weights": digest(network), "peers": sorted(others)}
+            digests = {design: digest(network) for design, network in networks.items()}
+            header = {"format": FORMAT, "version": version(), "weights": digests, "peers": sorted(others)}
             opened = stack.enter_context(open_lines(log, _read, header))
             done = dict(opened.entries)
         for task, known in tqdm(tasks, desc=name, unit="task", disable=None):
             if task.id not in done:
+                network = networks[task.accelerator.design]
                 done[task.id] = evaluate_task(task, known, network, transplants, others)
                 if opened is not None:
                     opened.append([_entry(task, done[task.id])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from oneshot_ml2.vta.hls_keys import RATES, TICKS
@@ -17,10 +18,11 @@ DESIGN_FEATURES = (FLAG, "accumulator distance", *(f"{name.replace('_', ' ')} cy
 UNUSED = ("burst beats", "memory latency")
 
 
-def design_features(accelerator: Accelerator) -> list[float]:
-    """`DESIGN_FEATURES` of an accelerator."""
+def with_design(accelerator: Accelerator, names: Sequence[str], row: Sequence[float]) -> list[float]:
+    """Features ``names`` of a task, and `DESIGN_FEATURES` of its accelerator after them."""
     hls = accelerator.hls
     if hls is None:
-        return [0.0] * len(DESIGN_FEATURES)
+        return [*row, *(0.0 for _ in DESIGN_FEATURES)]
     rates = [getattr(hls, name) / TICKS for name in RATES]
-    return [1.0, *(math.log2(1 + size) for size in (hls.acc_distance, *rates))]
+    used = [0.0 if name in UNUSED else value for name, value in zip(names, row, strict=True)]
+    return [*used, 1.0, *(math.log2(1 + size) for size in (hls.acc_distance, *rates))]

@@ -135,9 +135,7 @@ def task_features(space: ScheduleSpace, version: int = FEATURE_VERSION) -> NDArr
     row += [float(task.stages), float(task.ph > 0 or task.pw > 0), math.log2(bound.bound)]
     row += [part / bound.bound for part in (bound.compute, bound.read_beats, bound.store_cycles)]
     if version == HLS_FEATURE_VERSION:
-        row += designs.design_features(chip)
-        if chip.hls is not None:
-            row = [0.0 if name in designs.UNUSED else x for name, x in zip(FEATURE_SETS[version].task, row, strict=True)]
+        row = designs.with_design(space.accelerator, TASK_FEATURES, row)
     return np.array(row, dtype=np.float32)
 
 

@@ -172,9 +172,7 @@ def task_features(space: ScheduleSpace, version: int = FEATURE_VERSION) -> NDArr
     row += [float(space.workload.epilogue.stage_cycles), math.log2(bound.bound)]
     row += [part / bound.bound for part in (bound.compute, bound.read_beats, bound.store_cycles)]
     if version == HLS_FEATURE_VERSION:
-        row += designs.design_features(space.accelerator)
-        if nest.hls:
-            row = [0.0 if name in designs.UNUSED else x for name, x in zip(FEATURE_SETS[version].task, row, strict=True)]
+        row = designs.with_design(space.accelerator, TASK_FEATURES, row)
     return np.array(row, dtype=np.float32)
 
 

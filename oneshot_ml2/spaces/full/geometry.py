@@ -21,11 +21,12 @@ _MOST_PLACES = 1 << 20
 _RECORDS = 1024
 
 # Of the spatial tiles of one (tile_h, tile_w, pad) of an image: how many; GEMMs of a step of all, of the first and of
-# the last tile, where taps share them and where every tap is one (``taps``); outputs that taps meet (``work``); inputs
-# loaded, and pads loaded with them; tiles whose inputs one instruction moves (``compact``), and others; inputs of a channel of the largest tile;
-# rows and columns of the last; tiles that read inputs; rows of a channel of all that are not compact, and compact ones
-# that are no whole plane; classes, and of each its tiles and its micro-ops a kernel for
-# each fold but for the channels; and `axes.recurrence` by fold, several channels or one, and narrowest step.
+# the last tile, where taps share them and where every tap is one (``taps``); outputs that taps meet (``work``);
+# inputs loaded, and pads loaded with them; tiles whose inputs one instruction moves (``compact``), and others; inputs
+# of a channel of the largest tile; rows and columns of the last; tiles that read inputs; rows of a channel of all
+# that are not compact, and compact ones that are no whole plane; classes, and of each its tiles and its micro-ops a
+# kernel for each fold but for the channels; and `axes.recurrence` by fold, several channels or one, and narrowest
+# step.
 GEOMETRY = np.dtype(
     [
         (name, np.int64)

@@ -88,8 +88,8 @@ class _Reduction(NamedTuple):
 
 
 class _Loads(NamedTuple):
-    """Input elements, and pads loaded with them; bus beats of inputs and of weights; instructions that load each, and all; cycles of all, and of
-    those of the first step, when none waits for the memory."""
+    """Input elements, and pads loaded with them; bus beats of inputs and of weights; instructions that load each, and
+    all; cycles of all, and of those of the first step, when none waits for the memory."""
 
     inp_elements: int
     pads: int
