@@ -26,6 +26,7 @@ from oneshot_ml2.network import picking
 from oneshot_ml2.network.predictor import Predictor, digest
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.training.peers import registry as peers
+from oneshot_ml2.vta.accelerator import DESIGNS
 from oneshot_ml2.vta.reasons import Reason
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ SETS = {
     "operators": "unseen operators of other kinds, seen accelerators",
     "networks": "layers of six networks never trained on, pynq and zcu104",
     "outside": "unseen workloads and operators, accelerators outside of the trained ranges",
+    "resnet18_hls": "ResNet-18's layers, boards of the HLS design",
+    "unseen_hls": "unseen workloads and operators, unseen accelerators of the HLS design",
 }
 PICK = "network (ours)"
 BASELINES = {
@@ -332,11 +335,11 @@ def known_tasks(name: str, limit: int = 0) -> list[tuple[Task, Optimum]]:
     """
     tasks = read_tasks(resources.find("evaluation", f"{name}.json"))
     path = resources.find("optima", f"{name}.jsonl")
-    known = {key: row for key, row in read_optima(path).items() if row.version == version()}
-    missing = [task for task in tasks if task.id not in known]
+    known = read_optima(path)
+    missing = [task for task in tasks if task.id not in known or known[task.id].version != task.version]
     if missing:
         advice = f"make it anew: oneshot-ml2 optimum --tasks datasets/evaluation/{name}.json"
-        raise OneShotError(f"{path}: {len(missing)} of {len(tasks)} tasks have no T* of {version()}; {advice}")
+        raise OneShotError(f"{path}: {len(missing)} of {len(tasks)} tasks have no T* of {missing[0].version}; {advice}")
     if limit:
         tasks = [tasks[i] for i in np.unique(np.linspace(0, len(tasks) - 1, limit).astype(int))]
     return [(task, known[task.id]) for task in tasks]
@@ -368,7 +371,8 @@ def evaluate_set(
     with ExitStack() as stack:
         opened = None
         if log is not None:
-            header = {"format": FORMAT, "version": version(), "weights": digest(network), "peers": sorted(others)}
+            versions = [version(design) for design in DESIGNS]
+            header = {"format": FORMAT, "version": versions, "weights": digest(network), "peers": sorted(others)}
             opened = stack.enter_context(open_lines(log, _read, header))
             done = dict(opened.entries)
         for task, known in tqdm(tasks, desc=name, unit="task", disable=None):

@@ -128,7 +128,7 @@ def test_bad_input_says_why(tmp_path: Path, run_command, monkeypatch):
     assert "absent" in run_command("evaluate", "--weights", tmp_path / "absent.safetensors")[2]
     code, _, err = run_command("evaluate", "--sets", "nonsense")
     assert code == 2 and "workloads" in err
-    monkeypatch.setattr(evaluate, "version", lambda: "full-next")
+    monkeypatch.setattr(optimum, "version", lambda *_: "full-next")
     code, _, err = run_command("evaluate", "--sets", "unseen", "--out", tmp_path / "e.json")
     assert code == 2 and "oneshot-ml2 optimum --tasks" in err
     assert not (tmp_path / "e.json").exists()
@@ -139,4 +139,7 @@ def test_shipped_tables_cover_their_sets():
         rows = optimum.read_optima(resources.find("optima", f"{name}.jsonl"))
         tasks = optimum.read_tasks(resources.find("evaluation", f"{name}.json"))
         assert set(rows) >= {task.id for task in tasks}
-        assert {rows[task.id].version for task in tasks} == {optimum.version()}
+        assert all(rows[task.id].version == task.version for task in tasks)
+        designs = {task.accelerator.design for task in tasks}
+        assert designs == ({"hls"} if name.endswith("_hls") else {"chisel"})
+    assert optimum.version("hls") != optimum.version("chisel") == optimum.version()
