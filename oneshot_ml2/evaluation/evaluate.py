@@ -157,8 +157,9 @@ def evaluate_task(
     """
     picked = picking.pick(task.workload, task.accelerator, network)
     space = picked.space
-    trusted = picking.rank(space, network).best(50)
-    legal = space.validity(trusted) == Reason.VALID
+    ranking = picking.rank(space, network)
+    trusted = ranking.best(len(ranking.indices))
+    legal = trusted[picking.legal_positions(space, trusted, 10)]
     alone = picking.rank(space, network, closed_form=False).best(50)
     form = baselines.ClosedForm.of(space)
     rivals = {
@@ -170,7 +171,7 @@ def evaluate_task(
     found, timed = baselines.simulated(space, picked.seconds)
     chosen = _choices(space, others)
     # Only now anything is timed.
-    first = np.array([picked.index]) if picked.source == "fallback" else trusted[legal][:10]
+    first = np.array([picked.index]) if picked.source == "fallback" else legal
     ours = _cycles(space, first)
     qualities = _qualities(space, known, rivals | {"simulated": found})
     fastest = min([int(ours[ours > 0].min()), *known.valid_cycles.tolist()])
@@ -194,7 +195,7 @@ def evaluate_task(
         top5=metrics.top_k_quality(known.best, ours, 5),
         top10=metrics.top_k_quality(known.best, ours, 10),
         first_lowers=_lowers(space, alone[:1]),
-        first_legal_lowers=_lowers(space, trusted[legal][:1]),
+        first_legal_lowers=_lowers(space, legal[:1]),
         invalid_of_50=metrics.invalid_rate(space.validity(alone) != Reason.VALID),
         order=Order.of(truth[valid], scores.cycles[valid]),
         baselines={name: qualities[name] for name in BASELINES},

@@ -15,6 +15,7 @@ from oneshot_ml2.evaluation import baselines, evaluate, optimum
 from oneshot_ml2.evaluation.optimum import Optimum, Task
 from oneshot_ml2.network import picking
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.workload.lists import Layer
 
 TASK = Task(Layer("small", networks.SMALL, 3), Accelerator.load("pynq"), "accelerators/pynq.json")
@@ -121,6 +122,21 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, run_command, monkeypa
     one, other = (json.loads(path.read_text())["sets"][0] for path in (out, whole))
     for key in ("validity", "order", "network_quality", "pick"):
         assert one[key] == other[key]
+
+
+def test_legal_choices_are_found_behind_many_illegal_ones(known, transplants, monkeypatch):
+    def illegal_first(space, network, closed_form=True):
+        indices = np.unique(optimum.sample_of(space))
+        ranking = picking.Ranking(indices, network.score(space, indices), len(indices))
+        legal = space.validity(indices) == Reason.VALID
+        assert np.count_nonzero(~legal) > 50
+        ranking.__dict__["order"] = np.argsort(legal, kind="stable")
+        return ranking
+
+    monkeypatch.setattr(picking, "rank", illegal_first)
+    row, _, _ = evaluate.evaluate_task(TASK, known, picking.predictor_of(None), transplants)
+    assert row.source == "network" and row.first_legal_lowers and row.invalid_of_50 == 1
+    assert 0 < row.quality <= row.top5 <= row.top10 <= 1
 
 
 def test_bad_input_says_why(tmp_path: Path, run_command, monkeypatch):
