@@ -19,7 +19,7 @@ from oneshot_ml2.spaces import base, designs
 from oneshot_ml2.spaces.autotvm import plan
 from oneshot_ml2.spaces.autotvm.space import canonical
 from oneshot_ml2.spaces.autotvm.template import Task, make_task, schedules
-from oneshot_ml2.spaces.autotvm.validity import MAX_INSTRUCTIONS, MAX_SIZE
+from oneshot_ml2.spaces.autotvm.validity import MAX_INSTRUCTIONS, MAX_SIZE, recurrence
 from oneshot_ml2.spaces.registry import TVM_KIND
 from oneshot_ml2.vta.bound import engine_bound
 
@@ -100,7 +100,7 @@ SCHEDULE_FEATURES = (
     *_FACTS,
 )
 FEATURES = TASK_FEATURES + SCHEDULE_FEATURES
-_HLS_SCHEDULE_FEATURES = ("under the distance in turn", "under the distance in turn, reduces")
+_HLS_SCHEDULE_FEATURES = ("recurs within the accumulator distance",)
 FEATURE_SETS = {
     FEATURE_VERSION: base.FeatureSet(FEATURE_VERSION, TASK_FEATURES, SCHEDULE_FEATURES),
     HLS_FEATURE_VERSION: base.FeatureSet(
@@ -207,12 +207,10 @@ def _encode_rows(task, batch, summary, rows, limits, log_engine_bound, out):  # 
 
 
 @njit(cache=True, nogil=True)
-def _encode_hls_rows(task, rows, out):  # type: ignore[no-untyped-def]
-    """What `HLS_FEATURE_VERSION` adds to the features of schedules (n,) with their figures by name, in place."""
+def _encode_hls_rows(task, batch, out):  # type: ignore[no-untyped-def]
+    """What `HLS_FEATURE_VERSION` adds to the features of schedules (n,), in place."""
     for i in range(len(out)):
-        soon = rows[i].accumulators_in_turn < task.acc_distance
-        out[i, 0] = 1.0 if soon else 0.0
-        out[i, 1] = 1.0 if soon and rows[i].reduces_in_turn > 0 else 0.0
+        out[i, 0] = 1.0 if recurrence(task, batch[i]) < task.acc_distance else 0.0
 
 
 @dataclass(frozen=True)
@@ -280,10 +278,9 @@ class Encoder:
     def encode(self, given: base.Candidates, out: NDArray[np.float32]) -> None:
         """The features of candidates into the first columns of float32 (n, at least so many), on this thread."""
         batch, summary = schedules(given.values), np.ascontiguousarray(given.summary)
-        figures = plan.figures_of(summary)
-        _encode_rows(self.task, batch, summary, figures, self.limits, self.log_bound, out)
+        _encode_rows(self.task, batch, summary, plan.figures_of(summary), self.limits, self.log_bound, out)
         if self.version == HLS_FEATURE_VERSION:
-            _encode_hls_rows(self.task, figures, out[:, len(SCHEDULE_FEATURES) :])
+            _encode_hls_rows(self.task, batch, out[:, len(SCHEDULE_FEATURES) :])
 
 
 def all_candidates(space: ScheduleSpace, fitting: bool = False) -> Candidates:
