@@ -60,9 +60,9 @@ def main() -> int:
     parser.add_argument("--no-pick", action="store_true", help="T* alone (needs no weights)")
     args = parser.parse_args()
     try:
-        network = None if args.no_pick else picking.predictor_of(args.weights)
         for name in args.accelerators:
-            compare(Accelerator.load(name), network)
+            chip = Accelerator.load(name)
+            compare(chip, None if args.no_pick else picking.predictor_of(args.weights, design=chip.design))
     except OneShotError as error:
         print(f"bench_full_space: {error}", file=sys.stderr)
         return 2
