@@ -6,6 +6,7 @@ make an accelerator "unseen", or one outside of the trained ranges, are asserted
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from oneshot_ml2.common.errors import AcceleratorError
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.hls_keys import RATES, TICKS, HlsTiming
 
 FOLDER = Path(__file__).parent / "accelerators"
 SEED = 20240
@@ -27,6 +29,35 @@ BLOCKS, BUSES, LONGEST_LATENCY = (8, 16, 32), (64, 128, 256), 200
 # (block, batch, bus bits) that no training accelerator has.
 RESERVED = ((16, 2, 128), (32, 2, 64), (8, 2, 128), (32, 1, 128), (16, 1, 256))
 CANDIDATES = 64
+
+# The HLS design: its own seed, so that the sets above stay as they are. The boards are for evaluation.
+HLS_SEED = 20250
+BOARDS = ("pynq-hls", "ultra96-hls", "zcu104-hls", "axu5evb-hls")
+# Training and held-out accelerators with the boards' VTA, with one of the geometries above, and with any other.
+HLS_TRAINING, HLS_HELD_OUT = (14, 18, 8), (3, 7, 2)
+# Cycles, log-uniform: over all that is trained, and near the boards'.
+HLS_WIDE = {
+    "read_row": (4.0, 400.0),
+    "store_row": (4.0, 400.0),
+    "wgt_beat": (0.5, 8.0),
+    "alu_op": (0.5, 8.0),
+    "load_start": (0.25, 100.0),
+    "compute_start": (1.0, 200.0),
+    "store_start": (0.25, 100.0),
+    "pad": (0.25, 30.0),
+}
+HLS_NEAR = {
+    "read_row": (30.0, 90.0),
+    "store_row": (25.0, 75.0),
+    "wgt_beat": (1.4, 3.0),
+    "alu_op": (1.4, 3.0),
+    "load_start": (1.0, 20.0),
+    "compute_start": (8.0, 45.0),
+    "store_start": (0.25, 30.0),
+    "pad": (0.7, 10.0),
+}
+HLS_DISTANCES = (1, 2, 2, 2, 3, 4, 6, 8)
+OTHER_BLOCKS, OTHER_BATCHES = (2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16)
 
 
 def triple(chip: Accelerator) -> tuple[int, int, int]:
@@ -159,6 +190,88 @@ def outside(rng: np.random.Generator, training: list[Accelerator]) -> list[Accel
     return chosen
 
 
+def hls_timings(rng: np.random.Generator, count: int, near: bool) -> list[HlsTiming]:
+    """Timings whose rates are a Latin hypercube, log-uniform in their ranges; ``near``: like the boards'."""
+    ranges = HLS_NEAR if near else HLS_WIDE
+    columns = {}
+    for name in RATES:
+        low, high = np.log(ranges[name])
+        places = (rng.permutation(count) + rng.random(count)) / count
+        columns[name] = [round(TICKS * float(rate)) for rate in np.exp(low + (high - low) * places)]
+    distances = [2 if near else int(rng.choice(HLS_DISTANCES)) for _ in range(count)]
+    return [
+        HlsTiming(**{name: column[i] for name, column in columns.items()}, acc_distance=distances[i])
+        for i in range(count)
+    ]
+
+
+def other_memories(rng: np.random.Generator, chip: Accelerator) -> Accelerator:
+    """An accelerator with any queue, and with any micro-op memory from 128 micro-ops on."""
+    queue = round(float(np.exp(rng.uniform(np.log(2), np.log(65536)))))
+    log_uop = int(rng.integers(9, 16))
+    return dataclasses.replace(chip, log_uop_buff_size=log_uop, uop_depth=0, isa_uop_bits=0, instruction_queue=queue)
+
+
+def as_hls(chip: Accelerator, timing: HlsTiming) -> Accelerator:
+    """An accelerator of the HLS design; what plays no part on it is at its default."""
+    rates = "_".join(str(getattr(timing, name)) for name in RATES[:4])
+    name = f"{chip.bitstream.replace('_i8w8a32', '')}_bus{chip.bus_bits}_rates_{rates}"
+    extra = (("TARGET", '"sim"'), ("HW_VER", '"0.0.2"'))
+    return dataclasses.replace(
+        chip, hls=timing, burst_len_bits=8, memory_latency=16, clock_mhz=100, name=name, extra=extra
+    )
+
+
+def hls_set(
+    rng: np.random.Generator, counts: tuple[int, int, int], triples: list[tuple[int, int, int]], away: list[Accelerator]
+) -> list[Accelerator]:
+    """Accelerators of the HLS design, so many of each kind: the boards' VTA, ``triples``, and any other (block, batch,
+    bus bits) with any queue and micro-op memory. Geometries that the RTL's sets have, too, differ from ``away``."""
+    boards = [Accelerator.load(name) for name in BOARDS]
+    every = [(block, batch, bus) for block in OTHER_BLOCKS for batch in OTHER_BATCHES for bus in BUSES]
+    others = [
+        (block, batch, bus)
+        for block, batch, bus in every
+        if (block not in BLOCKS or batch > 4) and (block * 8 >= bus or batch * block * 8 <= bus)
+    ]
+    geometries = (
+        [boards[i % len(boards)] for i in range(counts[0])],
+        spread(rng, [], counts[1], triples, away),
+        [other_memories(rng, chip) for chip in spread(rng, [], counts[2], others, away)],
+    )
+    return [
+        as_hls(chip, timing)
+        for kind, chips in enumerate(geometries)
+        for chip, timing in zip(chips, hls_timings(rng, len(chips), near=kind == 0), strict=True)
+    ]
+
+
+def hls_sets() -> tuple[list[Accelerator], list[Accelerator]]:
+    """Training and held-out accelerators of the HLS design."""
+    rng = np.random.default_rng(HLS_SEED)
+    ordinary = [item for item in legal_triples() if item not in RESERVED]
+    training = hls_set(rng, HLS_TRAINING, ordinary, [])
+    return training, hls_set(rng, HLS_HELD_OUT, ordinary + 3 * list(RESERVED), training)
+
+
+def hls_differences(one: Accelerator, two: Accelerator) -> int:
+    """`differences`, and in how many rates two accelerators of the HLS design differ: from a ratio of 1.25 on."""
+    pairs = [sorted((getattr(one.hls, name), getattr(two.hls, name))) for name in RATES]
+    return differences(one, two) + sum(high >= 1.25 * low for low, high in pairs)
+
+
+def check_hls(training: list[Accelerator], held_out: list[Accelerator]) -> None:
+    """The rules of an unseen accelerator of the HLS design."""
+    boards = [Accelerator.load(name) for name in BOARDS]
+    assert len(set(training)) == len(training) == sum(HLS_TRAINING)
+    assert len(set(held_out)) == len(held_out) == sum(HLS_HELD_OUT)
+    assert len({chip.name for chip in training + held_out}) == len(training + held_out)
+    assert all(hls_differences(chip, other) >= 3 for chip in held_out for other in training)
+    assert all(hls_differences(chip, board) >= 3 for chip in training for board in boards)
+    trained = {triple(chip) for chip in training}
+    assert 3 * sum(triple(chip) not in trained for chip in held_out) >= len(held_out)
+
+
 def check(training: list[Accelerator], held_out: list[Accelerator], out: list[Accelerator]) -> None:
     """The rules of an unseen accelerator (docs/evaluation.md), and of one outside of the trained ranges."""
     assert len(set(training)) == len(training) >= 64
@@ -180,7 +293,15 @@ def main() -> None:
     held_out = spread(rng, new, HELD_OUT, sorted({triple(chip) for chip in training}), training)
     out = outside(rng, training)
     check(training, held_out, out)
-    for folder, chips in (("train", training), ("heldout", held_out), ("outside", out)):
+    hls_training, hls_held_out = hls_sets()
+    check_hls(hls_training, hls_held_out)
+    for folder, chips in (
+        ("train", training),
+        ("heldout", held_out),
+        ("outside", out),
+        ("hls", hls_training),
+        ("heldout-hls", hls_held_out),
+    ):
         path = FOLDER / folder
         path.mkdir(parents=True, exist_ok=True)
         for old in path.glob("*.json"):

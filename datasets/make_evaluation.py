@@ -5,8 +5,9 @@
 ``workloads``: unseen workloads on seen accelerators; ``resnet18``: its layers on seen accelerators; ``unseen``:
 unseen workloads on unseen accelerators; ``operators``: unseen operators of other kinds on seen accelerators;
 ``networks``: layers of networks that are never trained on, on pynq and ultra96 (the same VTA as zcu104); ``outside``:
-unseen workloads and operators on accelerators outside of the trained ranges. Drawn without looking at spaces or
-results.
+unseen workloads and operators on accelerators outside of the trained ranges; ``resnet18_hls``: ResNet-18's layers on
+the boards of the HLS design, presets (zcu104-hls is the machine that ultra96-hls is); ``unseen_hls``: unseen workloads
+and operators on unseen accelerators of that design. Drawn without looking at spaces or results.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ HERE = Path(__file__).parent
 SEED = 7
 TASKS = 64
 RESNET_ACCELERATORS = 4
+HLS_BOARDS = ("pynq-hls", "ultra96-hls", "axu5evb-hls")
 # Networks that are never trained on, and layers drawn of each.
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v1", "mobilenet_v2", "vgg16", "bert_base")
 LAYERS_EACH = 11
@@ -125,10 +127,12 @@ def main() -> None:
     }
     both = [f"heldout:{name}" for name in heldout] + [f"operators_heldout:{name}" for name in operators]
     sets["outside"] = (HELD_OUT_LISTS, _pairs(rng, both, _names("outside")))
+    sets["unseen_hls"] = (HELD_OUT_LISTS, _pairs(rng, both, _names("heldout-hls")))
+    sets["resnet18_hls"] = ("workloads/resnet18.toml", [(layer, chip) for chip in HLS_BOARDS for layer in resnet])
     folder = HERE / "evaluation"
     folder.mkdir(exist_ok=True)
     for name, (workloads, pairs) in sets.items():
-        assert len(pairs) >= 60 and len(set(pairs)) == len(pairs)
+        assert len(pairs) >= (48 if name == "resnet18_hls" else 60) and len(set(pairs)) == len(pairs)
         tasks = [{"workload": layer, "accelerator": chip} for layer, chip in pairs]
         lines = ",\n".join("  " + json.dumps(task) for task in tasks)
         head = f'{{"seed": {SEED}, "workloads": {json.dumps(workloads)}, "tasks": [\n'

@@ -34,7 +34,7 @@ from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.tuning import finetune, refine
 from oneshot_ml2.tuning.calibrate import Board
 from oneshot_ml2.tuning.measure import Limits, Measurer
-from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.accelerator import DESIGNS, Accelerator
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.lists import Layer
@@ -72,7 +72,7 @@ def do_optimum(folder: Path) -> Any:
 def do_evaluate(folder: Path) -> Any:
     known = [(task, optimum.find_optimum(task, 60)) for task in TASKS[:4]]
     evaluate.known_tasks = lambda name, limit=0: known
-    found = evaluate.evaluate_set("resnet18", NETWORK, log=folder / "e.part")
+    found = evaluate.evaluate_set("resnet18", dict.fromkeys(DESIGNS, NETWORK), log=folder / "e.part")
     timed = ("seconds", "wall", "simulated")
     rows = [{key: row[key] for key in row if not any(word in key for word in timed)} for row in found["rows"]]
     return sorted(path.name for path in folder.iterdir()), [(row["cycles"], row["quality"]) for row in rows]

@@ -28,10 +28,16 @@ LAYERS = (
 CHIPS = ("pynq", "b8", "b2x16")
 
 
-def random_network(seed: int = 0, widths: tuple[int, ...] = (8, 6), trusting: float = 0.0) -> Predictor:
-    """A network of random weights; ``trusting`` is added to every validity logit."""
+def random_network(
+    seed: int = 0,
+    widths: tuple[int, ...] = (8, 6),
+    trusting: float = 0.0,
+    version: int = full_features.FEATURE_VERSION,
+) -> Predictor:
+    """A network of random weights; ``trusting`` is added to every validity logit; ``version``: of its features."""
     rng = np.random.default_rng(seed)
-    features, tasks = len(full_features.FEATURES), len(full_features.TASK_FEATURES)
+    seen = full_features.FEATURE_SETS[version]
+    features, tasks = len(seen.all), len(seen.task)
     tensors = {
         "mean": rng.normal(size=features),
         "scale": rng.uniform(0.5, 2.0, size=features),
@@ -44,7 +50,8 @@ def random_network(seed: int = 0, widths: tuple[int, ...] = (8, 6), trusting: fl
             tensors[f"{network}.{i}.weight"] = rng.normal(size=(outputs, inputs)) / inputs**0.5
             tensors[f"{network}.{i}.bias"] = rng.normal(size=outputs) * 0.1
         tensors[f"{network}.{len(widths)}.bias"][0] += trusting
-    return Predictor({name: tensor.astype(np.float32) for name, tensor in tensors.items()}, {"note": "random"})
+    arrays = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    return Predictor(arrays, {"note": "random"}, version=version)
 
 
 def small_corpus(folder: Path, samples: int = 60) -> Path:

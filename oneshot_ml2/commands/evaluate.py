@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.files import check_output, locked, write_whole
 from oneshot_ml2.common.tables import finite, table
-from oneshot_ml2.evaluation.evaluate import BASELINES, PICK, SETS, evaluate_set
+from oneshot_ml2.evaluation.evaluate import BASELINES, PICK, SETS, evaluate_set, networks_of
 from oneshot_ml2.evaluation.optimum import version
-from oneshot_ml2.network import picking
 from oneshot_ml2.training.peers.registry import load_peers, peer_kinds
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.tasks < 0:
         raise OneShotError(f"--tasks {args.tasks}: allowed: 0 (all) and more")
     check_output(args.out, "--out")
-    network = picking.predictor_of(args.weights)
+    networks = networks_of(args.weights)
     others: dict[str, Peer] = {}
     if args.peers:
         others = load_peers(args.peers)
@@ -44,9 +43,12 @@ def run(args: argparse.Namespace) -> int:
     # Beside the result until it is complete: the same command goes on there.
     log = Path(f"{args.out}.part")
     with locked(args.out, f"{args.out}: another evaluation is at work on it; wait for it, or give another --out"):
-        sets = [evaluate_set(name, network, args.tasks, others, log) for name in args.sets]
-        card = {key: network.card.get(key) for key in ("commit", "date", "corpus")}
-        result = {"version": version(), "weights": card, "sets": sets}
+        sets = [evaluate_set(name, networks, args.tasks, others, log) for name in args.sets]
+        cards = {
+            design: {key: network.card.get(key) for key in ("commit", "date", "corpus")}
+            for design, network in networks.items()
+        }
+        result = {"version": version(), "weights": cards, "sets": sets}
         text = json.dumps(_jsonable(result), indent=1)
         write_whole(args.out, text + "\n")
         log.unlink()

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     chip, workloads = Accelerator.load(args.accelerator), workloads_of(args.workloads, args.size)
     if len(workloads) < FOLDS:
         raise OneShotError(f"{len(workloads)} different workloads; give {FOLDS} or more, as some are held out")
-    network, device = picking.predictor_of(args.weights), open_device(args.device)
+    network, device = picking.predictor_of(args.weights, design=chip.design), open_device(args.device)
     boards_of(network.kind)
     if network.calibration is not None:
         raise OneShotError("these weights are fine-tuned already; give those that they were made from")

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     layers, chip, starts = _sources(args)
     network = None
     if args.space == DEFAULT_KIND or find_tuner(args.tuner)[1].needs_network:
-        network = predictor_of(args.weights, args.space)
+        network = predictor_of(args.weights, args.space, chip.design)
     results = refine(
         layers,
         chip,

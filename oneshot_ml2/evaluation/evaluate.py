@@ -26,6 +26,7 @@ from oneshot_ml2.network import picking
 from oneshot_ml2.network.predictor import Predictor, digest
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.training.peers import registry as peers
+from oneshot_ml2.vta.accelerator import DESIGNS
 from oneshot_ml2.vta.reasons import Reason
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ SETS = {
     "operators": "unseen operators of other kinds, seen accelerators",
     "networks": "layers of six networks never trained on, pynq and zcu104",
     "outside": "unseen workloads and operators, accelerators outside of the trained ranges",
+    "resnet18_hls": "ResNet-18's layers, boards of the HLS design",
+    "unseen_hls": "unseen workloads and operators, unseen accelerators of the HLS design",
 }
 PICK = "network (ours)"
 BASELINES = {
@@ -154,8 +157,9 @@ def evaluate_task(
     """
     picked = picking.pick(task.workload, task.accelerator, network)
     space = picked.space
-    trusted = picking.rank(space, network).best(50)
-    legal = space.validity(trusted) == Reason.VALID
+    ranking = picking.rank(space, network)
+    trusted = ranking.best(len(ranking.indices))
+    legal = trusted[picking.legal_positions(space, trusted, 10)]
     alone = picking.rank(space, network, closed_form=False).best(50)
     form = baselines.ClosedForm.of(space)
     rivals = {
@@ -167,7 +171,7 @@ def evaluate_task(
     found, timed = baselines.simulated(space, picked.seconds)
     chosen = _choices(space, others)
     # Only now anything is timed.
-    first = np.array([picked.index]) if picked.source == "fallback" else trusted[legal][:10]
+    first = np.array([picked.index]) if picked.source == "fallback" else legal
     ours = _cycles(space, first)
     qualities = _qualities(space, known, rivals | {"simulated": found})
     fastest = min([int(ours[ours > 0].min()), *known.valid_cycles.tolist()])
@@ -191,7 +195,7 @@ def evaluate_task(
         top5=metrics.top_k_quality(known.best, ours, 5),
         top10=metrics.top_k_quality(known.best, ours, 10),
         first_lowers=_lowers(space, alone[:1]),
-        first_legal_lowers=_lowers(space, trusted[legal][:1]),
+        first_legal_lowers=_lowers(space, legal[:1]),
         invalid_of_50=metrics.invalid_rate(space.validity(alone) != Reason.VALID),
         order=Order.of(truth[valid], scores.cycles[valid]),
         baselines={name: qualities[name] for name in BASELINES},
@@ -332,19 +336,28 @@ def known_tasks(name: str, limit: int = 0) -> list[tuple[Task, Optimum]]:
     """
     tasks = read_tasks(resources.find("evaluation", f"{name}.json"))
     path = resources.find("optima", f"{name}.jsonl")
-    known = {key: row for key, row in read_optima(path).items() if row.version == version()}
-    missing = [task for task in tasks if task.id not in known]
+    known = read_optima(path)
+    missing = [task for task in tasks if task.id not in known or known[task.id].version != task.version]
     if missing:
         advice = f"make it anew: oneshot-ml2 optimum --tasks datasets/evaluation/{name}.json"
-        raise OneShotError(f"{path}: {len(missing)} of {len(tasks)} tasks have no T* of {version()}; {advice}")
+        raise OneShotError(f"{path}: {len(missing)} of {len(tasks)} tasks have no T* of {missing[0].version}; {advice}")
     if limit:
         tasks = [tasks[i] for i in np.unique(np.linspace(0, len(tasks) - 1, limit).astype(int))]
     return [(task, known[task.id]) for task in tasks]
 
 
+def networks_of(weights: str | Path | None) -> dict[str, Predictor]:
+    """By design the network that its tasks are evaluated with: see `picking.predictor_of`.
+
+    Raises:
+        WeightsError: no such weights, or unusable ones.
+    """
+    return {design: picking.predictor_of(weights, design=design) for design in DESIGNS}
+
+
 def evaluate_set(
     name: str,
-    network: Predictor,
+    networks: Mapping[str, Predictor],
     limit: int = 0,
     others: Mapping[str, Peer] = MappingProxyType({}),
     log: Path | None = None,
@@ -352,6 +365,7 @@ def evaluate_set(
     """The figures of a frozen set, and each task's (``rows``).
 
     Args:
+        networks: by design, see :func:`networks_of`.
         limit: only so many tasks, evenly spread; 0: all.
         others: peers to compare with, see `peers.registry.load_peers`.
         log: JSON Lines that get every task when it is done; tasks that are there are not evaluated again.
@@ -362,17 +376,20 @@ def evaluate_set(
     tasks = known_tasks(name, limit)
     transplants = baselines.read_best_known(resources.find("evaluation", "best_known.json"))
     first, _ = tasks[0]
-    picking.pick(first.workload, first.accelerator, network)  # the first pick compiles
+    picking.pick(first.workload, first.accelerator, networks[first.accelerator.design])  # the first pick compiles
     done: dict[str, _Evaluated] = {}
     results = []
     with ExitStack() as stack:
         opened = None
         if log is not None:
-            header = {"format": FORMAT, "version": version(), "weights": digest(network), "peers": sorted(others)}
+            digests = {design: digest(network) for design, network in networks.items()}
+            versions = [version(design) for design in DESIGNS]
+            header = {"format": FORMAT, "version": versions, "weights": digests, "peers": sorted(others)}
             opened = stack.enter_context(open_lines(log, _read, header))
             done = dict(opened.entries)
         for task, known in tqdm(tasks, desc=name, unit="task", disable=None):
             if task.id not in done:
+                network = networks[task.accelerator.design]
                 done[task.id] = evaluate_task(task, known, network, transplants, others)
                 if opened is not None:
                     opened.append([_entry(task, done[task.id])])

@@ -29,7 +29,8 @@ from oneshot_ml2.corpus.format import task_id
 from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, backend
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.accelerator import DESIGNS, Accelerator
+from oneshot_ml2.vta.hls_keys import HlsTiming
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.lists import Layer, read_layers
@@ -94,9 +95,10 @@ class Optimum:
 
 
 @functools.cache
-def version() -> str:
-    """What T* depends on: the space's version, and a digest of what a few programs take."""
-    space = ScheduleSpace(Conv2d(1, 32, 14, 14, 64, 3, 3, padding=1), Accelerator.load("pynq"))
+def version(design: str = DESIGNS[0]) -> str:
+    """What T* depends on: the space's version, and a digest of what a few programs take on a design."""
+    chip = dataclasses.replace(Accelerator.load("pynq"), hls=HlsTiming() if design == "hls" else None)
+    space = ScheduleSpace(Conv2d(1, 32, 14, 14, 64, 3, 3, padding=1), chip)
     cycles = space.measure(sample_of(space)[:64]).cycles
     digest = hashlib.sha256(np.ascontiguousarray(cycles, dtype="<i8").data).hexdigest()[:12]
     return f"{DEFAULT_KIND}-{backend(DEFAULT_KIND).SPACE_VERSION}-{digest}"
@@ -175,6 +177,11 @@ class Task:
         """See `corpus.task_id`."""
         return task_id(self.workload, self.accelerator, DEFAULT_KIND)
 
+    @property
+    def version(self) -> str:
+        """:func:`version` of its design."""
+        return version(self.accelerator.design)
+
     def space(self) -> ScheduleSpace:
         """The task's space, of the default kind."""
         return ScheduleSpace(self.workload, self.accelerator)
@@ -182,6 +189,8 @@ class Task:
 
 def read_tasks(path: str | Path) -> list[Task]:
     """The tasks of an evaluation set (JSON, `datasets/make_evaluation.py`), paths relative to its parent folder.
+
+    An accelerator is a path, or the name of a preset.
 
     Of a set of several workload lists, layers are named ``<list>:<layer>``.
 
@@ -200,7 +209,8 @@ def read_tasks(path: str | Path) -> list[Task]:
             named = [dataclasses.replace(layer, name=prefix + layer.name) for prefix, layer in found]
             layers = {layer.name: layer for layer in named}
         pairs = [(layers[entry["workload"]], entry["accelerator"]) for entry in data["tasks"]]
-        return [Task(layer, Accelerator.load(base / chip, warn=False), chip) for layer, chip in pairs]
+        loaded = {chip: Accelerator.load(base / chip if "/" in chip else chip, warn=False) for _, chip in pairs}
+        return [Task(layer, loaded[chip], chip) for layer, chip in pairs]
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         if isinstance(error, OneShotError):
             raise
@@ -223,7 +233,7 @@ def find_optimum(task: Task, limit: float, first: NDArray[np.int64] | None = Non
         task.layer.name,
         task.accelerator_path,
         task.layer.count,
-        version(),
+        task.version,
         len(space.table()),
         found.timed,
         best,
@@ -302,8 +312,8 @@ def search_all(
         OneShotError: ``out`` is no such table, or another process writes it.
     """
     with open_lines(out, _parse) as table:
-        done = {row.task for row in table.entries if row.version == version()}
-        jobs = [(task, limit, weights) for task in tasks if task.id not in done]
+        done = {(row.task, row.version) for row in table.entries}
+        jobs = [(task, limit, weights) for task in tasks if (task.id, task.version) not in done]
         with ExitStack() as stack:
             results: Iterator[Optimum] = map(_find, jobs)
             if processes > 1 and jobs:

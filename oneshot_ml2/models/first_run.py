@@ -30,7 +30,7 @@ def candidates() -> None:
 def scores() -> None:
     """The networks' scores of schedules."""
     _, workload, chip, _ = _task()
-    picking.rank(ScheduleSpace(workload, chip), picking.predictor_of(None))
+    picking.rank(ScheduleSpace(workload, chip), picking.predictor_of(None, design=chip.design))
 
 
 def validity() -> None:

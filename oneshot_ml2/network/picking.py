@@ -19,6 +19,7 @@ from oneshot_ml2.network.weights import load_pretrained
 from oneshot_ml2.spaces.base import Schedule
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta.accelerator import DESIGNS
 from oneshot_ml2.vta.reasons import InvalidSchedule, NoSchedule, Reason
 
 if TYPE_CHECKING:
@@ -117,8 +118,10 @@ def best_of(scores: Scores, k: int) -> NDArray[np.int64]:
     return trusted[np.argsort(cycles, kind="stable")]
 
 
-def predictor_of(weights: str | Path | Predictor | None, kind: str = DEFAULT_KIND) -> Predictor:
-    """A network from shipped weights (a name; None: those of a kind of space), a file, or itself.
+def predictor_of(
+    weights: str | Path | Predictor | None, kind: str = DEFAULT_KIND, design: str = DESIGNS[0]
+) -> Predictor:
+    """A network from shipped weights (a name; None: those of a kind of space and a design), a file, or itself.
 
     Raises:
         WeightsError: no such weights, or unusable ones.
@@ -127,7 +130,7 @@ def predictor_of(weights: str | Path | Predictor | None, kind: str = DEFAULT_KIN
         return weights
     if isinstance(weights, Path) or (weights is not None and str(weights).endswith(".safetensors")):
         return Predictor.load(weights)
-    return load_pretrained(weights or space_kind(kind).shipped)
+    return load_pretrained(weights or space_kind(kind).shipped(design))
 
 
 def score(space: ScheduleSpace, indices: NDArray[np.int64], weights: str | Path | Predictor | None = None) -> Scores:
@@ -137,7 +140,7 @@ def score(space: ScheduleSpace, indices: NDArray[np.int64], weights: str | Path 
         WeightsError: unusable weights.
         OneShotError: a space that the network does not know.
     """
-    return predictor_of(weights, space.kind).score(space, indices)
+    return predictor_of(weights, space.kind, space.accelerator.design).score(space, indices)
 
 
 def promising(space: ScheduleSpace) -> Candidates:
@@ -222,7 +225,8 @@ def pick(
     The closed-form validity passes over those that the network trusts in vain, so that the first lowering succeeds.
 
     Args:
-        weights: shipped weights by name (default: ``default``), a safetensors file, or a `Predictor`.
+        weights: shipped weights by name (default: those of the accelerator's design), a safetensors file, or a
+            `Predictor`.
         verify: if above 0, time so many of the best on the simulator and take the fastest: then no longer a
             zero-measurement pick, and its ``source`` says so.
 
@@ -232,7 +236,7 @@ def pick(
     """
     began = time.perf_counter()
     space = ScheduleSpace(workload, accelerator)
-    network = predictor_of(weights)
+    network = predictor_of(weights, design=accelerator.design)
     ranking = rank(space, network)
     best = ranking.best(len(ranking.indices))
     # Mostly the very first are legal; where none of many is, the network has not seen what makes them illegal.
@@ -290,7 +294,7 @@ def pick_all(
     Raises:
         WeightsError: unusable weights.
     """
-    network = predictor_of(weights)
+    network = predictor_of(weights, design=accelerator.design)
 
     def one(workload: Workload) -> Pick | InvalidSchedule:
         known = network.picks.get((workload, accelerator))

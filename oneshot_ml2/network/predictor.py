@@ -28,7 +28,7 @@ from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 
 if TYPE_CHECKING:
     from oneshot_ml2.network.picking import Pick
-    from oneshot_ml2.spaces.base import Candidates
+    from oneshot_ml2.spaces.base import Candidates, FeatureSet
     from oneshot_ml2.spaces.protocols import Encoding
     from oneshot_ml2.spaces.space import ScheduleSpace
     from oneshot_ml2.vta.accelerator import Accelerator
@@ -84,22 +84,24 @@ class Predictor:
     """Weights of the networks and their card.
 
     Attributes:
-        tensors: ``mean``, ``scale`` (F,): standardisation of the space's ``FEATURES``; ``low``, ``high`` (T,): ranges
-            of its ``TASK_FEATURES`` in training; ``<network>.<i>.weight`` (out, in) and ``<network>.<i>.bias`` of each
+        tensors: ``mean``, ``scale`` (F,): standardisation of the features that they see; ``low``, ``high`` (T,):
+            ranges of those of tasks in training; ``<network>.<i>.weight`` (out, in) and ``<network>.<i>.bias`` of each
             of `NETWORKS`, the last with as many outputs as `OUTPUTS`; with a calibration those of
             `Calibration.to_tensors`. All float32.
         card: the model card, JSON-able.
         kind: of the schedule spaces that they know.
+        version: of the features that they see; None: the space's ``FEATURE_VERSION``.
     """
 
     tensors: dict[str, NDArray[np.float32]]
     card: dict[str, Any]
     kind: str = DEFAULT_KIND
+    version: int | None = None
 
     def check_space(self, space: ScheduleSpace) -> None:
         """Raise OneShotError unless the space is of the kind that these weights know."""
         if space.kind != self.kind:
-            shipped = space.record.weights
+            shipped = space.record.weights.get(space.accelerator.design)
             hint = f": the shipped weights {shipped!r} do" if shipped is not None else ""
             raise OneShotError(f"these weights know the schedule space {self.kind!r}, not {space.kind!r}{hint}")
 
@@ -112,6 +114,11 @@ class Predictor:
     def features(self) -> Encoding:
         """The features of :attr:`kind`."""
         return space_kind(self.kind).features
+
+    @cached_property
+    def seen(self) -> FeatureSet:
+        """The features that the weights see."""
+        return self.features.FEATURE_SETS[self.features.FEATURE_VERSION if self.version is None else self.version]
 
     @cached_property
     def calibration(self) -> calibration.Calibration | None:
@@ -140,7 +147,7 @@ class Predictor:
     def outside(self, space: ScheduleSpace) -> list[str]:
         """A line for each property of the accelerator or the workload far outside what the network was trained on."""
         self.check_space(space)
-        row = self.features.task_features(space)
+        row = self.features.task_features(space, self.seen.version)
         found = []
         # Cards from before there were designs say nothing of them.
         told, design = self.card.get("designs"), space.accelerator.design
@@ -150,11 +157,11 @@ class Predictor:
                 f"design is {design}; trained on {' and '.join(map(str, designs))}: what is predicted beside that "
                 f"design's closed form may be poor"
             )
-        for name, value in self.features.accelerator_and_workload(row).items():
-            i = self.features.TASK_FEATURES.index(name)
+        for name, value in self.features.accelerator_and_workload(row, self.seen.version).items():
+            i = self.seen.task.index(name)
             low, high = float(self.tensors["low"][i]), float(self.tensors["high"][i])
             if not low - _MARGIN <= value <= high + _MARGIN:
-                size, least, most = (round(2**x - 1) for x in (value, low, high))
+                size, least, most = (_size_of(x) for x in (value, low, high))
                 found.append(f"{name} is {size}; trained on {least} to {most}: the prediction may be poor")
         return found
 
@@ -167,7 +174,8 @@ class Predictor:
         self.check_space(space)
         if self.calibration is not None:
             return self.judge(space, self.features.candidates_at(space, indices), network)
-        encoder, indices = self.features.Encoder.of(space), np.ascontiguousarray(indices, dtype=np.int64)
+        encoder = self.features.Encoder.of(space, self.seen.version)
+        indices = np.ascontiguousarray(indices, dtype=np.int64)
         bound = np.empty(len(indices))
 
         def fill(begin: int, end: int, out: NDArray[np.float32]) -> None:
@@ -176,7 +184,7 @@ class Predictor:
             bound[begin:end] = given.bound
             encoder.encode(given, out)
 
-        return self._scores(network, self.features.task_features(space), bound, fill)
+        return self._scores(network, self.features.task_features(space, self.seen.version), bound, fill)
 
     def judge(self, space: ScheduleSpace, given: Candidates, network: str = "main") -> Scores:
         """Scores of candidates of a space by one of `NETWORKS`.
@@ -187,14 +195,15 @@ class Predictor:
         self.check_space(space)
         if self.calibration is not None:
             board = self.calibration.board(space)
-            seen = self.features.Encoder.of(board).candidates(given.indices, given.values)
-            return _corrected(self.calibration, board, seen, self._bare.judge(board, seen, network))
-        encoder = self.features.Encoder.of(space)
+            there = self.features.Encoder.of(board).candidates(given.indices, given.values)
+            return _corrected(self.calibration, board, there, self._bare.judge(board, there, network))
+        encoder = self.features.Encoder.of(space, self.seen.version)
 
         def fill(begin: int, end: int, out: NDArray[np.float32]) -> None:
             encoder.encode(given.take(slice(begin, end)), out)
 
-        return self._scores(network, self.features.task_features(space), given.bound.copy(), fill)
+        task = self.features.task_features(space, self.seen.version)
+        return self._scores(network, task, given.bound.copy(), fill)
 
     def _scores(
         self,
@@ -239,7 +248,7 @@ class Predictor:
         from safetensors.numpy import save
 
         path = Path(path).with_suffix(".safetensors")
-        head = {"format": FORMAT, "space": self.kind, "feature_version": str(self.features.FEATURE_VERSION)}
+        head = {"format": FORMAT, "space": self.kind, "feature_version": str(self.seen.version)}
         if self.calibration is not None:
             head["calibration_version"] = str(calibration.VERSION)
         content = save({name: np.ascontiguousarray(t) for name, t in self.tensors.items()}, metadata=head)
@@ -273,16 +282,23 @@ class Predictor:
         except OneShotError as error:
             text = f"{path}: weights of a schedule space {kind!r} that this version has not; {_ADVICE}"
             raise WeightsError(text) from error
-        if version != str(features.FEATURE_VERSION):
+        known = {str(known): known for known in features.FEATURE_SETS}
+        if version not in known:
             raise WeightsError(
-                f"{path}: weights of feature version {version}, this version has {features.FEATURE_VERSION}; {_ADVICE}"
+                f"{path}: weights of feature version {version}, this version has {' and '.join(known)}; {_ADVICE}"
             )
         _check_calibration(path, head.get("calibration_version"), tensors, kind)
-        _check_shapes(path, bare(tensors), features)
+        _check_shapes(path, bare(tensors), features.FEATURE_SETS[known[version]])
         card = read_card(path)
-        if card.get("feature_version", features.FEATURE_VERSION) != features.FEATURE_VERSION:
+        if card.get("feature_version", known[version]) != known[version]:
             raise WeightsError(f"{path}: the card beside it is that of other weights; use its own, or remove it")
-        return cls(tensors, card, kind)
+        return cls(tensors, card, kind, known[version])
+
+
+def _size_of(logarithm: float) -> str:
+    """A size by the feature log2(1 + size): to a tenth where it is small."""
+    size = 2**logarithm - 1
+    return f"{round(size, 1):g}" if size < 10 else str(round(size))
 
 
 def _corrected(known: calibration.Calibration, board: ScheduleSpace, given: Candidates, scores: Scores) -> Scores:
@@ -327,9 +343,9 @@ def _check_calibration(path: Path, version: str | None, tensors: dict[str, NDArr
         )
 
 
-def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]], known: Encoding) -> None:
+def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]], known: FeatureSet) -> None:
     """Raise WeightsError unless the tensors make up `NETWORKS` of the features that are known and `OUTPUTS`."""
-    features, tasks = len(known.FEATURES), len(known.TASK_FEATURES)
+    features, tasks = len(known.all), len(known.task)
     shapes: dict[str, tuple[int, ...]] = {"mean": (features,), "scale": (features,), "low": (tasks,), "high": (tasks,)}
     for network in NETWORKS:
         layers = depth(tensors, network)

@@ -36,6 +36,20 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class FeatureSet:
+    """The features that weights of a version see: names of a task's and of a schedule's, in order."""
+
+    version: int
+    task: tuple[str, ...]
+    schedule: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Those of the task, then those of the schedule."""
+        return self.task + self.schedule
+
+
+@dataclass(frozen=True)
 class BatchResult:
     """Outcome of lowering and timing many schedules.
 

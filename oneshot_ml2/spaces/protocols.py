@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from oneshot_ml2.spaces.base import BatchResult, Candidates, Knob, Schedule
+    from oneshot_ml2.spaces.base import BatchResult, Candidates, FeatureSet, Knob, Schedule
     from oneshot_ml2.spaces.space import ScheduleSpace
     from oneshot_ml2.vta.accelerator import Accelerator
     from oneshot_ml2.vta.faults import Faults
@@ -66,7 +66,7 @@ class SpaceEncoder(Protocol):
     """What turns schedules of one space into numbers."""
 
     @classmethod
-    def of(cls, space: ScheduleSpace) -> Self: ...
+    def of(cls, space: ScheduleSpace, version: int = ...) -> Self: ...
 
     def candidates(self, indices: NDArray[np.int64], values: NDArray[np.int64]) -> Candidates:
         """Indices (n,) and their canonical knob values (n, knobs) with their closed forms."""
@@ -84,19 +84,24 @@ class SpaceEncoder(Protocol):
 class Encoding(Protocol):
     """What the network sees of a task and of its schedules.
 
-    Columns of summaries that count or measure something, no verdicts, are ``COUNTED``.
+    ``FEATURE_VERSION``: of weights that know the RTL alone, whose features are ``TASK_FEATURES``,
+    ``SCHEDULE_FEATURES`` and both, ``FEATURES``; ``HLS_FEATURE_VERSION``: of weights that know the HLS design, which
+    see more. ``FEATURE_SETS``: by version. Columns of summaries that count or measure something, no verdicts, are
+    ``COUNTED``.
     """
 
     FEATURE_VERSION: int
+    HLS_FEATURE_VERSION: int
+    FEATURE_SETS: Mapping[int, FeatureSet]
     TASK_FEATURES: tuple[str, ...]
     SCHEDULE_FEATURES: tuple[str, ...]
     FEATURES: tuple[str, ...]
     COUNTED: NDArray[np.int64]
     Encoder: type[SpaceEncoder]
 
-    def task_features(self, space: ScheduleSpace) -> NDArray[np.float32]: ...
+    def task_features(self, space: ScheduleSpace, version: int = ...) -> NDArray[np.float32]: ...
 
-    def accelerator_and_workload(self, row: NDArray[np.float32]) -> dict[str, float]: ...
+    def accelerator_and_workload(self, row: NDArray[np.float32], version: int = ...) -> dict[str, float]: ...
 
     def all_candidates(self, space: ScheduleSpace, fitting: bool = False) -> Candidates: ...
 

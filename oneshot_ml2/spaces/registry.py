@@ -6,12 +6,14 @@ The modules of a space are imported when they are first asked for, since they br
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.names import unknown
+from oneshot_ml2.vta.accelerator import DESIGNS
 
 if TYPE_CHECKING:
     from oneshot_ml2.spaces.protocols import Backend, Boards, Encoding
@@ -31,7 +33,7 @@ class SpaceKind:
         about: what it is, in a line.
         schedules_module: of a `protocols.Backend`.
         features_module: of a `protocols.Encoding`; None: no network knows the space.
-        weights: the name of the shipped weights that know it; None: there are none.
+        weights: by design (`accelerator.DESIGNS`) the name of the shipped weights that know it; none: there are none.
         boards_module: of `protocols.Boards`; None: no calibration to a board, and faulty boards only one by one.
         proven: whether `Candidates.bound` is proven, so that T* can be found.
     """
@@ -40,7 +42,7 @@ class SpaceKind:
     about: str
     schedules_module: str
     features_module: str | None = None
-    weights: str | None = None
+    weights: Mapping[str, str] = field(default_factory=dict)
     boards_module: str | None = None
     proven: bool = False
 
@@ -66,17 +68,16 @@ class SpaceKind:
         """The module of what boards do to its schedules, if there is one."""
         return None if self.boards_module is None else cast("Boards", importlib.import_module(self.boards_module))
 
-    @property
-    def shipped(self) -> str:
-        """The name of the shipped weights that know it.
+    def shipped(self, design: str = DESIGNS[0]) -> str:
+        """The name of the shipped weights that know it, and a design of accelerators.
 
         Raises:
             OneShotError: there are none.
         """
-        if self.weights is None:
-            known = ", ".join(kind for kind, record in _KINDS.items() if record.weights)
+        if design not in self.weights:
+            known = ", ".join(kind for kind, record in _KINDS.items() if design in record.weights)
             raise OneShotError(f"no weights know the schedule space {self.name!r}; there are some of: {known}")
-        return self.weights
+        return self.weights[design]
 
 
 _KINDS: dict[str, SpaceKind] = {}
@@ -124,7 +125,7 @@ register(
         "what VTA's instruction set allows",
         "oneshot_ml2.spaces.full.space",
         features_module="oneshot_ml2.spaces.full.features",
-        weights="default",
+        weights={"chisel": "default", "hls": "hls"},
         boards_module="oneshot_ml2.spaces.full.boards",
         proven=True,
     )
@@ -135,6 +136,6 @@ register(
         "TVM's own template of convolutions",
         "oneshot_ml2.spaces.autotvm.space",
         features_module="oneshot_ml2.spaces.autotvm.features",
-        weights="autotvm",
+        weights={"chisel": "autotvm", "hls": "autotvm-hls"},
     )
 )

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.reading import FIGURES_DECODER, parse_json
 from oneshot_ml2.network.predictor import write_weights
-from oneshot_ml2.spaces.registry import space_kind
 
 if TYPE_CHECKING:
     from oneshot_ml2.training.data import Data
@@ -84,7 +83,7 @@ def _check_checkpoint(tensors: dict[str, Tensor], network: nn.Module, average: d
 
 def fingerprint_of(data: Data, settings: Settings) -> str:
     decided = {key: value for key, value in dataclasses.asdict(settings).items() if key != "checkpoint_minutes"}
-    return json.dumps([space_kind(data.kind).features.FEATURE_VERSION, sorted(data.digests), decided], sort_keys=True)
+    return json.dumps([data.seen.version, sorted(data.digests), decided], sort_keys=True)
 
 
 def commit() -> str:

@@ -25,6 +25,7 @@ from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.reasons import Reason
 
 if TYPE_CHECKING:
+    from oneshot_ml2.spaces.base import FeatureSet
     from oneshot_ml2.training.settings import Settings
 
 
@@ -37,7 +38,7 @@ class Data:
     ``log_bound``: float32 (n,), log LB; ``log_ratio``: float32 (n,),
     log(T / LB), 0 where not timed; ``shapes`` and
     ``accelerators``: what each task's workload and accelerator are, as hashable keys; ``digests``: of the corpora;
-    ``kind``: of the schedule spaces.
+    ``kind``: of the schedule spaces; ``version``: of the features, None: the space's ``FEATURE_VERSION``.
     """
 
     tasks: NDArray[np.float32]
@@ -52,9 +53,16 @@ class Data:
     accelerators: list[Any]
     digests: list[str]
     kind: str = DEFAULT_KIND
+    version: int | None = None
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    @property
+    def seen(self) -> FeatureSet:
+        """The features."""
+        features = space_kind(self.kind).features
+        return features.FEATURE_SETS[features.FEATURE_VERSION if self.version is None else self.version]
 
     def rows(self, t: int) -> slice:
         """The samples of a task."""
@@ -84,7 +92,14 @@ _COLUMNS = {
 }
 
 
-def _columns_of(task: TaskSamples, validity_samples: int, seed: int) -> dict[str, NDArray[Any]]:
+def _version_of(corpora: Sequence[Corpus]) -> int:
+    """The version of the features that tell the accelerators of corpora apart."""
+    features = space_kind(corpora[0].kind).features
+    hls = any(corpus.accelerator(t).hls is not None for corpus in corpora for t in range(len(corpus)))
+    return features.HLS_FEATURE_VERSION if hls else features.FEATURE_VERSION
+
+
+def _columns_of(task: TaskSamples, version: int, validity_samples: int, seed: int) -> dict[str, NDArray[Any]]:
     """`_COLUMNS` of a task's samples and of ``validity_samples`` more schedules, and ``task``, its own features."""
     space = task.space()
     values, valid = np.array(task.values, dtype=np.int64, order="C"), task.valid
@@ -96,13 +111,13 @@ def _columns_of(task: TaskSamples, validity_samples: int, seed: int) -> dict[str
         timed, guided = (np.concatenate([flags, np.zeros(len(more), dtype=bool)]) for flags in (timed, guided))
         cycles = np.concatenate([cycles, np.full(len(more), -1)])
     features = space.record.features
-    block = np.empty((len(values), len(features.SCHEDULE_FEATURES)), dtype=np.float32)
-    encoder = features.Encoder.of(space)
+    block = np.empty((len(values), len(features.FEATURE_SETS[version].schedule)), dtype=np.float32)
+    encoder = features.Encoder.of(space, version)
     given = encoder.candidates(np.arange(len(values)), values)
     encoder.encode(given, block)
     ratio = np.where(timed, np.log(np.maximum(cycles, 1) / given.bound), 0.0)
     columns = {
-        "task": features.task_features(space),
+        "task": features.task_features(space, version),
         "schedules": block,
         "valid": valid,
         "timed": timed,
@@ -113,8 +128,16 @@ def _columns_of(task: TaskSamples, validity_samples: int, seed: int) -> dict[str
     return {name: column.astype(_COLUMNS.get(name, np.float32)) for name, column in columns.items()}
 
 
-def make_data(tasks: Iterable[TaskSamples], digests: list[str], validity_samples: int = 0, seed: int = 0) -> Data:
+def make_data(
+    tasks: Iterable[TaskSamples],
+    digests: list[str],
+    validity_samples: int = 0,
+    seed: int = 0,
+    version: int | None = None,
+) -> Data:
     """Features and targets of measured tasks, and ``validity_samples`` more schedules of each, see `Settings`.
+
+    ``version``: of the features, None: the space's ``FEATURE_VERSION``.
 
     Raises:
         CorpusError: no task has a sample.
@@ -123,7 +146,8 @@ def make_data(tasks: Iterable[TaskSamples], digests: list[str], validity_samples
     for task in tasks:
         if len(task):
             kind = task.kind
-            tables.append(_columns_of(task, validity_samples, seed))
+            own = space_kind(kind).features.FEATURE_VERSION if version is None else version
+            tables.append(_columns_of(task, own, validity_samples, seed))
             shapes.append(task.workload.shape_key)
             chips.append(task.accelerator)
     if not tables:
@@ -137,6 +161,7 @@ def make_data(tasks: Iterable[TaskSamples], digests: list[str], validity_samples
         accelerators=chips,
         digests=digests,
         kind=kind,
+        version=version,
         **joined,
     )
 
@@ -170,7 +195,8 @@ def read_data(paths: Sequence[str | Path], settings: Settings) -> Data:
     corpora = _open_all(paths)
     tasks = itertools.chain.from_iterable(corpora)
     try:
-        return make_data(tasks, [corpus.digest for corpus in corpora], settings.validity_samples, settings.seed)
+        digests = [corpus.digest for corpus in corpora]
+        return make_data(tasks, digests, settings.validity_samples, settings.seed, _version_of(corpora))
     finally:
         for corpus in corpora:
             corpus.close()
@@ -187,8 +213,8 @@ def write_features(paths: Sequence[str | Path], settings: Settings, folder: str 
     corpora = _open_all(paths)
     try:
         digests = [corpus.digest for corpus in corpora]
-        kind = corpora[0].kind
-        made_of = [kind, space_kind(kind).features.FEATURE_VERSION, digests, settings.validity_samples, settings.seed]
+        kind, version = corpora[0].kind, _version_of(corpora)
+        made_of = [kind, version, digests, settings.validity_samples, settings.seed]
         head = folder / "head.json"
         if _made_of(head) == made_of:
             return
@@ -200,7 +226,7 @@ def write_features(paths: Sequence[str | Path], settings: Settings, folder: str 
             for task in itertools.chain.from_iterable(corpora):
                 if not len(task):
                     continue
-                table = _columns_of(task, settings.validity_samples, settings.seed)
+                table = _columns_of(task, version, settings.validity_samples, settings.seed)
                 for name, file in files.items():
                     file.write(np.ascontiguousarray(table[name]).data)
                 rows.append(table["task"].tolist())
@@ -235,8 +261,8 @@ def map_features(folder: str | Path) -> Data:
     offsets = np.concatenate(([0], np.cumsum(head["lengths"]))).astype(np.int64)
     small = {name: dtype for name, dtype in _COLUMNS.items() if name != "schedules"}
     columns: dict[str, Any] = {name: np.fromfile(folder / f"{name}.bin", dtype=dtype) for name, dtype in small.items()}
-    kind, _, digests, *_ = head["made_of"]
-    shape = (int(offsets[-1]), len(space_kind(kind).features.SCHEDULE_FEATURES))
+    kind, version, digests, *_ = head["made_of"]
+    shape = (int(offsets[-1]), len(space_kind(kind).features.FEATURE_SETS[version].schedule))
     # Copy on write: torch takes arrays that may be written to.
     mapped = np.memmap(folder / "schedules.bin", dtype=np.float32, mode="c", shape=shape)
     known = {text: Accelerator.from_json(text) for text in set(head["accelerators"])}
@@ -248,6 +274,7 @@ def map_features(folder: str | Path) -> Data:
         accelerators=[known[text] for text in head["accelerators"]],
         digests=digests,
         kind=kind,
+        version=version,
         **columns,
     )
 

@@ -27,10 +27,10 @@ from oneshot_ml2.common import metrics
 from oneshot_ml2.common.errors import CorpusError
 from oneshot_ml2.common.files import write_whole
 from oneshot_ml2.network.predictor import NETWORKS, Predictor
-from oneshot_ml2.spaces.registry import space_kind
+from oneshot_ml2.network.weights import load_pretrained
 from oneshot_ml2.training.checkpoint import commit, fingerprint_of, load_checkpoint, save_checkpoint
 from oneshot_ml2.training.data import draw_rows, split_tasks
-from oneshot_ml2.training.network import Network, losses, standardisation, to_predictor
+from oneshot_ml2.training.network import Network, losses, standardisation, start_from, to_predictor
 from oneshot_ml2.training.processes import Processes
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def train(
 
     Raises:
         CorpusError: no task is left to train on.
-        OneShotError: a damaged or foreign checkpoint.
+        OneShotError: a damaged or foreign checkpoint, or weights to start from that do not fit.
         WeightsError: the result cannot be written.
     """
     out, checkpoint = (Path(out).with_suffix(ending) for ending in (".safetensors", ".checkpoint"))
@@ -213,6 +213,8 @@ def train(
     tasks = _tasks_of(data, settings, splits["train"])
     mean, scale = standardisation(data, tasks)
     network, shadow = Network(settings, mean, scale), Network(settings, mean, scale)
+    if settings.start:
+        start_from(network, load_pretrained(settings.start), data.seen)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     average = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     fingerprint = fingerprint_of(data, settings)
@@ -242,7 +244,8 @@ def train(
             break
     shadow.load_state_dict(average)
     card = _card(data, settings, splits, state) | {"processes": processes.count}
-    predictor = to_predictor(shadow, data.tasks[tasks].min(axis=0), data.tasks[tasks].max(axis=0), card, data.kind)
+    ranges = (data.tasks[tasks].min(axis=0), data.tasks[tasks].max(axis=0))
+    predictor = to_predictor(shadow, *ranges, card, data.kind, data.seen.version)
     if state["epoch"] == settings.epochs and processes.rank == 0:
         predictor.save(out)
         plot_losses(state["history"], out.with_suffix(".png"))
@@ -258,7 +261,8 @@ def _card(
     final = {name: figures for name, figures in state["history"][-1].items() if isinstance(figures, dict)}
     return {
         "space": data.kind,
-        "feature_version": space_kind(data.kind).features.FEATURE_VERSION,
+        "feature_version": data.seen.version,
+        "designs": sorted({chip.design for chip in data.accelerators}),
         "corpus": sorted(data.digests),
         "samples": int(data.offsets[-1]),
         "invalid_share": float(1 - data.valid.mean()),

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.network.predictor import NETWORKS, OUTPUTS, Predictor
 from oneshot_ml2.spaces.registry import DEFAULT_KIND
 
 if TYPE_CHECKING:
+    from oneshot_ml2.spaces.base import FeatureSet
     from oneshot_ml2.training.data import Data
     from oneshot_ml2.training.settings import Settings
 
@@ -95,13 +97,49 @@ def standardisation(data: Data, tasks: NDArray[np.int64]) -> tuple[NDArray[np.fl
     return means.astype(np.float32), scales.astype(np.float32)
 
 
+def start_from(network: Network, weights: Predictor, seen: FeatureSet) -> None:
+    """Make a network, which sees ``seen``, say what weights say; what they do not see counts for nothing yet.
+
+    A feature that is constant in the network's data is taken to be what it was on average in that of the weights.
+
+    Raises:
+        OneShotError: weights that see other features, or whose hidden layers are of other widths.
+    """
+    known = weights.seen.all
+    if not set(known) <= set(seen.all):
+        raise OneShotError(
+            "training settings: start: these weights see other features; start from others, or from none"
+        )
+    places = np.array([seen.all.index(name) for name in known])
+    mean, scale = (buffer.double().numpy()[places] for buffer in (network.mean, network.scale))
+    old_mean, old_scale = (weights.tensors[name].astype(np.float64) for name in ("mean", "scale"))
+    shift = np.where(scale == 1.0, 0.0, (mean - old_mean) / old_scale)
+    state = network.state_dict()
+    for name in NETWORKS:
+        first = weights.tensors[f"{name}.0.weight"].astype(np.float64)
+        widened = np.zeros((len(first), len(seen.all)))
+        widened[:, places] = first * (scale / old_scale)
+        given: dict[str, NDArray[Any]] = {
+            key: tensor for key, tensor in weights.tensors.items() if key.startswith(f"{name}.")
+        }
+        given |= {f"{name}.0.weight": widened, f"{name}.0.bias": given[f"{name}.0.bias"] + first @ shift}
+        own = {key: tuple(tensor.shape) for key, tensor in state.items() if key.startswith(f"{name}.")}
+        if own != {key: tensor.shape for key, tensor in given.items()}:
+            raise OneShotError(
+                f"training settings: start: the hidden layers of {name} are of other widths there; set {name} to them"
+            )
+        state |= {key: torch.from_numpy(tensor.astype(np.float32)) for key, tensor in given.items()}
+    network.load_state_dict(state)
+
+
 def to_predictor(
     network: Network,
     low: NDArray[np.float32],
     high: NDArray[np.float32],
     card: dict[str, Any],
     kind: str = DEFAULT_KIND,
+    version: int | None = None,
 ) -> Predictor:
     """The network's weights as they are shipped."""
     tensors = {name: tensor.detach().numpy().copy() for name, tensor in network.state_dict().items()}
-    return Predictor(tensors | {"low": low, "high": high}, card, kind)
+    return Predictor(tensors | {"low": low, "high": high}, card, kind, version)

@@ -32,6 +32,7 @@ class Settings:
         held_workloads: share of the workload shapes kept for validation.
         held_accelerators: number of accelerators kept for validation.
         checkpoint_minutes: time between checkpoints.
+        start: shipped weights that training starts from, whose hidden layers are as wide; empty: from random ones.
         seed: of everything random.
     """
 
@@ -55,6 +56,7 @@ class Settings:
     held_workloads: float = 0.06
     held_accelerators: int = 2
     checkpoint_minutes: float = 2.0
+    start: str = ""
     seed: int = 1
 
     def __post_init__(self) -> None:

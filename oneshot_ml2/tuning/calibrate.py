@@ -108,7 +108,9 @@ class Board:
         self.traffic = boards_of(network.kind).TRAFFIC
         place = network.features.TASK_FEATURES.index("memory latency")
         low, high = (2.0 ** float(network.tensors[name][place]) - 1.0 for name in ("low", "high"))
-        tried = {min(max(round(self.described * factor), math.floor(low)), math.ceil(high)) for factor in _LATENCIES}
+        # On the HLS design memory latency plays no part.
+        factors = _LATENCIES if self.spaces[0].accelerator.hls is None else ()
+        tried = {min(max(round(self.described * factor), math.floor(low)), math.ceil(high)) for factor in factors}
         self.latencies = sorted({max(1, latency) for latency in tried} | {self.described})
         self._rows: dict[tuple[int, int], dict[int, tuple[Any, ...]]] = {}
 

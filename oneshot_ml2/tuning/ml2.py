@@ -365,7 +365,7 @@ def _scratch(given: Given) -> ML2Tuner:
 
 
 def _with_network(given: Given, setting: str) -> ML2Tuner:
-    network = predictor_of(given.network, given.domain.space.kind)
+    network = predictor_of(given.network, given.domain.space.kind, given.domain.space.accelerator.design)
     return ML2Tuner(given.domain, given.seed, setting, Prior(given.domain, network, given.closed_form, given.evidence))
 
 

@@ -197,7 +197,7 @@ def refine(
     health = Health(limits.failures)
     evidence = None
     if find_tuner(tuner)[1].shares_evidence:
-        evidence = Evidence(predictor_of(network, kind))
+        evidence = Evidence(predictor_of(network, kind, accelerator.design))
     with (
         ExitStack() as stack,
         tqdm(total=trials, unit="trial", file=sys.stderr, leave=False, disable=None if progress else True) as bar,

@@ -15,6 +15,7 @@ from oneshot_ml2.evaluation import baselines, evaluate, optimum
 from oneshot_ml2.evaluation.optimum import Optimum, Task
 from oneshot_ml2.network import picking
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.workload.lists import Layer
 
 TASK = Task(Layer("small", networks.SMALL, 3), Accelerator.load("pynq"), "accelerators/pynq.json")
@@ -123,12 +124,27 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, run_command, monkeypa
         assert one[key] == other[key]
 
 
+def test_legal_choices_are_found_behind_many_illegal_ones(known, transplants, monkeypatch):
+    def illegal_first(space, network, closed_form=True):
+        indices = np.unique(optimum.sample_of(space))
+        ranking = picking.Ranking(indices, network.score(space, indices), len(indices))
+        legal = space.validity(indices) == Reason.VALID
+        assert np.count_nonzero(~legal) > 50
+        ranking.__dict__["order"] = np.argsort(legal, kind="stable")
+        return ranking
+
+    monkeypatch.setattr(picking, "rank", illegal_first)
+    row, _, _ = evaluate.evaluate_task(TASK, known, picking.predictor_of(None), transplants)
+    assert row.source == "network" and row.first_legal_lowers and row.invalid_of_50 == 1
+    assert 0 < row.quality <= row.top5 <= row.top10 <= 1
+
+
 def test_bad_input_says_why(tmp_path: Path, run_command, monkeypatch):
     assert run_command("evaluate", "--tasks", -1)[0] == 2
     assert "absent" in run_command("evaluate", "--weights", tmp_path / "absent.safetensors")[2]
     code, _, err = run_command("evaluate", "--sets", "nonsense")
     assert code == 2 and "workloads" in err
-    monkeypatch.setattr(evaluate, "version", lambda: "full-next")
+    monkeypatch.setattr(optimum, "version", lambda *_: "full-next")
     code, _, err = run_command("evaluate", "--sets", "unseen", "--out", tmp_path / "e.json")
     assert code == 2 and "oneshot-ml2 optimum --tasks" in err
     assert not (tmp_path / "e.json").exists()
@@ -139,4 +155,7 @@ def test_shipped_tables_cover_their_sets():
         rows = optimum.read_optima(resources.find("optima", f"{name}.jsonl"))
         tasks = optimum.read_tasks(resources.find("evaluation", f"{name}.json"))
         assert set(rows) >= {task.id for task in tasks}
-        assert {rows[task.id].version for task in tasks} == {optimum.version()}
+        assert all(rows[task.id].version == task.version for task in tasks)
+        designs = {task.accelerator.design for task in tasks}
+        assert designs == ({"hls"} if name.endswith("_hls") else {"chisel"})
+    assert optimum.version("hls") != optimum.version("chisel") == optimum.version()

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from oneshot_ml2.common.errors import OneShotError, WeightsError
 from oneshot_ml2.network import picking
 from oneshot_ml2.network.predictor import FORMAT, NETWORKS, Predictor
+from oneshot_ml2.network.weights import load_pretrained
 from oneshot_ml2.spaces.full import features as full_features
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.training import settings
@@ -141,3 +142,37 @@ def test_a_design_that_the_weights_have_not_seen_is_warned_of():
     knowing = dataclasses.replace(network, card=network.card | {"designs": ["chisel", "hls"]})
     assert not any("design" in line for line in knowing.outside(space))
     assert not any("design" in line for line in network.outside(SPACE))
+
+
+def test_weights_of_the_hls_design_see_more_and_survive_a_file(tmp_path):
+    network = networks.random_network(version=full_features.HLS_FEATURE_VERSION)
+    space = ScheduleSpace(SPACE.workload, Accelerator.load("pynq-hls"))
+    indices = np.random.default_rng(0).integers(0, len(space), size=3000)
+    scores = network.score(space, indices)
+    # Another latency of a row is another score, beside another bound.
+    rates = dataclasses.replace(space.accelerator.hls, read_row=20_000)
+    other = ScheduleSpace(SPACE.workload, dataclasses.replace(space.accelerator, hls=rates))
+    assert (network.score(other, indices).log_ratio != scores.log_ratio).mean() > 0.9
+    given = full_features.candidates_at(space, indices)
+    assert np.array_equal(network.judge(space, given).log_ratio, scores.log_ratio)
+    network.save(tmp_path / "hls")
+    again = Predictor.load(tmp_path / "hls.safetensors")
+    assert again.seen == network.seen and np.array_equal(again.score(space, indices).p_valid, scores.p_valid)
+    save_file(network.tensors, tmp_path / "x.safetensors", metadata={"format": FORMAT, "feature_version": "5"})
+    with pytest.raises(WeightsError, match="does not fit"):
+        Predictor.load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["full", "autotvm"])
+def test_the_shipped_weights_are_those_of_the_design(kind):
+    workload = Conv2d(1, 64, 56, 56, 64, 3, 3, padding=1)
+    names = {"full": ("default", "hls"), "autotvm": ("autotvm", "autotvm-hls")}[kind]
+    for design, name, chips in (
+        ("chisel", names[0], ("pynq",)),
+        ("hls", names[1], ("pynq-hls", "ultra96-hls", "zcu104-hls", "axu5evb-hls")),
+    ):
+        network = picking.predictor_of(None, kind, design)
+        assert network is load_pretrained(name)
+        assert network.card.get("designs", ["chisel"]) == [design]
+        for chip in chips:
+            assert network.outside(ScheduleSpace(workload, Accelerator.load(chip), kind)) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import networks
@@ -26,6 +27,7 @@ from oneshot_ml2.tuning.base import Domain, Outcomes
 from oneshot_ml2.tuning.registry import make_tuner
 from oneshot_ml2.vta import facts
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.hls_keys import HlsTiming
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.epilogue import Epilogue
@@ -188,3 +190,23 @@ def test_weights_are_trained_of_one_kind_of_space(tmp_path: Path) -> None:
     networks.small_corpus(tmp_path / "full", samples=4)
     with pytest.raises(CorpusError, match="'autotvm' and 'full'; train on one kind"):
         read_data([tmp_path / "corpus", tmp_path / "full"], settings)
+
+
+def test_the_features_tell_validity_on_the_hls_design() -> None:
+    hls, refused = HlsTiming(acc_distance=8), 0
+    version = autotvm_features.HLS_FEATURE_VERSION
+    names = autotvm_features.FEATURE_SETS[version].schedule
+    for space in SPACES:
+        there = ScheduleSpace(space.workload, dataclasses.replace(space.accelerator, hls=hls), "autotvm")
+        indices = space.table()
+        rows = np.full((len(indices), len(names)), np.nan, dtype=np.float32)
+        autotvm_features.Encoder.of(there, version).encode(autotvm_features.candidates_at(there, indices), rows)
+        assert np.isfinite(rows).all()
+        recurs = rows[:, names.index("recurs within the accumulator distance")] > 0
+        # Of what the other rules allow, this one refuses the rest.
+        valid = space.validity(indices) == Reason.VALID
+        assert np.array_equal(there.validity(indices) == Reason.VALID, valid & ~recurs)
+        refused += int((valid & recurs).sum())
+        seen = autotvm_features.task_features(there, version)
+        assert len(seen) == len(autotvm_features.FEATURE_SETS[version].task)
+    assert refused > 0

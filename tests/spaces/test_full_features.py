@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import networks
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from oneshot_ml2.spaces.full import totals
 from oneshot_ml2.spaces.full.totals import column
 from oneshot_ml2.spaces.space import ScheduleSpace, scan
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.hls_keys import TICKS, HlsTiming
+from oneshot_ml2.vta.program import Memory, Opcode
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.workload.conv2d import Conv2d
 
@@ -96,3 +100,59 @@ def test_threads_cover_everything_once():
         hits[:] = 0
         in_parallel(part, len(hits), pieces)
         assert (hits == 1).all()
+
+
+HLS = HlsTiming(read_row=3100, store_row=4700, pad=370, load_start=0, store_start=0, acc_distance=6)
+HLS_SPACES = [
+    ScheduleSpace(space.workload, dataclasses.replace(space.accelerator, hls=HLS)) for space in (SPACES[1], SPACES[-1])
+]
+
+
+def encoded(space: ScheduleSpace, indices: np.ndarray, version: int) -> np.ndarray:
+    """A version's features of schedules, float32 (n, features)."""
+    seen = full_features.FEATURE_SETS[version]
+    out = np.full((len(indices), len(seen.schedule)), np.nan, dtype=np.float32)
+    full_features.Encoder.of(space, version).encode(full_features.candidates_at(space, indices), out)
+    return out
+
+
+def test_features_of_the_hls_design_come_after_the_others() -> None:
+    for space in (*HLS_SPACES, SPACES[0]):
+        indices = drawn(space)
+        old, new = (encoded(space, indices, version) for version in full_features.FEATURE_SETS)
+        assert np.array_equal(new[:, : old.shape[1]], old) and np.isfinite(new).all()
+        tasks = [full_features.task_features(space, version) for version in full_features.FEATURE_SETS]
+        names = full_features.FEATURE_SETS[full_features.HLS_FEATURE_VERSION].task
+        named = dict(zip(names, tasks[1].tolist(), strict=True))
+        rest = [i for i, name in enumerate(names[: len(tasks[0])]) if name not in ("burst beats", "memory latency")]
+        assert np.array_equal(tasks[1][rest], tasks[0][rest])
+        hls = space.accelerator.hls is not None
+        assert named["HLS design"] == hls and (named["memory latency"] == 0) == hls
+        rows = np.log2(1 + HLS.read_row / TICKS) if hls else 0.0
+        assert named["read row cycles"] == pytest.approx(rows)
+        shown = full_features.accelerator_and_workload(tasks[1], full_features.HLS_FEATURE_VERSION)
+        assert "pad cycles" in shown and "HLS design" not in shown
+
+
+def test_rows_and_pads_of_the_closed_form_are_the_program_s() -> None:
+    seen = 0
+    for space in HLS_SPACES:
+        indices = drawn(space, 3000)
+        indices = indices[space.validity(indices) == Reason.VALID][:150]
+        summary = full_features.summaries(space, indices)
+        rows = encoded(space, indices, full_features.HLS_FEATURE_VERSION)
+        names = full_features.FEATURE_SETS[full_features.HLS_FEATURE_VERSION].schedule
+        assert not rows[:, names.index("recurs within the accumulator distance")].any()
+        for index, row in zip(indices.tolist(), summary):
+            totals_of = dict(zip(totals.SUMMARY, row, strict=True))
+            insns = space.lower(index).insns
+            loads = insns[(insns.op == Opcode.LOAD) & (insns.x > 0)]
+            inputs, weights = loads[loads.mem == Memory.INP], loads[loads.mem == Memory.WGT]
+            width = inputs.left + inputs.x + inputs.right
+            pads = (inputs.top + inputs.bottom) * width + inputs.y * (inputs.left + inputs.right)
+            assert totals_of["pads"] == pytest.approx(pads.sum() * HLS.pad / TICKS)
+            # What an opening cuts into parts has more.
+            assert totals_of["inp_rows"] <= inputs.y.sum() * HLS.read_row / TICKS * (1 + 1e-9)
+            assert totals_of["wgt_rows"] <= weights.y.sum() * HLS.read_row / TICKS * (1 + 1e-9)
+            seen += pads.sum() > 0
+    assert seen > 50

@@ -12,7 +12,7 @@ from oneshot_ml2.network.predictor import Predictor
 from oneshot_ml2.spaces.base import Schedule
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, TVM_KIND, kinds, listing, space_kind
 from oneshot_ml2.spaces.space import ScheduleSpace, short_schedule
-from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.accelerator import DESIGNS, Accelerator
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.lists import Layer
@@ -29,7 +29,7 @@ def test_every_kind_brings_what_its_record_says() -> None:
         given = space.record.features.candidates_at(space, space.table()[:50])
         for figures in (given.bound, given.estimate, given.reads, given.roofline):
             assert figures.shape == (50,) and (figures > 0).all()
-        assert space.record.shipped == space.record.weights
+        assert [space.record.shipped(design) for design in DESIGNS] == list(space.record.weights.values())
         assert f"{kind}: {space.record.about}" in listing()
 
 
@@ -51,7 +51,7 @@ def test_a_kind_without_networks_has_schedules_alone() -> None:
     with pytest.raises(OneShotError, match="no features of schedule space 'fake'; there are those of: full, autotvm"):
         _ = space.record.features
     with pytest.raises(OneShotError, match="no weights know the schedule space 'fake'"):
-        _ = space.record.shipped
+        space.record.shipped()
     with pytest.raises(OneShotError, match=r"know the schedule space 'full', not 'fake'$"):
         Predictor({}, {}).check_space(space)
 

@@ -15,14 +15,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from oneshot_ml2.common.errors import CorpusError, OneShotError
+from oneshot_ml2.corpus import collect
+from oneshot_ml2.corpus.plan import Plan
 from oneshot_ml2.corpus.read import open_corpus
-from oneshot_ml2.network.predictor import Predictor
+from oneshot_ml2.network.predictor import NETWORKS, OUTPUTS, Predictor
+from oneshot_ml2.spaces.full import features as full_features
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.training import data as training_data
 from oneshot_ml2.training import loop, processes
 from oneshot_ml2.training.checkpoint import load_checkpoint, save_checkpoint
 from oneshot_ml2.training.data import Data
+from oneshot_ml2.training.network import Network, start_from
 from oneshot_ml2.training.settings import Settings, read_settings
+from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.reasons import Reason
 
 ROOT = Path(__file__).parent.parent.parent
@@ -230,3 +235,44 @@ def test_checkpoints_without_their_tensors_are_refused(change, tmp_path):
     with pytest.raises(OneShotError, match="damaged checkpoint"):
         load_checkpoint(path, network, average, optimizer, "f")
     assert torch.equal(network.weight, before)
+
+
+def test_a_network_starts_from_weights_that_see_less(data: Data):
+    """What is said of the RTL stays; features that the weights do not see have no say yet."""
+    version = full_features.HLS_FEATURE_VERSION
+    weights = networks.random_network(widths=(16, 8))
+    seen = full_features.FEATURE_SETS[version]
+    rng = np.random.default_rng(2)
+    mean, scale = rng.normal(size=len(seen.all)), rng.uniform(0.5, 2.0, size=len(seen.all))
+    begun = Network(Settings(scan=(16, 8), main=(16, 8)), mean.astype(np.float32), scale.astype(np.float32))
+    start_from(begun, weights, seen)
+    space = ScheduleSpace(networks.SMALL, Accelerator.load("pynq"))
+    given = full_features.candidates_at(space, rng.integers(0, len(space), size=300))
+    rows = np.empty((len(given), len(seen.schedule)), dtype=np.float32)
+    full_features.Encoder.of(space, version).encode(given, rows)
+    task = torch.from_numpy(full_features.task_features(space, version)[None])
+    with torch.inference_mode():
+        outputs = begun(task, torch.from_numpy(rows[None]))
+    for name, output in zip(NETWORKS, outputs, strict=True):
+        ratio = weights.judge(space, given, name).log_ratio
+        assert np.allclose(output[0, :, OUTPUTS.index("log(T / LB)")].numpy(), ratio, atol=1e-3)
+    with pytest.raises(OneShotError, match="hidden layers of scan are of other widths"):
+        start_from(Network(SETTINGS, mean.astype(np.float32), scale.astype(np.float32)), weights, seen)
+    with pytest.raises(OneShotError, match="see other features"):
+        start_from(begun, networks.random_network(version=version), data.seen)
+
+
+def test_corpora_of_the_hls_design_bring_its_features(tmp_path: Path):
+    chips = (Accelerator.load("pynq"), Accelerator.load("pynq-hls"))
+    plan = Plan(layers=networks.LAYERS[:1], accelerators=chips, tasks=2, samples=20)
+    collect.collect(plan, tmp_path / "corpus", progress=False)
+    training_data.write_features([tmp_path / "corpus"], SETTINGS, tmp_path / "features")
+    mapped = training_data.map_features(tmp_path / "features")
+    loaded = training_data.read_data([tmp_path / "corpus"], SETTINGS)
+    assert mapped.seen.version == loaded.seen.version == full_features.HLS_FEATURE_VERSION
+    assert np.array_equal(mapped.schedules, loaded.schedules) and np.array_equal(mapped.tasks, loaded.tasks)
+    flags = mapped.tasks[:, mapped.seen.task.index("HLS design")]
+    assert [chip.design == "hls" for chip in mapped.accelerators] == flags.tolist()
+    network = loop.train(mapped, dataclasses.replace(SETTINGS, epochs=1), tmp_path / "weights")
+    assert network.card["designs"] == ["chisel", "hls"]
+    assert Predictor.load(tmp_path / "weights.safetensors").seen == mapped.seen

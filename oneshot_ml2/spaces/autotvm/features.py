@@ -15,19 +15,20 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.kernels import njit
-from oneshot_ml2.spaces import base
+from oneshot_ml2.spaces import base, designs
 from oneshot_ml2.spaces.autotvm import plan
 from oneshot_ml2.spaces.autotvm.space import canonical
 from oneshot_ml2.spaces.autotvm.template import Task, make_task, schedules
-from oneshot_ml2.spaces.autotvm.validity import MAX_INSTRUCTIONS, MAX_SIZE
+from oneshot_ml2.spaces.autotvm.validity import MAX_INSTRUCTIONS, MAX_SIZE, recurrence
 from oneshot_ml2.spaces.registry import TVM_KIND
 from oneshot_ml2.vta.bound import engine_bound
 
 if TYPE_CHECKING:
     from oneshot_ml2.spaces.space import ScheduleSpace
 
-# Raised whenever a feature changes its meaning; weights of another version are refused.
-FEATURE_VERSION = 1
+# Raised whenever a feature changes its meaning; weights of another version are refused. The second is of the features
+# of weights that know the HLS design: the same, and more.
+FEATURE_VERSION, HLS_FEATURE_VERSION = 1, 2
 
 # Latencies are predicted beside this share of the estimate, which few schedules are faster than.
 _BELOW = 0.9
@@ -99,6 +100,15 @@ SCHEDULE_FEATURES = (
     *_FACTS,
 )
 FEATURES = TASK_FEATURES + SCHEDULE_FEATURES
+_HLS_SCHEDULE_FEATURES = ("recurs within the accumulator distance",)
+FEATURE_SETS = {
+    FEATURE_VERSION: base.FeatureSet(FEATURE_VERSION, TASK_FEATURES, SCHEDULE_FEATURES),
+    HLS_FEATURE_VERSION: base.FeatureSet(
+        HLS_FEATURE_VERSION,
+        TASK_FEATURES + designs.DESIGN_FEATURES,
+        SCHEDULE_FEATURES + _HLS_SCHEDULE_FEATURES,
+    ),
+}
 
 _CYCLE_COLUMNS, _COUNT_COLUMNS, _LOG_COLUMNS, _USE_COLUMNS, _LIMITED_COLUMNS = (
     np.array([plan.SUMMARY.index(name) for name in names], dtype=np.int64)
@@ -115,8 +125,8 @@ def check_space(space: ScheduleSpace) -> None:
         raise OneShotError(f"these are the features of the schedule space {TVM_KIND!r}, not of {space.kind!r}")
 
 
-def task_features(space: ScheduleSpace) -> NDArray[np.float32]:
-    """`TASK_FEATURES` of a space's workload and accelerator, float32 (len(TASK_FEATURES),)."""
+def task_features(space: ScheduleSpace, version: int = FEATURE_VERSION) -> NDArray[np.float32]:
+    """A version's features of a space's workload and accelerator, float32 (task features,)."""
     check_space(space)
     task, _, _ = make_task(space.workload, space.accelerator)
     chip, bound = space.accelerator, engine_bound(space.workload, space.accelerator)
@@ -124,12 +134,15 @@ def task_features(space: ScheduleSpace) -> NDArray[np.float32]:
     row += [math.log2(1 + task[field]) for field in (*_ACCELERATOR_LOGS.values(), *_WORKLOAD_LOGS.values())]
     row += [float(task.stages), float(task.ph > 0 or task.pw > 0), math.log2(bound.bound)]
     row += [part / bound.bound for part in (bound.compute, bound.read_beats, bound.store_cycles)]
+    if version == HLS_FEATURE_VERSION:
+        row = designs.with_design(space.accelerator, TASK_FEATURES, row)
     return np.array(row, dtype=np.float32)
 
 
-def accelerator_and_workload(row: NDArray[np.float32]) -> dict[str, float]:
+def accelerator_and_workload(row: NDArray[np.float32], version: int = FEATURE_VERSION) -> dict[str, float]:
     """The named task features that a person can read a range of: all but the derived ones."""
-    return {name: float(value) for name, value in zip(TASK_FEATURES, row, strict=True) if name not in _EXTRA}
+    named = zip(FEATURE_SETS[version].task, row, strict=True)
+    return {name: float(value) for name, value in named if name not in (*_EXTRA, designs.FLAG)}
 
 
 @njit(cache=True, nogil=True)
@@ -193,6 +206,13 @@ def _encode_rows(task, batch, summary, rows, limits, log_engine_bound, out):  # 
         out[i, at + 2] = 1.0 if few and figures.reduces_in_turn > 0 else 0.0
 
 
+@njit(cache=True, nogil=True)
+def _encode_hls_rows(task, batch, out):  # type: ignore[no-untyped-def]
+    """What `HLS_FEATURE_VERSION` adds to the features of schedules (n,), in place."""
+    for i in range(len(out)):
+        out[i, 0] = 1.0 if recurrence(task, batch[i]) < task.acc_distance else 0.0
+
+
 @dataclass(frozen=True)
 class Candidates(base.Candidates):
     """Schedules of a space and what closed forms say of them; ``summary``: `plan.SUMMARY` of each."""
@@ -227,22 +247,24 @@ class Candidates(base.Candidates):
 class Encoder:
     """What turns schedules of a ``space`` into numbers.
 
-    ``task``: of the template; ``limits``: of `_LIMITED`, float64; ``log_bound``: log2 of the engine bound.
+    ``task``: of the template; ``limits``: of `_LIMITED`, float64; ``log_bound``: log2 of the engine bound;
+    ``version``: of the features.
     """
 
     space: ScheduleSpace
     task: Task
     limits: NDArray[np.float64]
     log_bound: float
+    version: int = FEATURE_VERSION
 
     @classmethod
-    def of(cls, space: ScheduleSpace) -> Encoder:
+    def of(cls, space: ScheduleSpace, version: int = FEATURE_VERSION) -> Encoder:
         """Raises OneShotError: a space other than ``autotvm``; WorkloadError: one that cannot be made."""
         check_space(space)
         task, _, _ = make_task(space.workload, space.accelerator)
         uops = float(task.uop_depth)
         limits = np.array([uops, uops, uops, MAX_INSTRUCTIONS, MAX_SIZE, MAX_SIZE], dtype=np.float64)
-        return cls(space, task, limits, math.log2(engine_bound(space.workload, space.accelerator).bound))
+        return cls(space, task, limits, math.log2(engine_bound(space.workload, space.accelerator).bound), version)
 
     def candidates(self, indices: NDArray[np.int64], values: NDArray[np.int64]) -> Candidates:
         """Indices (n,) and their canonical knob values (n, 7) with their closed forms."""
@@ -254,9 +276,11 @@ class Encoder:
         return Candidates(indices, values, plan.summaries_of(self.task, values, parallel=False))
 
     def encode(self, given: base.Candidates, out: NDArray[np.float32]) -> None:
-        """`SCHEDULE_FEATURES` of candidates into the first columns of float32 (n, at least so many), on this thread."""
+        """The features of candidates into the first columns of float32 (n, at least so many), on this thread."""
         batch, summary = schedules(given.values), np.ascontiguousarray(given.summary)
         _encode_rows(self.task, batch, summary, plan.figures_of(summary), self.limits, self.log_bound, out)
+        if self.version == HLS_FEATURE_VERSION:
+            _encode_hls_rows(self.task, batch, out[:, len(SCHEDULE_FEATURES) :])
 
 
 def all_candidates(space: ScheduleSpace, fitting: bool = False) -> Candidates:

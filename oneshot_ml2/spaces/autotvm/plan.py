@@ -39,7 +39,7 @@ SUMMARY = (
     "tile epilogue",
     "tile store",
     "head",
-    # Counts.
+    # Counts; of the HLS design bursts are rows.
     "inp bytes",
     "wgt bytes",
     "out bytes",
@@ -147,6 +147,7 @@ def _input_loads(task, value, out):  # type: ignore[no-untyped-def]
         out.inp_bytes = y * x * size
         out.inp_bursts = y * _pieces(x * size, stride * size, burst)
         if task.hls:
+            out.inp_bursts = y
             return _rows_read(task, y, math.ceil(x * size / bus), 1.0)
         return float(beats + wait)
     # Padded copies are never merged.
@@ -200,6 +201,7 @@ def _weight_loads(task, value, out):  # type: ignore[no-untyped-def]
     out.wgt_bytes = rows * run * size
     out.wgt_bursts = rows * _pieces(run * size, stride * size, bus * task.burst)
     if task.hls:
+        out.wgt_bursts = rows
         return _rows_read(task, rows, math.ceil(run * size / bus), task.hls_wgt_beat / TICKS)
     return beats + task.latency + _LOAD_EXTRA - (0 if narrow else 1)
 
@@ -217,6 +219,7 @@ def _stores(task, value, out):  # type: ignore[no-untyped-def]
         beats = y * _pieces(x * size, stride * size, bus)
         store = beats + 4 * bursts + 1
     if task.hls:
+        bursts = y
         store = (task.hls_store_start + y * task.hls_store_row) / TICKS + y * math.ceil(x * size / bus)
     out.out_bytes = y * x * size
     out.out_bursts = bursts

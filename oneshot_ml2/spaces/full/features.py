@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.common.parallel import in_parallel
-from oneshot_ml2.spaces import base
+from oneshot_ml2.spaces import base, designs
 from oneshot_ml2.spaces.full import canonical, totals
 from oneshot_ml2.spaces.full.axes import RECURRENCE
 from oneshot_ml2.spaces.full.geometry import Geometries, geometry_table
@@ -31,8 +31,9 @@ from oneshot_ml2.vta.nest import MAX_INSNS, Nest, make_nest
 if TYPE_CHECKING:
     from oneshot_ml2.spaces.space import ScheduleSpace
 
-# Raised whenever a feature changes its meaning; weights of another version are refused.
-FEATURE_VERSION = 5
+# Raised whenever a feature changes its meaning; weights of another version are refused. The second is of the features
+# of weights that know the HLS design: the same, and more.
+FEATURE_VERSION, HLS_FEATURE_VERSION = 5, 6
 
 # Logarithms of fields of a nest, by name.
 _ACCELERATOR_LOGS = {
@@ -91,7 +92,8 @@ _CHOICE_FEATURES = tuple(f"{name}={value}" for name, values in _CHOICES.items() 
 _COUNTS = ("loads", "gemms", "steps", "tiles", "instructions")
 _SIZES = ("uops", "recurrence")
 _USES = ("inp_use", "wgt_use", "acc_use")
-_CYCLES = tuple(name for name in SUMMARY[1:] if name not in _COUNTS + _SIZES + _USES)
+_HLS_CYCLES = ("inp_rows", "wgt_rows", "store_rows", "pads", "epilogue")
+_CYCLES = tuple(name for name in SUMMARY[1:] if name not in _COUNTS + _SIZES + _USES + _HLS_CYCLES)
 SCHEDULE_FEATURES = (
     *_TILE_FEATURES,
     *_CHOICE_FEATURES,
@@ -107,11 +109,25 @@ SCHEDULE_FEATURES = (
     *(f"{form} {name}" for name in _USES for form in ("log", "linear", "fits")),
 )
 FEATURES = TASK_FEATURES + SCHEDULE_FEATURES
+_HLS_SCHEDULE_FEATURES = (
+    *(f"{form} {name} / bound" for name in _HLS_CYCLES for form in ("log", "linear")),
+    "log recurrence / accumulator distance",
+    "recurs within the accumulator distance",
+)
+FEATURE_SETS = {
+    FEATURE_VERSION: base.FeatureSet(FEATURE_VERSION, TASK_FEATURES, SCHEDULE_FEATURES),
+    HLS_FEATURE_VERSION: base.FeatureSet(
+        HLS_FEATURE_VERSION,
+        TASK_FEATURES + designs.DESIGN_FEATURES,
+        SCHEDULE_FEATURES + _HLS_SCHEDULE_FEATURES,
+    ),
+}
 
 _TILE_COLUMNS = np.array([KNOBS.index(f"tile_{name}") for name in _TILES], dtype=np.int64)
 _CHOICE_COLUMNS = np.array([[KNOBS.index(knob), values] for knob, values in _CHOICES.items()], dtype=np.int64)
 _NUMBER_COLUMNS = np.array([KNOBS.index(knob) for knob in _NUMBERS], dtype=np.int64)
 _CYCLE_COLUMNS = np.array([SUMMARY.index(name) for name in _CYCLES], dtype=np.int64)
+_HLS_COLUMNS = np.array([SUMMARY.index(name) for name in _HLS_CYCLES], dtype=np.int64)
 _COUNT_COLUMNS = np.array([SUMMARY.index(name) for name in _COUNTS], dtype=np.int64)
 _SIZE_COLUMNS = np.array([SUMMARY.index(name) for name in _SIZES], dtype=np.int64)
 _USE_COLUMNS = np.array([SUMMARY.index(name) for name in _USES], dtype=np.int64)
@@ -145,8 +161,8 @@ def nest_of(space: ScheduleSpace) -> Nest:
     return make_nest(space.workload, space.accelerator)
 
 
-def task_features(space: ScheduleSpace) -> NDArray[np.float32]:
-    """`TASK_FEATURES` of a space's workload and accelerator, float32 (len(TASK_FEATURES),)."""
+def task_features(space: ScheduleSpace, version: int = FEATURE_VERSION) -> NDArray[np.float32]:
+    """A version's features of a space's workload and accelerator, float32 (task features,)."""
     check_space(space)
     nest = nest_of(space)
     bound = engine_bound(space.workload, space.accelerator)
@@ -155,12 +171,15 @@ def task_features(space: ScheduleSpace) -> NDArray[np.float32]:
     row += [float(nest[name]) for name in _FLAGS.values()]
     row += [float(space.workload.epilogue.stage_cycles), math.log2(bound.bound)]
     row += [part / bound.bound for part in (bound.compute, bound.read_beats, bound.store_cycles)]
+    if version == HLS_FEATURE_VERSION:
+        row = designs.with_design(space.accelerator, TASK_FEATURES, row)
     return np.array(row, dtype=np.float32)
 
 
-def accelerator_and_workload(row: NDArray[np.float32]) -> dict[str, float]:
+def accelerator_and_workload(row: NDArray[np.float32], version: int = FEATURE_VERSION) -> dict[str, float]:
     """The named task features that a person can read a range of: all but the derived ones."""
-    return {name: float(value) for name, value in zip(TASK_FEATURES, row, strict=True) if name not in _EXTRA}
+    named = zip(FEATURE_SETS[version].task, row, strict=True)
+    return {name: float(value) for name, value in named if name not in (*_EXTRA, designs.FLAG)}
 
 
 def candidates(space: ScheduleSpace) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -262,6 +281,23 @@ def _encode_rows(nest, extents, values, summary, log_engine_bound, out):  # type
 
 
 @njit(cache=True, nogil=True)
+def _encode_hls_rows(nest, summary, out):  # type: ignore[no-untyped-def]
+    """What `HLS_FEATURE_VERSION` adds to the features of schedules with their summaries (n, len(SUMMARY)), in place."""
+    distance = np.float32(max(RECURRENCE, nest.acc_distance))
+    for i in range(len(out)):
+        bound = max(summary[i, _BOUND], 1.0)
+        log_bound, scale, at = np.log2(np.float32(bound)), np.float32(1.0 / bound), 0
+        for c in _HLS_COLUMNS:
+            value = np.float32(summary[i, c])
+            out[i, at] = np.log2(np.float32(1.0) + value) - log_bound
+            out[i, at + 1] = min(value * scale, _LINEAR_LIMIT)
+            at += 2
+        recurrence = np.float32(summary[i, _RECURRENCE])
+        out[i, at] = min(max(np.log2(max(recurrence, _ONE) / distance), -_ONE), _ONE)
+        out[i, at + 1] = 1.0 if recurrence < distance else 0.0
+
+
+@njit(cache=True, nogil=True)
 def _decode_canonical(nest, indices, candidates, radix, values, batch):  # type: ignore[no-untyped-def]
     """Canonical knob values (n, knobs) of mixed-radix indices (n,), in place; ``candidates``: int64 (knobs, most).
 
@@ -305,7 +341,7 @@ class Encoder:
     """What turns schedules of one space into numbers, on all cores.
 
     ``nest``: of the task; ``table``, ``radix``: `candidates`; ``size``: of the space; ``log_bound``: log2 of the engine
-    bound; ``tables``: `geometry.geometry_table` that no thread uses now.
+    bound; ``version``: of the features; ``tables``: `geometry.geometry_table` that no thread uses now.
     """
 
     nest: Nest
@@ -313,14 +349,15 @@ class Encoder:
     radix: NDArray[np.int64]
     size: int
     log_bound: float
+    version: int = FEATURE_VERSION
     tables: list[Geometries] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
-    def of(cls, space: ScheduleSpace) -> Encoder:
+    def of(cls, space: ScheduleSpace, version: int = FEATURE_VERSION) -> Encoder:
         """Raises OneShotError: a space other than ``full``."""
         check_space(space)
         bound = engine_bound(space.workload, space.accelerator).bound
-        return cls(nest_of(space), *candidates(space), len(space), math.log2(bound))
+        return cls(nest_of(space), *candidates(space), len(space), math.log2(bound), version)
 
     def canonical(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Indices (m,), ascending, and knob values (m, knobs) of all canonical schedules."""
@@ -381,9 +418,11 @@ class Encoder:
         return Candidates(indices, values, summary)
 
     def encode(self, given: base.Candidates, out: NDArray[np.float32]) -> None:
-        """`SCHEDULE_FEATURES` of candidates into the first columns of float32 (n, at least so many), on this thread."""
+        """The features of candidates into the first columns of float32 (n, at least so many), on this thread."""
         extents = np.array([self.nest[extent] for extent in _TILES.values()], dtype=np.int64)
         _encode_rows(self.nest, extents, given.values, given.summary, np.float32(self.log_bound), out)
+        if self.version == HLS_FEATURE_VERSION:
+            _encode_hls_rows(self.nest, given.summary, out[:, len(SCHEDULE_FEATURES) :])
 
 
 def canonical_table(space: ScheduleSpace) -> NDArray[np.int64]:

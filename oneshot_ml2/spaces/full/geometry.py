@@ -21,18 +21,19 @@ _MOST_PLACES = 1 << 20
 _RECORDS = 1024
 
 # Of the spatial tiles of one (tile_h, tile_w, pad) of an image: how many; GEMMs of a step of all, of the first and of
-# the last tile, where taps share them and where every tap is one (``taps``); outputs that taps meet (``work``); inputs
-# loaded; tiles whose inputs one instruction moves (``compact``), and others; inputs of a channel of the largest tile;
-# rows and columns of the last; tiles that read inputs; rows of a channel of all that are not compact, and compact ones
-# that are no whole plane; classes, and of each its tiles and its micro-ops a kernel for
-# each fold but for the channels; and `axes.recurrence` by fold, several channels or one, and narrowest step.
+# the last tile, where taps share them and where every tap is one (``taps``); outputs that taps meet (``work``);
+# inputs loaded, and pads loaded with them; tiles whose inputs one instruction moves (``compact``), and others; inputs
+# of a channel of the largest tile; rows and columns of the last; tiles that read inputs; rows of a channel of all
+# that are not compact, and compact ones that are no whole plane; classes, and of each its tiles and its micro-ops a
+# kernel for each fold but for the channels; and `axes.recurrence` by fold, several channels or one, and narrowest
+# step.
 GEOMETRY = np.dtype(
     [
         (name, np.int64)
         for name in (
             "tiles", "groups", "groups_first", "groups_last", "taps", "taps_first", "taps_last", "work", "work_first",
             "work_last", "loaded", "loaded_first", "compact", "compact_first", "spread", "max_plane", "last_h",
-            "last_w", "real", "classes", "spread_rows", "compact_apart",
+            "last_w", "real", "classes", "spread_rows", "compact_apart", "pads",
         )
     ]
     + [(name, np.int64, (CLASSES,)) for name in ("class_tiles", "space_uops", "row_uops", "column_uops")]
@@ -123,6 +124,7 @@ def _count_loads(nest, schedule, rows, cols, step, geometry):  # type: ignore[no
             elements = max(row.held - pads_h, 0) * max(col.held - pads_w, 0)
             geometry.real += 1
             geometry.loaded += elements
+            geometry.pads += row.held * col.held - elements if pads_h + pads_w > 0 else 0
             if compact:
                 geometry.compact += 1
                 geometry.compact_apart += row.held < nest.ih or col.held < nest.iw

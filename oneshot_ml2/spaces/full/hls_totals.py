@@ -36,8 +36,8 @@ class Work(NamedTuple):
     elements; ``whole``, ``gemms``: chunks of a tile, and GEMMs; ``stages``, ``resets``: passes over an output before
     its store, and those of them that reset; ``last_gemms``, ``last_work``: GEMMs of the last step, and their
     operations; ``last_cuts``, ``last_piece``: stores of the last tile, and elements of the last one; ``first_chunk``,
-    ``first_part``: input and output channels of the first step; ``inp_elements``: loaded inputs; ``inp_beats``,
-    ``wgt_beats``, ``inp_insns``, ``wgt_insns``, ``insns``: of all loads.
+    ``first_part``: input and output channels of the first step; ``inp_elements``, ``pads``: loaded inputs, and the pads
+    of their LOADs; ``inp_beats``, ``wgt_beats``, ``inp_insns``, ``wgt_insns``, ``insns``: of all loads.
     """
 
     tiles: int
@@ -56,6 +56,7 @@ class Work(NamedTuple):
     first_chunk: int
     first_part: int
     inp_elements: int
+    pads: int
     inp_beats: int
     wgt_beats: int
     inp_insns: int
@@ -66,6 +67,7 @@ class Work(NamedTuple):
 class Times(NamedTuple):
     """Cycles: a proven bound and a guess of all; of compute, of loads and of stores; from the launch to the first
     operands; after the last ones; the last store and what follows it; waits for loads and stores that nothing hides;
+    of these, latencies of rows of inputs, of weights and of outputs, pads, and passes over outputs before their stores;
     all float64."""
 
     bound: float
@@ -78,6 +80,11 @@ class Times(NamedTuple):
     tail: float
     serial_load: float
     exposed_store: float
+    inp_rows: float
+    wgt_rows: float
+    store_rows: float
+    pads: float
+    epilogue: float
 
 
 @part()
@@ -105,15 +112,18 @@ def _input_rows(nest, geometry, work, repeats):  # type: ignore[no-untyped-def]
 
 @part()
 def _loads(nest, schedule, geometry, work, cost):  # type: ignore[no-untyped-def]
-    """Cycles of all LOADs of inputs and of weights, at least, and of those of the first step."""
+    """Cycles of all LOADs of inputs, of weights and of others, at least, and of those of the first step; latencies of
+    rows of inputs and of weights among them."""
     repeats = work.co_tiles if INP_MODE[schedule.dataflow] == STREAM else nest.groups
     rows = max(_input_rows(nest, geometry, work, repeats), work.inp_insns)
-    inp = work.inp_beats + cost.read_row * rows + cost.load * work.inp_insns
+    inp_rows = cost.read_row * rows
+    inp = work.inp_beats + inp_rows + cost.load * work.inp_insns + cost.pad * work.pads
     # A weight load of some input channels has a row an output channel.
     rows = work.wgt_insns
     if work.whole > 1 and not nest.pool:
         rows = work.whole * nest.out_blocks * (work.sp_tiles if WGT_MODE[schedule.dataflow] == STREAM else 1)
-    wgt = cost.wgt_beat * work.wgt_beats + cost.read_row * rows + cost.load * work.wgt_insns
+    wgt_rows = cost.read_row * rows
+    wgt = cost.wgt_beat * work.wgt_beats + wgt_rows + cost.load * work.wgt_insns
     others = work.insns - work.inp_insns - work.wgt_insns
     channels = min(schedule.tile_co, nest.co) if nest.depthwise else work.first_chunk
     elements = geometry.loaded_first * channels
@@ -121,13 +131,13 @@ def _loads(nest, schedule, geometry, work, cost):  # type: ignore[no-untyped-def
     weights = 1 if nest.pool else work.first_part * work.first_chunk * nest.kh * nest.kw
     first = elements * nest.inp_bytes // nest.bus + cost.wgt_beat * (weights * nest.wgt_bytes // nest.bus)
     first += (cost.load + cost.read_row) * (insns + 1)
-    return inp, wgt, others * (cost.load + cost.read_row), first
+    return inp, wgt, others * (cost.load + cost.read_row), first, inp_rows, wgt_rows
 
 
 @part()
 def _compute(nest, schedule, geometry, work, cost):  # type: ignore[no-untyped-def]
     """Cycles of compute from the launch to the last store's token, at least, and how many of them may lie before the
-    first operands are there."""
+    first operands are there; those of passes over outputs before their stores."""
     outputs, tiles = work.outputs, work.tiles
     operations = nest.nb * geometry.work * nest.ci * nest.out_blocks
     acc_beats = max(nest.acc_bytes // nest.bus, 1)
@@ -161,7 +171,7 @@ def _compute(nest, schedule, geometry, work, cost):  # type: ignore[no-untyped-d
     finish = (
         cost.alu_op * (work.stages - work.resets) + work.resets
     ) * outputs + cost.compute * work.stages * work.cuts
-    return uops + init + cycles + finish, uops + first
+    return uops + init + cycles + finish, uops + first, finish
 
 
 @part()
@@ -178,7 +188,8 @@ def _last_step(nest, schedule, geometry, work, cost):  # type: ignore[no-untyped
 
 @part()
 def _waits(nest, schedule, work, inp, wgt, cost):  # type: ignore[no-untyped-def]
-    """Cycles of loads, and of stores, that compute waits for, as there is no second buffer; a guess."""
+    """Cycles of loads, and of stores, that compute waits for, as there is no second buffer, and of all stores, with
+    the latencies of their rows; a guess."""
     inp_mode, wgt_mode = INP_MODE[schedule.dataflow], WGT_MODE[schedule.dataflow]
     serial = 0.0
     if schedule.inp_buffers == 1:
@@ -193,18 +204,19 @@ def _waits(nest, schedule, work, inp, wgt, cost):  # type: ignore[no-untyped-def
             serial += wgt / max(work.whole, 1)
     count, y, _, _ = output_shape(nest, schedule.tile_co, schedule.tile_h, schedule.tile_w)
     rows = work.tiles * count * y + work.cuts - work.tiles
-    stored = work.outputs * nest.inp_bytes / nest.bus + cost.store_row * rows + cost.store * work.cuts
+    store_rows = cost.store_row * rows
+    stored = work.outputs * nest.inp_bytes / nest.bus + store_rows + cost.store * work.cuts
     exposed = stored * (work.tiles - 1) / work.tiles if schedule.acc_buffers == 1 else 0.0
-    return serial, exposed, stored
+    return serial, exposed, stored, store_rows
 
 
 @part()
 def times_of(nest, schedule, geometry, work):  # type: ignore[no-untyped-def]
     """The `Times` of a schedule whose program consists of a `Work`."""
     cost = costs_of(nest)
-    inp, wgt, others, first = _loads(nest, schedule, geometry, work, cost)
+    inp, wgt, others, first, inp_rows, wgt_rows = _loads(nest, schedule, geometry, work, cost)
     load = inp + wgt + others
-    compute, before = _compute(nest, schedule, geometry, work, cost)
+    compute, before, epilogue = _compute(nest, schedule, geometry, work, cost)
     last_step = _last_step(nest, schedule, geometry, work, cost)
     # The last store, the NOP that waits for it, and FINISH.
     tail = cost.store + cost.store_row + work.last_piece * nest.inp_bytes // nest.bus + 2.0 * cost.compute
@@ -212,8 +224,9 @@ def times_of(nest, schedule, geometry, work):  # type: ignore[no-untyped-def]
     bound = max(compute + tail, first + compute - before + tail)
     bound = max(bound, load + last_step + tail)
     bound = max(bound, first + least_store + 2.0 * cost.compute)
-    serial, exposed, stored = _waits(nest, schedule, work, inp, wgt, cost)
+    serial, exposed, stored, store_rows = _waits(nest, schedule, work, inp, wgt, cost)
     estimate = first + max(max(compute - before + serial + exposed, load), stored) + tail
     return Times(
-        np.floor(bound), max(estimate, np.floor(bound)), compute, load, stored, first, last_step, tail, serial, exposed
-    )
+        np.floor(bound), max(estimate, np.floor(bound)), compute, load, stored, first, last_step, tail, serial, exposed,
+        inp_rows, wgt_rows, store_rows, cost.pad * work.pads, epilogue,
+    )  # fmt: skip

@@ -65,6 +65,12 @@ SUMMARY = (
     "wgt_use",
     "acc_use",
     "recurrence",
+    # Of the HLS design, else 0: latencies of rows, pads, and passes over outputs before their stores.
+    "inp_rows",
+    "wgt_rows",
+    "store_rows",
+    "pads",
+    "epilogue",
 )
 _TOTALS = np.dtype([(name, np.float64) for name in SUMMARY])
 
@@ -83,10 +89,11 @@ class _Reduction(NamedTuple):
 
 
 class _Loads(NamedTuple):
-    """Input elements; bus beats of inputs and of weights; instructions that load each, and all; cycles of all, and of
-    those of the first step, when none waits for the memory."""
+    """Input elements, and pads loaded with them; bus beats of inputs and of weights; instructions that load each, and
+    all; cycles of all, and of those of the first step, when none waits for the memory."""
 
     inp_elements: int
+    pads: int
     inp_beats: int
     wgt_beats: int
     inp_insns: int
@@ -195,12 +202,13 @@ def _loads(nest, schedule, geometry, reduction, co_tiles, sp_tiles, outputs):  #
     inp_beat, wgt_beat = nest.inp_bytes / nest.bus, nest.wgt_bytes / nest.bus
     ci, taps = nest.ci, nest.kh * nest.kw
     if nest.depthwise:
-        inp_elements = nest.nb * geometry.loaded * nest.co
+        channels = nest.nb * nest.co
         inp_insns = nest.nb * (geometry.compact * co_tiles + geometry.spread * nest.co)
     else:
         repeats = co_tiles if inp_mode == STREAM else nest.groups
-        inp_elements = nest.nb * geometry.loaded * ci * repeats
+        channels = nest.nb * ci * repeats
         inp_insns = nest.nb * (geometry.compact * reduction.whole + geometry.spread * ci) * repeats
+    inp_elements, pads = channels * geometry.loaded, channels * geometry.pads
     wgt_elements = wgt_insns = np.int64(1)
     if not nest.pool:
         repeats = sp_tiles if wgt_mode == STREAM else 1
@@ -216,7 +224,7 @@ def _loads(nest, schedule, geometry, reduction, co_tiles, sp_tiles, outputs):  #
     # A load that finds the memory busy does not pay its latency: 7, not 7 + latency.
     cycles = inp_beats + wgt_beats + 6 * insns
     first = int(first_elements * inp_beat) + int(first_wgt * wgt_beat) + 6 * first_insns
-    return _Loads(inp_elements, inp_beats, wgt_beats, inp_insns, wgt_insns, insns, cycles, first)
+    return _Loads(inp_elements, pads, inp_beats, wgt_beats, inp_insns, wgt_insns, insns, cycles, first)
 
 
 @part()
@@ -347,8 +355,8 @@ def _work_of(nest, schedule, geometry, reduction, loads, drain, co_tiles, sp_til
     return hls_totals.Work(
         tiles, co_tiles, sp_tiles, tiles - 1 + drain.cuts, outputs, reduction.whole, reduction.gemms,
         stages, np.int64(nest.even != 0), gemms, operations, drain.cuts, drain.last, reduction.first_chunk,
-        reduction.part, loads.inp_elements, loads.inp_beats, loads.wgt_beats, loads.inp_insns, loads.wgt_insns,
-        loads.insns,
+        reduction.part, loads.inp_elements, loads.pads, loads.inp_beats, loads.wgt_beats, loads.inp_insns,
+        loads.wgt_insns, loads.insns,
     )  # fmt: skip
 
 
@@ -384,6 +392,8 @@ def _summary(nest, schedule, geometry, sram, row):  # type: ignore[no-untyped-de
         row.head, row.first_load, row.first_tile = 0.0, times.first_load, first_tile
         row.last_step, row.tail = times.last_step, times.tail
         row.serial_load, row.exposed_store = times.serial_load, times.exposed_store
+        row.inp_rows, row.wgt_rows, row.store_rows = times.inp_rows, times.wgt_rows, times.store_rows
+        row.pads, row.epilogue = times.pads, times.epilogue
         _note_rest(nest, schedule, geometry, sram, reduction, loads, drain, co_tiles, sp_tiles, insns, row)
         return
     serial = _serial_loads(nest, schedule, loads, reduction.whole, co_tiles, sp_tiles)
@@ -396,6 +406,7 @@ def _summary(nest, schedule, geometry, sram, row):  # type: ignore[no-untyped-de
     _note(row, bound, estimate, compute, paid, store, port)
     row.head, row.first_load, row.first_tile, row.last_step, row.tail = head, loads.first, first_tile, last_step, tail
     row.serial_load, row.exposed_store = serial, exposed
+    row.inp_rows = row.wgt_rows = row.store_rows = row.pads = row.epilogue = 0.0
     _note_rest(nest, schedule, geometry, sram, reduction, loads, drain, co_tiles, sp_tiles, insns, row)
 
 
