@@ -168,12 +168,8 @@ def test_the_plot_has_a_panel_a_layer_and_one_for_the_small_ones(files: dict[str
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert with_plot == crosscheck.crosscheck(paths, False)
     six, many, few = (np.arange(1.0, n + 1) for n in (6, 9, 2))
-    layers = [
-        ("b", "few", few, few),
-        ("a", "many", many, many),
-        ("a", "none", few[:0], few[:0]),
-        ("b", "six", six, six),
-    ]
+    sizes = {("b", "few"): few, ("a", "many"): many, ("a", "none"): few[:0], ("b", "six"): six}
+    panels = board_plot.panels_of([(*names, times, times) for names, times in sizes.items()])
     assert [(panel.title, len(panel.measured)) for panel in panels] == [
         ("b, 2 layers of one to 7", 8), ("a, many", 9),
     ]  # fmt: skip
