@@ -32,12 +32,12 @@ def panels_of(layers: Sequence[tuple[str, str, NDArray[np.float64], NDArray[np.f
         rest = [row for row in own if len(row[3]) < _OWN_PANEL]
         if rest:
             predicted, measured = (np.concatenate([row[k] for row in rest]) for k in (2, 3))
-            found.append(Panel(f"{board}, {len(rest)} layers of one to {_OWN_PANEL - 1}", predicted, measured))
+            found.append(Panel(f"{board}, {len(rest)} layers of a few", predicted, measured))
     return found
 
 
 def draw(panels: Sequence[Panel]) -> bytes:
-    """A picture (PNG) of panels, milliseconds on logarithmic axes, the line being equality.
+    """A picture (PNG) of panels, milliseconds, on logarithmic axes where they span more than ten times; the line is equality.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -54,10 +54,11 @@ def draw(panels: Sequence[Panel]) -> bytes:
     for axis, panel in zip(axes.flat, panels):
         predicted, measured = panel.predicted * 1e3, panel.measured * 1e3
         ends = [min(predicted.min(), measured.min()) / 1.1, max(predicted.max(), measured.max()) * 1.1]
+        scale = "log" if ends[1] > 10 * ends[0] else "linear"
         error = np.median(np.abs(predicted / measured - 1))
         axis.plot(ends, ends, color="grey", linewidth=1)
         axis.scatter(measured, predicted, s=9)
-        axis.set(xlabel="measured, ms", ylabel="predicted, ms", xscale="log", yscale="log", xlim=ends, ylim=ends)
+        axis.set(xlabel="measured, ms", ylabel="predicted, ms", xscale=scale, yscale=scale, xlim=ends, ylim=ends)
         axis.set_title(f"{panel.title}: {len(measured)}, median error {error:.1%}", fontsize=8)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(panels) :]:

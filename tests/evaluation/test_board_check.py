@@ -171,7 +171,7 @@ def test_the_plot_has_a_panel_a_layer_and_one_for_the_small_ones(files: dict[str
     sizes = {("b", "few"): few, ("a", "many"): many, ("a", "none"): few[:0], ("b", "six"): six}
     panels = board_plot.panels_of([(*names, times, times) for names, times in sizes.items()])
     assert [(panel.title, len(panel.measured)) for panel in panels] == [
-        ("b, 2 layers of one to 7", 8), ("a, many", 9),
+        ("b, 2 layers of a few", 8), ("a, many", 9),
     ]  # fmt: skip
     assert board_plot.draw([]) and board_plot.panels_of([]) == []
 
