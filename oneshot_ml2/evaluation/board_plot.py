@@ -37,7 +37,9 @@ def panels_of(layers: Sequence[tuple[str, str, NDArray[np.float64], NDArray[np.f
 
 
 def draw(panels: Sequence[Panel]) -> bytes:
-    """A picture (PNG) of panels, milliseconds, on logarithmic axes where they span more than ten times; the line is equality.
+    """A picture (PNG) of panels, in milliseconds; axes are logarithmic where they span more than ten times.
+
+    On the line both are equal.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.

@@ -50,8 +50,8 @@ WORKLOADS: tuple[Workload, ...] = (
 )
 
 
-def vta_layer(name: str, workload: Workload) -> tuple[dict[str, Any], Program]:
-    space = ScheduleSpace(workload, PYNQ)
+def vta_layer(name: str, workload: Workload, chip: Accelerator) -> tuple[dict[str, Any], Program]:
+    space = ScheduleSpace(workload, chip)
     index = picking.closed_form_pick(space)
     assert index is not None
     program = space.lower(index)
@@ -72,18 +72,18 @@ def host_layer(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def sample() -> tuple[dict[str, Any], dict[str, Program]]:
+def sample(chip: Accelerator = PYNQ) -> tuple[dict[str, Any], dict[str, Program]]:
     """What ``report.json`` of a small model holds, its strings as bad as they can be, and its programs."""
     programs = {}
     layers = [host_layer("input")]
     for name, workload in zip((f"conv {EVIL}", "a/b c#100%", "twin"), (WORKLOADS[0], *WORKLOADS)):
-        entry, programs[name] = vta_layer(name, workload)
+        entry, programs[name] = vta_layer(name, workload, chip)
         layers.append(entry)
     layers.append(host_layer(IMAGE))
     cycles = sum(layer.get("cycles", 0) for layer in layers)
     content = {
         "model": f"model {EVIL}",
-        "accelerator": json.loads(PYNQ.to_json()) | {"name": IMAGE},
+        "accelerator": json.loads(chip.to_json()) | {"name": IMAGE},
         "quantization": "qdq",
         "calibration": {"samples": 2, "source": EVIL},
         "dram": {
@@ -194,8 +194,7 @@ def test_the_figures_of_the_report_are_in_the_page(written: Path) -> None:
 
 def on_hls() -> str:
     """The page of the sample as the HLS design's."""
-    content, programs = sample()
-    content["accelerator"] |= {"DESIGN": "hls"}
+    content, programs = sample(Accelerator.load("pynq-hls"))
     content["milliseconds_spread"] = 0.02
     for layer in content["layers"]:
         if "cycles" in layer:
