@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from oneshot_ml2.common.files import check_output
 from oneshot_ml2.common.metrics import geometric_mean
 from oneshot_ml2.common.tables import table
 from oneshot_ml2.evaluation.board_check import CHOICES
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="fit the design's parameters to the other layers of these boards' files first, and print them",
     )
+    parser.add_argument("--plot", metavar="FILE.png", help="of boards: predicted over measured times by layer")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     parser.add_argument("--no-pick", action="store_true", help="leave out our own picks (needs no weights)")
 
@@ -101,7 +103,8 @@ def _print_boards(result: Mapping[str, Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """The command; 0 whatever the comparison finds."""
     given = Accelerator.load(args.accelerator) if args.accelerator else None
-    result = crosscheck(args.files, not args.no_pick, given, args.fit)
+    plot = check_output(args.plot, "--plot") if args.plot else None
+    result = crosscheck(args.files, not args.no_pick, given, args.fit, plot)
     if args.json:
         print(json.dumps(result, indent=2))
     elif "unexplained" in result:

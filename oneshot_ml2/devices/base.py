@@ -36,9 +36,10 @@ class Device(Protocol):
     """Something that runs programs and times them.
 
     A device may also have ``deterministic``, a bool: the same program always takes the same time, so that asking again
-    tells nothing; ``exclusive``, a bool: only one process may have it; ``warm_up(space)``, which loads and compiles
-    what measuring schedules of a space takes; ``session(programs, dram)``, a `Session` of programs that share a DRAM
-    image, for devices that run models; ``notes()``, lines on what it did; and ``close()``.
+    tells nothing; ``exclusive``, a bool: only one process may have it; ``measured(space)``, see `measurable`;
+    ``warm_up(space)``, which loads and compiles what measuring schedules of a space takes; ``session(programs, dram)``,
+    a `Session` of programs that share a DRAM image, for devices that run models; ``notes()``, lines on what it did; and
+    ``close()``.
     """
 
     @property
@@ -110,6 +111,15 @@ def is_exclusive(device: Device) -> bool:
 def notes(device: Device) -> list[str]:
     """What a device says of what it did, lines for whoever reads a command's output."""
     return list(device.notes()) if hasattr(device, "notes") else []
+
+
+def measurable(device: Device, space: ScheduleSpace) -> NDArray[np.int64] | None:
+    """What alone a device can be asked for of a space, int64 (n,), ascending canonical indices; None: everything.
+
+    Raises:
+        DeviceError: nothing of the space.
+    """
+    return np.asarray(device.measured(space)) if hasattr(device, "measured") else None
 
 
 def legal_schedule(space: ScheduleSpace) -> NDArray[np.int64]:

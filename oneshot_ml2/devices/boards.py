@@ -22,12 +22,14 @@ class Differences:
     """How a board differs from the simulation.
 
     Attributes:
-        latency: factor on the memory latency.
+        latency: factor on the memory latency; on the HLS design, where each row waits, on that of rows.
         bandwidth: beats per cycle of a busy port, 0..1.
         page_bytes, page_miss: DRAM page, and the cycles that a request to another one than before costs.
         clock_ratio: the memory's clock over the core's; latency and page misses take so many times fewer core cycles.
         noise: standard deviation of the logarithm of measured cycles.
         failures, timeouts: shares of the measurements that fail so.
+        beat, alu, start: on the HLS design, factors on a beat of weights, on the ALU's micro-ops, and on the starts of
+            instructions and on pads.
         lies, lie: share of the measurements whose cycles are so many times the true ones.
         uop_share: of the micro-op SRAM that the description promises, what there is.
         rule: of `RULES`, when results are wrong: a strided STORE of rows of ``limit`` elements or less; a GEMM of more
@@ -47,6 +49,9 @@ class Differences:
     uop_share: float = 1.0
     rule: str = "none"
     rule_share: float = 0.5
+    beat: float = 1.0
+    alu: float = 1.0
+    start: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,30 +63,32 @@ class BoardKind:
     others: Differences
 
 
+# Last, so that a seed draws the same of all before as where there is none of them.
+_RATES = {"beat": (0.8, 1.6), "alu": (0.7, 1.6), "start": (0.5, 3.0)}
 KINDS: dict[str, BoardKind] = {
     "slow-memory": BoardKind(
         "a memory of higher latency and lower bandwidth",
-        {"latency": (4.0, 10.0), "bandwidth": (0.45, 0.7), "noise": (0.003, 0.01)},
+        {"latency": (4.0, 10.0), "bandwidth": (0.45, 0.7), "noise": (0.003, 0.01)} | _RATES,
         Differences(),
     ),
     "paged": BoardKind(
         "DRAM pages whose misses cost",
-        {"page_miss": (15.0, 40.0), "latency": (1.5, 3.0), "noise": (0.003, 0.01)},
+        {"page_miss": (15.0, 40.0), "latency": (1.5, 3.0), "noise": (0.003, 0.01)} | _RATES,
         Differences(page_bytes=1024),
     ),
     "small-uop": BoardKind(
         "a smaller micro-op SRAM than described, and a fast core clock",
-        {"uop_share": (0.03, 0.1), "clock_ratio": (0.4, 0.6), "noise": (0.003, 0.01)},
+        {"uop_share": (0.03, 0.1), "clock_ratio": (0.4, 0.6), "noise": (0.003, 0.01)} | _RATES,
         Differences(page_miss=6.0),
     ),
     "faulty": BoardKind(
         "wrong results under a hidden rule",
-        {"rule_share": (0.08, 0.2), "latency": (1.5, 3.0), "noise": (0.003, 0.01)},
+        {"rule_share": (0.08, 0.2), "latency": (1.5, 3.0), "noise": (0.003, 0.01)} | _RATES,
         Differences(rule="wide_load", bandwidth=0.8),
     ),
     "noisy": BoardKind(
         "noise, failures and timeouts, and a slower memory",
-        {"noise": (0.02, 0.04), "failures": (0.05, 0.1), "timeouts": (0.03, 0.08), "latency": (2.0, 5.0)},
+        {"noise": (0.02, 0.04), "failures": (0.05, 0.1), "timeouts": (0.03, 0.08), "latency": (2.0, 5.0)} | _RATES,
         Differences(bandwidth=0.75, page_miss=8.0, rule="short_strided_store"),
     ),
 }
@@ -101,9 +108,12 @@ def draw(kind: str, seed: int) -> Differences:
 
 
 def board_of(chip: Accelerator, d: Differences) -> Accelerator:
-    """The description with the board's own memory latency."""
-    latency = max(1, round(chip.memory_latency * d.latency / d.clock_ratio))
-    return dataclasses.replace(chip, memory_latency=min(latency, 65535))
+    """The description with the board's own memory latency, and rates of the HLS design."""
+    board = chip.with_memory(d.latency / d.clock_ratio)
+    if board.hls is None:
+        return board
+    starts = dict.fromkeys(("load_start", "compute_start", "store_start", "pad"), d.start)
+    return dataclasses.replace(board, hls=board.hls.scaled({"wgt_beat": d.beat, "alu_op": d.alu} | starts))
 
 
 def faults_of(chip: Accelerator, d: Differences) -> Faults:

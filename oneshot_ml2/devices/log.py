@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.common.errors import DeviceError
+from oneshot_ml2.common.errors import DeviceError, OneShotError
 from oneshot_ml2.common.reading import read_json
 from oneshot_ml2.devices.base import DeviceKind, Measurement
 from oneshot_ml2.devices.board_files import (
@@ -45,20 +45,21 @@ class LogDevice:
 
     def __init__(self, file: BoardFile) -> None:
         self.name = f"log:{file.path}"
+        self._file = file
         self._layers = {layer.workload: layer for layer in file.layers if layer.workload is not None}
+        self._outcomes: dict[ScheduleSpace, tuple[NDArray[np.int64], BatchResult]] = {}
 
     def warm_up(self, space: ScheduleSpace) -> None:
         """See `Device`; there is nothing to compile."""
-        self._layer(space)
+        self._known(space)
 
     def measured(self, space: ScheduleSpace) -> NDArray[np.int64]:
         """Indices of all schedules of a space that the board tried, int64 (n,), ascending: no other can be asked for.
 
         Raises:
-            DeviceError: nothing of this space was measured.
+            DeviceError: nothing of this space was measured, or not on this accelerator.
         """
-        tried = {record.index for record in self._layer(space).records if record.outcome != UNTRIED}
-        return np.array(sorted(tried), dtype=np.int64)
+        return self._known(space)[0]
 
     def measure_schedules(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> BatchResult:
         """See `Device.measure_schedules`; there are no busy cycles.
@@ -66,29 +67,51 @@ class LogDevice:
         Raises:
             DeviceError: a schedule that was not measured.
         """
-        layer, asked = self._layer(space), np.asarray(indices, dtype=np.int64)
-        unknown = np.setdiff1d(asked, self.measured(space))
+        tried, found = self._known(space)
+        asked = space.canonical(np.asarray(indices, dtype=np.int64))
+        unknown = np.setdiff1d(asked, tried)
         if len(unknown):
             raise DeviceError(
-                f"{self.name}: schedule {unknown[0]} of {layer.name} was not measured; of its space "
-                f"{len(self.measured(space)):,} were: ask for those"
+                f"{self.name}: schedule {unknown[0]} of {self._layer(space).name} was not measured; of its space "
+                f"{len(tried):,} were: ask for those"
             )
-        reason, cycles = np.zeros(len(asked), np.uint8), np.full(len(asked), -1, np.int64)
+        places = np.searchsorted(tried, asked)
+        return BatchResult(found.reason[places], found.cycles[places], found.busy[places])
+
+    def _known(self, space: ScheduleSpace) -> tuple[NDArray[np.int64], BatchResult]:
+        """The canonical indices (n,) of what was tried, ascending, and what became of each."""
+        if space not in self._outcomes:
+            self._outcomes[space] = self._look(space)
+        return self._outcomes[space]
+
+    def _look(self, space: ScheduleSpace) -> tuple[NDArray[np.int64], BatchResult]:
+        layer = self._layer(space)
+        try:
+            self._file.accelerator(space.accelerator)
+        except OneShotError as error:
+            raise DeviceError(str(error)) from error
+        records = [record for record in layer.records if record.outcome != UNTRIED]
+        aliases = space.canonical(np.array([record.index for record in records], dtype=np.int64)).tolist()
         outcomes: dict[int, str] = {}
-        for record in layer.records:
+        times: dict[int, list[float]] = {}
+        kind = DEVICE if all(DEVICE in known for known in layer.timed.values()) else WALL
+        for record, index in zip(records, aliases):
             # One success among repeats is the schedule's own; of failures the first.
-            if record.outcome in (CORRECT, TIMED) or record.index not in outcomes:
-                outcomes[record.index] = record.outcome
-        kind = DEVICE if all(DEVICE in times for times in layer.timed.values()) else WALL
-        for i, index in enumerate(asked.tolist()):
+            if record.outcome in (CORRECT, TIMED) or index not in outcomes:
+                outcomes[index] = record.outcome
+            if record.outcome in (CORRECT, TIMED) and kind in record.seconds:
+                times.setdefault(index, []).append(record.seconds[kind])
+        indices = np.array(sorted(outcomes), dtype=np.int64)
+        reason, cycles = np.zeros(len(indices), np.uint8), np.full(len(indices), -1, np.int64)
+        for i, index in enumerate(indices.tolist()):
             outcome = outcomes[index]
-            if outcome in (CORRECT, TIMED) and index in layer.timed:
-                cycles[i] = max(1, round(layer.timed[index][kind] * space.accelerator.clock_mhz * 1e6))
+            if outcome in (CORRECT, TIMED) and index in times:
+                cycles[i] = max(1, round(float(np.median(times[index])) * space.accelerator.clock_mhz * 1e6))
             elif outcome == LOWERING:
                 reason[i] = int(space.validity(np.array([index]))[0]) or Reason.DMA_PATTERN
             else:
                 reason[i] = _REASONS.get(outcome, Reason.DEVICE_ERROR)
-        return BatchResult(reason, cycles, np.zeros((len(asked), 3), np.int64))
+        return indices, BatchResult(reason, cycles, np.zeros((len(indices), 3), np.int64))
 
     def measure(self, programs: Sequence[Program]) -> list[Measurement]:
         """Raises DeviceError: it knows schedules by their index only."""
@@ -100,7 +123,7 @@ class LogDevice:
             known = ", ".join(str(workload) for workload in list(self._layers)[:3])
             raise DeviceError(
                 f"{self.name}: {space.workload} was not measured in the space {space.kind!r}; "
-                f"it has {len(self._layers)} workloads in {TVM_KIND!r}, as {known}"
+                f"it has {len(self._layers)} workloads, all in {TVM_KIND!r} (refine --space {TVM_KIND}), as {known}"
             )
         return layer
 

@@ -3,7 +3,7 @@
 It stands for hardware that the shipped network has never seen. Its rules are hidden from the tuners, which learn of
 them only by trials. `KINDS` documents five kinds; a seed draws each one's figures. What it does to a program:
 
-1. The program runs on the simulator with the board's own memory latency.
+1. The program runs on the simulator with the board's own memory latency; on the HLS design with its own rates.
 2. Cycles that the memory needs more: a beat takes 1 / ``bandwidth`` cycles, a request that leaves the DRAM page of the
    one before costs ``page_miss``. They hide behind compute as far as the port has been idle:
    T' = T + E * (R + E) / (T + E) with R the port's busy cycles and E the additional ones.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import OneShotError
+from oneshot_ml2.common.files import write_whole
 from oneshot_ml2.common.metrics import kendall_tau
 from oneshot_ml2.common.tables import finite
 from oneshot_ml2.devices.board_files import (
@@ -25,6 +27,7 @@ from oneshot_ml2.devices.board_files import (
     BoardLayer,
     Record,
 )
+from oneshot_ml2.evaluation import board_plot
 from oneshot_ml2.evaluation.board_fit import AROUND, FITTED, Fit, Paths, as_timing, fit, solve
 from oneshot_ml2.network import picking
 from oneshot_ml2.vta.hls_keys import KEYS, HlsTiming, field_of
@@ -190,8 +193,22 @@ def _regrets(layer: BoardLayer, pool: _Pool, chip: Accelerator, network: bool) -
     return regret
 
 
-def check_layer(layer: BoardLayer, chip: Accelerator, network: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A row of `check`, and the records that our validity does not explain."""
+@dataclass(frozen=True)
+class Held:
+    """A layer held against its board.
+
+    ``row``: of `check`; ``unexplained``: the records that our validity does not explain; ``predicted``, ``measured``:
+    float64 (n,), seconds of the configurations.
+    """
+
+    row: dict[str, Any]
+    unexplained: list[dict[str, Any]]
+    predicted: NDArray[np.float64]
+    measured: NDArray[np.float64]
+
+
+def check_layer(layer: BoardLayer, chip: Accelerator, network: bool) -> Held:
+    """Hold us against one layer."""
     validity, unexplained, sound = _validity(layer, chip, _genuine(layer, chip))
     pool = _pool(layer, chip, sound)
     kinds = [next(kind for kind in (DEVICE, WALL, *AROUND) if kind in times) for times in pool.times]
@@ -205,7 +222,7 @@ def check_layer(layer: BoardLayer, chip: Accelerator, network: bool) -> tuple[di
         "regret": _regrets(layer, pool, chip, network),
         "validity": validity,
     }
-    return row, unexplained
+    return Held(row, unexplained, predicted, measured)
 
 
 class Fits:
@@ -239,7 +256,11 @@ class Fits:
 
 
 def check(
-    files: Sequence[BoardFile], given: Accelerator | None, fitted: Sequence[BoardFile] = (), network: bool = True
+    files: Sequence[BoardFile],
+    given: Accelerator | None,
+    fitted: Sequence[BoardFile] = (),
+    network: bool = True,
+    plot: Path | None = None,
 ) -> dict[str, Any]:
     """Hold us against files of boards.
 
@@ -247,6 +268,7 @@ def check(
         given: the accelerator in place of each board's own.
         fitted: files that the parameters are fitted to first; a layer that is held against them is left out then.
         network: also choose by the shipped weights.
+        plot: picture of predicted over measured times to write, by layer.
 
     Returns:
         ``layers``: a row a workload; ``unexplained``: records whose outcome our validity does not explain;
@@ -254,9 +276,10 @@ def check(
 
     Raises:
         OneShotError: files of another VTA than the accelerator, or nothing to fit to.
+        ModuleNotFoundError: a plot is asked for, and matplotlib is not installed.
     """
     fits: dict[str, Fits] = {}
-    rows, unexplained = [], []
+    held: list[Held] = []
     for file in files:
         chip = file.accelerator(given)
         if chip.hls is None:
@@ -268,11 +291,13 @@ def check(
             fits[file.board] = Fits([layer for f in fitted for layer in f.layers], file.board, chip)
         for layer in file.layers:
             used = fits[file.board].without(layer) if fitted else chip
-            row, found = check_layer(layer, used, network)
-            rows.append(row)
-            unexplained += found
+            held.append(check_layer(layer, used, network))
+    if plot is not None:
+        points = [(one.row["board"], one.row["layer"], one.predicted, one.measured) for one in held]
+        write_whole(plot, board_plot.draw(board_plot.panels_of(points)))
     shown = {board: _shown(found.fit) for board, found in fits.items()}
-    return {"layers": rows, "unexplained": unexplained, "fits": shown}
+    unexplained = [record for one in held for record in one.unexplained]
+    return {"layers": [one.row for one in held], "unexplained": unexplained, "fits": shown}
 
 
 def _shown(found: Fit) -> dict[str, Any]:

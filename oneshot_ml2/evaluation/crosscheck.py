@@ -257,6 +257,7 @@ def crosscheck(
     picks: bool = True,
     accelerator: Accelerator | None = None,
     fitted: Sequence[str | Path] = (),
+    plot: Path | None = None,
 ) -> dict[str, Any]:
     """Hold us against a file of one of the kinds, or against measurements of boards in one or more files.
 
@@ -265,6 +266,7 @@ def crosscheck(
         picks: also make our own picks (of TopHub's records and of tables they are timed).
         accelerator: in place of that of each board.
         fitted: files of boards that the parameters of the HLS design are fitted to first.
+        plot: of boards, a picture of predicted over measured times to write.
 
     Raises:
         OneShotError: an unreadable, damaged or foreign file, or several of which one is not of a board.
@@ -272,8 +274,8 @@ def crosscheck(
     trees = [(path, read_json(path)) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if all(is_board_file(tree) for _, tree in trees):
         boards = [board_file(path, tree) for path, tree in trees]
-        return check(boards, accelerator, [_board_file(path) for path in fitted], picks)
-    if len(trees) > 1 or accelerator is not None or fitted:
+        return check(boards, accelerator, [_board_file(path) for path in fitted], picks, plot)
+    if len(trees) > 1 or accelerator is not None or fitted or plot is not None:
         foreign = next(path for path, tree in trees if not is_board_file(tree))
         raise OneShotError(f"{foreign}: no measurements of a board of the HLS design; give it alone, without options")
     return _crosscheck_one(*trees[0], picks)

@@ -20,6 +20,7 @@ from oneshot_ml2.models import page as html_page
 from oneshot_ml2.models.executable import Executable, save, writing
 from oneshot_ml2.spaces.registry import backend as schedule_backend
 from oneshot_ml2.vta.program import INSN_BYTES
+from oneshot_ml2.vta.spread import spread
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.check import Checked
@@ -113,6 +114,7 @@ class CompiledLayer:
             "instructions": len(pick.program.insns),
             "uops": len(pick.program.uops),
             "dram_bytes": cost.dram_bytes,
+            "rows": cost.rows,
             "outputs": math.prod(self.shape),
             "wrong_outputs": self.wrong,
             "hang": cost.hang,
@@ -232,8 +234,13 @@ class CompiledModel:
 
     @property
     def milliseconds(self) -> float:
-        """``cycles`` at the accelerator's clock."""
+        """``cycles`` at the accelerator's clock; on boards as the accelerator's, see :attr:`spread`."""
         return self.cycles / (self.accelerator.clock_mhz * 1e3)
+
+    @property
+    def spread(self) -> float | None:
+        """Within which share of ``milliseconds`` two of three measured times lie; None: nothing is known of that."""
+        return spread(self.accelerator)
 
     def macs(self) -> tuple[int, int]:
         """Multiplications on the VTA, and on the host."""
@@ -390,6 +397,7 @@ class CompiledModel:
             "layer_cycles": self.layer_cycles,
             "engine_bound": self.bound,
             "milliseconds": self.milliseconds,
+            "milliseconds_spread": self.spread,
             "macs_vta": on_vta,
             "macs_host": on_host,
             "host_shares": {

@@ -26,6 +26,7 @@ class Cost:
         bound: the engine bound of the layer, in cycles.
         limiting: the engine that the bound is of.
         dram_bytes: bytes that LOADs and STOREs moved, pads not counted.
+        rows: of LOADs and of STOREs on the HLS design, each of which waits for itself; None on the RTL.
     """
 
     cycles: int
@@ -34,6 +35,7 @@ class Cost:
     bound: int
     limiting: str
     dram_bytes: int
+    rows: tuple[int, int] | None = None
 
     @property
     def bound_share(self) -> float:
@@ -58,4 +60,5 @@ def cost_of(pick: Pick) -> Cost:
         bound=bound.bound,
         limiting=bound.limiting,
         dram_bytes=sum(value for name, value in moved.items() if name.endswith("_nbytes")),
+        rows=(timed.read_bursts, timed.write_bursts) if program.accelerator.hls is not None else None,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from oneshot_ml2.models.launcher import seconds_on
+from oneshot_ml2.vta.spread import spread, spread_words
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.executable import Executable
@@ -24,12 +25,13 @@ class Submission:
 @dataclass(frozen=True)
 class Measured:
     """``device``: its name; ``runs``: of the whole model; ``host_ms``: what a run takes beside the submissions, with
-    packing and the way to the device; all are medians."""
+    packing and the way to the device; all are medians; ``spread``: of what is predicted, `vta.spread`."""
 
     device: str
     runs: int
     submissions: tuple[Submission, ...]
     host_ms: float
+    spread: float | None = None
 
     @property
     def vta_ms(self) -> tuple[float, float]:
@@ -40,7 +42,8 @@ class Measured:
     def line(self) -> str:
         """For people."""
         predicted, found = self.vta_ms
-        return f"VTA {found:,.3f} ms (predicted {predicted:,.3f}), host {self.host_ms:,.3f} ms"
+        around = spread_words(self.spread)
+        return f"VTA {found:,.3f} ms (predicted {predicted:,.3f}{around}), host {self.host_ms:,.3f} ms"
 
 
 def measured(model: Executable, report: Mapping[str, Any]) -> Measured | None:
@@ -59,4 +62,4 @@ def measured(model: Executable, report: Mapping[str, Any]) -> Measured | None:
     )
     on_vta = sum(part.measured_ms or 0.0 for part in parts)
     host = max(statistics.median(model.walls) * 1e3 - on_vta, 0.0)
-    return Measured(model.device.name, len(model.walls), parts, host)
+    return Measured(model.device.name, len(model.walls), parts, host, spread(model.accelerator))

@@ -24,6 +24,7 @@ from oneshot_ml2.models import task
 from oneshot_ml2.spaces import space
 from oneshot_ml2.spaces.base import Schedule
 from oneshot_ml2.spaces.registry import DEFAULT_KIND
+from oneshot_ml2.vta.spread import spread_words
 from oneshot_ml2.vta.timeline import ROWS, WORK, Row, Slice, Timeline, timeline
 from oneshot_ml2.workload import base
 from oneshot_ml2.workload.registry import workload_from_dict
@@ -39,6 +40,11 @@ _STEPS = 240
 _WINDOW = 110
 # A share of 0..1 as one character, 64 levels.
 _CODES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+# What cycles are, of the RTL and of the HLS design.
+_CYCLES = (
+    "Simulated cycles, cycle-exact for the VTA",
+    "Cycles by the model of VTA's HLS design; milliseconds with what two of three measured times lie within",
+)
 _COLOURS: dict[int, str] = {
     Row.FETCH: "host", Row.LOAD: "load", Row.STORE: "store",
     Row.READ: "port", Row.WRITE: "write",
@@ -117,6 +123,7 @@ def _data(content: Mapping[str, Any], programs: Mapping[str, Program]) -> dict[s
         "cycles": content["cycles"],
         "engine_bound": content["engine_bound"],
         "milliseconds": content["milliseconds"],
+        "spread": spread_words(content["milliseconds_spread"]),
         "macs_vta": content["macs_vta"],
         "macs_host": content["macs_host"],
         "dram": content["dram"],
@@ -127,8 +134,8 @@ def _data(content: Mapping[str, Any], programs: Mapping[str, Program]) -> dict[s
         "peak_mib": content["peak_bytes"] / 2**20,
         "about": _about(content),
         "command": "oneshot-ml2 trace FOLDER -o trace.json",
-        "footer": f"Written by oneshot-ml2 {__version__}. Simulated cycles, cycle-exact for the VTA; the same figures "
-        "are in report.json.",
+        "footer": f"Written by oneshot-ml2 {__version__}. {_CYCLES[chip.get('DESIGN') == 'hls']}; "
+        "the same figures are in report.json.",
         "layers": layers,
         "details": details,
     }
@@ -191,6 +198,7 @@ def _layer(entry: Mapping[str, Any], detail: int | None) -> dict[str, Any]:
         "cycles": entry["cycles"],
         "bound": entry["engine_bound"],
         "bytes": entry["dram_bytes"],
+        "rows": entry["rows"],
         "wrong": bool(wrong),
         "result": "" if wrong is None else f"WRONG: {wrong}" if wrong else "exact",
     }

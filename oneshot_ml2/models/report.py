@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from oneshot_ml2.common import tables
 from oneshot_ml2.models import task
 from oneshot_ml2.spaces import space
 from oneshot_ml2.vta.breakdown import PARTS
+from oneshot_ml2.vta.spread import spread_words
 from oneshot_ml2.workload import base
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.compiled import CompiledLayer, CompiledModel, Whole
+    from oneshot_ml2.models.costs import Cost
     from oneshot_ml2.models.quantize.quantize import Quantized
 
 _TEXTS = ("layer", "shape", "schedule", "source", "result")
@@ -20,6 +23,7 @@ _LEGEND = (
     "schedule: tile co x h x w x ci, outer loop / resident operand, buffers INP/WGT/ACC (all knobs: --json). "
     "load, store: compute waits for them."
 )
+_ROWS = " rows: of LOADs and of STOREs, each of which waits for itself on the HLS design."
 
 
 def text(model: CompiledModel) -> str:
@@ -29,7 +33,8 @@ def text(model: CompiledModel) -> str:
     times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in model.seconds.items())
     memory = f"; peak memory {model.peak_bytes / 2**20:,.0f} MiB" if model.peak_bytes else ""
     of_bound = tables.percent(model.bound / max(model.cycles, 1))
-    total = f"{model.name} on {chip.name}: {model.cycles:,} cycles, {model.milliseconds:.2f} ms at {chip.clock_mhz} MHz"
+    time = f"{model.milliseconds:.2f} ms{spread_words(model.spread)} at {chip.clock_mhz} MHz"
+    total = f"{model.name} on {chip.name}: {model.cycles:,} cycles, {time}"
     return "\n".join(
         [
             _table(model),
@@ -42,7 +47,7 @@ def text(model: CompiledModel) -> str:
             *(() if model.quantized is None else _hurt(model.quantized)),
             *(() if model.task is None else task.lines(model.task)),
             f"Wall time: {times}{memory}.",
-            _LEGEND,
+            _LEGEND if chip.hls is None else _LEGEND + _ROWS,
             *([] if model.quantized is None else [_error(model.quantized)]),
         ]
     )
@@ -52,7 +57,7 @@ def _table(model: CompiledModel) -> str:
     """A row a layer, then the sums in which each layer counts as often as it occurs; columns with no entry go."""
     header = (
         "layer", "x", "shape", "schedule", "source", "predicted", "cycles", "of bound",
-        "GEMM", "reset+ALU", "load", "store", "rest", "KiB", "alone", "error", "result",
+        "GEMM", "reset+ALU", "load", "store", "rest", "KiB", "rows", "alone", "error", "result",
     )  # fmt: skip
     told = {layer.name for layer in model.layers if layer.unscheduled and (layer.macs or model.quantized is None)}
     rows = [_row(layer, layer.name in told) for layer in model.layers]
@@ -75,7 +80,7 @@ def _row(layer: CompiledLayer, told: bool) -> tuple[str, ...]:
         shape = base.short_workload(layer.workload)
     if pick is None or cost is None:
         reason = "none" if told else layer.reason or ""
-        return (layer.name, str(layer.count), shape, reason, "host", *[""] * 9, *errors, "")
+        return (layer.name, str(layer.count), shape, reason, "host", *[""] * 10, *errors, "")
     result = "HANGS" if cost.hang else f"WRONG: {layer.wrong:,}" if layer.wrong else "exact"
     return (
         layer.name,
@@ -88,6 +93,7 @@ def _row(layer: CompiledLayer, told: bool) -> tuple[str, ...]:
         tables.percent(cost.bound_share),
         *(f"{cost.parts[part] / cost.cycles:.0%}" for part in PARTS),
         f"{cost.dram_bytes / 1024:,.0f}",
+        "" if cost.rows is None else "{:,}+{:,}".format(*cost.rows),
         *errors,
         "" if layer.wrong is None and not cost.hang else result,
     )
@@ -107,9 +113,16 @@ def _sums(model: CompiledModel) -> tuple[str, ...]:
         tables.percent(model.bound / model.layer_cycles),
         *(f"{share:.0%}" for share in shares),
         f"{sum(count * cost.dram_bytes for count, cost in costs) / 1024:,.0f}",
+        _all_rows(costs),
         *("", ""),
         ("exact" if model.ok else "WRONG") if known else "",
     )
+
+
+def _all_rows(costs: Sequence[tuple[int, Cost]]) -> str:
+    """Rows of LOADs and of STOREs of all layers, each as often as it occurs; empty on the RTL."""
+    known = [(count, cost.rows) for count, cost in costs if cost.rows is not None]
+    return "+".join(f"{sum(count * rows[k] for count, rows in known):,}" for k in (0, 1)) if known else ""
 
 
 def _checked(model: CompiledModel) -> str:

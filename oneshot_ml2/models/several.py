@@ -12,6 +12,7 @@ from oneshot_ml2.common.names import unknown
 from oneshot_ml2.models.folder import check_parent
 from oneshot_ml2.models.frontend import onnx_file
 from oneshot_ml2.models.frontend.importer import is_list, is_onnx
+from oneshot_ml2.vta.spread import spread_words
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.compiled import CompiledModel
@@ -115,11 +116,13 @@ class Total:
     def line(self) -> str:
         """For people."""
         cycles, milliseconds = (sum(of[key] for of in self.results) for key in ("cycles", "milliseconds"))
+        around = spread_words(self.results[0]["milliseconds_spread"])
         dram = sum(of["dram"]["total"] for of in self.results)
         different = len(set(self._workloads))
         return (
-            f"All {len(self.results)} models: {cycles:,} cycles, {milliseconds:.2f} ms; {dram / 2**20:,.2f} MiB of "
-            f"DRAM; {len(self._workloads)} layers on the VTA, of which {different} are different and were picked."
+            f"All {len(self.results)} models: {cycles:,} cycles, {milliseconds:.2f} ms{around}; "
+            f"{dram / 2**20:,.2f} MiB of DRAM; {len(self._workloads)} layers on the VTA, of which {different} are "
+            "different and were picked."
         )
 
 

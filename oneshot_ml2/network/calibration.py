@@ -3,7 +3,8 @@
 A board with hardware in it that is like the described one differs in what is physical: its memory answers later, a beat
 or a request costs more, or something is smaller than promised. So few figures that a few dozen measurements tell them:
 
-- ``latency``: the memory latency, in cycles, that the networks are told in place of the described one;
+- ``latency``: the memory latency, in cycles, that the networks are told in place of the described one; on the HLS
+  design, which has none, its rows wait in proportion;
 - ``costs``: what is added to log T: a constant, then for each of `COSTS` how much of it. They are at least 0;
 - ``limits``: what no schedule may exceed, as hypotheses with their probabilities: of a column of `Boards.TRAFFIC`, up
   or down, and the two measured values between which the limit lies.
@@ -56,7 +57,8 @@ class Calibration:
 
     def board(self, space: ScheduleSpace) -> ScheduleSpace:
         """The space as the networks are told it; its schedules have the same indices."""
-        return replace(space, accelerator=replace(space.accelerator, memory_latency=self.latency))
+        chip = space.accelerator
+        return replace(space, accelerator=chip.with_memory(self.latency / chip.memory_latency))
 
     def added(self, terms: NDArray[np.float64]) -> NDArray[np.float64]:
         """What is added to log T, float64 (n,), of `cost_terms` (n, len(COSTS))."""

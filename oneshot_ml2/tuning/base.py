@@ -91,9 +91,9 @@ class Domain:
     doubted: NDArray[np.bool_] | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, space: ScheduleSpace) -> Domain:
-        """All canonical schedules of a space, valid or not."""
-        indices = space.table()
+    def of(cls, space: ScheduleSpace, among: NDArray[np.int64] | None = None) -> Domain:
+        """All canonical schedules of a space, valid or not, or those ``among`` them, int64 (n,), ascending."""
+        indices = space.table() if among is None else among
         return cls(space, indices, np.zeros(len(indices), dtype=np.int8))
 
     def __len__(self) -> int:

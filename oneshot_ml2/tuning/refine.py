@@ -21,7 +21,7 @@ from tqdm import tqdm
 from oneshot_ml2.common import tables
 from oneshot_ml2.common.errors import ModelError, OneShotError
 from oneshot_ml2.common.reading import read_json
-from oneshot_ml2.devices.base import Device
+from oneshot_ml2.devices.base import Device, measurable
 from oneshot_ml2.models.folder import MANIFEST, SCHEDULES
 from oneshot_ml2.models.schedules import read_schedules
 from oneshot_ml2.network import picking
@@ -245,6 +245,7 @@ def _prepare(
     evidence: Evidence | None,
     health: Health,
 ) -> _Work:
+    among = measurable(device, space)
     start: int | None = None
     if given is not None:
         start = int(space.canonical(np.array([space.index_of(given)]))[0])
@@ -252,7 +253,7 @@ def _prepare(
         start = picking.pick(space.workload, space.accelerator, network).index
 
     def make() -> Tuner:
-        found = make_tuner(tuner, Domain.of(space), seed, network, limits.checked, evidence)
+        found = make_tuner(tuner, Domain.of(space, among), seed, network, limits.checked, evidence)
         return found if start is None else StartWith(start, found)
 
     name = re.sub(r"[^\w.-]", "_", members[0].name)

@@ -109,6 +109,12 @@ class Accelerator:
         self._check()
 
     # Derived quantities (docs/hardware.md, Configuration) -------------------------------------------------
+    def with_memory(self, factor: float) -> Accelerator:
+        """The same whose memory answers after so many times as long; on the HLS design that is a row's latency."""
+        if self.hls is not None:
+            return dataclasses.replace(self, hls=self.hls.scaled({"read_row": factor, "store_row": factor}))
+        return dataclasses.replace(self, memory_latency=min(max(1, round(self.memory_latency * factor)), 65535))
+
     @property
     def design(self) -> str:
         """One of `DESIGNS`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from oneshot_ml2.common.errors import AcceleratorError
@@ -60,6 +60,12 @@ class HlsTiming:
             value = getattr(self, field_of(name))
             if isinstance(value, bool) or not isinstance(value, int) or not key.low <= value <= key.high:
                 raise AcceleratorError(f"{name} is {value!r}; allowed: an integer {key.low} to {key.high} ({key.unit})")
+
+    def scaled(self, factors: Mapping[str, float]) -> HlsTiming:
+        """With some fields times a factor each, within what their keys allow."""
+        keys = {field_of(name): key for name, key in KEYS.items()}
+        wanted = {name: round(getattr(self, name) * factor) for name, factor in factors.items()}
+        return replace(self, **{name: min(max(v, keys[name].low), keys[name].high) for name, v in wanted.items()})
 
     def to_keys(self) -> dict[str, int]:
         """Key -> value, all of `KEYS`."""

@@ -61,6 +61,29 @@ def test_what_was_not_measured_cannot_be_asked_for(tmp_path: Path) -> None:
         device.measure([])
 
 
+def test_schedules_of_one_program_are_one(tmp_path: Path) -> None:
+    batches = ScheduleSpace(Conv2d(4, 64, 14, 14, 64, 3, 3, padding=1), CHIP, "autotvm")
+    every = np.arange(len(batches))
+    # What the template ignores has several values where there are several images.
+    other = int(np.flatnonzero(batches.canonical(every) != every)[0])
+    own = int(batches.canonical(np.array([other]))[0])
+    values = batches.values(np.array([other, own])).tolist()
+    rows = [[index, knobs, 0, [ms]] for index, knobs, ms in zip((other, own), values, (2.0, 4.0))]
+    tree = {"accelerator": {}, "tuning": {"net": [{"workload": WORKLOAD | {"n": 4}, "rows": rows}]}}
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps(tree), encoding="utf-8")
+    device: Any = open_device(f"log:{path}")
+    assert device.measured(batches).tolist() == [own]
+    assert device.measure_schedules(batches, np.array([other, own])).cycles.tolist() == [300_000, 300_000]
+
+
+def test_another_accelerator_is_refused(tmp_path: Path) -> None:
+    device: Any = open_device(written(tmp_path / "b.json", row(3, 0, 2.0)))
+    other = ScheduleSpace(SPACE.workload, Accelerator.load("b32"), "autotvm")
+    with pytest.raises(DeviceError, match=r"measured with LOG_.*give the accelerator it was measured on"):
+        device.measured(other)
+
+
 @pytest.mark.parametrize(
     ("text", "says"), [(None, "cannot read"), ("{", "not JSON"), ('{"records": []}', "no measurements of a board")]
 )

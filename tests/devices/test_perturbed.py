@@ -66,6 +66,21 @@ def test_memory_only_costs(indices: np.ndarray) -> None:
     assert (custom(clock_ratio=0.5).true_cycles(SPACE, indices).cycles > plain).all()
 
 
+def test_rates_of_the_hls_design_differ_from_the_described_ones(indices: np.ndarray) -> None:
+    space = ScheduleSpace(SPACE.workload, Accelerator.load("pynq-hls"))
+    drawn = space.sample(np.random.default_rng(0), 60)
+    drawn = drawn[space.validity(drawn) == Reason.VALID][:12]
+    plain = custom().true_cycles(space, drawn).cycles
+    assert np.array_equal(plain, space.measure(drawn).cycles)
+    for figure in ("latency", "beat", "alu", "start"):
+        slower = custom(**{figure: 1.5}).true_cycles(space, drawn).cycles
+        assert (slower > plain).all() and (slower < 1.5 * plain).all(), figure
+    # The RTL has none of these rates, and its boards are those that seeds drew before there were any.
+    rtl = custom(beat=1.5, alu=1.5, start=1.5).true_cycles(SPACE, indices).cycles
+    assert np.array_equal(rtl, SPACE.measure(indices).cycles)
+    assert (draw("slow-memory", 0).latency, draw("noisy", 0).latency) == (9.369836444739033, 4.869541452426016)
+
+
 def test_noise_is_seeded_and_averages_out(indices: np.ndarray) -> None:
     one = indices[:1]
     device = custom(noise=0.05)

@@ -14,7 +14,7 @@ import pytest
 from oneshot_ml2.commands import crosscheck as crosscheck_command
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.devices import board_files
-from oneshot_ml2.evaluation import board_check, board_fit, crosscheck
+from oneshot_ml2.evaluation import board_check, board_fit, board_plot, crosscheck
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.hls_keys import HlsTiming
@@ -161,6 +161,21 @@ def test_the_true_machine_has_no_error(files: dict[str, str], chip: str, capsys:
     assert result["unexplained"] == [] and result["fits"] == {}
 
 
+def test_the_plot_has_a_panel_a_layer_and_one_for_the_small_ones(files: dict[str, str], tmp_path: Path) -> None:
+    picture = tmp_path / "p.png"
+    paths = [files["campaign"], files["trials"], files["benchmark"]]
+    with_plot = crosscheck.crosscheck(paths, False, plot=picture)
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert with_plot == crosscheck.crosscheck(paths, False)
+    six, many, few = (np.arange(1.0, n + 1) for n in (6, 9, 2))
+    sizes = {("b", "few"): few, ("a", "many"): many, ("a", "none"): few[:0], ("b", "six"): six}
+    panels = board_plot.panels_of([(*names, times, times) for names, times in sizes.items()])
+    assert [(panel.title, len(panel.measured)) for panel in panels] == [
+        ("b, 2 layers of a few", 8), ("a, many", 9),
+    ]  # fmt: skip
+    assert board_plot.draw([]) and board_plot.panels_of([]) == []
+
+
 def test_one_row_a_workload_and_times_of_calls(files: dict[str, str]) -> None:
     path = Path(files["trials"])
     data = board_files.board_file(path, json.loads(path.read_text(encoding="utf-8")))
@@ -209,8 +224,8 @@ def test_a_layer_is_held_against_a_fit_to_the_others(files: dict[str, str]) -> N
     fits = board_check.Fits(data.layers, "axu5evb", AXU)
     first, second = (fits.without(layer) for layer in data.layers)
     # Without the slow layer what is left is the true machine; without the other one it is slower than that.
-    assert board_check.check_layer(data.layers[1], first, False)[0]["median_error"] < 0.01
-    assert board_check.check_layer(data.layers[1], second, False)[0]["median_error"] > 0.2
+    assert board_check.check_layer(data.layers[1], first, False).row["median_error"] < 0.01
+    assert board_check.check_layer(data.layers[1], second, False).row["median_error"] > 0.2
     only = board_check.Fits(data.layers[:1], "axu5evb", AXU)
     with pytest.raises(OneShotError, match="first is all there is to fit to"):
         only.without(data.layers[0])
@@ -258,7 +273,8 @@ def test_a_call_that_outlasts_the_session_is_explained(files: dict[str, str]) ->
         for record in layer.records
     )
     for limit, explained in ((0.99 * seconds, True), (1.01 * seconds, False), (None, False)):
-        row, left = board_check.check_layer(dataclasses.replace(layer, records=kept, limit=limit), PYNQ, False)
+        held = board_check.check_layer(dataclasses.replace(layer, records=kept, limit=limit), PYNQ, False)
+        row, left = held.row, held.unexplained
         assert (not left) == explained
         assert row["validity"]["run_time"]["disagree" if explained else "agree"] == 0
 
@@ -270,7 +286,7 @@ def test_regret_is_of_times_of_one_kind(files: dict[str, str], monkeypatch: pyte
     layer = data.layers[0]
     walls = {index: times["wall"] for index, times in layer.timed.items()}
     monkeypatch.setattr(board_check, "_network_choice", lambda *_: 3)
-    row, _ = board_check.check_layer(layer, AXU, True)
+    row = board_check.check_layer(layer, AXU, True).row
     ordered = [walls[index] for index in sorted(walls)]
     assert row["regret"]["network"] == pytest.approx(ordered[3] / min(ordered) - 1)
 

@@ -16,12 +16,14 @@ import oneshot_ml2 as o2
 from oneshot_ml2.common import kernels, tables
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models import compile as compile_module
+from oneshot_ml2.models import report
 from oneshot_ml2.models.frontend import importer
 from oneshot_ml2.models.frontend.importer import LayerList
 from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.full.shown import DATAFLOWS
 from oneshot_ml2.spaces.space import ScheduleSpace, short_schedule
 from oneshot_ml2.vta import breakdown, image
+from oneshot_ml2.vta.program import Opcode
 from oneshot_ml2.vta.reasons import NoSchedule, Reason
 from oneshot_ml2.vta.timing import designs
 from oneshot_ml2.workload import base
@@ -97,6 +99,28 @@ def test_layers_are_exact(chip: str, picks: None) -> None:
         assert entry.wrong == 0
     assert model.cycles == sum(entry.cost.cycles * entry.count for entry in model.layers if entry.cost)
     assert model.milliseconds == pytest.approx(model.cycles / model.accelerator.clock_mhz / 1e3)
+
+
+@pytest.mark.parametrize(("chip", "spread"), [("pynq-hls", 0.02), ("ultra96-hls", 0.1)])
+def test_the_hls_design_s_report_has_rows_and_a_spread(chip: str, spread: float, picks: None) -> None:
+    model = o2.compile(LAYERS, chip)
+    text, layers = report.text(model), model.to_dict()["layers"]
+    assert model.spread == model.to_dict()["milliseconds_spread"] == spread
+    assert f"{model.milliseconds:.2f} ms ± {100 * spread:.0f} % at" in text and "rows: of LOADs and of STOREs" in text
+    total = [0, 0]
+    for entry, shown in zip(model.layers, layers, strict=True):
+        assert entry.cost is not None and entry.pick is not None
+        insns = entry.pick.program.insns
+        moved = [insns[(insns["op"] == op) & (insns["x"] > 0)]["y"].sum() for op in (Opcode.LOAD, Opcode.STORE)]
+        assert entry.cost.rows == shown["rows"] == tuple(moved)
+        assert "{:,}+{:,}".format(*moved) in text
+        total = [before + entry.count * rows for before, rows in zip(total, moved)]
+    assert "{:,}+{:,}".format(*total) in text
+
+
+def test_the_rtl_s_report_has_neither(picks: None) -> None:
+    model = o2.compile(LAYERS[:1], "pynq")
+    assert model.spread is None and "±" not in report.text(model) and "rows" not in report.text(model)
 
 
 def test_parts_are_what_the_engines_did(picks: None) -> None:

@@ -50,8 +50,8 @@ WORKLOADS: tuple[Workload, ...] = (
 )
 
 
-def vta_layer(name: str, workload: Workload) -> tuple[dict[str, Any], Program]:
-    space = ScheduleSpace(workload, PYNQ)
+def vta_layer(name: str, workload: Workload, chip: Accelerator) -> tuple[dict[str, Any], Program]:
+    space = ScheduleSpace(workload, chip)
     index = picking.closed_form_pick(space)
     assert index is not None
     program = space.lower(index)
@@ -60,6 +60,7 @@ def vta_layer(name: str, workload: Workload) -> tuple[dict[str, Any], Program]:
         "macs": 1000, "exponent": -3, "error": 0.0123, "error_alone": 0.0045, "workload": workload.to_dict(),
         "schedule": dict(space.schedule(index).knobs), "source": "fallback", "predicted_cycles": 1234.5,
         "cycles": timeline.timeline(program).cycles, "engine_bound": 700, "dram_bytes": 4096, "wrong_outputs": 0,
+        "rows": None,
     }  # fmt: skip
     return entry, program
 
@@ -71,18 +72,18 @@ def host_layer(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def sample() -> tuple[dict[str, Any], dict[str, Program]]:
+def sample(chip: Accelerator = PYNQ) -> tuple[dict[str, Any], dict[str, Program]]:
     """What ``report.json`` of a small model holds, its strings as bad as they can be, and its programs."""
     programs = {}
     layers = [host_layer("input")]
     for name, workload in zip((f"conv {EVIL}", "a/b c#100%", "twin"), (WORKLOADS[0], *WORKLOADS)):
-        entry, programs[name] = vta_layer(name, workload)
+        entry, programs[name] = vta_layer(name, workload, chip)
         layers.append(entry)
     layers.append(host_layer(IMAGE))
     cycles = sum(layer.get("cycles", 0) for layer in layers)
     content = {
         "model": f"model {EVIL}",
-        "accelerator": json.loads(PYNQ.to_json()) | {"name": IMAGE},
+        "accelerator": json.loads(chip.to_json()) | {"name": IMAGE},
         "quantization": "qdq",
         "calibration": {"samples": 2, "source": EVIL},
         "dram": {
@@ -120,6 +121,7 @@ def sample() -> tuple[dict[str, Any], dict[str, Program]]:
         "cycles": cycles,
         "engine_bound": 2100,
         "milliseconds": cycles / 1e5,
+        "milliseconds_spread": None,
         "macs_vta": 3000,
         "macs_host": 0,
         "seconds": {"import": 1.0, "quantize": 0.5, "pick": 0.25, "lower": 0.0, "build": 2.0, "check": 0.1},
@@ -188,6 +190,22 @@ def test_the_figures_of_the_report_are_in_the_page(written: Path) -> None:
     assert data["dram"] == content["dram"]
     # Equal programs are drawn once.
     assert [layer["detail"] for layer in data["layers"]] == [None, 0, 0, 1, None]
+
+
+def on_hls() -> str:
+    """The page of the sample as the HLS design's."""
+    content, programs = sample(Accelerator.load("pynq-hls"))
+    content["milliseconds_spread"] = 0.02
+    for layer in content["layers"]:
+        if "cycles" in layer:
+            layer["rows"] = (1234, 56)
+    return html_page.page(content, programs)
+
+
+def test_the_hls_design_s_page_has_rows_and_a_spread(written: Path) -> None:
+    assert '"spread":" \\u00b1 2 %"' in on_hls() and '"rows":[1234,56]' in on_hls() and "HLS design;" in on_hls()
+    rtl = written.read_text(encoding="utf-8")
+    assert '"spread":""' in rtl and '"rows":null' in rtl and "cycle-exact for the VTA;" in rtl
 
 
 def test_a_layer_without_a_program_has_no_detail() -> None:
@@ -279,6 +297,15 @@ def test_a_browser_draws_the_page(browse: Browse, written: Path) -> None:
     assert html.escape(str(content["layers"][1]["layer"]), quote=False) in document
     assert f"{content['layers'][1]['cycles']:,}" in document
     assert "exact" in document and "TVM build 2.00 s" in document
+
+
+def test_a_browser_draws_rows_of_the_hls_design(browse: Browse, tmp_path: Path) -> None:
+    path = tmp_path / "hls.html"
+    path.write_text(on_hls(), encoding="utf-8")
+    content, _ = sample()
+    document = browse(path, "#layer=" + quote(str(content["layers"][1]["layer"])))
+    assert "rows read + stored" in document and detail(document).count("1,234 + 56") == 1
+    assert "ms ± 2 %" in document and "memory read" not in detail(document)
 
 
 def test_a_browser_draws_what_was_measured(browse: Browse, written: Path, tmp_path: Path) -> None:

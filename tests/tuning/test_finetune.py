@@ -226,6 +226,19 @@ def test_a_slow_memory_is_told_by_its_latency(board: Board) -> None:
     assert after["error"] < before["error"]
 
 
+def test_slow_rows_of_the_hls_design_are_told_by_the_latency(board: Board) -> None:
+    chip = Accelerator.load("pynq-hls")
+    described = Board([ScheduleSpace(space.workload, chip) for space in board.spaces], picking.predictor_of(None))
+    measured = finetune.collect(described, PerturbedDevice("paged", 0, Differences(latency=4.0)), 64)
+    known = calibrate.fit(described, measured)
+    assert known.latency > 2 * described.described
+    before, after = finetune.cross_validate(described, measured)
+    assert after["error"] < before["error"]
+    told = Calibration.none(3 * chip.memory_latency).board(described.spaces[0]).accelerator
+    assert chip.hls is not None and told.hls is not None
+    assert (told.hls.read_row, told.hls.pad) == (3 * chip.hls.read_row, chip.hls.pad)
+
+
 def test_few_valid_measurements_leave_the_description(board: Board) -> None:
     rows = [(0, i, int(Reason.WRONG_RESULT), -1, 1) for i in range(3)]
     assert calibrate.fit(board, Measured.of(rows)).latency == CHIP.memory_latency

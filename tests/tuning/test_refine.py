@@ -10,7 +10,9 @@ import pytest
 from conftest import RunCommand
 from networks import random_network
 
-from oneshot_ml2.common.errors import ModelError, OneShotError
+from oneshot_ml2.common.errors import DeviceError, ModelError, OneShotError
+from oneshot_ml2.devices.board_files import LOWERING, TIMED, WALL, BoardFile, BoardLayer, Record
+from oneshot_ml2.devices.log import LogDevice
 from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.devices.simulated import SimulatorDevice
 from oneshot_ml2.spaces.base import Schedule
@@ -87,6 +89,30 @@ def test_another_space_starts_from_nothing() -> None:
     assert result.start is None
     assert result.start_cycles == -1
     assert result.improved
+
+
+@pytest.mark.parametrize("tuner", ["random", "validity+random", "autotvm", "ml2-scratch", "ml2-warm", "ml2-frozen"])
+def test_of_a_table_of_measurements_only_those_are_proposed(tuner: str) -> None:
+    board = Accelerator.load("pynq-hls")
+    layer = Layer("c", Conv2d(1, 64, 14, 14, 64, 3, 3, padding=1))
+    space = ScheduleSpace(layer.workload, board, "autotvm")
+    tried = np.sort(np.random.default_rng(3).permutation(space.table())[:70])
+    truth = space.measure(tried)
+    records = [
+        Record(i, tuple(space.values(np.array([i]))[0].tolist()), TIMED, {WALL: cycles * 1e-8})
+        if cycles > 0
+        else Record(i, (), LOWERING, {})
+        for i, cycles in zip(tried.tolist(), truth.cycles.tolist())
+    ]
+    device = LogDevice(BoardFile("b", "pynq", {}, (BoardLayer("c", "pynq", space.workload, tuple(records)),)))
+    limits = Limits(checked=False)
+    (result,) = refine.refine([layer], board, device, 100, tuner=tuner, kind="autotvm", limits=limits)
+    # All of the table, once each, then it ends; what does not lower is a trial, too, unless it was lowered before.
+    expected = tried[truth.cycles > 0] if tuner.startswith("validity+") else tried
+    assert np.array_equal(np.sort(result.history.outcomes.indices), expected)
+    assert result.best_cycles == truth.cycles[truth.cycles > 0].min()
+    with pytest.raises(DeviceError, match="refine --space autotvm"):
+        refine.refine([layer], board, device, 10, tuner="random", network=NETWORK)
 
 
 def test_a_device_on_which_nothing_runs_keeps_the_schedules() -> None:

@@ -69,6 +69,20 @@ def test_a_board_is_another_machine_by_design(board: str) -> None:
     assert Accelerator.from_json(hls.to_json()) == hls
 
 
+def test_a_slower_memory_is_the_latency_s_or_that_of_rows() -> None:
+    rtl, hls = Accelerator.load("pynq"), Accelerator.load("pynq-hls")
+    assert rtl.with_memory(2.5) == dataclasses.replace(rtl, memory_latency=40)
+    assert rtl.with_memory(0.0).memory_latency == 1 and rtl.with_memory(1e6).memory_latency == 65535
+    assert all(rtl.with_memory(latency / 16).memory_latency == latency for latency in range(1, 400))
+    assert hls.hls is not None
+    rows = {"read_row": round(2.5 * hls.hls.read_row), "store_row": round(2.5 * hls.hls.store_row)}
+    assert hls.with_memory(2.5) == dataclasses.replace(hls, hls=dataclasses.replace(hls.hls, **rows))
+    assert hls.hls.scaled({"wgt_beat": 0.0, "pad": 1e9}).to_keys() == hls.hls.to_keys() | {
+        "HLS_WGT_BEAT": KEYS["HLS_WGT_BEAT"].low,
+        "HLS_PAD": KEYS["HLS_PAD"].high,
+    }
+
+
 def test_the_hls_design_has_its_keys_at_their_defaults() -> None:
     chip = Accelerator.from_json(PUBLIC | {"DESIGN": "hls", "HLS_PAD": 170})
     assert chip.hls == HlsTiming(pad=170)
