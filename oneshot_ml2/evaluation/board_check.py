@@ -25,11 +25,12 @@ from oneshot_ml2.devices.board_files import (
     BoardLayer,
     Record,
 )
-from oneshot_ml2.evaluation.board_fit import AROUND, FITTED, Fit, Paths, as_timing, fit, solve
+from oneshot_ml2.evaluation.board_fit import AROUND, fit
 from oneshot_ml2.network import picking
 from oneshot_ml2.vta.hls_keys import KEYS, HlsTiming, field_of
 from oneshot_ml2.vta.program import element_bytes
 from oneshot_ml2.vta.reasons import Reason
+from oneshot_ml2.vta.timing.hls_fit import FITTED, Fit, Paths, as_timing, solve
 from oneshot_ml2.vta.timing import designs, records
 
 if TYPE_CHECKING:

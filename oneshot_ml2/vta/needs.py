@@ -63,9 +63,11 @@ def _of_loops(insn):  # type: ignore[no-untyped-def]
         return found
     found |= _ALU_OUTER[0] if outer and insn.dst_out else 0
     found |= _ALU_INNER[0] if inner and insn.dst_in else 0
-    found |= _ALU_OUTER[1] if outer and insn.src_out else 0
-    found |= _ALU_INNER[1] if inner and insn.src_in else 0
-    if insn.use_imm and insn.alu_op == AluOp.SHR and insn.imm < 0:
+    if not insn.use_imm:
+        # With an immediate the source is the destination.
+        found |= _ALU_OUTER[1] if outer and insn.src_out else 0
+        found |= _ALU_INNER[1] if inner and insn.src_in else 0
+    elif insn.alu_op == AluOp.SHR and insn.imm < 0:
         return found | _SHIFT_LEFT
     return found | (_OF_IMMEDIATE[insn.alu_op] if insn.use_imm else _OF_TENSOR[insn.alu_op])
 
