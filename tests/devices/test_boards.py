@@ -19,7 +19,7 @@ from drivers import board_library, fake_xrt
 
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.devices.driver import DriverDevice
-from oneshot_ml2.devices.driver_library import TIMED_OUT, Fault, Options
+from oneshot_ml2.devices.raw import TIMED_OUT, Fault, Options
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import PAGE
 

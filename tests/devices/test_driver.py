@@ -24,7 +24,7 @@ from programs import ACCELERATORS
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.devices.base import notes
 from oneshot_ml2.devices.driver import DriverDevice, parse
-from oneshot_ml2.devices.driver_library import CRASH, HANG, LATE, NO_RESULT, TIMED_OUT, WRONG, Options
+from oneshot_ml2.devices.raw import CRASH, HANG, LATE, NO_RESULT, TIMED_OUT, WRONG, Options
 from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import image, regions, simulator
