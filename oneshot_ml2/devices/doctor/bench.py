@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.devices.doctor.stream import UNWRITTEN, Stream
-from oneshot_ml2.devices.driver_library import HANG, TIMED_OUT, Fault, LibraryProcess, Ran, Write
+from oneshot_ml2.devices.raw import HANG, TIMED_OUT, Fault, Ran, RawBoard, Write
 from oneshot_ml2.vta import isa, regions
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Program
@@ -37,7 +36,7 @@ class Bench:
         hung: what is known of it if it hangs, and does not come back; "" if it does not.
     """
 
-    def __init__(self, board: LibraryProcess, chip: Accelerator) -> None:
+    def __init__(self, board: RawBoard, chip: Accelerator) -> None:
         self.board, self.chip = board, chip
         self.hung = ""
 
@@ -68,10 +67,8 @@ class Bench:
         group, offset = regions.place_of(groups, program.insn_address, len(words))
         return Placed(program, parts, groups, addresses[group] + offset, np.frombuffer(words, np.uint8))
 
-    def run(
-        self, placed: Placed, dram: NDArray[np.uint8], reads: Sequence[tuple[int, int]], repeats: int = 1
-    ) -> tuple[Ran, ...]:
-        """Bring an image and the program to where it is placed, and run it ``repeats`` times.
+    def run(self, placed: Placed, dram: NDArray[np.uint8], reads: Sequence[tuple[int, int]], repeats: int = 1) -> Ran:
+        """Bring an image and the program to where it is placed, run it, and read; see `RawBoard.run`.
 
         Raises:
             Fault: the board fails.
@@ -83,16 +80,14 @@ class Bench:
         writes: list[Write] = [
             (*regions.place_of(groups, address, content.size), content) for address, content in contents
         ]
-        asked = [(*regions.place_of(groups, address, 1), size) for address, size in reads]
-        count = len(program.insns)
-        first = self.board.run(placed.address, count, writes, asked)
-        return (first, *(self.board.run(placed.address, count, (), asked) for _ in range(repeats - 1)))
+        asked = [(*regions.place_of(groups, address, size), size) for address, size in reads]
+        return self.board.run(placed.address, len(program.insns), writes, asked, repeats)
 
     def check(self, stream: Stream) -> str:
         """Run a program once: "" if all that it leaves is right, else what was seen."""
         program = stream.program()
         try:
-            (ran,) = self.run(self.place(program), stream.image(program), stream.reads())
+            ran = self.run(self.place(program), stream.image(program), stream.reads())
         except Fault as fault:
             self._look(fault)
             return str(fault)
@@ -113,6 +108,22 @@ class Bench:
             return False
         return True
 
+    def repeated(self, streams: Sequence[Stream]) -> str:
+        """Run programs of one form, one after the other in the same memory; as `check` of the first that is wrong."""
+        placed = None
+        for stream in streams:
+            program = stream.program()
+            try:
+                placed = placed or self.place(program)
+                ran = self.run(placed, stream.image(program), stream.reads())
+            except Fault as fault:
+                self._look(fault)
+                return str(fault)
+            seen = difference(ran.contents, stream.expected(program))
+            if seen:
+                return seen
+        return ""
+
     def seconds(self, stream: Stream, repeats: int) -> tuple[float, int]:
         """The medians of wall seconds and of counted cycles (0: nothing counts them) of runs after one that warms up.
 
@@ -120,9 +131,10 @@ class Bench:
             Fault: the board fails.
         """
         program = stream.program()
-        ran = self.run(self.place(program), stream.image(program), (), repeats + 1)[1:]
-        cycles = round(statistics.median(one.cycles for one in ran))
-        return statistics.median(one.seconds for one in ran), cycles
+        placed, dram = self.place(program), stream.image(program)
+        self.run(placed, dram, ())
+        ran = self.run(placed, dram, (), repeats)
+        return ran.seconds, ran.cycles
 
 
 def difference(found: Sequence[NDArray[np.uint8]], expected: Sequence[NDArray[np.uint8]]) -> str:

@@ -9,7 +9,7 @@ from oneshot_ml2.common.errors import AcceleratorError
 from oneshot_ml2.devices.doctor.bench import Bench
 from oneshot_ml2.devices.doctor.probes import CARRIERS, copy, product, small_accumulators
 from oneshot_ml2.devices.doctor.stream import Stream, TooSmall
-from oneshot_ml2.devices.driver_library import Fault
+from oneshot_ml2.devices.raw import Fault
 from oneshot_ml2.vta.accelerator import Accelerator, preset_names
 from oneshot_ml2.vta.board import MOST_TOKENS
 from oneshot_ml2.vta.program import PAGE, AluOp, Flag, Memory, Opcode
@@ -18,7 +18,7 @@ from oneshot_ml2.vta.tokens import COMPUTES, LOADS, QUEUES, STORES
 # The largest piece of memory that is asked for, and what every VTA library grants (VTA_MAX_XFER of VTA's driver.h).
 MOST_MEMORY, GRANTED = 1 << 26, 1 << 25
 # Distances between updates of an accumulator that are tried, and how often each is updated.
-_FARTHEST, _UPDATES = 64, 8
+FARTHEST, _UPDATES = 64, 8
 # An ALU operation of so many iterations keeps compute busy while tokens pile up, and so many LOADs and STOREs of many
 # rows keep load and store.
 _BUSY, _SLOW = 1 << 13, 16
@@ -163,7 +163,7 @@ def _recurring(chip: Accelerator, distance: int, carrier: int | None) -> Stream:
 
 
 def acc_distance(bench: Bench, chip: Accelerator, with_gemm: bool, with_add: bool) -> int:
-    """How far apart updates of an accumulator have to be; above 64 as `_FARTHEST` + 1.
+    """How far apart updates of an accumulator have to be; above 64 as `FARTHEST` + 1.
 
     An ALU operation's are two apart at least on any design, so that one apart is not tried.
     """
@@ -171,7 +171,7 @@ def acc_distance(bench: Bench, chip: Accelerator, with_gemm: bool, with_add: boo
     for carrier in ([None] if with_gemm else []) + ([0] if with_add else []):
         least = 1 if carrier is None else 2
         distance = least
-        while distance <= _FARTHEST and not bench.hung and bench.check(_recurring(chip, distance, carrier)):
+        while distance <= FARTHEST and not bench.hung and bench.check(_recurring(chip, distance, carrier)):
             distance += 1
         found = max(found, distance if distance > least else 1)
     return found

@@ -145,9 +145,7 @@ class Stream:
             stride=x if stride is None else stride, top=top, bottom=bottom, left=left, right=right,
         )  # fmt: skip
 
-    def store(
-        self, target: Buffer, sram: int = 0, y: int = 1, x: int | None = None, stride: int | None = None
-    ) -> None:
+    def store(self, target: Buffer, sram: int = 0, y: int = 1, x: int | None = None, stride: int | None = None) -> None:
         """STORE to a buffer; sizes as `load`."""
         x = target.elements if x is None else x
         self.insn(

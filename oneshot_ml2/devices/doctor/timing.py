@@ -142,7 +142,9 @@ def _always(n: int) -> Callable[[Accelerator], int]:
 
 
 KINDS: tuple[Kind, ...] = (
-    Kind("load instruction", "time_instruction", "instruction of the load module", _always(_INSTRUCTIONS), _nops(LOADS)),
+    Kind(
+        "load instruction", "time_instruction", "instruction of the load module", _always(_INSTRUCTIONS), _nops(LOADS)
+    ),
     Kind("compute instruction", "time_instruction", "of compute", _always(_INSTRUCTIONS), _nops(COMPUTES)),
     Kind("store instruction", "time_instruction", "of store", _always(_INSTRUCTIONS), _nops(STORES)),
     Kind("read row", "time_row", "row of a LOAD", _half("inp"), _read_rows),
