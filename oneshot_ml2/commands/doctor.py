@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser, "what is examined")
     parser.add_argument("--accelerator", default="pynq", metavar="NAME", help="preset or VTA JSON (default pynq)")
     parser.add_argument("-o", "--output", metavar="FILE", help="the board file, which --accelerator takes")
+    parser.add_argument("--no-times", action="store_true", help="leave out what takes how long")
     parser.add_argument("--json", action="store_true", help="the findings as JSON on stdout")
     parser.add_argument("--list", action="store_true", help="what is looked at; no device is asked")
 
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if note:
         print(note, file=sys.stderr)
     try:
-        report = examine(board, args.device, chip)
+        report = examine(board, args.device, chip, timed=not args.no_times)
     finally:
         board.close()
     if args.output:

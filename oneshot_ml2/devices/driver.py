@@ -42,6 +42,7 @@ from oneshot_ml2.vta.reasons import Reason
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
+    from oneshot_ml2.vta.board import Board
     from oneshot_ml2.workload.base import Workload
     from oneshot_ml2.workload.epilogue import Tensors
 
@@ -240,7 +241,11 @@ class DriverDevice:
         )
 
     def check_accelerator(self, chip: Accelerator) -> None:
-        """Raise DeviceError if the library says that it is built for another accelerator."""
+        """Raise DeviceError if the library says that it is built for another accelerator.
+
+        What is known of the accelerator's board decides what is asked of its memory from then on.
+        """
+        self._keep_to(chip.board)
         self.process.start()
         built, needed = self.process.configuration, build.configuration(chip)
         if built is not None and built != needed:
@@ -248,6 +253,16 @@ class DriverDevice:
                 f"{self.process.name} is built for {built}; the program is for {needed}: build it with --accelerator "
                 f"{chip.name}, or give the accelerator that the library is for"
             )
+
+    def _keep_to(self, board: Board | None) -> None:
+        """Take memory in pieces as small as a board gives, and flush its caches if it needs that."""
+        if board is None:
+            return
+        largest = self.options.largest or board.largest_allocation
+        flush = self.options.flush or board.flush
+        if flush != self.options.flush:
+            self.process.close()
+        self.options = self.process.options = dataclasses.replace(self.options, largest=largest, flush=flush)
 
     def session(self, programs: Sequence[Program], dram: NDArray[np.uint8]) -> Session:
         """See `Session`."""

@@ -64,7 +64,8 @@ def broken_rule(program: Program) -> Reason:
     """Why a program would give wrong results on the HLS design; VALID if it does not, or if its design is another.
 
     ACC_HAZARD: an instruction updates an accumulator again before its pipeline has written it, so many operations as
-    `Accelerator.acc_distance` at least; WRONG_RESULT: a STORE of what only a reset or a LOAD wrote, as OUT keeps what it had.
+    `Accelerator.acc_distance` at least; WRONG_RESULT: a STORE of what only a reset or a LOAD wrote, as OUT keeps what
+    it had.
     """
     a = program.accelerator
     if a.hls is None:

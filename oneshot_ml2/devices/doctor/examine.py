@@ -102,13 +102,21 @@ class _Examination:
         self.chip = self.bench.chip = chip
 
 
-def examine(board: RawBoard, name: str, chip: Accelerator, repeats: int = timing.REPEATS, shown: bool = True) -> Report:
+def examine(
+    board: RawBoard,
+    name: str,
+    chip: Accelerator,
+    repeats: int = timing.REPEATS,
+    timed: bool = True,
+    shown: bool = True,
+) -> Report:
     """Find out what a device does.
 
     Args:
         name: the device's, for the board file.
         chip: the accelerator that it should be; what another board file says of it is not looked at.
         repeats: runs of a timed program of which the median counts.
+        timed: whether times are looked at.
         shown: with a bar.
 
     Raises:
@@ -123,7 +131,8 @@ def examine(board: RawBoard, name: str, chip: Accelerator, repeats: int = timing
         _sizes(work)
         work.tried("acc_distance", ("run",), lambda: _distance(work))
         work.tried("allocation", (), lambda: _allocation(work))
-        _times(work)
+        if timed:
+            _times(work)
         # Last, since a device that loses tokens may hang for good.
         work.tried(
             "tokens_255", tuple(f"tokens_{queue.replace('-to-', '_')}" for queue in QUEUES), lambda: _tokens(work)
