@@ -361,7 +361,9 @@ def _warn_of_design(accelerator: Accelerator, path: Path) -> None:
     """One line where a user's file may mean the design that its board runs, and says none."""
     extra = {key: json.loads(value) for key, value in accelerator.extra}
     board = extra.get("TARGET")
-    if accelerator.hls is None and "DESIGN" not in extra and str(board) in _HLS_BOARDS:
+    # A board file is of the design that its maker was asked for.
+    asked = accelerator.hls is not None or "DESIGN" in extra or accelerator.board is not None
+    if not asked and str(board) in _HLS_BOARDS:
         warnings.warn(
             f"{path}: {board} boards run VTA's HLS design, and a JSON without DESIGN is timed as the Chisel design; "
             f'start from the preset {board}-hls, or say "DESIGN": "chisel"',

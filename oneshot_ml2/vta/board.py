@@ -136,7 +136,7 @@ class Board:
                 raise AcceleratorError(f"BOARD: {unknown('feature', name, FEATURES)}")
             if verdict not in VERDICTS:
                 raise AcceleratorError(f"BOARD: {name} is {shown(verdict)}; allowed: {', '.join(VERDICTS)}")
-        found = {}
+        found: dict[str, Any] = {}
         for name, value in limits.items():
             if name == "flush":
                 if not isinstance(value, bool):

@@ -24,6 +24,13 @@ FARTHEST, _UPDATES = 64, 8
 _BUSY, _SLOW = 1 << 13, 16
 
 
+# What of an accelerator decides what its programs do.
+_SIZES = (
+    "log_batch", "log_block", "log_uop_buff_size", "log_inp_buff_size", "log_wgt_buff_size", "log_acc_buff_size",
+    "uop_depth", "isa_uop_bits", "isa_inp_bits", "isa_wgt_bits", "isa_acc_bits",
+)  # fmt: skip
+
+
 # Block and batch -------------------------------------------------------------------------------
 def geometries(chip: Accelerator) -> Iterator[Accelerator]:
     """Accelerators that a device may be in place of ``chip``: other blocks and batches with instructions of the same
@@ -44,11 +51,9 @@ def geometries(chip: Accelerator) -> Iterator[Accelerator]:
             )
         except AcceleratorError:
             continue
-    sizes = ("log_batch", "log_block", "log_uop_buff_size", "log_inp_buff_size", "log_wgt_buff_size")
-    sizes += ("log_acc_buff_size", "uop_depth", "isa_uop_bits", "isa_inp_bits", "isa_wgt_bits", "isa_acc_bits")
     for name in preset_names():
         preset = Accelerator.load(name)
-        yield dataclasses.replace(chip, **{field: getattr(preset, field) for field in sizes})
+        yield dataclasses.replace(chip, **{field: getattr(preset, field) for field in _SIZES})
 
 
 def shape_of(chip: Accelerator) -> str:

@@ -23,6 +23,8 @@ _INSTRUCTIONS, _OPERATIONS = 2000, 16000
 _FOREIGN = 0.1
 # What takes so many times as long as the file says is slow.
 SLOW = 1.5
+# What the fit starts from: the default of a STORE's start is 0, with which no path would lead through STOREs alone.
+_START = HlsTiming(store_start=1000)
 # Of the Chisel design, memory latencies that are tried, in cycles.
 _MOST_LATENCY = 4096
 
@@ -210,7 +212,7 @@ def _fit_hls(
             found.append((0, path if one.counted else path.around(("submission",)), one.seconds))
         return hls_fit.as_paths(found)
 
-    fitted, paths = hls_fit.iterate(paths_of, chip.hls.acc_distance, shown=False)
+    fitted, paths = hls_fit.iterate(paths_of, chip.hls.acc_distance, _START, shown=False)
     values = np.array([getattr(fitted.timing, name) for name in hls_fit.FITTED], dtype=np.float64)
     deviation = np.abs(np.log((paths.fixed + paths.counts @ values) / paths.seconds))
     names = [name for place, name in enumerate(hls_fit.FITTED) if paths.counts[:, place].any()]

@@ -140,15 +140,17 @@ def solve(paths: Paths, start: NDArray[np.float64]) -> tuple[NDArray[np.float64]
     return values, errors
 
 
-def iterate(paths_of: Callable[[HlsTiming], Paths], acc_distance: int, shown: bool = True) -> tuple[Fit, Paths]:
+def iterate(
+    paths_of: Callable[[HlsTiming], Paths], acc_distance: int, start: HlsTiming | None = None, shown: bool = True
+) -> tuple[Fit, Paths]:
     """Fit to measurements whose paths ``paths_of`` finds for some timing; and the paths that it ended with.
 
-    It starts from the defaults of `HlsTiming`; ``shown``: with a bar.
+    ``start``: the first timing, in place of the defaults; ``shown``: with a bar.
 
     Raises:
         OneShotError: there is nothing to fit to.
     """
-    base = dataclasses.replace(HlsTiming(), acc_distance=acc_distance)
+    base = dataclasses.replace(start or HlsTiming(), acc_distance=acc_distance)
     values = np.array([getattr(base, name) for name in FITTED], dtype=np.float64)
     errors = np.zeros(len(FITTED))
     timing, paths = base, None
