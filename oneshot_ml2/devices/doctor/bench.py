@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.devices.doctor.stream import UNWRITTEN, Stream
 from oneshot_ml2.devices.raw import HANG, TIMED_OUT, Fault, Ran, RawBoard, Write
-from oneshot_ml2.vta import isa, regions
+from oneshot_ml2.vta import isa, regions, simulator
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import Program
 
@@ -34,11 +34,13 @@ class Bench:
         board: what runs programs.
         chip: the accelerator that it is, as far as that is known.
         hung: what is known of it if it hangs, and does not come back; "" if it does not.
+        largest: bytes of a piece of its memory at most; 0: no limit is known.
     """
 
     def __init__(self, board: RawBoard, chip: Accelerator) -> None:
         self.board, self.chip = board, chip
         self.hung = ""
+        self.largest = 0
 
     @property
     def flush(self) -> bool:
@@ -59,10 +61,10 @@ class Bench:
             DeviceError: it has not so much.
         """
         parts = regions.regions([program])
-        groups = regions.grouped(parts, None)
+        groups = regions.grouped(parts, self.largest or None)
         addresses = self.board.allocate([group.size for group in groups])
         if addresses is None:
-            raise DeviceError(f"no memory for {groups[0].size:,} bytes; give the board more")
+            raise DeviceError(f"no memory for {sum(group.size for group in groups):,} bytes; give the board more")
         words = isa.to_bytes(regions.relocated(program, parts, groups, addresses))
         group, offset = regions.place_of(groups, program.insn_address, len(words))
         return Placed(program, parts, groups, addresses[group] + offset, np.frombuffer(words, np.uint8))
@@ -86,12 +88,18 @@ class Bench:
     def check(self, stream: Stream) -> str:
         """Run a program once: "" if all that it leaves is right, else what was seen."""
         program = stream.program()
+        return self.compare(program, stream.image(program), stream.reads())
+
+    def compare(self, program: Program, dram: NDArray[np.uint8], reads: Sequence[tuple[int, int]]) -> str:
+        """As `check`, of a program on a DRAM image, and what it leaves at ``reads`` (addresses and bytes)."""
+        expected = dram.copy()
+        simulator.run(program, expected)
         try:
-            ran = self.run(self.place(program), stream.image(program), stream.reads())
+            ran = self.run(self.place(program), dram, reads)
         except Fault as fault:
             self._look(fault)
             return str(fault)
-        return difference(ran.contents, stream.expected(program))
+        return difference(ran.contents, [expected[address : address + size] for address, size in reads])
 
     def _look(self, fault: Fault) -> None:
         """After a fault: whether the board still runs something."""

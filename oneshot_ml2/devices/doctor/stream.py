@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import OneShotError
-from oneshot_ml2.vta import simulator
+from oneshot_ml2.vta import simulator, tokens
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.link import aligned, alignment
 from oneshot_ml2.vta.program import (
+    COLUMNS,
     INSN,
     MICRO_OP,
     AluOp,
@@ -22,6 +23,8 @@ from oneshot_ml2.vta.program import (
     Opcode,
     Program,
     element_bytes,
+    insns_of,
+    words_of,
 )
 from oneshot_ml2.vta.tokens import COMPUTES, LOADS, STORES
 
@@ -113,9 +116,9 @@ class Stream:
             return 0
         if COMPUTES not in (module, self._module):
             self.nop(COMPUTES)
-        before = self._module
-        self._rows[-1]["flags"] |= Flag.PUSH_NEXT if module > before else Flag.PUSH_PREV
-        return Flag.POP_PREV if before < module else Flag.POP_NEXT
+        push, pop = handed_over(self._module, module)
+        self._rows[-1]["flags"] |= push
+        return pop
 
     def nop(self, module: int, flags: int | None = None) -> None:
         """An instruction that moves nothing."""
@@ -216,6 +219,56 @@ class Stream:
         dram = self.image(program)
         simulator.run(program, dram)
         return [dram[address : address + size] for address, size in self.reads()]
+
+
+def handed_over(before: int, after: int) -> tuple[int, int]:
+    """The flags with which an instruction of a module waits for one of its neighbour: that one's, and its own."""
+    if before < after:
+        return Flag.PUSH_NEXT, Flag.POP_PREV
+    return Flag.PUSH_PREV, Flag.POP_NEXT
+
+
+def in_order(insns: Insns) -> Insns:
+    """What instructions (n,) do, one after the other: each waits for the one before it, and those that do nothing go.
+
+    Ends with FINISH.
+    """
+    rows: list[NDArray[np.int64]] = []
+    before = None
+
+    def add(words: NDArray[np.int64], module: int) -> None:
+        nonlocal before
+        if before is not None and module != before:
+            if COMPUTES not in (module, before):
+                add(_nop_words(COMPUTES), COMPUTES)
+            push, pop = handed_over(before, module)
+            rows[-1][1] |= push
+            words[1] = pop
+        rows.append(words)
+        before = module
+
+    for words, module in zip(words_of(insns[~idle(insns)]), tokens.modules(insns[~idle(insns)]).tolist()):
+        bare = words.copy()
+        bare[1] = 0
+        add(bare, module)
+    if before not in (None, COMPUTES):
+        add(_nop_words(COMPUTES), COMPUTES)
+    finish = np.zeros(COLUMNS, np.int64)
+    finish[0] = Opcode.FINISH
+    return insns_of(np.stack([*rows, finish]))
+
+
+def idle(insns: Insns) -> NDArray[np.bool_]:
+    """Which of instructions (n,) move tokens alone, or end the program."""
+    moves = (insns["op"] == Opcode.LOAD) | (insns["op"] == Opcode.STORE)
+    return (insns["op"] == Opcode.FINISH) | (moves & (insns["x"] == 0))
+
+
+def _nop_words(module: int) -> NDArray[np.int64]:
+    made: Insns = np.zeros(1, INSN)
+    for name, value in NOPS[module].items():
+        made[name] = value
+    return words_of(made)[0].copy()
 
 
 def _bytes(content: NDArray[np.generic]) -> NDArray[np.uint8]:
