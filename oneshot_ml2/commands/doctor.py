@@ -23,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accelerator", default="pynq", metavar="NAME", help="preset or VTA JSON (default pynq)")
     parser.add_argument("--soak", metavar="TIME", help="go on with random programs for so long, e.g. 90s, 10m, 1h")
     parser.add_argument("-o", "--output", metavar="FILE", help="the board file, which --accelerator takes")
+    parser.add_argument(
+        "--guess",
+        action="store_true",
+        help="if it is not that accelerator, try others; on a board a wrong guess writes to memory of others",
+    )
     parser.add_argument("--no-times", action="store_true", help="leave out what takes how long")
     parser.add_argument("--json", action="store_true", help="the findings as JSON on stdout")
     parser.add_argument("--list", action="store_true", help="what is looked at; no device is asked")
@@ -44,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if note:
         print(note, file=sys.stderr)
     try:
-        report = examine(board, args.device, chip, timed=not args.no_times)
+        report = examine(board, args.device, chip, timed=not args.no_times, guess=args.guess)
         if args.output:
             write_whole(args.output, report.chip.to_json() + "\n")
         soaked = None if soaking is None else soak(board, report.chip, soaking)

@@ -41,7 +41,8 @@ def random_workload(rng: np.random.Generator) -> Workload:
         )  # fmt: skip
     if kind < 4:
         epilogue = dataclasses.replace(random_epilogue(rng), residual_shift=None, pre_shift=0)
-        return BatchMatmul(*(int(rng.integers(1, high)) for high in (5, 24, 90, 90)), epilogue)
+        pairs, n, c, k = (int(rng.integers(1, high)) for high in (5, 24, 90, 90))
+        return BatchMatmul(pairs, n, c, k, epilogue)
     if kind == 4:
         return _random_transpose(rng)
     if kind == 5:

@@ -13,6 +13,7 @@ from drivers import library
 from numpy.typing import NDArray
 from programs import ACCELERATORS
 
+from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.devices.doctor.examine import Report, examine
 from oneshot_ml2.devices.driver import DriverDevice
 from oneshot_ml2.devices.raw import Options
@@ -42,10 +43,10 @@ def device(path: Path) -> DriverDevice:
     return DriverDevice(path, Options(limit=20.0, retries=0, repeats=1))
 
 
-def examined(path: Path, chip: Accelerator = PYNQ) -> Report:
+def examined(path: Path, chip: Accelerator = PYNQ, guess: bool = False) -> Report:
     board = device(path).process
     try:
-        return examine(board, "driver:test", chip, timed=False, shown=False)
+        return examine(board, "driver:test", chip, timed=False, guess=guess, shown=False)
     finally:
         board.close()
 
@@ -148,12 +149,24 @@ def test_without_a_bias_nothing_does_without_resets(monkeypatch: pytest.MonkeyPa
 
 def test_another_block_than_the_file_says(tmp_path: Path) -> None:
     path = library(BLOCK_8, UNNAMED)
-    report = examined(path)
+    with pytest.raises(DeviceError, match="--guess"):
+        examined(path)
+    report = examined(path, guess=True)
     assert wrong(report) == {"block"}
     assert "block 8" in report.findings["block"].sentence
     chip = board_file(report, tmp_path)
     assert dataclasses.replace(chip, board=None) == BLOCK_8
     picked(chip, path)
+
+
+def test_another_batch_of_as_large_elements(tmp_path: Path) -> None:
+    # Of the same inputs and accumulators as PYNQ's: no guess is needed, as nothing is stored elsewhere.
+    other = Accelerator(1, 3, 15, 15, 16, 17)
+    report = examined(library(other, UNNAMED))
+    assert wrong(report) == {"block"} and "batch 2, block 8" in report.findings["block"].sentence
+    chip = board_file(report, tmp_path)
+    assert dataclasses.replace(chip, board=None) == other
+    picked(chip, library(other, UNNAMED))
 
 
 def test_half_an_sram(tmp_path: Path) -> None:

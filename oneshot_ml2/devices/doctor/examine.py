@@ -108,6 +108,7 @@ def examine(
     chip: Accelerator,
     repeats: int = timing.REPEATS,
     timed: bool = True,
+    guess: bool = False,
     shown: bool = True,
 ) -> Report:
     """Find out what a device does.
@@ -117,6 +118,7 @@ def examine(
         chip: the accelerator that it should be; what another board file says of it is not looked at.
         repeats: runs of a timed program of which the median counts.
         timed: whether times are looked at.
+        guess: whether, if it is not ``chip``, others are tried. A STORE of a wrong one goes to another address.
         shown: with a bar.
 
     Raises:
@@ -125,7 +127,7 @@ def examine(
     board.start()
     work = _Examination(board, dataclasses.replace(chip, board=None), repeats, shown)
     with work.bar:
-        _run(work)
+        _run(work, guess)
         _shape(work)
         _functions(work)
         _sizes(work)
@@ -142,15 +144,19 @@ def examine(
 
 
 # Whether it runs -------------------------------------------------------------------------------
-def _run(work: _Examination) -> None:
+def _run(work: _Examination, guess: bool) -> None:
     """The least program, on the accelerator that it should be, or on one that it may be; and how memory is seen."""
     bench, seen = work.bench, ""
     flushed = bench.flush
-    for chip in (work.asked, *limits.geometries(work.asked)):
-        for flush in (False, True) if not flushed else (True,):
+    for chip in (work.asked, *(limits.guesses(work.asked) if guess else ())):
+        for flush in (True,) if flushed else (False, True):
             bench.set_flush(flush)
             bench.chip = chip
-            work.carrier, wrong = limits.first_carrier(bench, chip)
+            try:
+                work.carrier, wrong = limits.first_carrier(bench, chip)
+            except DeviceError as error:
+                # Some libraries cannot flush.
+                wrong = str(error)
             seen = seen or wrong
             if work.carrier >= 0 or bench.hung:
                 break
@@ -160,7 +166,7 @@ def _run(work: _Examination) -> None:
         bench.set_flush(flushed)
         raise DeviceError(
             f"the least program does not run ({bench.hung or seen}); check that the bitstream is loaded and of "
-            f"{work.asked.name} (docs/doctor.md)"
+            f"{work.asked.name}, or let other accelerators be tried with --guess (docs/doctor.md)"
         )
     work.become(bench.chip)
     work.say("run", RIGHT, "the least program runs")
@@ -198,7 +204,7 @@ def _shape(work: _Examination) -> None:
     bench, chip = work.bench, work.chip
     if not limits.is_shape(bench, chip):
         size = chip.log_batch + chip.log_block
-        for other in limits.geometries(chip):
+        for other in limits.other_shapes(chip):
             if bench.hung:
                 break
             if other.log_batch + other.log_block == size and limits.is_shape(bench, other):

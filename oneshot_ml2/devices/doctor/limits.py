@@ -32,12 +32,12 @@ _SIZES = (
 
 
 # Block and batch -------------------------------------------------------------------------------
-def geometries(chip: Accelerator) -> Iterator[Accelerator]:
-    """Accelerators that a device may be in place of ``chip``: other blocks and batches with instructions of the same
-    form, those of elements as large first; then the presets."""
-    product_bits = chip.log_batch + chip.log_block
+def other_shapes(chip: Accelerator) -> Iterator[Accelerator]:
+    """Accelerators of other blocks and batches, with the depths and instructions of ``chip``; those of inputs as large
+    come first, then those that differ least."""
+    size = chip.log_batch + chip.log_block
     pairs = [(batch, block) for block in range(1, 7) for batch in range(7)]
-    for batch, block in sorted(pairs, key=lambda pair: (abs(sum(pair) - product_bits), pair[0], -pair[1])):
+    for batch, block in sorted(pairs, key=lambda pair: (abs(sum(pair) - size), pair[0], -pair[1])):
         if (batch, block) == (chip.log_batch, chip.log_block):
             continue
         try:
@@ -51,6 +51,11 @@ def geometries(chip: Accelerator) -> Iterator[Accelerator]:
             )
         except AcceleratorError:
             continue
+
+
+def guesses(chip: Accelerator) -> Iterator[Accelerator]:
+    """All accelerators that a device may be in place of ``chip``: `other_shapes`, and the presets."""
+    yield from other_shapes(chip)
     for name in preset_names():
         preset = Accelerator.load(name)
         yield dataclasses.replace(chip, **{field: getattr(preset, field) for field in _SIZES})
@@ -189,7 +194,7 @@ def _piled(chip: Accelerator, queue: int, count: int) -> Stream:
     giver, taker = ((LOADS, COMPUTES), (COMPUTES, LOADS), (COMPUTES, STORES), (STORES, COMPUTES))[queue]
     push = Flag.PUSH_NEXT if taker > giver else Flag.PUSH_PREV
     pop = Flag.POP_PREV if taker > giver else Flag.POP_NEXT
-    span = stream.uops([(0, 0, 0)])
+    span = stream.uops([(i, i, 0) for i in range(min(4, chip.acc_depth, chip.uop_depth))])
     n = min(16, chip.inp_depth - 1, chip.acc_depth - 1)
     if taker == COMPUTES:
         stream.insn(
