@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.reading import shown
 from oneshot_ml2.spaces.base import Schedule
-from oneshot_ml2.spaces.registry import DEFAULT_KIND, SpaceKind, space_kind
-from oneshot_ml2.vta import needs
+from oneshot_ml2.spaces.registry import DEFAULT_KIND, SpaceKind, board_rule, space_kind
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 
 if TYPE_CHECKING:
@@ -169,7 +168,7 @@ class ScheduleSpace:
         valid = np.flatnonzero(reasons == Reason.VALID)
         programs = self.record.schedules.programs(self.workload, self.accelerator, values[valid])
         for place, insns in zip(valid.tolist(), programs, strict=True):
-            if not needs.allows(board, insns):
+            if not board_rule()(board, insns):
                 reasons[place] = Reason.WRONG_RESULT
 
     def estimate(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -195,7 +194,7 @@ class ScheduleSpace:
         index = schedule if isinstance(schedule, int | np.integer) else self.index_of(schedule)
         program = self.record.schedules.lower(self.workload, self.accelerator, self.values(np.array([index]))[0])
         board = self.accelerator.board
-        if board is not None and not needs.allows(board, program.insns):
+        if board is not None and not board_rule()(board, program.insns):
             raise InvalidSchedule(Reason.WRONG_RESULT, f"the board of {self.accelerator.name} cannot do {board.about}")
         return program
 
