@@ -22,7 +22,7 @@ from oneshot_ml2.devices.build import (
     source_folder,
 )
 from oneshot_ml2.devices.driver import DriverDevice
-from oneshot_ml2.devices.driver_library import Options
+from oneshot_ml2.devices.raw import Options
 from oneshot_ml2.vta.accelerator import Accelerator
 
 C_TESTS = Path(__file__).parent / "c"

@@ -14,8 +14,8 @@ uint64_t vta_number(const char *name, uint64_t otherwise) {
   return text != NULL && *text != '\0' ? strtoull(text, NULL, 0) : otherwise;
 }
 
-static struct vta_block *holding(const uint8_t *data) {
-  for (struct vta_block *one = blocks; one != NULL; one = one->next) {
+const struct vta_block *vta_blocks_holding(const uint8_t *data) {
+  for (const struct vta_block *one = blocks; one != NULL; one = one->next) {
     if (data >= one->data && data < one->data + one->bytes) return one;
   }
   return NULL;
@@ -66,7 +66,7 @@ void VTAMemFree(void *buffer) {
 }
 
 vta_phy_addr_t VTAMemGetPhyAddr(void *buffer) {
-  const struct vta_block *one = holding(buffer);
+  const struct vta_block *one = vta_blocks_holding(buffer);
   return one == NULL ? 0 : (vta_phy_addr_t)(one->address + (uint64_t)((uint8_t *)buffer - one->data));
 }
 
@@ -75,7 +75,7 @@ void VTAMemCopyFromHost(void *target, const void *source, size_t size) { memcpy(
 void VTAMemCopyToHost(void *target, const void *source, size_t size) { memcpy(target, source, size); }
 
 static void sync_range(void *buffer, int size, int to_device) {
-  const struct vta_block *one = holding(buffer);
+  const struct vta_block *one = vta_blocks_holding(buffer);
   if (one != NULL && size > 0) vta_source_sync(one, (uint64_t)((uint8_t *)buffer - one->data), (uint64_t)size, to_device);
 }
 

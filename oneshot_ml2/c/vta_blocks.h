@@ -24,6 +24,9 @@ void vta_source_sync(const struct vta_block *block, uint64_t offset, uint64_t by
 /* The bytes at an address, NULL unless one allocation has them all. */
 uint8_t *vta_blocks_span(uint64_t address, uint64_t bytes);
 
+/* The allocation that this process sees at `data`, NULL if there is none. */
+const struct vta_block *vta_blocks_holding(const uint8_t *data);
+
 /* The lowest address from `begin` on where `bytes` fit before `end`, `gap` bytes apart from others; 0 if there is none
  * (`begin` is above 0). */
 uint64_t vta_blocks_room(uint64_t begin, uint64_t end, uint64_t gap, uint64_t bytes);

@@ -22,6 +22,9 @@
 
 #define INSN_BYTES 16
 #define MOST_TOKENS 255
+#define FEW_TOKENS 15
+/* Operations after which an accumulator is written, of a device that is late with that. */
+#define LATE 8u
 #define ITERATIONS (1u << 14)
 /* How much work is done between two looks at the clock. */
 #define LOOK (1u << 16)
@@ -30,6 +33,12 @@
 #define ADDRESS_MASK UINT64_MAX
 #else
 #define ADDRESS_MASK UINT64_C(0xffffffff)
+#endif
+
+#ifdef VTA_BREAKABLE
+#define BROKEN(run, what) (((run)->broken & (what)) != 0)
+#else
+#define BROKEN(run, what) ((void)(run), 0)
 #endif
 
 enum { OP_LOAD, OP_STORE, OP_GEMM, OP_FINISH, OP_ALU };
@@ -60,6 +69,13 @@ struct queue {
   uint32_t first, size;
 };
 
+/* A result on its way to an accumulator. */
+struct late {
+  int waits;
+  uint32_t place;
+  int32_t acc[LANES];
+};
+
 struct vta_sim {
   uint32_t uop[VTA_UOP_DEPTH];
   int8_t inp[INP_DEPTH][LANES];
@@ -69,6 +85,7 @@ struct vta_sim {
   int8_t out[ACC_DEPTH][LANES];
   struct queue queue[MODULES];
   uint32_t tokens[TOKENS];
+  struct late late[LATE];
   uint64_t pushes, work, looked;
   clock_t began;
   /* What is wrong with an instruction; and the whole line. */
@@ -150,10 +167,11 @@ static enum vta_status load(struct vta_sim *sim, const struct insn *insn, const 
     uint64_t address;
     if (over(sim, run, width)) return VTA_SIM_SLOW;
     if (row < top || row >= top + y) {
-      fill_memory(sim, id, position, NULL, width);
+      if (!BROKEN(run, VTA_BROKEN_PADS)) fill_memory(sim, id, position, NULL, width);
       continue;
     }
-    address = FIELD(insn, MEM_DRAM_BASE) + (uint64_t)(row - top) * FIELD(insn, MEM_X_STRIDE);
+    address = FIELD(insn, MEM_DRAM_BASE);
+    address += (uint64_t)(row - top) * (BROKEN(run, VTA_BROKEN_STRIDES) ? x : FIELD(insn, MEM_X_STRIDE));
     address = address * size & ADDRESS_MASK;
     source = memory->span(memory->context, address, (uint64_t)x * size);
     if (source == NULL) {
@@ -161,9 +179,11 @@ static enum vta_status load(struct vta_sim *sim, const struct insn *insn, const 
                (unsigned long)x * size, (unsigned long)address);
       return VTA_SIM_BAD;
     }
-    fill_memory(sim, id, position, NULL, left);
+    if (!BROKEN(run, VTA_BROKEN_PADS)) {
+      fill_memory(sim, id, position, NULL, left);
+      fill_memory(sim, id, position + left + x, NULL, right);
+    }
     fill_memory(sim, id, position + left, source, x);
-    fill_memory(sim, id, position + left + x, NULL, right);
   }
   return VTA_SIM_DONE;
 }
@@ -243,6 +263,28 @@ static void alu_tile(int32_t *dst, int8_t *out, const int32_t *src, uint32_t op,
   for (uint32_t lane = 0; lane < LANES; lane++) out[lane] = (int8_t)dst[lane];
 }
 
+/* Write the result that waits in a place of the pipeline, if there is one. */
+static void arrive(struct vta_sim *sim, struct late *late) {
+  if (late->waits) memcpy(sim->acc[late->place], late->acc, sizeof late->acc);
+  late->waits = 0;
+}
+
+/* Where an instruction's n-th operation puts the accumulator `place`: there, or of a late device in its pipeline. */
+static int32_t *target(struct vta_sim *sim, const struct vta_run *run, uint64_t n, uint32_t place) {
+  struct late *late = &sim->late[n % LATE];
+  if (!BROKEN(run, VTA_BROKEN_DISTANCE)) return sim->acc[place];
+  arrive(sim, late);
+  late->waits = 1;
+  late->place = place;
+  memcpy(late->acc, sim->acc[place], sizeof late->acc);
+  return late->acc;
+}
+
+/* The end of an instruction of n operations: the pipeline runs empty. */
+static void drain(struct vta_sim *sim, uint64_t n) {
+  for (uint64_t i = n; i < n + LATE; i++) arrive(sim, &sim->late[i % LATE]);
+}
+
 /* The loops that GEMM and ALU share. */
 struct loops {
   uint32_t begin, count, outer, inner;
@@ -266,13 +308,15 @@ static enum vta_status loops_of(struct vta_sim *sim, const struct insn *insn, st
 static enum vta_status gemm(struct vta_sim *sim, const struct insn *insn, struct vta_run *run) {
   struct loops loops;
   enum vta_status status = loops_of(sim, insn, &loops);
-  uint32_t reset = FIELD(insn, GEMM_RESET);
+  uint32_t reset = FIELD(insn, GEMM_RESET), outer_weight = FIELD(insn, GEMM_WGT_FACTOR_OUT);
+  uint64_t n = 0;
+  if (BROKEN(run, VTA_BROKEN_OUTER_WEIGHT)) outer_weight = 0;
   if (status != VTA_SIM_DONE) return status;
   for (uint32_t o = 0; o < loops.outer; o++) {
     for (uint32_t i = 0; i < loops.inner; i++) {
       uint32_t dst = o * FIELD(insn, GEMM_DST_FACTOR_OUT) + i * FIELD(insn, GEMM_DST_FACTOR_IN);
       uint32_t src = o * FIELD(insn, GEMM_SRC_FACTOR_OUT) + i * FIELD(insn, GEMM_SRC_FACTOR_IN);
-      uint32_t wgt = o * FIELD(insn, GEMM_WGT_FACTOR_OUT) + i * FIELD(insn, GEMM_WGT_FACTOR_IN);
+      uint32_t wgt = o * outer_weight + i * FIELD(insn, GEMM_WGT_FACTOR_IN);
       if (over(sim, run, loops.count)) return VTA_SIM_SLOW;
       for (uint32_t k = 0; k < loops.count; k++) {
         uint32_t uop = sim->uop[(loops.begin + k) % VTA_UOP_DEPTH];
@@ -280,14 +324,15 @@ static enum vta_status gemm(struct vta_sim *sim, const struct insn *insn, struct
         uint32_t s = (uint32_t)(BITS(uop, VTA_UOP_SRC_LOW, VTA_UOP_SRC_BITS) + src) % INP_DEPTH;
         uint32_t w = (uint32_t)(BITS((uint64_t)uop, VTA_UOP_WGT_LOW, VTA_UOP_WGT_BITS) + wgt) % WGT_DEPTH;
         /* A reset leaves OUT as it is. */
-        if (reset) {
+        if (!reset) {
+          gemm_tile(target(sim, run, n++, d), sim->out[d], sim->inp[s], sim->wgt[w]);
+        } else if (!BROKEN(run, VTA_BROKEN_RESET)) {
           memset(sim->acc[d], 0, sizeof sim->acc[d]);
-        } else {
-          gemm_tile(sim->acc[d], sim->out[d], sim->inp[s], sim->wgt[w]);
         }
       }
     }
   }
+  drain(sim, n);
   return VTA_SIM_DONE;
 }
 
@@ -296,6 +341,8 @@ static enum vta_status alu(struct vta_sim *sim, const struct insn *insn, struct 
   enum vta_status status = loops_of(sim, insn, &loops);
   uint32_t op = FIELD(insn, ALU_ALU_OPCODE), immediate = FIELD(insn, ALU_USE_IMM);
   int32_t value = (int16_t)FIELD(insn, ALU_IMM);
+  int shifts = !BROKEN(run, VTA_BROKEN_SHIFT) || immediate || op != ALU_SHR;
+  uint64_t n = 0;
   if (status != VTA_SIM_DONE) return status;
   for (uint32_t o = 0; o < loops.outer; o++) {
     for (uint32_t i = 0; i < loops.inner; i++) {
@@ -306,10 +353,11 @@ static enum vta_status alu(struct vta_sim *sim, const struct insn *insn, struct 
         uint32_t uop = sim->uop[(loops.begin + k) % VTA_UOP_DEPTH];
         uint32_t d = (uint32_t)(BITS(uop, VTA_UOP_DST_LOW, VTA_UOP_DST_BITS) + dst) % ACC_DEPTH;
         uint32_t s = (uint32_t)(BITS(uop, VTA_UOP_SRC_LOW, VTA_UOP_SRC_BITS) + src) % ACC_DEPTH;
-        alu_tile(sim->acc[d], sim->out[d], sim->acc[s], op, immediate != 0, value);
+        if (shifts) alu_tile(target(sim, run, n++, d), sim->out[d], sim->acc[s], op, immediate != 0, value);
       }
     }
   }
+  drain(sim, n);
   return VTA_SIM_DONE;
 }
 
@@ -352,10 +400,11 @@ static void pop(struct vta_sim *sim, int module, uint32_t flags) {
 
 /* A counter holds no more than 255: what is pushed beyond is lost, as in the RTL. */
 static void push(struct vta_sim *sim, int module, uint32_t flags, const struct vta_run *run) {
+  uint32_t most = BROKEN(run, VTA_BROKEN_TOKENS) ? FEW_TOKENS : MOST_TOKENS;
   for (int bit = 2; bit < 4; bit++) {
     uint8_t counter = COUNTER[module][bit];
     if (!(flags & (1u << bit)) || counter == NO_TOKEN) continue;
-    if (++sim->pushes != run->lost_push && sim->tokens[counter] < MOST_TOKENS) sim->tokens[counter]++;
+    if (++sim->pushes != run->lost_push && sim->tokens[counter] < most) sim->tokens[counter]++;
   }
 }
 

@@ -22,6 +22,20 @@ enum vta_status {
   VTA_SIM_BAD
 };
 
+/* What a device may get wrong in every run, for tests of what finds that (docs/doctor.md); only simulators that are built
+ * with VTA_BREAKABLE do: pads of a LOAD keep what was there; rows of a LOAD follow one another; a GEMM's outer loop does
+ * not move on weights; SHR by an accumulator shifts nothing; a reset clears nothing; a queue holds 15 tokens; an
+ * accumulator is written 8 operations late. */
+enum vta_broken {
+  VTA_BROKEN_PADS = 1,
+  VTA_BROKEN_STRIDES = 2,
+  VTA_BROKEN_OUTER_WEIGHT = 4,
+  VTA_BROKEN_SHIFT = 8,
+  VTA_BROKEN_RESET = 16,
+  VTA_BROKEN_TOKENS = 32,
+  VTA_BROKEN_DISTANCE = 64
+};
+
 /* Limits and faults of one run. */
 struct vta_run {
   /* Tile operations and elements moved, at most; and seconds of CPU time. */
@@ -29,6 +43,8 @@ struct vta_run {
   double seconds;
   /* Which push of a token is lost, from 1 on; 0: none. */
   uint64_t lost_push;
+  /* Of enum vta_broken. */
+  unsigned broken;
   /* Where the last row was stored; set by the run. */
   uint8_t *stored;
   uint64_t stored_bytes;

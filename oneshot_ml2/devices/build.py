@@ -36,16 +36,22 @@ DESIGNS = ("hls", "chisel")
 
 @dataclass(frozen=True)
 class Backend:
-    """A driver library: ``help``, for listings; its ``sources``, in the folder ``c``; ``libraries`` that it links."""
+    """A driver library: ``help``, for listings; its ``sources``, in the folder ``c``; ``libraries`` that it links; and
+    more ``options`` of the compiler."""
 
     help: str
     sources: tuple[str, ...]
     libraries: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 _BOARD = ("board_driver.c", "vta_registers.c", "vta_blocks.c")
 BACKENDS = {
-    "sim": Backend("a functional simulator of the accelerator", ("sim_driver.c", "vta_sim.c", "vta_blocks.c")),
+    "sim": Backend(
+        "a functional simulator of the accelerator",
+        ("sim_driver.c", "vta_sim.c", "vta_blocks.c"),
+        options=("-DVTA_BREAKABLE",),
+    ),
     "udmabuf": Backend("a board, memory from the kernel module u-dma-buf", (*_BOARD, "memory_udmabuf.c")),
     "xrt": Backend("a board, memory from XRT (PYNQ 2.7 and later)", (*_BOARD, "memory_xrt.c"), ("-ldl",)),
 }
@@ -84,8 +90,10 @@ def board_of(accelerator: Accelerator) -> Board:
 
 
 def configuration(accelerator: Accelerator) -> str:
-    """What results depend on, in a line; libraries that are built here tell it."""
+    """What results depend on, in a line; libraries that are built here tell it. Of a board what its own one tells."""
     a = accelerator
+    if a.board is not None and a.board.configuration:
+        return a.board.configuration
     return (
         f"{a.batch}x{a.block} i8w8a32, SRAMs of {a.uop_depth} micro-ops, {a.inp_depth} inputs, {a.wgt_depth} weights, "
         f"{a.acc_depth} accumulators, index bits {a.isa_uop_bits} {a.isa_inp_bits} {a.isa_wgt_bits} {a.isa_acc_bits}"
@@ -187,7 +195,17 @@ def build(
         (folder / CONFIG_HEADER).write_text(config_header(accelerator, board))
         made = folder / "library.so"
         native = NATIVE_FLAGS if cc is None and backend == "sim" else ()
-        arguments = [*FLAGS, *LIBRARY_FLAGS, *native, *options, "-o", made.name, *kind.sources, *kind.libraries]
+        arguments = [
+            *FLAGS,
+            *LIBRARY_FLAGS,
+            *native,
+            *kind.options,
+            *options,
+            "-o",
+            made.name,
+            *kind.sources,
+            *kind.libraries,
+        ]
         compile_c(compiler, arguments, folder)
         write_whole(target, made.read_bytes())
     return target

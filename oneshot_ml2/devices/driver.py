@@ -21,16 +21,17 @@ from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.common.names import unknown
 from oneshot_ml2.devices import build
 from oneshot_ml2.devices.base import DeviceKind, Measurement, legal_schedule, measure_one_by_one
-from oneshot_ml2.devices.driver_library import (
+from oneshot_ml2.devices.driver_library import LibraryProcess
+from oneshot_ml2.devices.raw import (
     HANG,
     LATE,
     NO_RESULT,
     TIMED_OUT,
     WRONG,
     Fault,
-    LibraryProcess,
     Options,
     Ran,
+    RawBoard,
     Write,
 )
 from oneshot_ml2.spaces.base import BatchResult
@@ -41,6 +42,7 @@ from oneshot_ml2.vta.reasons import Reason
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
+    from oneshot_ml2.vta.board import Board
     from oneshot_ml2.workload.base import Workload
     from oneshot_ml2.workload.epilogue import Tensors
 
@@ -178,22 +180,24 @@ def _apart(address: int, size: int, writes: Sequence[ImageWrite]) -> bool:
 
 
 class DriverDevice:
-    """See the module. Its process is begun when it is first needed; `close` ends it.
+    """See the module. Its board is begun when it is first needed; `close` ends it.
 
     Attributes:
-        process: of the library.
+        process: the board: a library's process, or a server's.
         owner: the session that the library's memory is of, and the number of the process that has it.
         faults: how often each kind of fault was seen.
     """
 
     exclusive = True
 
-    def __init__(self, path: str | Path, options: Options | None = None, name: str | None = None) -> None:
-        """``name``: what corpora and logs record."""
-        self.options = options or Options()
-        self.name = name or f"driver:{path}"
-        self._path = str(path)
-        self.process = LibraryProcess(self._path, self.options)
+    def __init__(self, board: str | Path | RawBoard, options: Options | None = None, name: str | None = None) -> None:
+        """``board``: or a library's path, to be opened with ``options``; ``name``: what corpora and logs record."""
+        if isinstance(board, (str, Path)):
+            name = name or f"driver:{board}"
+            board = LibraryProcess(str(board), options or Options())
+        self.process = board
+        self.options = board.options
+        self.name = name or board.name
         self.owner: tuple[Session | None, int] = (None, 0)
         self.faults: Counter[str] = Counter()
         self._last = ""
@@ -203,11 +207,10 @@ class DriverDevice:
         self._task: tuple[Workload, Accelerator, Tensors, NDArray[np.int8]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Where it is sent to it begins a process of its own.
-        return DriverDevice, (self._path, self.options, self.name)
+        return DriverDevice, (self.process, None, self.name)
 
     def close(self) -> None:
-        """End the library's process."""
+        """End its board's part: the library's process, the server's connection."""
         self.process.close()
 
     # Memory ----------------------------------------------------------------------------------
@@ -233,17 +236,33 @@ class DriverDevice:
             if addresses is not None:
                 return groups, addresses
         total = sum(part.size for part in parts)
-        raise DeviceError(f"{self._path} has no memory for {total:,} bytes in pieces of {limits[-1]:,}; give it more")
+        raise DeviceError(
+            f"{self.process.name} has no memory for {total:,} bytes in pieces of {limits[-1]:,}; give it more"
+        )
 
     def check_accelerator(self, chip: Accelerator) -> None:
-        """Raise DeviceError if the library says that it is built for another accelerator."""
+        """Raise DeviceError if the library says that it is built for another accelerator.
+
+        What is known of the accelerator's board decides what is asked of its memory from then on.
+        """
+        self._keep_to(chip.board)
         self.process.start()
         built, needed = self.process.configuration, build.configuration(chip)
         if built is not None and built != needed:
             raise DeviceError(
-                f"{self._path} is built for {built}; the program is for {needed}: build it with --accelerator "
+                f"{self.process.name} is built for {built}; the program is for {needed}: build it with --accelerator "
                 f"{chip.name}, or give the accelerator that the library is for"
             )
+
+    def _keep_to(self, board: Board | None) -> None:
+        """Take memory in pieces as small as a board gives, and flush its caches if it needs that."""
+        if board is None:
+            return
+        largest = self.options.largest or board.largest_allocation
+        flush = self.options.flush or board.flush
+        if flush != self.options.flush:
+            self.process.close()
+        self.options = self.process.options = dataclasses.replace(self.options, largest=largest, flush=flush)
 
     def session(self, programs: Sequence[Program], dram: NDArray[np.uint8]) -> Session:
         """See `Session`."""

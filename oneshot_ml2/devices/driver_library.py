@@ -10,85 +10,33 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.devices import driver_process
-from oneshot_ml2.vta.program import PAGE
+from oneshot_ml2.devices.raw import CRASH, HANG, REFUSED, TIMED_OUT, Fault, Options, Ran, Read, Write, check_addresses
 
-# How a run can fail. The first two cost the process; of the third the library says so itself.
-HANG, CRASH, TIMED_OUT, REFUSED = "hang", "crash", "timed out", "error"
-# It ran, and said that it was done: nothing has been written; something wrong has been; it said so late.
-NO_RESULT, WRONG, LATE = "no result", "wrong result", "late"
 # Seconds that a library may take to load, and to end a run when it is told to.
 _START, _GRACE = 60.0, 2.0
 _TAIL = 4096
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is asked of a library.
-
-    Attributes:
-        bits: of physical addresses, 32 or 64.
-        wait: how often VTADeviceRun may look for the end.
-        limit: seconds of wall time for a run.
-        cached: what VTAMemAlloc is asked for.
-        flush: write caches back before a run, and drop them after it.
-        largest: bytes of an allocation at most; 0: one for all where the library gives it.
-        repeats: runs of which the median time counts.
-        retries: further tries after a fault.
-        check: hold every result of a model against the functional simulator.
-    """
-
-    bits: int = 32
-    wait: int = (1 << 31) - 1
-    limit: float = 60.0
-    cached: int = 1
-    flush: bool = False
-    largest: int = 0
-    repeats: int = 3
-    retries: int = 2
-    check: bool = False
-
-
-class Fault(Exception):
-    """A run that failed: ``kind``, see above, and what is known of why."""
-
-    def __init__(self, kind: str, why: str) -> None:
-        super().__init__(f"{kind}: {why}" if why else kind)
-        self.kind = kind
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A run: seconds of wall time, cycles (0 where nothing counts them), and what was read, uint8 each."""
-
-    seconds: float
-    cycles: int
-    contents: tuple[NDArray[np.uint8], ...]
-
-
-# An allocation, an offset in it, and bytes.
-Write = tuple[int, int, NDArray[np.uint8]]
-Read = tuple[int, int, int]
-
-
 class LibraryProcess:
-    """The process of a library; begun by the first request, and anew after a fault that ended it."""
+    """The process of a library, a `RawBoard`."""
 
     def __init__(self, path: str, options: Options) -> None:
-        self._path, self.options = path, options
+        self.name, self.options = path, options
         self.configuration: str | None = None
-        # Counts the processes: allocations of another one are gone.
         self.number = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._fds: list[int] = []
         self._output: IO[bytes] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Where it is sent to it begins a process of its own.
+        return LibraryProcess, (self.name, self.options)
 
     @property
     def running(self) -> bool:
@@ -119,44 +67,28 @@ class LibraryProcess:
         self.number += 1
         for fd in theirs:
             os.close(fd)
-        opened = {"path": self._path, "bits": self.options.bits, "cached": self.options.cached}
+        opened = {"path": self.name, "bits": self.options.bits, "cached": self.options.cached}
         try:
             answer, _ = self._ask({**opened, "flush": self.options.flush, "limit": self.options.limit}, b"", _START)
         except Fault as fault:
-            raise DeviceError(f"{self._path} does not open ({fault})") from fault
+            raise DeviceError(f"{self.name} does not open ({fault})") from fault
         if "failed" in answer:
             self.close()
-            raise DeviceError(f"{self._path} is no VTA driver library that can be used: {answer['failed']}")
+            raise DeviceError(f"{self.name} is no VTA driver library that can be used: {answer['failed']}")
         self.configuration = answer["configuration"]
 
     def allocate(self, sizes: Sequence[int]) -> list[int] | None:
-        """Physical addresses of new allocations, those before being given back; None if there is no room for them.
-
-        Raises:
-            Fault: the library hangs or crashes.
-            DeviceError: an address that no program can have; or see `start`.
-        """
+        """See `RawBoard.allocate`."""
         self.start()
         answer, _ = self._ask({"sizes": list(sizes)}, b"", self.options.limit)
         addresses: list[int] = answer["addresses"]
         if len(addresses) < len(sizes):
             return None
-        for address, size in zip(addresses, sizes):
-            if address == 0 or address % PAGE:
-                raise DeviceError(f"{self._path} gives memory at {address:#x}, which is not aligned to pages of 4,096")
-            if self.options.bits == 32 and address + size > 1 << 32:
-                raise DeviceError(
-                    f"{self._path} gives memory up to {address + size:#x}, out of reach of 32-bit addresses; reserve "
-                    "memory below 4 GiB for it, or give address=64 if library and design are built for that"
-                )
+        check_addresses(self.name, addresses, sizes, self.options.bits)
         return addresses
 
-    def run(self, address: int, count: int, writes: Sequence[Write], reads: Sequence[Read]) -> Ran:
-        """Write, run ``count`` instructions at a physical address (none: 0), and read.
-
-        Raises:
-            Fault: it fails.
-        """
+    def run(self, address: int, count: int, writes: Sequence[Write], reads: Sequence[Read], repeats: int = 1) -> Ran:
+        """See `RawBoard.run`."""
         if self._process is None:
             raise Fault(CRASH, "its process has ended")
         request = {
@@ -165,6 +97,7 @@ class LibraryProcess:
             "address": address,
             "count": count,
             "wait": self.options.wait,
+            "repeats": repeats,
         }
         answer, content = self._ask(request, b"".join(one.tobytes() for _, _, one in writes), self.options.limit)
         if "failed" in answer:

@@ -28,12 +28,13 @@ from oneshot_ml2.devices.board_files import (
     Record,
 )
 from oneshot_ml2.evaluation import board_plot
-from oneshot_ml2.evaluation.board_fit import AROUND, FITTED, Fit, Paths, as_timing, fit, solve
+from oneshot_ml2.evaluation.board_fit import AROUND, fit
 from oneshot_ml2.network import picking
 from oneshot_ml2.vta.hls_keys import KEYS, HlsTiming, field_of
 from oneshot_ml2.vta.program import element_bytes
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.timing import designs, records
+from oneshot_ml2.vta.timing.hls_fit import FITTED, Fit, Paths, as_timing, solve
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, cast
 
 from oneshot_ml2.common.errors import OneShotError
@@ -16,7 +16,11 @@ from oneshot_ml2.common.names import unknown
 from oneshot_ml2.vta.accelerator import DESIGNS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from oneshot_ml2.spaces.protocols import Backend, Boards, Encoding
+    from oneshot_ml2.vta.board import Board
+    from oneshot_ml2.vta.program import Insns
 
 # The space that picks are of, and files that name none.
 DEFAULT_KIND = "full"
@@ -78,6 +82,12 @@ class SpaceKind:
             known = ", ".join(kind for kind, record in _KINDS.items() if design in record.weights)
             raise OneShotError(f"no weights know the schedule space {self.name!r}; there are some of: {known}")
         return self.weights[design]
+
+
+@cache
+def board_rule() -> Callable[[Board, Insns], bool]:
+    """Whether a board can run a program's instructions: `needs.allows`, whose module brings numba with it, too."""
+    return cast("Callable[[Board, Insns], bool]", importlib.import_module("oneshot_ml2.vta.needs").allows)
 
 
 _KINDS: dict[str, SpaceKind] = {}

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.reading import shown
 from oneshot_ml2.spaces.base import Schedule
-from oneshot_ml2.spaces.registry import DEFAULT_KIND, SpaceKind, space_kind
+from oneshot_ml2.spaces.registry import DEFAULT_KIND, SpaceKind, board_rule, space_kind
+from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 
 if TYPE_CHECKING:
     from oneshot_ml2.spaces.base import BatchResult, Knob
@@ -150,8 +151,25 @@ class ScheduleSpace:
         return np.sort(rng.choice(table, size=min(n, len(table)), replace=False))
 
     def validity(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Closed-form validity: `Reason` of each schedule, uint8 (n,). Agrees with :meth:`lower` exactly."""
-        return self.record.schedules.validity(self.workload, self.accelerator, self.values(indices))
+        """Closed-form validity: `Reason` of each schedule, uint8 (n,). Agrees with :meth:`lower` exactly.
+
+        For a board that cannot do everything, valid schedules are lowered: WRONG_RESULT where it cannot run them.
+        """
+        values = self.values(indices)
+        found = self.record.schedules.validity(self.workload, self.accelerator, values)
+        self._keep_to_board(values, found)
+        return found
+
+    def _keep_to_board(self, values: NDArray[np.int64], reasons: NDArray[np.uint8]) -> None:
+        """Mark valid ones among knob values (n, knobs) in ``reasons`` (n,) that the accelerator's board cannot run."""
+        board = self.accelerator.board
+        if board is None or not board.restricts:
+            return
+        valid = np.flatnonzero(reasons == Reason.VALID)
+        programs = self.record.schedules.programs(self.workload, self.accelerator, values[valid])
+        for place, insns in zip(valid.tolist(), programs, strict=True):
+            if not board_rule()(board, insns):
+                reasons[place] = Reason.WRONG_RESULT
 
     def estimate(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Closed-form guess of the cycles of each schedule, float64 (n,); infinite where capacity rules it out."""
@@ -174,7 +192,11 @@ class ScheduleSpace:
             InvalidSchedule: the schedule does not lower.
         """
         index = schedule if isinstance(schedule, int | np.integer) else self.index_of(schedule)
-        return self.record.schedules.lower(self.workload, self.accelerator, self.values(np.array([index]))[0])
+        program = self.record.schedules.lower(self.workload, self.accelerator, self.values(np.array([index]))[0])
+        board = self.accelerator.board
+        if board is not None and not board_rule()(board, program.insns):
+            raise InvalidSchedule(Reason.WRONG_RESULT, f"the board of {self.accelerator.name} cannot do {board.about}")
+        return program
 
     def programs(self, indices: NDArray[np.int64]) -> Iterator[Insns]:
         """The instructions (m,) of schedules (n,), each a view that the next one overwrites.
@@ -186,7 +208,12 @@ class ScheduleSpace:
 
     def measure(self, indices: NDArray[np.int64]) -> BatchResult:
         """Lower and time schedules on the simulator in one batch."""
-        return self.record.schedules.measure_batch(self.workload, self.accelerator, self.values(indices))
+        values = self.values(indices)
+        found = self.record.schedules.measure_batch(self.workload, self.accelerator, values)
+        self._keep_to_board(values, found.reason)
+        refused = found.reason == Reason.WRONG_RESULT
+        found.cycles[refused], found.busy[refused] = -1, 0
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         return {"workload": self.workload, "accelerator": self.accelerator, "kind": self.kind}

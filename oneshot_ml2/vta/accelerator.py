@@ -16,6 +16,7 @@ from oneshot_ml2.common.errors import AcceleratorError, OneShotWarning
 from oneshot_ml2.common.names import unknown
 from oneshot_ml2.common.reading import parse_json, read_text
 from oneshot_ml2.vta import hls_keys
+from oneshot_ml2.vta.board import Board
 from oneshot_ml2.vta.hls_keys import HlsTiming
 
 # JSON key -> (field, lowest, highest); the ranges that no other key can narrow.
@@ -62,6 +63,7 @@ class Accelerator:
     The index widths ``isa_*_bits`` and ``uop_depth`` are those of the instruction decoder and
     the micro-op SRAM; 0 means "derived from the buffer sizes", as VTA's header does.
     ``hls`` is the timing of the HLS design; None: the hardware is of the Chisel design.
+    ``board`` is what a device was found to do; None: nobody has asked one.
     ``extra`` keeps JSON keys that we do not know, so that a round trip loses nothing.
     """
 
@@ -85,6 +87,7 @@ class Accelerator:
     isa_wgt_bits: int = 0
     isa_acc_bits: int = 0
     hls: HlsTiming | None = None
+    board: Board | None = None
     name: str = dataclasses.field(default="custom", compare=False)
     extra: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False)
 
@@ -119,6 +122,12 @@ class Accelerator:
     def design(self) -> str:
         """One of `DESIGNS`."""
         return DESIGNS[self.hls is not None]
+
+    @property
+    def acc_distance(self) -> int:
+        """Operations from one update of an accumulator to the next in an instruction, at least; 0: any number does."""
+        design = self.hls.acc_distance if self.hls is not None else 0
+        return max(design, self.board.acc_distance if self.board is not None else 0)
 
     @property
     def batch(self) -> int:
@@ -274,7 +283,11 @@ class Accelerator:
             fields["clock_mhz"], fields["bus_bits"] = _BOARD_DEFAULTS[target]
         extra = []
         fields["hls"] = _hls_of(data, name)
+        if "BOARD" in data:
+            fields["board"] = _board_of(data["BOARD"], name)
         for key, value in data.items():
+            if key == "BOARD":
+                continue
             if fields["hls"] is not None and (key == "DESIGN" or key in hls_keys.KEYS):
                 continue
             if key in _KEYS:
@@ -294,6 +307,8 @@ class Accelerator:
         data |= {key: getattr(self, field) for key, (field, _, _) in _KEYS.items()}
         if self.hls is not None:
             data |= {"DESIGN": self.design} | self.hls.to_keys()
+        if self.board is not None:
+            data["BOARD"] = json.loads(self.board.text)
         return json.dumps(data, indent=2)
 
     @classmethod
@@ -340,11 +355,21 @@ def _hls_of(data: Mapping[str, Any], name: str) -> HlsTiming | None:
     return None
 
 
+def _board_of(data: Any, name: str) -> Board:
+    """What a device was found to do, from the object of a JSON."""
+    try:
+        return Board.from_json(data)
+    except AcceleratorError as error:
+        raise AcceleratorError(f"{name}: {error}") from error
+
+
 def _warn_of_design(accelerator: Accelerator, path: Path) -> None:
     """One line where a user's file may mean the design that its board runs, and says none."""
     extra = {key: json.loads(value) for key, value in accelerator.extra}
     board = extra.get("TARGET")
-    if accelerator.hls is None and "DESIGN" not in extra and str(board) in _HLS_BOARDS:
+    # A board file is of the design that its maker was asked for.
+    asked = accelerator.hls is not None or "DESIGN" in extra or accelerator.board is not None
+    if not asked and str(board) in _HLS_BOARDS:
         warnings.warn(
             f"{path}: {board} boards run VTA's HLS design, and a JSON without DESIGN is timed as the Chisel design; "
             f'start from the preset {board}-hls, or say "DESIGN": "chisel"',

@@ -64,8 +64,9 @@ def _broken(insns, uops, uop_base, uop_depth, acc_depth, distance):  # type: ign
 def broken_rule(program: Program) -> Reason:
     """Why a program would give wrong results on the HLS design; VALID if it does not, or if its design is another.
 
-    ACC_HAZARD: an instruction updates an accumulator again before its pipeline has written it, `HlsTiming.acc_distance`
-    operations at least; WRONG_RESULT: a STORE of what only a reset or a LOAD wrote, as OUT keeps what it had.
+    ACC_HAZARD: an instruction updates an accumulator again before its pipeline has written it, so many operations as
+    `Accelerator.acc_distance` at least; WRONG_RESULT: a STORE of what only a reset or a LOAD wrote, as OUT keeps what
+    it had.
     """
     a = program.accelerator
     if a.hls is None:
@@ -73,4 +74,4 @@ def broken_rule(program: Program) -> Reason:
     insns = np.ascontiguousarray(program.insns)
     uops = np.ascontiguousarray(program.uops)
     base = program.uop_address // 4
-    return Reason(int(_broken(insns, uops, base, a.uop_depth, a.acc_depth, a.hls.acc_distance)))
+    return Reason(int(_broken(insns, uops, base, a.uop_depth, a.acc_depth, a.acc_distance)))

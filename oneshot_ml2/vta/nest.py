@@ -46,7 +46,7 @@ FIELDS = (
     "dram_uop",
     # Facts for bounds and features: bus bytes, beats of a burst, latency, element bytes, GEMM lanes.
     "bus", "burst", "latency", "inp_bytes", "wgt_bytes", "acc_bytes", "batch", "block", "queue",
-    # Operations from one update of an accumulator to the next one that the HLS design asks for, 0 of the other.
+    # Operations from one update of an accumulator to the next one that the hardware asks for, 0: none.
     "acc_distance",
     # Whether the design is HLS, and its rates (`hls_keys`).
     "hls", *HLS_RATES,
@@ -238,7 +238,7 @@ def make_nest(workload: Workload, accelerator: Accelerator) -> Nest:
         "batch": a.batch,
         "block": a.block,
         "queue": a.instruction_queue,
-        "acc_distance": a.hls.acc_distance if a.hls is not None else 0,
+        "acc_distance": a.acc_distance,
     }
     if a.hls is not None:
         fields |= {"hls": 1} | {f"hls_{name}": getattr(a.hls, name) for name in RATES}

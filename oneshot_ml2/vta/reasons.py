@@ -82,4 +82,7 @@ class NoSchedule(InvalidSchedule):
         text = f"of {sum(counts.values()):,} schedules {reasons}"
         if helps:
             text += f"; what helps: {', or '.join(helps)}"
+        board = accelerator.board
+        if board is not None and board.restricts:
+            text += f"; wrong_result: its board cannot do {board.about} (docs/doctor.md)"
         return cls(workload, accelerator, found[0][0], text)

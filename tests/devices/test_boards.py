@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from driver_programs import differs, random_layer
+from driver_programs import differs
 from drivers import board_library, fake_xrt
 
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.devices.driver import DriverDevice
-from oneshot_ml2.devices.driver_library import TIMED_OUT, Fault, Options
+from oneshot_ml2.devices.raw import TIMED_OUT, Fault, Options
+from oneshot_ml2.spaces.drawn import random_layer
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import PAGE
 

@@ -17,15 +17,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import RunCommand
-from driver_programs import compare, differs, random_layer
+from driver_programs import compare, differs
 from drivers import device, executable, library, needs_compiler
 from programs import ACCELERATORS
 
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.devices.base import notes
 from oneshot_ml2.devices.driver import DriverDevice, parse
-from oneshot_ml2.devices.driver_library import CRASH, HANG, LATE, NO_RESULT, TIMED_OUT, WRONG, Options
+from oneshot_ml2.devices.raw import CRASH, HANG, LATE, NO_RESULT, TIMED_OUT, WRONG, Options
 from oneshot_ml2.devices.registry import open_device
+from oneshot_ml2.spaces.drawn import random_layer
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import image, regions, simulator
 from oneshot_ml2.vta.accelerator import Accelerator

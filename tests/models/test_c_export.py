@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -35,6 +36,8 @@ from oneshot_ml2.models.ir import Graph, Node, Value
 from oneshot_ml2.models.ops.registry import ops
 from oneshot_ml2.models.quantize.quantize import quantize
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.board import Board
+from oneshot_ml2.vta.program import PAGE
 
 needs("tvm", "onnx")
 
@@ -258,6 +261,14 @@ def test_a_small_model_gives_what_it_gives_in_python(build: Path, project: Path,
     header = (project / "model.h").read_text()
     assert "#define MODEL_INPUT_0_SHAPE {1, 3, 12, 12}" in header
     assert "1x16 i8w8a32" in header
+
+
+def test_a_board_that_gives_less_memory_in_one_piece(build: Path, tmp_path: Path) -> None:
+    stored = executable.read(build)
+    chip = dataclasses.replace(stored.accelerator, board=Board(largest_allocation=PAGE))
+    with pytest.raises(ModelError, match="in one piece, and its board gives 4,096"):
+        export(dataclasses.replace(stored, accelerator=chip), tmp_path / "c")
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize(("cc", "embed"), [("gcc", True), ("clang", False)])

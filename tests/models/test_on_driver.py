@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.devices.driver import DriverDevice
-from oneshot_ml2.devices.driver_library import CRASH, HANG, NO_RESULT, TIMED_OUT, WRONG, Options
+from oneshot_ml2.devices.raw import CRASH, HANG, NO_RESULT, TIMED_OUT, WRONG, Options
 from oneshot_ml2.models import executable
 from oneshot_ml2.models.compile import compile as compile_model
 from oneshot_ml2.vta.accelerator import Accelerator

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from programs import ACCELERATORS, random_workload, smallest_workload
+from programs import ACCELERATORS, smallest_workload
 
 from oneshot_ml2.spaces.full import emit, legality
 from oneshot_ml2.spaces.full.axes import cut_axes, most_tiles
@@ -19,6 +19,7 @@ from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
+from oneshot_ml2.workload.drawn import random_workload
 from oneshot_ml2.workload.epilogue import Epilogue
 
 # Each leaves few schedules to the static checks alone, and together they meet every reason.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from programs import ACCELERATORS, random_workload, smallest_workload
+from programs import ACCELERATORS, smallest_workload
 
 from oneshot_ml2.spaces.full import emit, legality
 from oneshot_ml2.spaces.full.knobs import BIAS_GEMM, schedules
@@ -16,6 +16,7 @@ from oneshot_ml2.vta.program import AluOp, Opcode
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.tokens import runs_in_order
 from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.drawn import random_workload
 
 
 def multiplications(nest: Nest, insns: NDArray[np.int64]) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from programs import ACCELERATORS, legal_order, random_workload, smallest_workload
+from programs import ACCELERATORS, legal_order, smallest_workload
 
 from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.full import knobs
@@ -23,6 +23,7 @@ from oneshot_ml2.workload.batch_matmul import BatchMatmul
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.conv2d_transpose import Conv2dTranspose
 from oneshot_ml2.workload.dense import Dense
+from oneshot_ml2.workload.drawn import random_workload
 from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.max_pool2d import MaxPool2d
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from programs import ACCELERATORS, random_workload, smallest_workload
+from programs import ACCELERATORS, smallest_workload
 
 from oneshot_ml2.common.metrics import kendall_tau
 from oneshot_ml2.spaces.full import traffic
@@ -21,6 +21,7 @@ from oneshot_ml2.vta.program import AluOp, Opcode
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
+from oneshot_ml2.workload.drawn import random_workload
 from oneshot_ml2.workload.epilogue import Epilogue
 
 

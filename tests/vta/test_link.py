@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from programs import ACCELERATORS, legal_order, random_workload
+from programs import ACCELERATORS, legal_order
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.spaces.space import ScheduleSpace
@@ -19,6 +19,7 @@ from oneshot_ml2.vta.timing import designs
 from oneshot_ml2.vta.tokens import runs_in_order
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.dense import Dense
+from oneshot_ml2.workload.drawn import random_workload
 from oneshot_ml2.workload.epilogue import Epilogue
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import random_workload
 from random_programs import row
 
 from oneshot_ml2.common import resources
@@ -22,6 +21,7 @@ from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.program import MICRO_OP, AluOp, Memory, Opcode, Program, element_bytes, insns_of
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.drawn import random_workload
 from oneshot_ml2.workload.epilogue import Epilogue
 from oneshot_ml2.workload.lists import read_layers
 

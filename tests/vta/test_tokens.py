@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from programs import ACCELERATORS, module, random_workload
+from programs import ACCELERATORS, module
 from random_programs import POPS, row
 
 from oneshot_ml2.commands import inspect as inspect_command
@@ -26,6 +26,7 @@ from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.timing import designs
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.drawn import random_workload
 from oneshot_ml2.workload.epilogue import Epilogue, Tensors
 
 PYNQ = Accelerator.load("pynq")

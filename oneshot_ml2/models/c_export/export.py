@@ -67,8 +67,8 @@ def export(stored: Stored, folder: str | Path, embed: bool = False) -> Exported:
         embed: the data as C, too, instead of ``model.bin``.
 
     Raises:
-        ModelError: its host computes what is not there in C, which is known before anything is written; or the folder
-            holds something else.
+        ModelError: its host computes what is not there in C, or its board has too little memory in one piece, both of
+            which is known before anything is written; or the folder holds something else.
         OSError: it cannot be written.
     """
     folder = Path(folder).resolve()
@@ -76,6 +76,7 @@ def export(stored: Stored, folder: str | Path, embed: bool = False) -> Exported:
     host = hostpart.from_bytes(stored.host, HOST)
     _check(stored, host)
     check_operators(host.nodes)
+    _check_memory(stored)
     project = source.generate(stored, host)
     image, dram = _image(stored)
     run = golden(host, stored.inputs, stored.segments, dram)
@@ -120,10 +121,24 @@ def _check(stored: Stored, host: hostpart.HostPart) -> None:
         raise ModelError(f"{HOST} is of another model than the programs; compile the model again")
 
 
+def _dram_bytes(stored: Stored) -> int:
+    """Bytes of the VTA's memory, which a model in C takes in one piece."""
+    return max((one.program.dram_bytes for one in stored.segments), default=0)
+
+
+def _check_memory(stored: Stored) -> None:
+    """Raise ModelError if the board of a model is known not to give what it takes."""
+    board, size = stored.accelerator.board, _dram_bytes(stored)
+    if board is not None and 0 < board.largest_allocation < size:
+        raise ModelError(
+            f"{stored.name} takes {size:,} bytes of the VTA's memory in one piece, and its board gives "
+            f"{board.largest_allocation:,}; give the driver more, or run the model from Python, which takes pieces"
+        )
+
+
 def _image(stored: Stored) -> tuple[bytes, NDArray[np.uint8]]:
     """What the VTA's memory holds before any run, from address 0 to the last byte that is not 0 by then; and all."""
-    size = max((one.program.dram_bytes for one in stored.segments), default=0)
-    dram: NDArray[Any] = np.zeros(size, dtype=np.uint8)
+    dram: NDArray[Any] = np.zeros(_dram_bytes(stored), dtype=np.uint8)
     end = 0
     for one in stored.segments:
         one.place(dram)

@@ -129,7 +129,7 @@ def make_task(workload: Workload, accelerator: Accelerator) -> tuple[Task, tuple
     task.inp_base, task.wgt_base = buffers[0].address // a.inp_bytes, buffers[1].address // a.wgt_bytes
     task.out_base, task.uop_base = buffers[2].address // a.inp_bytes, address // 4
     task.stages = len(stages)
-    task.acc_distance = a.hls.acc_distance if a.hls is not None else 0
+    task.acc_distance = a.acc_distance
     for j, stage in enumerate(stages):
         task.alu_op[j], task.alu_imm[j] = stage
     timing = params(accelerator)
