@@ -12,13 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import DeviceError
-from oneshot_ml2.common.names import unknown
 from oneshot_ml2.devices import build
 from oneshot_ml2.devices.base import DeviceKind, Measurement, legal_schedule, measure_one_by_one
 from oneshot_ml2.devices.driver_library import LibraryProcess
@@ -34,6 +32,7 @@ from oneshot_ml2.devices.raw import (
     RawBoard,
     Write,
 )
+from oneshot_ml2.devices.specification import NUMBERS, read_options
 from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import image, isa, packing, regions, simulator, tokens
@@ -240,8 +239,11 @@ class DriverDevice:
         )
 
     def check_accelerator(self, chip: Accelerator) -> None:
-        """Raise DeviceError if the library says that it is built for another accelerator."""
-        self.process.start()
+        """Raise DeviceError if the board says that it is for another accelerator, or does not answer."""
+        try:
+            self.process.start()
+        except Fault as fault:
+            raise DeviceError(f"{self.name}: {fault}") from fault
         built, needed = self.process.configuration, build.configuration(chip)
         if built is not None and built != needed:
             raise DeviceError(
@@ -388,17 +390,6 @@ def _reason(failures: Sequence[str]) -> Reason:
 
 
 # Specifications ------------------------------------------------------------------------------
-_NUMBERS = {
-    # Name in a specification -> field, lowest, highest.
-    "address": ("bits", 32, 64),
-    "wait": ("wait", 1, (1 << 32) - 1),
-    "cached": ("cached", 0, 1),
-    "flush": ("flush", 0, 1),
-    "largest": ("largest", PAGE, 1 << 40),
-    "repeats": ("repeats", 1, 1000),
-    "retries": ("retries", 0, 1000),
-    "check": ("check", 0, 1),
-}
 _FORM = "driver:PATH[?OPTION=N&...]"
 
 
@@ -408,26 +399,7 @@ def parse(argument: str) -> tuple[Path, Options]:
     Raises:
         DeviceError: no such option, or a value that it does not take.
     """
-    path, _, query = argument.partition("?")
-    fields: dict[str, Any] = {}
-    for name, text in parse_qsl(query, keep_blank_values=True):
-        if name == "limit":
-            try:
-                fields[name] = float(text)
-            except ValueError:
-                fields[name] = 0.0
-            if not 0 < fields[name] < 1e6:
-                raise DeviceError(f"driver:{argument}: limit is {text!r}; allowed: seconds, above 0")
-            continue
-        if name not in _NUMBERS:
-            raise DeviceError(unknown("option of driver:", name, ["limit", *_NUMBERS]))
-        field, low, high = _NUMBERS[name]
-        value = int(text) if text.isdecimal() else -1
-        if not low <= value <= high or (name == "address" and value not in (32, 64)):
-            allowed = "32 or 64" if name == "address" else f"{low} to {high}"
-            raise DeviceError(f"driver:{argument}: {name} is {text!r}; allowed: {allowed}")
-        fields[field] = bool(value) if field in ("flush", "check") else value
-    return Path(path), Options(**fields)
+    return Path(argument.partition("?")[0]), read_options(f"driver:{argument}")[0]
 
 
 def _open(argument: str) -> DriverDevice:
@@ -442,6 +414,6 @@ def _open(argument: str) -> DriverDevice:
 
 DRIVER = DeviceKind(
     _FORM,
-    f"a library with VTA's driver interface; options: limit (seconds of a run), {', '.join(_NUMBERS)}",
+    f"a library with VTA's driver interface; options: limit (seconds of a run), {', '.join(NUMBERS)}",
     _open,
 )
