@@ -183,7 +183,7 @@ class DriverDevice:
     Attributes:
         process: the board: a library's process, or a server's.
         owner: the session that the library's memory is of, and the number of the process that has it.
-        faults: how often each kind of fault was seen.
+        faults: how often each kind of fault was seen; ``last_fault``: the kind of the last, "" after a run without one.
     """
 
     exclusive = True
@@ -198,6 +198,7 @@ class DriverDevice:
         self.name = name or board.name
         self.owner: tuple[Session | None, int] = (None, 0)
         self.faults: Counter[str] = Counter()
+        self.last_fault = ""
         self._last = ""
         self._runs, self._seconds = 0, 0.0
         self._empty: float | None = None
@@ -259,10 +260,12 @@ class DriverDevice:
     def note(self, fault: Fault) -> None:
         """Count a fault."""
         self.faults[fault.kind] += 1
+        self.last_fault = fault.kind
         self._last = str(fault)
 
     def took(self, ran: Ran) -> None:
         """Count a run."""
+        self.last_fault = ""
         self._runs += 1
         self._seconds += ran.seconds
 

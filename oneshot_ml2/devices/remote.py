@@ -159,9 +159,7 @@ class RemoteBoard:
         check_addresses(self.name, addresses, sizes, self.options.bits)
         return addresses
 
-    def run(
-        self, address: int, count: int, writes: Sequence[Write], reads: Sequence[Read], repeats: int = 1
-    ) -> Ran:
+    def run(self, address: int, count: int, writes: Sequence[Write], reads: Sequence[Read], repeats: int = 1) -> Ran:
         """See `RawBoard.run`; what is large goes by its hash before the run, and comes after it."""
         if not self.running:
             raise Fault(GONE if self._connection is None else CRASH, f"{self.name}: what was allocated is gone")

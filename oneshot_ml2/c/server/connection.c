@@ -43,7 +43,9 @@ void client_flush(struct server *server, struct client *client) {
     int in_head = client->sent < FRAME_HEAD;
     const uint8_t *from = in_head ? client->out_head + client->sent : client->out_body + (client->sent - FRAME_HEAD);
     size_t size = in_head ? FRAME_HEAD - client->sent : client->out_length - (client->sent - FRAME_HEAD);
-    ssize_t done = size == 0 ? 0 : send(client->fd, from, size, MSG_NOSIGNAL | MSG_DONTWAIT | (in_head ? MSG_MORE : 0));
+    /* A header waits for its body, if it has one. */
+    int flags = MSG_NOSIGNAL | MSG_DONTWAIT | (in_head && client->out_length > 0 ? MSG_MORE : 0);
+    ssize_t done = size == 0 ? 0 : send(client->fd, from, size, flags);
     if (done < 0 && errno == EINTR) continue;
     if (done < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
     if (done < 0) {
