@@ -66,12 +66,14 @@ static void begin_allocate(struct server *server) {
     return;
   }
   for (uint32_t i = 0; i < count; i++) {
-    server->worker.sizes[i] = server->worker.exchange->numbers[i] = get64(body + 8 + 8 * i);
-    if (server->worker.sizes[i] != 0) continue;
+    if (get64(body + 8 + 8 * i) != 0) continue;
     malformed(server, "an allocation of no bytes");
     return;
   }
+  /* Only now: until then those that there are have their sizes. */
   server->worker.allocations = 0;
+  for (uint32_t i = 0; i < count; i++)
+    server->worker.sizes[i] = server->worker.exchange->numbers[i] = get64(body + 8 + 8 * i);
   command.flags = get32(body);
   command.allocations = count;
   ask(server, &command, server->settings.limit_ms < OPEN_MS ? server->settings.limit_ms : OPEN_MS);
