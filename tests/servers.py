@@ -27,6 +27,15 @@ def server(chip: Accelerator, cc: str | None = None, driver: str | None = "sim",
 
 
 @functools.cache
+def sanitized(chip: Accelerator) -> Path:
+    """A server that ends, with a report, at what AddressSanitizer and UndefinedBehaviorSanitizer find."""
+    needs_compiler()
+    folder = Path(_folder().name)
+    flags = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    return build_server("sim", chip, folder / "sanitized", None, None, flags, static=False)
+
+
+@functools.cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="oneshot-ml2-servers-")
 

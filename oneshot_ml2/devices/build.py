@@ -192,17 +192,18 @@ def build_server(
     cc: str | None = None,
     board: Board | None = None,
     options: Sequence[str] = (),
+    static: bool = True,
 ) -> Path:
     """Build a board server and return its path; see `build`.
 
-    ``driver``: the backend that is linked in, and the server is static but for `xrt`, which loads XRT; None: a server
-    that loads a library.
+    ``driver``: the backend that is linked in; None: a server that loads a library. ``static``: it needs no libraries
+    where it runs, if it loads none itself, as `xrt` does.
     """
     kind = Backend("", (), ("-ldl",)) if driver is None else find_backend(driver)
     native = NATIVE_FLAGS if cc is None and driver == "sim" else ()
-    static = ("-s",) if kind.libraries else STATIC_FLAGS
+    linking = STATIC_FLAGS if static and not kind.libraries else ()
     sources = [f"server/{name}.c" for name in (*_SERVER, "driver_loaded" if driver is None else "driver_linked")]
-    arguments = [*static, *native, *options, "-I."]
+    arguments = [*linking, *native, *options, "-I."]
     return _made(
         accelerator, board, Path(out), find_compiler(cc), arguments, [*sources, *kind.sources], kind.libraries, 0o755
     )

@@ -38,6 +38,12 @@ void client_fail(struct server *server, struct client *client, uint32_t id, enum
   client_send(server, client, FAILED, id, (uint32_t)length + 4);
 }
 
+/* Say nothing more. What it still sends is thrown away, so that it gets to read why it is left. */
+static void leave(struct client *client) {
+  shutdown(client->fd, SHUT_WR);
+  client->state = C_LEAVING;
+}
+
 void client_flush(struct server *server, struct client *client) {
   while (client->sending) {
     int in_head = client->sent < FRAME_HEAD;
@@ -55,10 +61,7 @@ void client_flush(struct server *server, struct client *client) {
     client->sent += (uint32_t)done;
     client->sending = client->sent < FRAME_HEAD + client->out_length;
   }
-  if (!client->last) return;
-  /* What it still sends is thrown away, so that it gets to read why it is left. */
-  shutdown(client->fd, SHUT_WR);
-  client->state = C_LEAVING;
+  if (client->last) leave(client);
 }
 
 /* Say why, and end the connection: where the next frame begins is not known. */
@@ -75,7 +78,7 @@ static int begin_body(struct server *server, struct client *client) {
     if (get32(client->head) == TVM_RPC_MAGIC) {
       put32(client->out_small, TVM_RPC_MISMATCH);
       (void)!send(client->fd, client->out_small, 4, MSG_NOSIGNAL | MSG_DONTWAIT);
-      client_drop(server, client);
+      leave(client);
       return 0;
     }
     return refuse(server, client, E_DAMAGED, "the frame's header is damaged");
