@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.names import listing
-from oneshot_ml2.devices.base import Device, notes
+from oneshot_ml2.devices.base import Device, close, notes
 from oneshot_ml2.devices.build import DESIGNS, Board, board_of
 from oneshot_ml2.devices.registry import device_kinds
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -54,10 +54,11 @@ def building(args: argparse.Namespace, chip: Accelerator) -> tuple[Board, list[s
     return replace(board, design=args.design or board.design, base=base), ["-DUSE_VTA64"] if args.wide else []
 
 
-def print_notes(device: Device) -> None:
-    """What a device says of what it did, on stderr."""
+def finish(device: Device) -> None:
+    """What a device says of what it did, on stderr; and give it back."""
     for line in notes(device):
         print(line, file=sys.stderr)
+    close(device)
 
 
 def add_listing(parser: argparse.ArgumentParser, title: str, entries: Mapping[str, str]) -> None:
