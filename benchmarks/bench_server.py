@@ -112,7 +112,7 @@ def farm(server: Path, minutes: float) -> None:
 
     def killing() -> None:
         nonlocal kills
-        while not stop.wait(KILL_SECONDS):
+        while not stop.wait(KILL_SECONDS / 2):
             number = kills % BOARDS
             started[number][0].kill()
             started[number][0].wait()

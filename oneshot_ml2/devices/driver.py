@@ -244,6 +244,7 @@ class DriverDevice:
         try:
             self.process.start()
         except Fault as fault:
+            self.note(fault)
             raise DeviceError(f"{self.name}: {fault}") from fault
         built, needed = self.process.configuration, build.configuration(chip)
         if built is not None and built != needed:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Seconds until a board that was lost is tried again, at first and at most; and without any board, until it is given up.
 _FIRST_PAUSE, _LONGEST_PAUSE, _WITHOUT_ANY = 0.5, 15.0, 30.0
+# Boards that one program may be lost with: it may be what ends them.
+_MOST_LOST = 4
 
 
 @dataclasses.dataclass
@@ -44,7 +46,8 @@ class Member:
 
     def lose(self) -> None:
         """Leave it out for a while, longer each time."""
-        self.lost, self.losses = True, self.losses + 1
+        self.losses += not self.lost
+        self.lost = True
         self.until = time.monotonic() + self.pause
         self.pause = min(2 * self.pause, _LONGEST_PAUSE)
         self.device.close()
@@ -54,6 +57,7 @@ class Member:
         if self.lost and time.monotonic() >= self.until:
             try:
                 self.device.process.start()
+                self.device.last_fault = ""
                 self.lost, self.pause = False, _FIRST_PAUSE
             except (Fault, OneShotError):
                 self.lose()
@@ -150,13 +154,13 @@ class Boards:
     def _spread(self, count: int, measure: Callable[[Member, int], bool]) -> None:
         """Have ``measure`` called for the numbers below ``count``, on any board that is there, until all are done.
 
-        It says whether the board was there until the end; if not, another one gets the number.
+        It says whether the board was there until the end; if not, another one gets the number, a few times.
 
         Raises:
             OneShotError: what a board says that the user can mend.
         """
         waiting, errors = deque(range(count)), list[BaseException]()
-        busy, changed = Counter[int](), threading.Condition()
+        busy, lost, changed = Counter[int](), Counter[int](), threading.Condition()
         last_seen = time.monotonic()
 
         def serve(number: int, member: Member) -> None:
@@ -175,18 +179,18 @@ class Boards:
                     continue
                 try:
                     there = measure(member, place)
-                except (Fault, DeviceError):
-                    # Of a board that has just come and gone; what is wrong with it for good shows in `warm_up`.
-                    there = False
                 except BaseException as error:
-                    errors.append(error)
-                    there = True
+                    there = member.device.last_fault != GONE
+                    if there:
+                        errors.append(error)
                 with changed:
                     if there:
                         member.measured += 1
                         last_seen = time.monotonic()
                     else:
-                        waiting.appendleft(place)
+                        lost[place] += 1
+                        if lost[place] < _MOST_LOST:
+                            waiting.appendleft(place)
                         member.lose()
                     busy[number] = 0
                     changed.notify_all()

@@ -521,3 +521,24 @@ def test_a_server_with_a_boards_driver_builds_for_boards(tmp_path: Path) -> None
         needs_compiler(machine)
         for backend in ("udmabuf", "xrt", None):
             assert build_server(backend, PYNQ, tmp_path / "server", machine).stat().st_size > 10_000
+
+
+# Sizes ---------------------------------------------------------------------------------------
+def test_a_static_server_is_small(tmp_path: Path) -> None:
+    needs_compiler("musl-gcc")
+    small = build_server("sim", PYNQ, tmp_path / "server", "musl-gcc")
+    assert small.stat().st_size < 200 << 10
+    with running([small]) as one:
+        run_empty(board_of(one))
+
+
+def test_a_server_needs_little_memory_beside_its_pool() -> None:
+    with running([server(PYNQ)], "--pool", "0") as one:
+        device = open_device(one.spec())
+        rng = np.random.default_rng(13)
+        assert not differs(device, *random_layer(rng, PYNQ), rng)  # type: ignore[arg-type]
+        children = Path(f"/proc/{one.process.pid}/task/{one.process.pid}/children").read_text().split()
+        assert len(children) == 1
+        rows = [Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() for pid in (one.process.pid, *children)]
+        used = sum(int(row.split()[1]) << 10 for part in rows for row in part if row.startswith("Pss:"))
+        assert 0 < used < 4 << 20

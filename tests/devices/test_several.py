@@ -16,7 +16,9 @@ from servers import Running, running, server, start
 
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.devices.base import notes
+from oneshot_ml2.devices.raw import GONE, Fault
 from oneshot_ml2.devices.registry import open_device
+from oneshot_ml2.devices.remote import RemoteBoard
 from oneshot_ml2.devices.several import Boards
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.tuning.log import read_log
@@ -103,6 +105,25 @@ def test_boards_that_are_all_gone_are_failures_of_the_device(monkeypatch: pytest
         device.session([], np.zeros(0, np.uint8))
 
 
+def test_a_program_that_ends_every_board_is_given_up() -> None:
+    space, indices = schedules(2)
+    boards = farm(2)
+    device = opened(boards)
+    device.warm_up(space)
+    for member in device.members:
+        # As if its server died of each run, and were started again.
+        member.device.process.run = lambda *_, board=member.device.process: board._ask(99, b"")  # type: ignore
+        member.device.process._failed = lambda _, board=member.device.process: _gone(board)  # type: ignore
+    assert set(device.measure_schedules(space, indices).reason.tolist()) == {Reason.DEVICE_ERROR}
+    for one in boards:
+        one.kill()
+
+
+def _gone(board: RemoteBoard) -> None:
+    board.close()
+    raise Fault(GONE, "it has died")
+
+
 def test_a_hanging_board_costs_no_schedule() -> None:
     space, indices = schedules(12)
     boards = [start([server(PYNQ)], "--name", "good"), start([server(PYNQ)], "--name", "bad", VTA_FAULT="hang/7")]
@@ -161,9 +182,11 @@ def test_lists_that_are_refused(tmp_path: Path, text: str, says: str) -> None:
 
 
 def test_a_board_for_another_accelerator_is_told_before_anything_is_measured() -> None:
-    space, _ = schedules(1)
+    space, indices = schedules(4)
     with running([server(PYNQ)]) as one, running([server(Accelerator.load("b8"))]) as other:
         device = opened([one, other])
         with pytest.raises(DeviceError, match="is built for"):
             device.warm_up(space)
+        with pytest.raises(DeviceError, match="is built for"):
+            device.measure_schedules(space, indices)
         device.close()
