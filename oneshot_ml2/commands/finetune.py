@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oneshot_ml2.commands.options import add_device, print_notes
+from oneshot_ml2.commands.options import add_device, finish
 from oneshot_ml2.common import tables
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.files import check_output
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     with tqdm(total=args.budget, unit="measurement", file=sys.stderr, leave=False, disable=None) as bar:
         limits = Limits(retries=args.retries, timeout=args.timeout, failures=args.failures)
         measured = collect(board, device, args.budget, args.seed, log, limits, lambda n: bar.update(n - bar.n))
-    print_notes(device)
+    finish(device)
     about = {"device": device.name, "budget": args.budget, "seed": args.seed, "workloads": len(workloads)}
     found = adapt(board, measured, about)
     about = found.network.card["finetuned"]

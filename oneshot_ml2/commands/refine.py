@@ -7,7 +7,7 @@ import json
 import time
 from pathlib import Path
 
-from oneshot_ml2.commands.options import add_device, add_listing, print_notes
+from oneshot_ml2.commands.options import add_device, add_listing, finish
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.files import check_output, write_whole
 from oneshot_ml2.devices.registry import open_device
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         logs=None if args.logs is None else Path(args.logs),
         progress=True,
     )
-    print_notes(device)
+    finish(device)
     if args.output:
         named = {name: result for result in results for name in result.names if result.best or result.start}
         entries = [named[layer.name].entry(layer.name) for layer in layers if layer.name in named]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oneshot_ml2.commands.options import add_device, print_notes
+from oneshot_ml2.commands.options import add_device, finish
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.common.files import check_output, write_whole
 from oneshot_ml2.common.reading import read_json, read_text
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     done = time.perf_counter()
     if output is not None:
         write_whole(output, _as_file(results, output.suffix))
-    print_notes(device)
+    finish(device)
     took = measured(model, read_json(Path(args.model) / REPORT, ModelError))
     if args.html is not None and took is not None:
         before = read_text(Path(args.model) / REPORT_PAGE, ModelError)

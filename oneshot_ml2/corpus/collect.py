@@ -32,7 +32,7 @@ from oneshot_ml2.corpus.format import TaskSamples, task_id
 from oneshot_ml2.corpus.read import open_corpus
 from oneshot_ml2.corpus.sampling import attempt
 from oneshot_ml2.corpus.write import atomic_write, write_corpus
-from oneshot_ml2.devices.base import Device, is_exclusive, notes
+from oneshot_ml2.devices.base import Device, close, is_exclusive, notes
 from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.spaces.registry import backend
 from oneshot_ml2.spaces.space import ScheduleSpace
@@ -254,6 +254,8 @@ def collect(
             total=len(todo) * plan.samples, unit="schedule", unit_scale=True, disable=not progress, desc="collect"
         ) as bar:
             samples, invalid = _keep(stream, _Shards(out, plan, device), plan, knobs, bar, warn)
+    said = notes(opened)
+    close(opened)
     return {
         "out": str(out),
         "tasks": len(plan.drawn),
@@ -261,7 +263,7 @@ def collect(
         "samples": samples,
         "invalid": invalid,
         "seconds": round(time.perf_counter() - begin, 3),
-        "notes": notes(opened),
+        "notes": said,
     }
 
 

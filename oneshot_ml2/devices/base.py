@@ -122,6 +122,12 @@ def measurable(device: Device, space: ScheduleSpace) -> NDArray[np.int64] | None
     return np.asarray(device.measured(space)) if hasattr(device, "measured") else None
 
 
+def close(device: Device) -> None:
+    """Give a device back, if it is one that somebody else may wait for; it begins anew when it is asked again."""
+    if hasattr(device, "close"):
+        device.close()
+
+
 def legal_schedule(space: ScheduleSpace) -> NDArray[np.int64]:
     """A schedule that lowers, int64 (1,), always the same one of a space; (0,) if none of a few does."""
     drawn = space.canonical(np.random.default_rng(0).integers(0, len(space), size=256))

@@ -29,6 +29,9 @@ HEADERS = ("vta_blocks.h", "vta_driver.h", "vta_registers.h", "vta_sim.h")
 # What all are compiled with: C99, and no warning.
 FLAGS = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-O2")
 LIBRARY_FLAGS = ("-fPIC", "-shared")
+# Of a server: it needs nothing of the machine that it runs on.
+STATIC_FLAGS = ("-static", "-s")
+_SERVER = ("main", "server", "connection", "requests", "worker", "tracker", "pool", "frame", "sha256")
 # A simulator that runs where it is built.
 NATIVE_FLAGS = ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ()
 DESIGNS = ("hls", "chisel")
@@ -184,28 +187,69 @@ def build(
         DeviceError: no such backend, no compiler, or it fails.
         OSError: the file cannot be written.
     """
-    if backend not in BACKENDS:
-        raise DeviceError(unknown("backend", backend, BACKENDS))
-    kind, compiler = BACKENDS[backend], find_compiler(cc)
-    target = check_output(Path(out), "-o")
+    kind = find_backend(backend)
+    native = NATIVE_FLAGS if cc is None and backend == "sim" else ()
+    arguments = [*LIBRARY_FLAGS, *native, *kind.options, *options]
+    return _made(accelerator, board, Path(out), find_compiler(cc), arguments, kind.sources, kind.libraries)
+
+
+def build_server(
+    driver: str | None,
+    accelerator: Accelerator,
+    out: str | Path,
+    cc: str | None = None,
+    board: Board | None = None,
+    options: Sequence[str] = (),
+    static: bool = True,
+) -> Path:
+    """Build a board server and return its path; see `build`.
+
+    ``driver``: the backend that is linked in; None: a server that loads a library. ``static``: it needs no libraries
+    where it runs, if it loads none itself, as `xrt` does.
+    """
+    kind = Backend("", (), ("-ldl",)) if driver is None else find_backend(driver)
+    native = NATIVE_FLAGS if cc is None and driver == "sim" else ()
+    linking = STATIC_FLAGS if static and not kind.libraries else ()
+    sources = [f"server/{name}.c" for name in (*_SERVER, "driver_loaded" if driver is None else "driver_linked")]
+    arguments = [*linking, *native, *kind.options, *options, "-I."]
+    return _made(
+        accelerator, board, Path(out), find_compiler(cc), arguments, [*sources, *kind.sources], kind.libraries, 0o755
+    )
+
+
+def find_backend(name: str) -> Backend:
+    """One of `BACKENDS`.
+
+    Raises:
+        DeviceError: there is none of that name.
+    """
+    if name not in BACKENDS:
+        raise DeviceError(unknown("backend", name, BACKENDS))
+    return BACKENDS[name]
+
+
+def _made(
+    accelerator: Accelerator,
+    board: Board | None,
+    out: Path,
+    compiler: Sequence[str],
+    arguments: Sequence[str],
+    sources: Sequence[str],
+    libraries: Sequence[str],
+    mode: int | None = None,
+) -> Path:
+    """Compile sources for an accelerator, and put what comes out at ``out``; ``mode``: its permissions."""
+    target = check_output(out, "-o")
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        for name in (*HEADERS, *kind.sources):
+        (folder / "server").mkdir()
+        headers = [str(path.relative_to(source_folder())) for path in source_folder().glob("server/*.h")]
+        for name in (*HEADERS, *headers, *sources):
             shutil.copy(source_folder() / name, folder / name)
         (folder / CONFIG_HEADER).write_text(config_header(accelerator, board))
-        made = folder / "library.so"
-        native = NATIVE_FLAGS if cc is None and backend == "sim" else ()
-        arguments = [
-            *FLAGS,
-            *LIBRARY_FLAGS,
-            *native,
-            *kind.options,
-            *options,
-            "-o",
-            made.name,
-            *kind.sources,
-            *kind.libraries,
-        ]
-        compile_c(compiler, arguments, folder)
+        made = folder / "made"
+        compile_c(compiler, [*FLAGS, *arguments, "-o", made.name, *sources, *libraries], folder)
         write_whole(target, made.read_bytes())
+        if mode is not None:
+            target.chmod(mode)
     return target

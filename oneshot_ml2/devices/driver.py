@@ -12,13 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import DeviceError
-from oneshot_ml2.common.names import unknown
 from oneshot_ml2.devices import build
 from oneshot_ml2.devices.base import DeviceKind, Measurement, legal_schedule, measure_one_by_one
 from oneshot_ml2.devices.driver_library import LibraryProcess
@@ -34,6 +32,7 @@ from oneshot_ml2.devices.raw import (
     RawBoard,
     Write,
 )
+from oneshot_ml2.devices.specification import NUMBERS, read_options
 from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import image, isa, packing, regions, simulator, tokens
@@ -185,7 +184,7 @@ class DriverDevice:
     Attributes:
         process: the board: a library's process, or a server's.
         owner: the session that the library's memory is of, and the number of the process that has it.
-        faults: how often each kind of fault was seen.
+        faults: how often each kind of fault was seen; ``last_fault``: the kind of the last, "" after a run without one.
     """
 
     exclusive = True
@@ -200,6 +199,7 @@ class DriverDevice:
         self.name = name or board.name
         self.owner: tuple[Session | None, int] = (None, 0)
         self.faults: Counter[str] = Counter()
+        self.last_fault = ""
         self._last = ""
         self._runs, self._seconds = 0, 0.0
         self._empty: float | None = None
@@ -241,12 +241,16 @@ class DriverDevice:
         )
 
     def check_accelerator(self, chip: Accelerator) -> None:
-        """Raise DeviceError if the library says that it is built for another accelerator.
+        """Raise DeviceError if the board says that it is for another accelerator, or does not answer.
 
         What is known of the accelerator's board decides what is asked of its memory from then on.
         """
         self._keep_to(chip.board)
-        self.process.start()
+        try:
+            self.process.start()
+        except Fault as fault:
+            self.note(fault)
+            raise DeviceError(f"{self.name}: {fault}") from fault
         built, needed = self.process.configuration, build.configuration(chip)
         if built is not None and built != needed:
             raise DeviceError(
@@ -272,10 +276,12 @@ class DriverDevice:
     def note(self, fault: Fault) -> None:
         """Count a fault."""
         self.faults[fault.kind] += 1
+        self.last_fault = fault.kind
         self._last = str(fault)
 
     def took(self, ran: Ran) -> None:
         """Count a run."""
+        self.last_fault = ""
         self._runs += 1
         self._seconds += ran.seconds
 
@@ -403,17 +409,6 @@ def _reason(failures: Sequence[str]) -> Reason:
 
 
 # Specifications ------------------------------------------------------------------------------
-_NUMBERS = {
-    # Name in a specification -> field, lowest, highest.
-    "address": ("bits", 32, 64),
-    "wait": ("wait", 1, (1 << 32) - 1),
-    "cached": ("cached", 0, 1),
-    "flush": ("flush", 0, 1),
-    "largest": ("largest", PAGE, 1 << 40),
-    "repeats": ("repeats", 1, 1000),
-    "retries": ("retries", 0, 1000),
-    "check": ("check", 0, 1),
-}
 _FORM = "driver:PATH[?OPTION=N&...]"
 
 
@@ -423,26 +418,7 @@ def parse(argument: str) -> tuple[Path, Options]:
     Raises:
         DeviceError: no such option, or a value that it does not take.
     """
-    path, _, query = argument.partition("?")
-    fields: dict[str, Any] = {}
-    for name, text in parse_qsl(query, keep_blank_values=True):
-        if name == "limit":
-            try:
-                fields[name] = float(text)
-            except ValueError:
-                fields[name] = 0.0
-            if not 0 < fields[name] < 1e6:
-                raise DeviceError(f"driver:{argument}: limit is {text!r}; allowed: seconds, above 0")
-            continue
-        if name not in _NUMBERS:
-            raise DeviceError(unknown("option of driver:", name, ["limit", *_NUMBERS]))
-        field, low, high = _NUMBERS[name]
-        value = int(text) if text.isdecimal() else -1
-        if not low <= value <= high or (name == "address" and value not in (32, 64)):
-            allowed = "32 or 64" if name == "address" else f"{low} to {high}"
-            raise DeviceError(f"driver:{argument}: {name} is {text!r}; allowed: {allowed}")
-        fields[field] = bool(value) if field in ("flush", "check") else value
-    return Path(path), Options(**fields)
+    return Path(argument.partition("?")[0]), read_options(f"driver:{argument}")[0]
 
 
 def _open(argument: str) -> DriverDevice:
@@ -457,6 +433,6 @@ def _open(argument: str) -> DriverDevice:
 
 DRIVER = DeviceKind(
     _FORM,
-    f"a library with VTA's driver interface; options: limit (seconds of a run), {', '.join(_NUMBERS)}",
+    f"a library with VTA's driver interface; options: limit (seconds of a run), {', '.join(NUMBERS)}",
     _open,
 )

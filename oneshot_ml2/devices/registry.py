@@ -13,8 +13,6 @@ from oneshot_ml2.devices.base import DeviceKind
 if TYPE_CHECKING:
     from oneshot_ml2.devices.base import Device
 
-_LATER = {"rpc": "a board behind a TVM RPC tracker"}
-
 
 @functools.cache
 def device_kinds() -> dict[str, DeviceKind]:
@@ -24,17 +22,17 @@ def device_kinds() -> dict[str, DeviceKind]:
 
 
 def open_device(spec: str) -> Device:
-    """The device that a specification names, e.g. ``sim``; `device_kinds` lists the forms.
+    """The device that a specification names, e.g. ``sim``; `device_kinds` lists the forms. Several, with commas between
+    them, are boards to spread measurements over.
 
     Raises:
         DeviceError: a device that this version does not have, or one that its kind does not know.
     """
+    parts = spec.split(",")
+    if len(parts) > 1 and all(part.partition(":")[0] in device_kinds() for part in parts):
+        return device_kinds()["boards"].open(spec)
     scheme, colon, rest = spec.partition(":")
     kind = device_kinds().get(scheme)
     if kind is not None and (kind.takes_argument or not colon):
         return kind.open(rest)
-    if scheme in _LATER:
-        raise DeviceError(
-            f"device {spec!r}: {scheme}: devices ({_LATER[scheme]}) come in a later version; use 'sim' until then"
-        )
     raise DeviceError(unknown("device", spec, [kind.form for kind in device_kinds().values()]))

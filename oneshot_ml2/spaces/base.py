@@ -54,12 +54,14 @@ class BatchResult:
     """Outcome of lowering and timing many schedules.
 
     ``reason``: uint8 (n,), `Reason`; ``cycles``: int64 (n,), -1 where invalid;
-    ``busy``: int64 (n, 3), busy cycles of load, compute and store.
+    ``busy``: int64 (n, 3), busy cycles of load, compute and store; ``boards``: which one of several measured each, ""
+    for none; empty where there is but one device.
     """
 
     reason: NDArray[np.uint8]
     cycles: NDArray[np.int64]
     busy: NDArray[np.int64]
+    boards: tuple[str, ...] = ()
 
     @classmethod
     def untimed(cls, reason: NDArray[np.uint8]) -> BatchResult:

@@ -280,18 +280,20 @@ class _Session:
 def _line(task: int, trial: Trial) -> list[Any]:
     """A measurement as the log has it."""
     row: list[Any] = [task, trial.index, trial.reason, trial.cycles, trial.attempts]
+    if trial.board:
+        return [*row, trial.repeats, trial.board]
     return [*row, trial.repeats] if trial.repeats else row
 
 
 def _parse(row: Any) -> tuple[int, Trial]:
     """The inverse of `_line`; raises ValueError or TypeError."""
-    if not isinstance(row, list) or not 5 <= len(row) <= 6:
+    if not isinstance(row, list) or not 5 <= len(row) <= 7:
         raise ValueError(f"{row!r:.40} is no measurement")
     task, index, reason, cycles, attempts = (whole_number(value, "a number", -1, (1 << 62) - 1) for value in row[:5])
     if min(task, index) < 0 or attempts < 1 or (Reason(reason) == Reason.VALID) != (cycles > 0):
         raise ValueError(f"{row!r:.40} is no measurement")
     repeats = tuple(whole_number(value, "a number", -1, (1 << 62) - 1) for value in row[5]) if len(row) > 5 else ()
-    return task, Trial(index, reason, cycles, attempts, repeats)
+    return task, Trial(index, reason, cycles, attempts, repeats, str(row[6]) if len(row) > 6 else "")
 
 
 def _different(rows: Sequence[tuple[int, Trial]]) -> bool:

@@ -197,7 +197,9 @@ def parse_line(data: Any, size: int = LARGEST) -> tuple[int, Trial]:
     attempts = whole_number(data["attempts"], "attempts", 1, LARGEST)
     index = whole_number(data["index"], "index", 0, size - 1)
     believed = -1 if cycles is None else whole_number(cycles, "cycles", 1, LARGEST)
-    return whole_number(data["trial"], "trial", 0, LARGEST), Trial(index, int(reason), believed, attempts, repeats)
+    return whole_number(data["trial"], "trial", 0, LARGEST), Trial(
+        index, int(reason), believed, attempts, repeats, str(data.get("board", ""))
+    )
 
 
 def trial_line(number: int, space: ScheduleSpace, trial: Trial) -> dict[str, Any]:
@@ -211,4 +213,5 @@ def trial_line(number: int, space: ScheduleSpace, trial: Trial) -> dict[str, Any
         "seconds": trial.cycles / (space.accelerator.clock_mhz * 1e6) if valid else None,
         "attempts": trial.attempts,
     }
-    return data | ({"repeats": trial.repeats} if trial.repeats else {})
+    data |= {"repeats": trial.repeats} if trial.repeats else {}
+    return data | ({"board": trial.board} if trial.board else {})

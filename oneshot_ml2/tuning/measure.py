@@ -62,7 +62,7 @@ class Trial:
 
     ``reason``: `Reason`; ``cycles``: those believed, -1 where invalid; ``attempts``: tries until the first answer;
     ``repeats``: cycles of every measurement of an answer that was measured again, the first one's included, -1 for
-    those that failed; empty where once was enough.
+    those that failed; empty where once was enough; ``board``: which one of several gave the first answer.
     """
 
     index: int
@@ -70,6 +70,7 @@ class Trial:
     cycles: int
     attempts: int
     repeats: tuple[int, ...] = ()
+    board: str = ""
 
     @property
     def programs(self) -> int:
@@ -83,11 +84,12 @@ class Trial:
 
 
 class Answer(NamedTuple):
-    """What a device says of a schedule once; ``why``: of a failure of its own."""
+    """What a device says of a schedule once; ``why``: of a failure of its own; ``board``: of several."""
 
     reason: int
     cycles: int
     why: str = ""
+    board: str = ""
 
 
 @dataclass
@@ -238,17 +240,18 @@ def _checked(result: Any, n: int, least: int) -> list[Answer]:
     try:
         given = np.asarray(result.reason).astype(np.int64).reshape(n)
         numbers = np.asarray(result.cycles, dtype=np.float64).reshape(n)
+        boards = getattr(result, "boards", ()) or ("",) * n
     except (AttributeError, TypeError, ValueError, OverflowError):
         return [Answer(Reason.DEVICE_ERROR, -1, "an answer that is none")] * n
     answers = []
-    for reason, cycles in zip(given.tolist(), numbers.tolist()):
+    for reason, cycles, board in zip(given.tolist(), numbers.tolist(), boards):
         if Reason.VALID < reason < len(Reason):
-            answers.append(Answer(reason, -1, Reason(reason).label))
+            answers.append(Answer(reason, -1, Reason(reason).label, board))
         elif reason == Reason.VALID and math.isfinite(cycles) and least <= cycles < _MOST_CYCLES:
-            answers.append(Answer(reason, int(cycles)))
+            answers.append(Answer(reason, int(cycles), board=board))
         else:
             why = f"reason {reason}, {cycles:g} cycles, of which compute alone needs {least:,} at the described clock"
-            answers.append(Answer(Reason.DEVICE_ERROR, -1, why))
+            answers.append(Answer(Reason.DEVICE_ERROR, -1, why, board))
     return answers
 
 
@@ -289,7 +292,7 @@ class Measurer:
         while answer.reason in TRANSIENT and attempts <= self._limits.retries:
             answer = self._again(index)
             attempts += 1
-        trial = Trial(index, answer.reason, answer.cycles, attempts)
+        trial = Trial(index, answer.reason, answer.cycles, attempts, board=answer.board)
         if doubt is not None and trial.reason == Reason.VALID:
             trial = self._confirmed(trial, doubt)
         self._health.saw(trial, answer.why)
@@ -312,12 +315,14 @@ class Measurer:
             values.append(answer.cycles)
             failures = failures + 1 if answer.reason in TRANSIENT else 0
             if answer.reason not in (Reason.VALID, *TRANSIENT) or failures >= _LASTING:
-                return Trial(trial.index, answer.reason, -1, trial.attempts, tuple(values))
+                return Trial(trial.index, answer.reason, -1, trial.attempts, tuple(values), trial.board)
         else:
             agreeing = [cycles for cycles in values if cycles > 0]
         if len(values) == 1:
             return trial
-        return Trial(trial.index, trial.reason, round(float(np.median(agreeing))), trial.attempts, tuple(values))
+        return Trial(
+            trial.index, trial.reason, round(float(np.median(agreeing))), trial.attempts, tuple(values), trial.board
+        )
 
     def _again(self, index: int) -> Answer:
         return self._try(np.array([index], dtype=np.int64))[0]

@@ -382,7 +382,7 @@ def test_devices():
     space = ScheduleSpace(LAYERS[0].workload, CHIPS[0], "fake")
     assert len(device.measure_schedules(space, np.arange(5)).cycles) == 5
     for spec in ("rpc://tracker:9190/pynq", "rpc:x"):
-        with pytest.raises(DeviceError, match="later version"):
+        with pytest.raises(DeviceError, match="give it as rpc:HOST:PORT/KEY"):
             open_device(spec)
     with pytest.raises(DeviceError, match="There are: sim"):
         open_device("simulator")

@@ -11,10 +11,12 @@ from conftest import RunCommand
 from drivers import library
 from graph_models import SMALL_SHAPE, example, needs, save_small_net
 from numpy.typing import NDArray
+from servers import running, server
 
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.devices.driver import DriverDevice
 from oneshot_ml2.devices.raw import CRASH, HANG, NO_RESULT, TIMED_OUT, WRONG, Options
+from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.models import executable
 from oneshot_ml2.models.compile import compile as compile_model
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -112,3 +114,13 @@ def test_models_of_the_zoo(tmp_path: Path, name: str, size: int) -> None:
     assert all(np.array_equal(found[key], expected[key]) for key in found)
     assert not device.faults
     device.close()
+
+
+def test_a_model_runs_on_a_server_and_on_the_first_of_several(build: Path) -> None:
+    expected = results(build, None)
+    with running([server(PYNQ)], VTA_FAULT="crash/7") as one, running([server(PYNQ)]) as other:
+        for spec in (one.spec("check=1"), f"{one.spec()},{other.spec()}"):
+            device = open_device(spec)
+            found = results(build, device)  # type: ignore[arg-type]
+            assert all(np.array_equal(found[name], expected[name]) for name in expected)
+            device.close()  # type: ignore[attr-defined]
