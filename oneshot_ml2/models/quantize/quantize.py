@@ -142,7 +142,7 @@ def _calibrated(
     ways = [Equalized(graph)]
     # What masks set to minus infinity has no spread.
     if steps.equalize and all(np.isfinite(part.low).all() for part in seen.moments.values()):
-        ways += equalized(graph, channels, seen.moments, quantized, steps.offsets)
+        ways += equalized(graph, channels, seen, quantized, steps.offsets)
     tried = [_try(graph, way, seen, given, half_even, steps) for way in ways[::-1]]
     return min(tried, key=lambda way: way.worst)
 
