@@ -191,6 +191,23 @@ def test_a_channel_that_is_never_seen_is_not_blown_up() -> None:
     assert error(graph, Steps()) < 0.04
 
 
+def test_ranges_hold_for_inputs_that_no_channel_was_fitted_to() -> None:
+    """Samples whose channels differ in size: the ranges that four show clipped a third of all others' away."""
+    net, rng = Net(), np.random.default_rng(1)
+    x = "x"
+    for _ in range(3):
+        x = net.add("relu", net.conv(x, 16))
+    graph = net.graph(net.conv(x, 16))
+    shape = (36, *graph.shape("x")[1:])
+    drawn = (np.exp(rng.standard_normal((*shape[:2], 1, 1))) * rng.standard_normal(shape)).astype(np.float32)
+    found = quantize(graph, drawn[:4]).graph
+    apart = size = 0.0
+    for sample in drawn[4:]:
+        ((want,), (got,)) = (execute.execute(of, {"x": sample[None]}).values() for of in (graph, found))
+        apart, size = apart + float(np.square(got - want).sum()), size + float(np.square(want).sum())
+    assert (apart / size) ** 0.5 < 0.2
+
+
 def test_rewriting_is_kept_only_if_it_loses_less() -> None:
     for seed in range(5):
         graph = mixed(seed)
