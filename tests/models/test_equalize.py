@@ -205,7 +205,7 @@ def test_ranges_hold_for_inputs_that_no_channel_was_fitted_to() -> None:
     for sample in drawn[4:]:
         ((want,), (got,)) = (execute.execute(of, {"x": sample[None]}).values() for of in (graph, found))
         apart, size = apart + float(np.square(got - want).sum()), size + float(np.square(want).sum())
-    assert (apart / size) ** 0.5 < 0.2
+    assert (apart / size) ** 0.5 < 0.25
 
 
 def test_rewriting_is_kept_only_if_it_loses_less() -> None:
