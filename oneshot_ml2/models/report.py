@@ -183,7 +183,10 @@ def _hurt(quantized: Quantized) -> list[str]:
         return []
     return [
         "Hurt most (what the layer alone moves the outputs by):",
-        *(f"  {of.layer}: {of.outputs:.2%} (its result: {of.alone:.2%}); {of.advice}." for of in quantized.hurt),
+        *(
+            f"  {of.layer}: {of.outputs:.2%} (its result: {of.alone:.2%}); {advice}."
+            for of, advice in zip(quantized.hurt, _said_once([of.advice for of in quantized.hurt]), strict=True)
+        ),
     ]
 
 
@@ -193,3 +196,14 @@ def _error(quantized: Quantized) -> str:
         "operands are exact, error: with all errors before it. "
         f"Rounding: {'half to even' if quantized.rounding == 'half_even' else 'half up'}."
     )
+
+
+def _said_once(advice: Sequence[str]) -> list[str]:
+    """Lines of advice, of which what would help stands in the first one that it is for."""
+    lines: list[str] = []
+    said: set[str] = set()
+    for line in advice:
+        cause, _, help_ = line.rpartition("; ")
+        lines.append(cause if cause and help_ in said else line)
+        said.add(help_)
+    return lines

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from oneshot_ml2.models import partition
 from oneshot_ml2.models.ir import Graph, Node, Value
 from oneshot_ml2.models.ops.registry import op_of
+from oneshot_ml2.models.quantize import headroom
 from oneshot_ml2.models.quantize.channels import FIXED, Channels, Ids
-from oneshot_ml2.models.quantize.observe import Affine, Moments
+from oneshot_ml2.models.quantize.observe import Affine, Moments, Observed
 from oneshot_ml2.models.quantize.scales import HIGH
 
 Array = NDArray[np.float64]
@@ -31,8 +32,6 @@ _TOP = HIGH / 128
 _STEP = 1 / 128
 # A channel's largest magnitude counts as at least this part of its tensor's: calibration does not show all.
 _LEAST = 2.0**-10
-# A channel reaches so many root mean squares; one of few elements, less than so many, what others of its tensor do.
-_DEVIATIONS, _ENOUGH = 4.0, 16
 # Ends the name of what is moved, but not scaled yet.
 _PRODUCT = ".moved"
 # Sweeps over all layers; halvings of a weight's step that are tried.
@@ -99,13 +98,12 @@ class _Layer:
 
 
 def equalized(
-    graph: Graph, channels: Channels, moments: Mapping[str, Moments], quantized: Collection[str],
-    offsets: bool = True,
-) -> list[Equalized]:  # fmt: skip
+    graph: Graph, channels: Channels, seen: Observed, quantized: Collection[str], offsets: bool = True
+) -> list[Equalized]:
     """A float graph rewritten so that int8 loses less of it: with channels scaled, and, where any can be, also moved.
 
     Args:
-        moments: of the values that `channels` numbers, by channel, on calibration data.
+        seen: what calibration data says of the values that `channels` numbers.
         quantized: the values that are to be int8.
         offsets: channels may be moved.
     """
@@ -114,13 +112,16 @@ def equalized(
         for node in graph.nodes
         if node.output in channels.taken and op_of(node.op).weight_outputs is not None
     }
-    makers = graph.producers()
-    spans = {name: _span(makers.get(name), channels, moments, name) for name in channels.ids if name in quantized}
-    weights = _importance(graph, channels, moments, layers)
-    power = {name: moments[name].variance for name in channels.ids}
+    weights = _importance(graph, channels, seen.moments, layers)
+    power = {name: seen.moments[name].variance for name in channels.ids}
     movable = _movable(graph, channels, quantized, layers) if offsets else {}
-    choices = [{}, movable] if movable else [{}]
-    return [_with_moved(graph, channels, layers, spans, weights, power, moved) for moved in choices]
+    return [
+        _with_moved(
+            graph, channels, layers, headroom.spans(graph, channels, seen, quantized, weights, moved), weights, power,
+            moved,
+        )
+        for moved in ([{}, movable] if movable else [{}])
+    ]  # fmt: skip
 
 
 def _with_moved(
@@ -150,7 +151,7 @@ def _with_moved(
         else:
             # The bound at 0 becomes the least number of int8.
             shifts[name] = shifts[source] = np.full(channels.ids[name].shape, -1.0)
-    return _rewritten(graph, channels, layers, factors, shifts)
+    return _rewritten(graph, channels, layers, factors, shifts, spans)
 
 
 def _movable(
@@ -187,12 +188,6 @@ def _borderless(node: Node) -> bool:
     return node.op == "dense" or (node.op == "conv2d" and not any(node.attrs["pads"]))
 
 
-def _span(maker: Node | None, channels: Channels, moments: Mapping[str, Moments], name: str) -> tuple[Array, Array]:
-    """From where to where a channel's elements may be."""
-    clipped = maker is not None and name in channels.taken and partition.bounds(maker) is not None
-    return reach(moments[name], moments[maker.inputs[0]] if clipped and maker is not None else moments[name])
-
-
 def _join_bounded(channels: Channels, factors: Array, tops: Mapping[str, float]) -> None:
     """Give what is clipped one factor for all channels, unless int8 ends no later than the bound (``tops``)."""
     while True:
@@ -223,20 +218,6 @@ def _peaks(channels: Channels, spans: Mapping[str, tuple[Array, Array]], moved: 
         np.maximum.at(peaks, channels.ids[name], np.maximum(peak, _LEAST * peak.max(initial=0.0)))
     peaks[peaks <= 0] = 1.0
     return peaks
-
-
-def reach(moments: Moments, before: Moments) -> tuple[Array, Array]:
-    """From where to where a channel's elements are: as on calibration, or what so few of them leave open.
-
-    ``before``: of what a bound is given to, whose spread is not cut off yet; else the same.
-    """
-    low, high = float(moments.low.min(initial=0.0)), float(moments.high.max(initial=0.0))
-    around = _DEVIATIONS * np.sqrt(before.variance)
-    unknown = max(1 - moments.count / _ENOUGH, 0.0)
-    return (
-        np.minimum(np.minimum(moments.low, low * unknown), np.maximum(before.mean - around, low)),
-        np.maximum(np.maximum(moments.high, high * unknown), np.minimum(before.mean + around, high)),
-    )
 
 
 def _importance(
@@ -330,8 +311,9 @@ def _fit_inputs(
 
 
 def _rewritten(
-    graph: Graph, channels: Channels, layers: Mapping[str, _Layer], factors: Array, shifts: Mapping[str, Array]
-) -> Equalized:
+    graph: Graph, channels: Channels, layers: Mapping[str, _Layer], factors: Array, shifts: Mapping[str, Array],
+    spans: Mapping[str, tuple[Array, Array]],
+) -> Equalized:  # fmt: skip
     values, constants = dict(graph.values), dict(graph.constants)
     users = graph.users()
     of = {name: factors[ids] for name, ids in channels.ids.items() if (factors[ids] != 1).any() or name in shifts}
@@ -376,7 +358,12 @@ def _rewritten(
     rewritten = dataclasses.replace(graph, nodes=tuple(nodes), values=values, constants=constants, outputs=outputs)
     originals = {new: old for old, new in (*inside.items(), *outside.items())}
     scales, offsets = ({inside.get(name, name): part for name, part in parts.items()} for parts in (of, shifts))
-    return Equalized(rewritten, Affine(scales, offsets, originals), tuple(inside.values()))
+    ends = {
+        inside.get(name, name): float(np.abs([end * of[name] + shifts.get(name, 0.0) for end in spans[name]]).max())
+        for name in of
+        if name in spans
+    }
+    return Equalized(rewritten, Affine(scales, offsets, originals, ends), tuple(inside.values()))
 
 
 def _bounded(node: Node, bound: float, factor: Array, moved: bool) -> Node:

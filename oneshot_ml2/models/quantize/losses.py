@@ -112,22 +112,39 @@ def samples_of(graph: Graph, samples: Sequence[Sample]) -> Sequence[Sample]:
     return samples[: min(max(int(_WORK // max(macs, 1)), 1), _MOST)]
 
 
-def measure(
-    graph: Graph, samples: Sequence[Sample], references: Iterable[Reference]
-) -> tuple[tuple[LayerError, ...], tuple[Loss, ...], float]:
-    """The errors of an integer graph's int8 tensors in their order, what of it passes ``ERROR_BOUND``, and the relative
-    error of the worst output.
+class Comparison:
+    """An integer graph beside the model itself, sample by sample."""
 
-    Args:
-        samples: inputs of the model; ``references``: what it computes of each.
-    """
-    sums, makers = _Sums(), graph.producers()
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.makers, self.sums = graph, graph.producers(), _Sums()
+
+    def add(self, sample: Sample, reference: Reference) -> None:
+        """Run the integer graph on an input, of which the model computes ``reference``."""
+        _compare(self.graph, self.makers, sample, reference, self.sums)
+
+    def errors(self) -> tuple[LayerError, ...]:
+        """Those of its int8 tensors, in their order."""
+        tensors = [key for key in self.sums.sums if isinstance(key, str)]
+        return tuple(
+            LayerError(self.makers[name].name, _exponent(self.graph, name), self.sums.error(name)) for name in tensors
+        )
+
+    def losses(self) -> tuple[Loss, ...]:
+        """What of it passes ``ERROR_BOUND``."""
+        graph, sums = self.graph, self.sums
+        return (*_parts(graph, self.makers, sums), *_tensors(graph, sums), *_outputs(graph, sums))
+
+    def worst(self) -> float:
+        """The relative error of the worst output."""
+        return max((self.sums.error((number, None)) for number in range(len(self.graph.outputs))), default=0.0)
+
+
+def measure(graph: Graph, samples: Sequence[Sample], references: Iterable[Reference]) -> Comparison:
+    """An integer graph beside the model itself on inputs of the model; ``references``: what it computes of each."""
+    comparison = Comparison(graph)
     for sample, reference in zip(samples, references):
-        _compare(graph, makers, sample, reference, sums)
-    tensors = [key for key in sums.sums if isinstance(key, str)]
-    errors = tuple(LayerError(makers[name].name, _exponent(graph, name), sums.error(name)) for name in tensors)
-    worst = max((sums.error((number, None)) for number in range(len(graph.outputs))), default=0.0)
-    return errors, (*_parts(graph, makers, sums), *_tensors(graph, sums), *_outputs(graph, sums)), worst
+        comparison.add(sample, reference)
+    return comparison
 
 
 def _exponent(graph: Graph, name: str) -> int:

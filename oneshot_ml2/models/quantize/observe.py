@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,12 +12,16 @@ from numpy.typing import NDArray
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models import execute
 from oneshot_ml2.models.ir import Graph
-from oneshot_ml2.models.quantize.sampling import drawn_places, drawn_values
-from oneshot_ml2.models.quantize.scales import best_exponent
+from oneshot_ml2.models.quantize.sampling import drawn_values
+from oneshot_ml2.models.quantize.scales import best_exponent, holding_exponent
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.quantize.channels import Ids
     from oneshot_ml2.models.quantize.sampling import Array, Sample
+
+
+# Parts of the samples whose moments are kept apart, so that what some show can be judged on the others.
+_FOLDS = 8
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,29 @@ class Moments:
         return np.maximum(self.square - self.mean**2, 0.0)
 
 
+def together(parts: Sequence[Moments]) -> Moments:
+    """The moments of several sets of elements as one."""
+    count = sum(part.count for part in parts)
+    mean, square = (
+        np.sum([getattr(part, name) * (part.count / count) for part in parts], axis=0) for name in ("mean", "square")
+    )
+    low = np.min([part.low for part in parts], axis=0)
+    return Moments(low, np.max([part.high for part in parts], axis=0), mean, square, count)
+
+
 @dataclass(frozen=True)
 class Affine:
     """How the values of a rewritten graph follow from those of the original: times a factor, plus an offset.
 
     ``factors``, ``offsets``: of values of the new graph, of their rank, where they are not 1 and 0; what has an offset
-    has a factor; ``originals``: value that is new -> the one that it follows from, if not from that of its name.
+    has a factor; ``originals``: value that is new -> the one that it follows from, if not from that of its name;
+    ``ends``: of values with a factor, the largest magnitude that int8 has to hold.
     """
 
     factors: Mapping[str, Array] = field(default_factory=dict)
     offsets: Mapping[str, Array] = field(default_factory=dict)
     originals: Mapping[str, str] = field(default_factory=dict)
+    ends: Mapping[str, float] = field(default_factory=dict)
 
     def factor(self, name: str) -> Array:
         return self.factors.get(name, np.ones(()))
@@ -61,13 +76,15 @@ class Affine:
 
 @dataclass
 class Observed:
-    """``largest``: a value's largest magnitude; ``drawn``: some of its elements, with ``places``: where they are drawn
-    from; ``moments``: by channel, of values that have any; ``first``: all values of the first sample.
+    """``largest``: a value's largest magnitude; ``drawn``: some of its elements, of each sample; ``moments``: by
+    channel, of values that have any; ``folds``: those of some of the samples each, sample n in part n % their number;
+    ``first``: all values of the first sample.
     """
 
     largest: dict[str, float] = field(default_factory=dict)
     drawn: dict[str, list[Array]] = field(default_factory=dict)
     moments: dict[str, Moments] = field(default_factory=dict)
+    folds: dict[str, list[Moments]] = field(default_factory=dict)
     first: dict[str, Array] = field(default_factory=dict)
     samples: int = 1
 
@@ -84,15 +101,10 @@ class Observed:
             name = way.originals.get(value.name, value.name)
             if name not in self.drawn:
                 continue
-            parts, largest = self.drawn[name], self.largest[name]
-            if value.name in way.factors:
-                factor, offset = way.factors[value.name], way.offset(value.name)
-                ends = [end * factor + offset for end in (self.moments[name].low, self.moments[name].high)]
-                largest = float(np.abs(ends).max(initial=0.0))
-                coordinates = np.unravel_index(drawn_places(value.shape, self.samples), value.shape)
-                place = tuple(at if size > 1 else 0 for at, size in zip(coordinates, factor.shape, strict=True))
-                parts = [part * factor[place] + np.broadcast_to(offset, factor.shape)[place] for part in parts]
-            found[value.name] = best_exponent(np.concatenate(parts), largest)
+            if value.name in way.ends:
+                found[value.name] = holding_exponent(way.ends[value.name])
+            else:
+                found[value.name] = best_exponent(np.concatenate(self.drawn[name]), self.largest[name])
         return found
 
 
@@ -109,7 +121,6 @@ def observed(
         ModelError: a value is not finite.
     """
     seen = Observed(samples=len(samples))
-    sums: dict[str, list[NDArray[np.float64]]] = {}
     for index, sample in enumerate(samples):
         tell(f"quantize: sample {index + 1} of {len(samples)}")
 
@@ -119,12 +130,14 @@ def observed(
             if array.dtype == np.float32:
                 _add(seen, name, array, len(samples))
                 if ids is not None and name in ids:
-                    _add_moments(sums, name, array, ids[name])
+                    parts, own = seen.folds.setdefault(name, []), _moments(array, ids[name])
+                    if index < _FOLDS:
+                        parts.append(own)
+                    else:
+                        parts[index % _FOLDS] = together([parts[index % _FOLDS], own])
 
         execute.execute(graph, sample, observe)
-    for name, (low, high, mean, square) in sums.items():
-        count = len(samples) * math.prod(graph.shape(name)) // low.size
-        seen.moments[name] = Moments(low, high, mean / len(samples), square / len(samples), count)
+    seen.moments = {name: together(parts) for name, parts in seen.folds.items()}
     return seen
 
 
@@ -138,13 +151,10 @@ def _add(seen: Observed, name: str, array: Array, samples: int) -> None:
     seen.drawn.setdefault(name, []).append(values)
 
 
-def _add_moments(sums: dict[str, list[NDArray[np.float64]]], name: str, array: Array, ids: Ids) -> None:
+def _moments(array: Array, ids: Ids) -> Moments:
+    """Of an array by channel, along the axes on which ``ids`` is not 1 long."""
     axes = tuple(axis for axis, size in enumerate(ids.shape) if size == 1)
     low, high = (end(axes, keepdims=True).astype(np.float64) for end in (array.min, array.max))
     mean = array.mean(axes, keepdims=True, dtype=np.float32).astype(np.float64)
     square = np.square(array).mean(axes, keepdims=True, dtype=np.float32).astype(np.float64)
-    if name in sums:
-        before = sums[name]
-        low, high = np.minimum(before[0], low), np.maximum(before[1], high)
-        mean, square = before[2] + mean, before[3] + square
-    sums[name] = [low, high, mean, square]
+    return Moments(low, high, mean, square, array.size // low.size)

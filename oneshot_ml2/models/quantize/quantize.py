@@ -23,8 +23,8 @@ from oneshot_ml2.models.quantize.alone import Hurt
 from oneshot_ml2.models.quantize.channels import channels_of
 from oneshot_ml2.models.quantize.equalize import Equalized, equalized
 from oneshot_ml2.models.quantize.integer import IntegerBuilder
-from oneshot_ml2.models.quantize.losses import LayerError, Loss, Reference
-from oneshot_ml2.models.quantize.observe import Affine, Observed, observed
+from oneshot_ml2.models.quantize.losses import Comparison, LayerError, Loss, Reference
+from oneshot_ml2.models.quantize.observe import Observed, observed
 from oneshot_ml2.models.quantize.qdq import calibrated, strip_qdq
 from oneshot_ml2.models.quantize.sampling import RANDOM_SAMPLES, random_samples
 from oneshot_ml2.models.quantize.steps import ALL_STEPS, Steps
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # How rounding treats exact ties: up, by the VTA's shift alone, or to the even neighbour.
 ROUNDINGS = ("shift", "half_even")
+# Errors on few samples are this far apart by chance: scaled channels lose less on others where they lose as much here.
+_CLEARLY = 0.8
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,12 @@ def quantize(
         changes += builder.changes
         real = _as_it_is
         measured = losses.samples_of(integer, given)
-        errors, lost, _ = losses.measure(integer, measured, _references(graph, tensors, measured, first))
+        compared = losses.measure(integer, measured, _references(graph, tensors, measured, first))
     else:
         best = _calibrated(graph, given, half_even, tell, steps)
-        integer, changes, errors, lost, tensors = best.graph, best.changes, best.errors, best.lost, {}
+        integer, changes, compared, tensors = best.graph, best.changes, best.compared, {}
         plain, real = best.way.graph, best.way.affine.real
+    errors, lost = compared.errors(), compared.losses()
     warned += losses.warnings(lost)
     single = alone.find(integer, plain, given[0], real)
     errors = tuple(dataclasses.replace(error, alone=single.errors.get(error.name)) for error in errors)
@@ -122,18 +125,15 @@ class _Tried:
 
     graph: Graph
     changes: list[str]
-    errors: tuple[LayerError, ...]
-    lost: tuple[Loss, ...]
-    # The relative error of the worst output.
-    worst: float
+    compared: Comparison
     way: Equalized
 
 
 def _calibrated(
     graph: Graph, given: Sequence[Sample], half_even: bool, tell: Callable[[str], None], steps: Steps
 ) -> _Tried:
-    """Quantize a float graph by what it computes of samples: with its channels scaled, and also moved, where that loses
-    less on them.
+    """Quantize a float graph by what it computes of samples: with its channels scaled, or also moved, what loses less
+    on them; as it is if that loses clearly less.
     """
     graph = unit_rows(graph) if steps.rows else graph
     quantized = calibrated(graph, defaultdict(int), steps)
@@ -142,23 +142,30 @@ def _calibrated(
     ways = [Equalized(graph)]
     # What masks set to minus infinity has no spread.
     if steps.equalize and all(np.isfinite(part.low).all() for part in seen.moments.values()):
-        ways += equalized(graph, channels, seen.moments, quantized, steps.offsets)
-    tried = [_try(graph, way, seen, given, half_even, steps) for way in ways[::-1]]
-    return min(tried, key=lambda way: way.worst)
+        ways += equalized(graph, channels, seen, quantized, steps.offsets)
+    plain, *others = _compared([_built(way, seen, half_even, steps) for way in ways], graph, given, seen.first)
+    best = min(reversed(others), key=lambda tried: tried.compared.worst(), default=plain)
+    return plain if plain.compared.worst() < _CLEARLY * best.compared.worst() else best
 
 
-def _try(
-    graph: Graph, way: Equalized, seen: Observed, given: Sequence[Sample], half_even: bool, steps: Steps
-) -> _Tried:
+def _built(way: Equalized, seen: Observed, half_even: bool, steps: Steps) -> _Tried:
     """Quantize a float graph that is rewritten that way."""
     exponents = calibrated(way.graph, seen.exponents(way.graph, way.affine), steps, way.entries)
     means = seen.means(way.affine) if steps.bias else {}
     builder = IntegerBuilder(way.graph, exponents, False, half_even, means)
     integer = builder.build()
-    measured = losses.samples_of(integer, given)
-    references = _references(graph, None, measured, seen.first, way.affine)
-    errors, lost, worst = losses.measure(integer, measured, references)
-    return _Tried(integer, [*way.changes, *builder.changes], errors, lost, worst, way)
+    return _Tried(integer, [*way.changes, *builder.changes], Comparison(integer), way)
+
+
+def _compared(tried: list[_Tried], graph: Graph, given: Sequence[Sample], first: dict[str, Array]) -> list[_Tried]:
+    """Ways to quantize a float graph, each held against it; it runs once on a sample, and not on the ``first`` one."""
+    measured = losses.samples_of(tried[0].graph, given)
+    for sample, reference in zip(measured, _references(graph, None, measured, first), strict=True):
+        for one in tried:
+            affine, tensors = one.way.affine, reference.tensors
+            named = {new: tensors[old] for new, old in affine.originals.items() if old in tensors}
+            one.compared.add(sample, Reference({**tensors, **named}, reference.outputs, affine.real))
+    return tried
 
 
 def calibration_of(graph: Graph, calibration: Given | None, seed: int) -> tuple[str, Sequence[Sample]]:
@@ -184,7 +191,6 @@ def _references(
     tensors: Mapping[str, str] | None,
     samples: Sequence[Sample],
     first: dict[str, Array],
-    way: Affine | None = None,
 ) -> Iterator[Reference]:
     """What a graph computes of each sample, ``first`` of the first one.
 
@@ -204,9 +210,7 @@ def _references(
         if tensors is not None:
             known = {value: tensor for value, tensor in tensors.items() if tensor in values}
             own = {value: real(tensor, values[tensor]) for value, tensor in known.items()}
-        elif way is not None:
-            own = {**values, **{new: values[old] for new, old in way.originals.items() if old in values}}
-        yield Reference(own, [values[name] for name in graph.outputs], way.real if way is not None else _as_it_is)
+        yield Reference(own, [values[name] for name in graph.outputs], _as_it_is)
         # The tensors of one sample at a time; those of the first one serve again.
         if index:
             values.clear()

@@ -26,7 +26,7 @@ def best_exponent(values: Array, largest: float) -> int:
     """
     if largest == 0 or not math.isfinite(largest):
         return 0
-    top = math.ceil(math.log2(largest / HIGH) - 1e-9)
+    top = holding_exponent(largest)
     errors = []
     for exponent in (top, top - 1):
         step = 2.0**exponent
@@ -35,6 +35,13 @@ def best_exponent(values: Array, largest: float) -> int:
             square = np.square(np.clip(np.rint(values / step), LOW, HIGH) * step - values)
             errors.append((float(square.mean()), exponent))
     return min(errors)[1]
+
+
+def holding_exponent(largest: float) -> int:
+    """The least exponent whose int8 numbers reach a magnitude; of 0, and of what is not finite, 0."""
+    if largest == 0 or not math.isfinite(largest):
+        return 0
+    return math.ceil(math.log2(largest / HIGH) - 1e-9)
 
 
 # QDQ -------------------------------------------------------------------------------------------

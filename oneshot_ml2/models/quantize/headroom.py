@@ -1,0 +1,128 @@
+"""How far the channels of a value reach: as on calibration data, and as much further as its samples differ.
+
+A few samples do not show all that a channel does, and a range that is too narrow clips. How far off the ranges are is
+seen on calibration itself: those of all samples but some are judged on these. What is chosen for a value is how much
+wider or narrower its channels' ranges are made, and how narrow one may be beside the widest, so that clipping and
+rounding lose least together, each channel weighed by what an error in it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.models import partition
+from oneshot_ml2.models.quantize.observe import Moments, Observed, together
+from oneshot_ml2.models.quantize.sampling import drawn_places
+from oneshot_ml2.models.quantize.scales import HIGH
+
+if TYPE_CHECKING:
+    from oneshot_ml2.models.ir import Graph
+    from oneshot_ml2.models.quantize.channels import Channels
+
+Array = NDArray[np.float64]
+# A channel reaches so many root mean squares; one of few elements, less than so many, what others of its tensor do.
+_DEVIATIONS, _ENOUGH = 4.0, 16
+# What the ranges are multiplied by, and the least parts of the widest one: what is not tried of another count.
+_WIDER = 2.0 ** (np.arange(-4, 9) / 4)
+_LEAST = 2.0 ** -np.array([10.0, 6, 5, 4, 3, 2, 1, 0])
+
+
+def reach(moments: Moments, before: Moments) -> tuple[Array, Array]:
+    """From where to where a channel's elements are: as on calibration, or what so few of them leave open.
+
+    ``before``: of what a bound is given to, whose spread is not cut off yet; else the same.
+    """
+    low, high = float(moments.low.min(initial=0.0)), float(moments.high.max(initial=0.0))
+    around = _DEVIATIONS * np.sqrt(before.variance)
+    unknown = max(1 - moments.count / _ENOUGH, 0.0)
+    return (
+        np.minimum(np.minimum(moments.low, low * unknown), np.maximum(before.mean - around, low)),
+        np.maximum(np.maximum(moments.high, high * unknown), np.minimum(before.mean + around, high)),
+    )
+
+
+def spans(
+    graph: Graph, channels: Channels, seen: Observed, quantized: Collection[str], weights: Array,
+    moved: Mapping[str, str | None],
+) -> dict[str, tuple[Array, Array]]:  # fmt: skip
+    """From where to where the channels of every value of ``quantized`` are taken to be.
+
+    Args:
+        weights: by number of `Channels.ids`, what an error in an element does.
+        moved: see `equalize._movable`.
+    """
+    makers = graph.producers()
+    found = {}
+    for name in channels.ids:
+        if name in quantized:
+            maker = makers.get(name)
+            clipped = maker is not None and name in channels.taken and partition.bounds(maker) is not None
+            before = maker.inputs[0] if clipped and maker is not None else name
+            value = _Value(seen.folds[name], seen.folds[before], name in moved, moved.get(name) is not None)
+            low, high = value.span()
+            if len(value.folds) > 1:
+                places = np.unravel_index(drawn_places(graph.shape(name), seen.samples), graph.shape(name))
+                wider, least = value.judged(seen.drawn[name], places, weights[channels.ids[name]])
+                low, high = value.widened(low, high, wider, least, channels.bounds.get(name, np.inf))
+            found[name] = low, high
+    return found
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A value: its moments by parts of the samples, and those of what a bound makes it of (``before``); ``moved``: it
+    has an offset; ``from_zero``: that for which its least element is 0.
+    """
+
+    folds: list[Moments]
+    before: list[Moments]
+    moved: bool
+    from_zero: bool
+
+    def span(self, without: int | None = None) -> tuple[Array, Array]:
+        """Its channels' reach on all samples, or on those of all parts but one."""
+        own, before = (
+            together([part for index, part in enumerate(parts) if index != without])
+            for parts in (self.folds, self.before)
+        )
+        return reach(own, before)
+
+    def ends(self, low: Array, high: Array) -> tuple[Array, Array]:
+        """The middles of channels, and how far elements may be from them."""
+        if self.moved and not self.from_zero:
+            return (low + high) / 2, (high - low) / 2
+        return np.zeros_like(low), np.maximum(-low, high)
+
+    def judged(
+        self, drawn: Sequence[NDArray[Any]], places: Sequence[NDArray[Any]], weights: Array
+    ) -> tuple[float, float]:
+        """Of ``_WIDER`` and ``_LEAST``, what loses least on each part of the samples by the ranges of the others."""
+        losses = np.zeros((len(_LEAST), len(_WIDER)))
+        weights = np.broadcast_to(weights if weights.any() else np.ones_like(weights), self.folds[0].low.shape)
+        place = tuple(at if size > 1 else 0 for at, size in zip(places, weights.shape, strict=True))
+        step = (0.5 if self.from_zero else 1.0) / HIGH
+        for fold in range(len(self.folds)):
+            middle, end = self.ends(*self.span(fold))
+            for values in drawn[fold :: len(self.folds)]:
+                off = np.abs(values - np.broadcast_to(middle, weights.shape)[place])
+                far = off > np.broadcast_to(end, weights.shape)[place] * _WIDER[0]
+                of = tuple(at[far] if isinstance(at, np.ndarray) else at for at in place)
+                for number, least in enumerate(_LEAST):
+                    wide = np.maximum(end, least * end.max(initial=0.0))
+                    rounded = float((weights * wide**2).mean()) * step**2 / 12
+                    clipped = np.maximum(off[far] - np.outer(_WIDER, np.broadcast_to(wide[of], off[far].shape)), 0)
+                    losses[number] += rounded * _WIDER**2
+                    losses[number] += (weights[of] * clipped**2).sum(1) / max(off.size, 1)
+        row, column = np.unravel_index(int(losses.argmin()), losses.shape)
+        return float(_WIDER[column]), float(_LEAST[row])
+
+    def widened(self, low: Array, high: Array, wider: float, least: float, bound: float) -> tuple[Array, Array]:
+        """A span with its ends further apart, none of which passes a bound."""
+        middle, end = self.ends(low, high)
+        end = np.minimum(wider * np.maximum(end, least * end.max(initial=0.0)), bound)
+        return (middle - end if self.moved and not self.from_zero else np.where(low < 0, -end, 0.0)), middle + end
