@@ -289,7 +289,7 @@ def _find(job: tuple[Task, float, str | None]) -> Optimum:
     task, limit, weights = job
     first = None
     if weights is not None:
-        first = picking.rank(task.space(), picking.predictor_of(Path(weights))).best(64)
+        first = picking.rank(task.space(), picking.predictor_of(weights)).best(64)
     return find_optimum(task, limit, first)
 
 
@@ -298,11 +298,18 @@ def search_all(
 ) -> Iterator[Optimum]:
     """Search every task that ``out`` has no row of this version for; each row is appended when it is known.
 
+    A row whose search did not close counts for searches of no more seconds than it took.
+
+    Args:
+        limit: seconds for each task.
+        weights: a name or a file; searches start from this network's picks.
+
     Raises:
         OneShotError: ``out`` is no such table, or another process writes it.
     """
     with open_lines(out, _parse) as table:
-        done = {row.task for row in table.entries if row.version == version()}
+        own = (row for row in table.entries if row.version == version())
+        done = {row.task for row in own if row.closed or row.seconds >= limit}
         jobs = [(task, limit, weights) for task in tasks if task.id not in done]
         with ExitStack() as stack:
             results: Iterator[Optimum] = map(_find, jobs)
