@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from oneshot_ml2.common.errors import AcceleratorError
 from oneshot_ml2.common.files import write_whole
-from oneshot_ml2.network.picking import closed_form_pick
+from oneshot_ml2.network.picking import legal_by_estimate
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, backend
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -121,7 +121,7 @@ def task(rng: np.random.Generator, chips: Callable[[np.random.Generator], Accele
             if key(workload) in trained_keys():
                 continue
             try:
-                closed_form_pick(ScheduleSpace(workload, chip))
+                legal_by_estimate(ScheduleSpace(workload, chip), 1)
             except NoSchedule:
                 continue
             if is_new(workload, chip):
