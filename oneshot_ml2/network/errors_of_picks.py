@@ -24,13 +24,13 @@ KEY = "picks"
 
 @dataclass(frozen=True)
 class PickErrors:
-    """Log T of a pick is the predicted one + ``shift`` spreads, with the standard deviation hypot(``scale`` x spread,
-    ``gap`` x the gap of the two networks' log T).
+    """Log T of a pick is the predicted one + ``shift`` spreads + ``lean`` x the gap of the two networks' log T, with a
+    standard deviation of ``scale`` spreads. Outside of the trained ranges the gap counts as another deviation.
     """
 
     shift: float = 0.0
+    lean: float = 0.0
     scale: float = 1.0
-    gap: float = 0.0
 
     @classmethod
     def of(cls, card: Mapping[str, Any]) -> PickErrors:
@@ -52,8 +52,10 @@ class PickErrors:
             raise WeightsError(f"the model card's {KEY!r} are not finite; use the card that came with the weights")
         return found
 
-    def corrected(self, scores: Scores, gap: NDArray[np.float64]) -> Scores:
-        """Scores of picks (n,) whose networks are a ``gap`` (n,) apart, with what is known of the errors of picks."""
-        ratio = np.maximum(scores.log_ratio, 0.0) + self.shift * scores.spread
-        spread = np.hypot(self.scale * scores.spread, self.gap * gap)
+    def corrected(self, scores: Scores, gap: NDArray[np.float64], outside: bool) -> Scores:
+        """Scores of picks (n,) whose networks are a ``gap`` (n,) apart, with what is known of the errors of picks;
+        ``outside``: of the trained ranges.
+        """
+        ratio = np.maximum(scores.log_ratio, 0.0) + self.shift * scores.spread + self.lean * gap
+        spread = np.hypot(self.scale * scores.spread, gap if outside else 0.0)
         return replace(scores, log_ratio=ratio.astype(np.float32), spread=spread.astype(np.float32))

@@ -189,7 +189,11 @@ def rank_legal(space: ScheduleSpace, network: Predictor) -> Ranking:
     """
     scanned = promising(space)
     order = np.argsort(network.judge(space, scanned, "scan").cost, kind="stable")
-    legal = order[legal_positions(space, scanned.indices[order], _LEGAL)]
+    legal = order[:0]
+    # Telling it of all takes long where programs are.
+    for part in (order[:_SHORTLIST], order[_SHORTLIST:]):
+        if not len(legal):
+            legal = part[legal_positions(space, scanned.indices[part], _LEGAL)]
     return _by_both(space, network, scanned.take(np.sort(legal)), len(scanned))
 
 
@@ -309,10 +313,11 @@ def pick(
         lowered += 1
     place = np.flatnonzero(ranking.indices == index)
     scores, gap = ranking.scores.take(place), ranking.gap[place]
-    warnings = network.outside(space)
+    outside = network.outside(space)
+    warnings = list(outside)
     if gap[0] > _GAP:
         warnings.append(f"the two networks differ by {np.expm1(gap[0]):.0%} here: the prediction may be poor")
-    scores = PickErrors.of(network.card).corrected(scores, gap)
+    scores = PickErrors.of(network.card).corrected(scores, gap, bool(outside))
     return as_pick(space, index, program, scores, source, began, lowered, ranking.scored, tuple(warnings))
 
 
