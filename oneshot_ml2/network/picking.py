@@ -42,7 +42,7 @@ _HOPELESS = 1e-3
 _CHECKED = 256
 # Outside of the trained ranges, how many of the best legal ones by the small network both networks judge.
 _LEGAL = 1024
-# Gap of the two networks' log T that is told: picks within the ranges differ by so much once in a thousand.
+# Gap of the two networks' log T that is told: of 440 picks within the ranges none has so much.
 _GAP = 0.2
 # Picks that are made at the same time.
 _AT_ONCE = 2

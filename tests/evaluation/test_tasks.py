@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 from pathlib import Path
@@ -17,8 +18,10 @@ from oneshot_ml2.evaluation.tasks import FAILURE, NONE
 from oneshot_ml2.network import picking
 from oneshot_ml2.spaces.registry import backend
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.nest import make_nest
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.lists import read_workloads
 
 PYNQ, HLS = Accelerator.load("pynq"), Accelerator.load("pynq-hls")
 # Small enough for a search of a second.
@@ -221,3 +224,25 @@ def test_a_number_of_tasks_is_no_file(tmp_path, run_command):
     assert "--search" in run_command("evaluate", "--search", "nan")[2]
     path = written(tmp_path, entry(TINY))
     assert "--peers" in run_command("evaluate", "--tasks", path, "--peers", tmp_path)[2]
+
+
+@pytest.mark.slow
+def test_fresh_tasks_are_new_legal_and_the_same_for_a_seed(tmp_path, monkeypatch):
+    datasets = Path(__file__).parent.parent.parent / "datasets"
+    monkeypatch.syspath_prepend(str(datasets))
+    fresh = importlib.import_module("make_fresh")
+    entries = fresh.fresh(5, {"within": 3, "beyond": 3, "hls": 1})
+    given = tasks.read_given(written(tmp_path, *entries))
+    assert [one.group for one in given] == ["within"] * 3 + ["beyond"] * 3 + ["hls"]
+    assert entries[:2] == fresh.fresh(5, {"within": 2}) and entries[0] != fresh.fresh(6, {"within": 1})[0]
+    network = picking.predictor_of(None)
+    lists = [read_workloads(datasets / f"workloads/{name}.toml") for name in ("train", "operators", "autotvm")]
+    trained = [workload for workloads in lists for workload in workloads]
+    for one in given:
+        workload, chip = one.task.workload, one.task.accelerator
+        assert not any(other.op == workload.op and other.shape_key == workload.shape_key for other in trained)
+        own = make_nest(workload, chip)
+        assert not any(own == make_nest(other, chip) for other in trained[::7])
+        assert len(picking.legal_by_estimate(one.task.space(), 1)) == 1
+        assert bool(network.outside(one.task.space())) == (one.group != "within")
+        assert (chip.design == "hls") == (one.group == "hls")
