@@ -12,18 +12,26 @@ from oneshot_ml2.common.files import check_output, locked, write_whole
 from oneshot_ml2.common.tables import finite, table
 from oneshot_ml2.evaluation.evaluate import BASELINES, PICK, SETS, evaluate_set, networks_of
 from oneshot_ml2.evaluation.optimum import version
+from oneshot_ml2.evaluation.tasks import Given, evenly, judge, read_given, summarise
 from oneshot_ml2.training.peers.registry import load_peers, peer_kinds
 
 if TYPE_CHECKING:
     from oneshot_ml2.training.peers.base import Peer
 
+# Seconds that a search for T* may take.
+SEARCH = 60.0
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``oneshot-ml2 evaluate``."""
-    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS), metavar="SET",
-                        help=f"of {', '.join(SETS)}; default: all")  # fmt: skip
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS), metavar="SET",
+                      help=f"of {', '.join(SETS)}; default: all")  # fmt: skip
+    what.add_argument("--tasks", metavar="FILE.json", help="tasks of your own in place of the sets")
     parser.add_argument("--weights", metavar="NAME|FILE", help="shipped weights or a file (*.safetensors)")
-    parser.add_argument("--tasks", type=int, default=0, metavar="N", help="only N tasks a set, evenly spread")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="only N tasks of each, evenly spread")
+    parser.add_argument("--search", type=float, default=SEARCH, metavar="SECONDS",
+                        help=f"for T* of each of --tasks whose file does not say it; default {SEARCH:.0f}")  # fmt: skip
     parser.add_argument("--peers", metavar="FOLDER", help="compare with the predictors that train/peers.py left there")
     parser.add_argument("--out", default="evaluation.json", metavar="FILE", help="default evaluation.json")
     parser.add_argument("--json", action="store_true", help="print the JSON that is saved")
@@ -31,9 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; raises OneShotError for what the user can mend."""
-    if args.tasks < 0:
-        raise OneShotError(f"--tasks {args.tasks}: allowed: 0 (all) and more")
+    if args.limit < 0:
+        raise OneShotError(f"--limit {args.limit}: allowed: 0 (all) and more")
+    if not args.search >= 0:
+        raise OneShotError(f"--search {args.search}: allowed: seconds, 0 and more")
     check_output(args.out, "--out")
+    given = _given(args)
     networks = networks_of(args.weights)
     others: dict[str, Peer] = {}
     if args.peers:
@@ -43,17 +54,36 @@ def run(args: argparse.Namespace) -> int:
     # Beside the result until it is complete: the same command goes on there.
     log = Path(f"{args.out}.part")
     with locked(args.out, f"{args.out}: another evaluation is at work on it; wait for it, or give another --out"):
-        sets = [evaluate_set(name, networks, args.tasks, others, log) for name in args.sets]
         cards = {
             design: {key: network.card.get(key) for key in ("commit", "date", "corpus")}
             for design, network in networks.items()
         }
-        result = {"version": version(), "weights": cards, "sets": sets}
+        card = {"version": version(), "weights": cards}
+        if given:
+            rows = judge(given, networks, args.weights or "", Path(f"{args.out}.optima.jsonl"), log, args.search)
+            result = summarise(rows) | card
+            told = describe_tasks(result)
+        else:
+            sets = [evaluate_set(name, networks, args.limit, others, log) for name in args.sets]
+            result = card | {"sets": sets}
+            told = describe(sets)
         text = json.dumps(_jsonable(result), indent=1)
         write_whole(args.out, text + "\n")
         log.unlink()
-    print(text if args.json else describe(sets) + f"\nSaved with each task's row: {args.out}")
+    print(text if args.json else f"{told}\nSaved with each task's row: {args.out}")
     return 0
+
+
+def _given(args: argparse.Namespace) -> list[Given]:
+    """The tasks of --tasks; none without it."""
+    if args.tasks is None:
+        return []
+    if not Path(args.tasks).exists() and args.tasks.lstrip("-").isdigit():
+        number = f"--tasks {args.tasks}: a file of tasks (JSON) is wanted there"
+        raise OneShotError(f"{number}; for a number of tasks of each set: --limit {args.tasks}")
+    if args.peers:
+        raise OneShotError("--peers are compared on the frozen sets; leave out --tasks, or --peers")
+    return evenly(read_given(args.tasks), args.limit)
 
 
 def _jsonable(value: Any) -> Any:
@@ -63,6 +93,27 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, list):
         return [_jsonable(entry) for entry in value]
     return finite(value) if isinstance(value, float) else value
+
+
+def describe_tasks(result: dict[str, Any]) -> str:
+    """A table of the groups' figures for people, and what failed or has no schedule."""
+    rows = []
+    for name, one in [*result["groups"].items(), ("all", result["all"])]:
+        shares = [f"{one[key]:.2%}" for key in ("geomean", "worst")] + [f"{one['share_95']:.1%}", str(one["failures"])]
+        rows.append(
+            [name, str(one["tasks"]), *shares, *(f"{one[key]:.1%}" for key in ("mape", "within_1", "within_2"))]
+        )
+    head = ["T* / T(pick)", "tasks", "geomean", "worst", ">= 95 %", "failures", "error", "in 1 spread", "in 2"]
+    found = result["tasks"]
+    lines = [table(head, rows, left={"T* / T(pick)"}), ""]
+    lines += [f"{row['id']}: {row['problem']}" for row in found if row["problem"]]
+    counted = [row for row in found if row["quality"] is not None]
+    bounded = sum(not row["proven"] for row in counted)
+    if bounded:
+        lines.append(f"T* is not proven for {bounded} of {len(counted)} tasks; --search SECONDS searches longer")
+    if len(counted) < len(found):
+        lines.append(f"{len(found) - len(counted)} of {len(found)} tasks have no legal schedule and do not count")
+    return "\n".join(lines)
 
 
 def describe(sets: list[dict[str, Any]]) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.files import check_writable
-from oneshot_ml2.evaluation.optimum import read_tasks, search_all
+from oneshot_ml2.evaluation.optimum import search_all
+from oneshot_ml2.evaluation.tasks import read_given
 
 if TYPE_CHECKING:
     pass
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``oneshot-ml2 optimum``."""
-    parser.add_argument("--tasks", metavar="SET", required=True, help="evaluation set (JSON)")
+    parser.add_argument("--tasks", metavar="SET", required=True, help="evaluation set, or tasks of your own (JSON)")
     parser.add_argument("--out", metavar="FILE", help="table to go on with; default: datasets/optima/<SET>.jsonl")
     parser.add_argument("--limit", type=float, default=1200.0, metavar="SECONDS", help="per task; default 1200")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="default 2")
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(out.parent, "--out")
     if args.processes < 1:
         raise OneShotError(f"--processes is {args.processes}; allowed: 1 or more")
-    tasks = read_tasks(path)
+    tasks = list({given.task.id: given.task for given in read_given(path)}.values())
     for number, row in enumerate(search_all(tasks, out, args.limit, args.processes, args.weights), 1):
         state = "exact" if row.closed else f"not closed, bound {row.bound_at_stop}"
         print(

@@ -7,6 +7,9 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+# The quality that a failed pick counts as in a geometric mean.
+FAILED = 0.01
+
 
 def _tied_pairs(keys: NDArray[np.int64]) -> int:
     """Pairs of equal keys (n,)."""
@@ -149,6 +152,36 @@ def summarise_quality(qualities: ArrayLike) -> dict[str, float]:
     if not len(array):
         return {"geomean": float("nan"), "worst": float("nan"), "share_95": float("nan")}
     return {"geomean": geometric_mean(array), "worst": float(array.min()), "share_95": float((array >= 0.95).mean())}
+
+
+def summarise_picks(
+    qualities: ArrayLike, cycles: ArrayLike, predicted: ArrayLike, spread: ArrayLike
+) -> dict[str, float | int]:
+    """Figures of picks (n,): those of `summarise_quality`, and how well their latencies are predicted.
+
+    Args:
+        qualities: T* / T; 0 for a failed pick, which counts as `FAILED` in the geometric mean.
+        cycles, predicted, spread: true and predicted cycles, and the standard deviation of log T; cycles of failed
+            picks are below 1.
+
+    Returns:
+        ``tasks``, ``geomean``, ``worst``, ``share_95``, ``failures``; of the picks that did not fail ``mape``, the mean
+        of abs(predicted - T) / T, and ``within_1``, ``within_2``, the shares with abs(log T - log predicted) of at most
+        so many spreads. Of nothing: NaN.
+    """
+    quality, truth, guess, width = (
+        np.asarray(column, dtype=np.float64).ravel() for column in (qualities, cycles, predicted, spread)
+    )
+    there = truth >= 1
+    found: dict[str, float | int] = {"tasks": len(quality)}
+    found |= summarise_quality(quality) | {"failures": int((~there).sum())}
+    found["geomean"] = geometric_mean(np.where(there, quality, FAILED))
+    truth, guess, width = truth[there], guess[there], width[there]
+    if not len(truth):
+        return found | dict.fromkeys(("mape", "within_1", "within_2"), float("nan"))
+    away = np.abs(np.log(truth) - np.log(guess))
+    shares = {f"within_{k}": float((away <= k * width).mean()) for k in (1, 2)}
+    return found | {"mape": float((np.abs(guess - truth) / truth).mean())} | shares
 
 
 def invalid_rate(trials: ArrayLike) -> float:

@@ -22,6 +22,7 @@ from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.json_lines import open_lines
 from oneshot_ml2.evaluation import baselines
 from oneshot_ml2.evaluation.optimum import Optimum, Task, read_optima, read_tasks, sample_of, version
+from oneshot_ml2.evaluation.tasks import evenly, summarise_picks
 from oneshot_ml2.network import picking
 from oneshot_ml2.network.predictor import Predictor, digest
 from oneshot_ml2.spaces.space import ScheduleSpace
@@ -107,7 +108,7 @@ class TaskResult:
     Attributes:
         workload, accelerator, count: of the task; ``best``: T* in cycles (``exact``: else the bound where its search
             stopped); ``near_share``, ``median_ratio``: see `optimum.Optimum`.
-        cycles, source, lowered, seconds: of the pick; ``size``: schedules scored for it.
+        cycles, predicted, spread, source, lowered, seconds: of the pick; ``size``: schedules scored for it.
         quality: of the pick; ``top5``, ``top10``: of the best among the first 5 or 10; ``first_lowers``: whether the
             network's first choice by p_valid and latency alone lowers, ``first_legal_lowers``: with the closed form.
         invalid_of_50: invalid share of the first 50 by p_valid and latency alone.
@@ -124,6 +125,8 @@ class TaskResult:
     near_share: float
     median_ratio: float
     cycles: int
+    predicted: float
+    spread: float
     source: str
     lowered: int
     seconds: float
@@ -187,6 +190,8 @@ def evaluate_task(
     result = TaskResult(
         **_known_figures(known),
         cycles=cycles,
+        predicted=picked.predicted_cycles,
+        spread=picked.spread,
         source=picked.source,
         lowered=picked.lowered,
         seconds=picked.seconds,
@@ -278,7 +283,7 @@ def summarise(
     return {
         "tasks": len(rows),
         "exact": sum(row.exact for row in rows),
-        "pick": metrics.summarise_quality([row.quality for row in rows]),
+        "pick": summarise_picks(rows),
         "top5": metrics.summarise_quality([row.top5 for row in rows]),
         "top10": metrics.summarise_quality([row.top10 for row in rows]),
         "network_quality": metrics.network_quality(best, cycles, counts),
@@ -341,9 +346,7 @@ def known_tasks(name: str, limit: int = 0) -> list[tuple[Task, Optimum]]:
     if missing:
         advice = f"make it anew: oneshot-ml2 optimum --tasks datasets/evaluation/{name}.json"
         raise OneShotError(f"{path}: {len(missing)} of {len(tasks)} tasks have no T* of {missing[0].version}; {advice}")
-    if limit:
-        tasks = [tasks[i] for i in np.unique(np.linspace(0, len(tasks) - 1, limit).astype(int))]
-    return [(task, known[task.id]) for task in tasks]
+    return [(task, known[task.id]) for task in evenly(tasks, limit)]
 
 
 def networks_of(weights: str | Path | None) -> dict[str, Predictor]:

@@ -299,7 +299,8 @@ def _find(job: tuple[Task, float, str | None]) -> Optimum:
     task, limit, weights = job
     first = None
     if weights is not None:
-        first = picking.rank(task.space(), picking.predictor_of(Path(weights))).best(64)
+        network = picking.predictor_of(weights or None, design=task.accelerator.design)
+        first = picking.rank(task.space(), network).best(64)
     return find_optimum(task, limit, first)
 
 
@@ -308,11 +309,19 @@ def search_all(
 ) -> Iterator[Optimum]:
     """Search every task that ``out`` has no row of this version for; each row is appended when it is known.
 
+    A row whose search did not close counts for searches of no more seconds than it took.
+
+    Args:
+        limit: seconds for each task.
+        weights: a name or a file, or empty for the shipped ones of each design; searches start from this network's
+            picks, with None from none.
+
     Raises:
         OneShotError: ``out`` is no such table, or another process writes it.
     """
     with open_lines(out, _parse) as table:
-        done = {(row.task, row.version) for row in table.entries}
+        own = (row for row in table.entries if row.closed or row.seconds >= limit)
+        done = {(row.task, row.version) for row in own}
         jobs = [(task, limit, weights) for task in tasks if (task.id, task.version) not in done]
         with ExitStack() as stack:
             results: Iterator[Optimum] = map(_find, jobs)

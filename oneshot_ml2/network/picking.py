@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from oneshot_ml2.network.errors_of_picks import PickErrors
 from oneshot_ml2.network.predictor import Predictor, Scores
 from oneshot_ml2.network.weights import load_pretrained
 from oneshot_ml2.spaces.base import Schedule
@@ -40,6 +41,10 @@ TRUSTED = 0.9
 _HOPELESS = 1e-3
 # Of how many of those the closed-form validity is asked.
 _CHECKED = 256
+# Outside of the trained ranges, how many of the best legal ones by the small network both networks judge.
+_LEGAL = 1024
+# Gap of the two networks' log T that is told: of 440 picks within the ranges none has so much.
+_GAP = 0.2
 # Picks that are made at the same time.
 _AT_ONCE = 2
 # Picks that are kept for the next model.
@@ -54,12 +59,13 @@ class Pick:
         space: the space it is from.
         index: its index in the space.
         schedule: its knobs.
-        predicted_cycles: what the network predicts.
-        p_valid: the network's probability that it is valid.
-        spread: the network's standard deviation of log(T / LB): a warning if large.
+        predicted_cycles: what is predicted of picks: see `PickErrors`.
+        p_valid: the network's probability that it is valid; outside of the trained ranges, where that is told
+            exactly, 1.
+        spread: standard deviation of log T: a warning if large.
         program: lowered.
-        source: ``network``; ``fallback``, the least closed-form estimate, when none of the network's best lowers;
-            ``verified`` when timed on the simulator, as ``verify`` asks for.
+        source: ``network``; ``fallback``, what the networks rank first among those that are legal in closed form, when
+            none of the network's best lowers; ``verified`` when timed on the simulator, as ``verify`` asks for.
         lowered: how many schedules were lowered for it.
         scored: how many schedules the network scored.
         warnings: lines on what lies outside the trained range.
@@ -82,15 +88,16 @@ class Pick:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The best schedules of a space by the small network, judged by the large one.
+    """The best schedules of a space by the small network, judged by the large one, or by both (`rank_legal`).
 
-    ``indices``: int64 (n,), ascending; ``scores``: the large network's scores of them; ``scored``: how many schedules
-    the small one scored.
+    ``indices``: int64 (n,), ascending; ``scores``: their scores; ``scored``: how many schedules the small one scored;
+    ``gap``: float64 (n,), see `Scores.gap`.
     """
 
     indices: NDArray[np.int64]
     scores: Scores
     scored: int
+    gap: NDArray[np.float64]
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
@@ -159,19 +166,61 @@ def rank(space: ScheduleSpace, network: Predictor, closed_form: bool = True) -> 
     """Score the canonical schedules of a space with the small network, and the best of them with the large one.
 
     Of a large space, those of the least proven bounds that the SRAMs hold; with ``closed_form`` false all of it, so
-    that the networks alone decide.
+    that the networks alone decide. Outside of what they were trained on it is `rank_legal`, if the closed form may.
 
     Raises:
         OneShotError: a space that the network does not know.
     """
     network.check_space(space)
+    if closed_form and network.outside(space):
+        return rank_legal(space, network)
     scanned = promising(space) if closed_form else network.features.all_candidates(space)
-    near = scanned.take(np.sort(best_of(network.judge(space, scanned, "scan"), _SHORTLIST)))
-    return Ranking(near.indices, network.judge(space, near), len(scanned))
+    first = network.judge(space, scanned, "scan")
+    places = np.sort(best_of(first, _SHORTLIST))
+    near = scanned.take(places)
+    scores = network.judge(space, near)
+    return Ranking(near.indices, scores, len(scanned), scores.gap(first.take(places)))
 
 
-def closed_form_pick(space: ScheduleSpace) -> int:
-    """The closed-form-legal schedule with the least closed-form estimate.
+def rank_legal(space: ScheduleSpace, network: Predictor) -> Ranking:
+    """What `rank` does where the networks may be wrong: validity is told by the closed form, latency by both together.
+
+    Empty if none of the `promising` schedules is legal.
+
+    Raises:
+        OneShotError: a space that the network does not know.
+    """
+    scanned = promising(space)
+    order = np.argsort(network.judge(space, scanned, "scan").cost, kind="stable")
+    legal = order[:0]
+    # Telling it of all takes long where programs are.
+    for part in (order[:_SHORTLIST], order[_SHORTLIST:]):
+        if not len(legal):
+            legal = part[legal_positions(space, scanned.indices[part], _LEGAL)]
+    return _by_both(space, network, scanned.take(np.sort(legal)), len(scanned))
+
+
+def _by_both(space: ScheduleSpace, network: Predictor, legal: Candidates, scored: int) -> Ranking:
+    """Legal schedules, judged by both networks."""
+    one, other = network.judge(space, legal), network.judge(space, legal, "scan")
+    return Ranking(legal.indices, one.with_both(other), scored, one.gap(other))
+
+
+def _fallback(space: ScheduleSpace, network: Predictor) -> Ranking:
+    """`rank_legal`, or, where nothing promising is legal, the same of the least estimates that are.
+
+    Raises:
+        NoSchedule: none is legal.
+    """
+    ranking = rank_legal(space, network)
+    if len(ranking.indices):
+        return ranking
+    legal = np.sort(legal_by_estimate(space, _LEGAL))
+    return _by_both(space, network, network.features.candidates_at(space, legal), len(space.table()))
+
+
+def legal_by_estimate(space: ScheduleSpace, k: int) -> NDArray[np.int64]:
+    """Of the schedules that are legal in closed form the ``k`` of the least closed-form estimates, int64 (1..k,).
 
     Raises:
         NoSchedule: none is legal; of how many of the canonical schedules each reason is.
@@ -179,12 +228,16 @@ def closed_form_pick(space: ScheduleSpace) -> int:
     indices = space.table()
     indices = indices[np.argsort(space.estimate(indices), kind="stable")]
     counts: Counter[Reason] = Counter()
+    found: list[NDArray[np.int64]] = []
     for begin, reasons in _reasons(space, indices):
-        legal = np.flatnonzero(reasons == Reason.VALID)
-        if len(legal):
-            return int(indices[begin + legal[0]])
+        found.append(indices[begin + np.flatnonzero(reasons == Reason.VALID)])
+        if sum(map(len, found)) >= k:
+            break
         counts.update({Reason(reason): int(n) for reason, n in enumerate(np.bincount(reasons)) if n})
-    raise NoSchedule.counted(space.workload, space.accelerator, counts)
+    legal = np.concatenate(found)[:k]
+    if not len(legal):
+        raise NoSchedule.counted(space.workload, space.accelerator, counts)
+    return legal
 
 
 def _reasons(space: ScheduleSpace, indices: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -258,21 +311,18 @@ def pick(
             continue
         break
     if program is None:
-        index, source = closed_form_pick(space), "fallback"
+        ranking, source = _fallback(space, network), "fallback"
+        index = int(ranking.indices[ranking.scores.cost.argmin()])
         program = space.lower(index)
         lowered += 1
     place = np.flatnonzero(ranking.indices == index)
-    return as_pick(
-        space,
-        index,
-        program,
-        ranking.scores.take(place) if len(place) else network.score(space, np.array([index])),
-        source,
-        began,
-        lowered,
-        ranking.scored,
-        tuple(network.outside(space)),
-    )
+    scores, gap = ranking.scores.take(place), ranking.gap[place]
+    outside = network.outside(space)
+    warnings = list(outside)
+    if gap[0] > _GAP:
+        warnings.append(f"the two networks differ by {np.expm1(gap[0]):.0%} here: the prediction may be poor")
+    scores = PickErrors.of(network.card).corrected(scores, gap, bool(outside))
+    return as_pick(space, index, program, scores, source, began, lowered, ranking.scored, tuple(warnings))
 
 
 def pick_all(

@@ -45,6 +45,8 @@ _CHUNK = 1 << 11
 _MARGIN = math.log2(1.5)
 # What certain failure is worth in log T. A failed pick is twice as slow and more; risks are estimated from few trials.
 _RISK = 2.0
+# Spreads that schedules outside of the trained ranges are taken to be slower by: a quarter to a whole one pick as well.
+_CAUTION = 0.5
 _ADVICE = "use the weights that came with this version, or train new ones with `oneshot-ml2 train`"
 
 
@@ -54,7 +56,8 @@ class Scores:
 
     ``p_valid``: float32 (n,), probability of being valid; ``log_ratio``: float32 (n,), log(T / LB); ``spread``:
     float32 (n,), its standard deviation; ``bound``: float64 (n,), LB in cycles; ``risk``: float64 (n,), probability
-    that a limit of a calibrated board is exceeded, part of ``p_valid`` already; None without a calibration.
+    that a limit of a calibrated board is exceeded, part of ``p_valid`` already; None without a calibration;
+    ``caution``: how many spreads slower than predicted a schedule is taken to be when it is ranked.
     """
 
     p_valid: NDArray[np.float32]
@@ -62,11 +65,13 @@ class Scores:
     spread: NDArray[np.float32]
     bound: NDArray[np.float64]
     risk: NDArray[np.float64] | None = None
+    caution: float = 0.0
 
     def take(self, places: NDArray[np.int64]) -> Scores:
         """Those at some positions (m,)."""
         risk = None if self.risk is None else self.risk[places]
-        return Scores(self.p_valid[places], self.log_ratio[places], self.spread[places], self.bound[places], risk)
+        columns = (self.p_valid[places], self.log_ratio[places], self.spread[places], self.bound[places])
+        return Scores(*columns, risk, self.caution)
 
     @cached_property
     def cycles(self) -> NDArray[np.float64]:
@@ -75,8 +80,22 @@ class Scores:
 
     @property
     def cost(self) -> NDArray[np.float64]:
-        """What schedules are ranked by, float64 (n,): predicted cycles, more where a board's limits may be exceeded."""
-        return self.cycles if self.risk is None else self.cycles * np.exp(_RISK * self.risk)
+        """What schedules are ranked by, float64 (n,): predicted cycles, more where a board's limits may be exceeded, or
+        where the prediction is uncertain and ranked with caution.
+        """
+        cycles = self.cycles if self.risk is None else self.cycles * np.exp(_RISK * self.risk)
+        return cycles * np.exp(self.caution * self.spread) if self.caution else cycles
+
+    def gap(self, other: Scores) -> NDArray[np.float64]:
+        """How far the predicted log T of another network is from this one's, float64 (n,)."""
+        return np.abs(np.log(self.cycles) - np.log(other.cycles))
+
+    def with_both(self, other: Scores) -> Scores:
+        """Of legal schedules the mean of this network and another one of the same schedules, ranked with caution."""
+        half = np.float32(0.5)
+        ratio = half * (np.maximum(self.log_ratio, 0.0) + np.maximum(other.log_ratio, 0.0))
+        p_valid = np.ones_like(self.p_valid) if self.risk is None else (1.0 - self.risk).astype(np.float32)
+        return Scores(p_valid, ratio, half * (self.spread + other.spread), self.bound, self.risk, _CAUTION)
 
 
 @dataclass(frozen=True)

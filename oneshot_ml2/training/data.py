@@ -290,13 +290,21 @@ def split_tasks(data: Data, settings: Settings) -> dict[str, NDArray[np.int64]]:
     ``train``: neither is held out; ``workload``: an unseen workload on a seen accelerator; ``both``: both unseen.
     Tasks of seen workloads on unseen accelerators belong to none, so that ``both`` stays unseen by half of its pairs.
     """
+    return split(data.shapes, data.accelerators, settings)
+
+
+def split(
+    shapes: Sequence[Any], accelerators: Sequence[Accelerator], settings: Settings
+) -> dict[str, NDArray[np.int64]]:
+    """`split_tasks` of tasks (T,) by the shapes of their workloads and their accelerators."""
     rng = np.random.default_rng([settings.seed, 17])
-    shapes = sorted(set(data.shapes))
-    chips = sorted({chip.to_json() for chip in data.accelerators})
-    held_shapes = {shapes[i] for i in rng.permutation(len(shapes))[: round(settings.held_workloads * len(shapes))]}
+    different = sorted(set(shapes))
+    chips = sorted({chip.to_json() for chip in accelerators})
+    held = rng.permutation(len(different))[: round(settings.held_workloads * len(different))]
+    held_shapes = {different[i] for i in held}
     held_chips = {chips[i] for i in rng.permutation(len(chips))[: min(settings.held_accelerators, len(chips) - 1)]}
-    new_shape = np.array([shape in held_shapes for shape in data.shapes])
-    new_chip = np.array([chip.to_json() in held_chips for chip in data.accelerators])
+    new_shape = np.array([shape in held_shapes for shape in shapes])
+    new_chip = np.array([chip.to_json() in held_chips for chip in accelerators])
     return {
         "train": np.flatnonzero(~new_shape & ~new_chip),
         "workload": np.flatnonzero(new_shape & ~new_chip),

@@ -224,3 +224,16 @@ def test_reliability_is_its_definition(pairs: list[tuple[bool, float]], bins: in
     assert found["predicted"] == pytest.approx(predicted) and found["observed"] == pytest.approx(observed)
     gaps = [n * abs(p - q) for n, p, q in zip(count, predicted, observed)]
     assert same(metrics.calibration_error(truth, score, bins), sum(gaps) / sum(count) if count else math.nan)
+
+
+def test_figures_of_picks_by_hand():
+    found = metrics.summarise_picks([1.0, 0.5, 0.0, 0.25], [100, 200, 0, 400], [110, 100, 0, 396], [0.1, 0.4, 0, 0.004])
+    assert (found["tasks"], found["failures"], found["worst"], found["share_95"]) == (4, 1, 0.0, 0.25)
+    assert found["geomean"] == pytest.approx((1.0 * 0.5 * 0.01 * 0.25) ** 0.25)
+    assert found["mape"] == pytest.approx((0.1 + 0.5 + 0.01) / 3)
+    # In spreads: log 1.1 / 0.1 = 0.95, log 2 / 0.4 = 1.7, log(1 / 0.99) / 0.004 = 2.5.
+    assert (found["within_1"], found["within_2"]) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert metrics.summarise_picks([1.0], [7], [7], [0.0])["geomean"] == 1.0
+    failed = metrics.summarise_picks([0.0], [-1], [0], [0])
+    assert failed["geomean"] == pytest.approx(0.01) and math.isnan(failed["mape"]) and math.isnan(failed["within_1"])
+    assert metrics.summarise_picks([], [], [], [])["tasks"] == 0

@@ -85,14 +85,14 @@ def test_sums_over_tasks(known, transplants):
 
 def test_the_command_evaluates_the_shipped_tables(tmp_path: Path, run_command):
     out = tmp_path / "e.json"
-    code, text, err = run_command("evaluate", "--sets", "resnet18", "--tasks", 2, "--out", out, "--json")
+    code, text, err = run_command("evaluate", "--sets", "resnet18", "--limit", 2, "--out", out, "--json")
     assert (code, err) == (0, "")
     result = json.loads(out.read_text())
     assert json.loads(text) == result
     (only,) = result["sets"]
     assert only["tasks"] == len(only["rows"]) == 2
     assert 0.5 < only["pick"]["geomean"] <= 1
-    code, text, _ = run_command("evaluate", "--sets", "resnet18", "--tasks", 1, "--out", out)
+    code, text, _ = run_command("evaluate", "--sets", "resnet18", "--limit", 1, "--out", out)
     assert code == 0 and "network (ours)" in text
 
 
@@ -107,7 +107,7 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, run_command, monkeypa
         return real(task, *rest)
 
     monkeypatch.setattr(evaluate, "evaluate_task", stop_at_third)
-    arguments = ("evaluate", "--sets", "resnet18", "--tasks", 3, "--out", out)
+    arguments = ("evaluate", "--sets", "resnet18", "--limit", 3, "--out", out)
     assert run_command(*arguments)[0] != 0
     assert not out.exists() and len(part.read_bytes().splitlines()) == 3
     # As a killed process leaves it.
@@ -140,7 +140,7 @@ def test_legal_choices_are_found_behind_many_illegal_ones(known, transplants, mo
 
 
 def test_bad_input_says_why(tmp_path: Path, run_command, monkeypatch):
-    assert run_command("evaluate", "--tasks", -1)[0] == 2
+    assert run_command("evaluate", "--limit", -1)[0] == 2
     assert "absent" in run_command("evaluate", "--weights", tmp_path / "absent.safetensors")[2]
     code, _, err = run_command("evaluate", "--sets", "nonsense")
     assert code == 2 and "workloads" in err

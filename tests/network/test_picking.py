@@ -12,9 +12,11 @@ import networks
 import numpy as np
 import pytest
 
+from oneshot_ml2.common.errors import WeightsError
 from oneshot_ml2.devices import registry
 from oneshot_ml2.network import picking
-from oneshot_ml2.network.predictor import Scores
+from oneshot_ml2.network.errors_of_picks import PickErrors
+from oneshot_ml2.network.predictor import NETWORKS, Predictor, Scores, depth
 from oneshot_ml2.spaces.full import space as full
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import image, nest, simulator
@@ -73,17 +75,98 @@ def test_a_pick_is_the_first_legal_one_of_the_ranking_and_always_the_same():
     scores = network.score(picked.space, order)
     assert (np.diff(scores.cycles) >= 0).all()
     assert (scores.p_valid >= picking.TRUSTED).all()
-    assert picked.predicted_cycles == pytest.approx(scores.cycles[order == picked.index][0])
+    first = np.flatnonzero(order == picked.index)
+    known = PickErrors.of(network.card).corrected(scores.take(first), ranking.gap[ranking.order[first]])
+    assert picked.predicted_cycles == pytest.approx(known.cycles[0])
 
 
-def test_distrust_of_everything_falls_back_to_the_closed_form(monkeypatch):
+def biased(network: Predictor, by: tuple[float, float, float], names: tuple[str, ...] = NETWORKS) -> Predictor:
+    """The network with something added to the outputs of some of `NETWORKS`."""
+    tensors = dict(network.tensors)
+    for name in names:
+        last = f"{name}.{depth(tensors, name) - 1}.bias"
+        tensors[last] = tensors[last] + np.array(by, dtype=np.float32)
+    return dataclasses.replace(network, tensors=tensors)
+
+
+def test_distrust_of_everything_falls_back_to_what_the_networks_rank_first(monkeypatch):
     forbid(monkeypatch)
-    picked = picking.pick(networks.SMALL, PYNQ, networks.random_network(trusting=-1e3))
+    shipped = picking.predictor_of(None)
+    distrusting = biased(shipped, (-1e3, 0, 0))
+    picked = picking.pick(networks.SMALL, PYNQ, distrusting)
     assert picked.source == "fallback"
     space = picked.space
     table = space.table()
     legal = table[space.validity(table) == Reason.VALID]
-    assert space.estimate(np.array([picked.index]))[0] == space.estimate(legal).min()
+    both = distrusting.score(space, legal).with_both(distrusting.score(space, legal, "scan"))
+    assert both.cost[legal == picked.index] == pytest.approx(both.cost.min(), rel=1e-5)
+    # It is far better than the closed form's choice.
+    best, of_form = picked.index, int(picking.legal_by_estimate(space, 1)[0])
+    monkeypatch.undo()
+    cycles = space.measure(np.array([best, of_form])).cycles
+    assert cycles[0] < cycles[1]
+
+
+def test_legal_schedules_come_in_the_order_of_their_estimates():
+    space = ScheduleSpace(networks.SMALL, PYNQ)
+    table = space.table()
+    legal = table[space.validity(table) == Reason.VALID]
+    first = picking.legal_by_estimate(space, 40)
+    assert np.array_equal(space.estimate(first), np.sort(space.estimate(legal))[:40])
+    assert len(picking.legal_by_estimate(space, 1 << 30)) == len(legal)
+
+
+# Queue, micro-ops, latency, bursts and blocks that no training accelerator has.
+BEYOND = Accelerator(0, 4, 12, 13, 18, 12, memory_latency=60000, instruction_queue=8, burst_len_bits=6, name="beyond")
+
+
+def test_outside_of_the_trained_ranges_validity_is_told_exactly_and_both_networks_judge():
+    network = picking.predictor_of(None)
+    space = ScheduleSpace(networks.SMALL, BEYOND)
+    assert network.outside(space)
+    ranking = picking.rank(space, network)
+    assert 0 < len(ranking.indices) <= ranking.scored
+    assert (space.validity(ranking.indices) == Reason.VALID).all() and (ranking.scores.p_valid == 1).all()
+    # The networks call legal ones invalid there, or it would be no test.
+    one, other = network.score(space, ranking.indices), network.score(space, ranking.indices, "scan")
+    assert (one.p_valid < picking.TRUSTED).any()
+    assert np.allclose(np.log(ranking.scores.cycles), (np.log(one.cycles) + np.log(other.cycles)) / 2)
+    assert np.allclose(ranking.gap, np.abs(np.log(one.cycles) - np.log(other.cycles)), atol=1e-5)
+    cautious = np.log(ranking.scores.cycles) + 0.5 * (one.spread + other.spread) / 2
+    assert ranking.order[0] == cautious.argmin()
+    picked = picking.pick(networks.SMALL, BEYOND)
+    assert (picked.source, picked.index) == ("network", ranking.best(1)[0])
+    # Within the ranges the large network decides alone, and so it does where the networks are asked alone.
+    inside = ScheduleSpace(networks.SMALL, PYNQ)
+    usual = picking.rank(inside, network)
+    assert np.array_equal(usual.scores.log_ratio, network.score(inside, usual.indices).log_ratio)
+    alone = picking.rank(space, network, closed_form=False)
+    assert np.array_equal(alone.scores.log_ratio, network.score(space, alone.indices).log_ratio)
+
+
+def test_networks_that_disagree_are_told():
+    shipped = picking.predictor_of(None)
+    assert not any("two networks" in line for line in picking.pick(networks.SMALL, PYNQ, shipped).warnings)
+    odd = biased(shipped, (0, 0.4, 0), ("scan",))
+    picked = picking.pick(networks.SMALL, PYNQ, odd)
+    (line,) = [line for line in picked.warnings if "two networks" in line]
+    one, other = (odd.score(picked.space, np.array([picked.index]), name).cycles[0] for name in NETWORKS)
+    assert f"differ by {max(one, other) / min(one, other) - 1:.0%} " in line
+
+
+def test_predictions_of_picks_know_the_errors_of_picks():
+    shipped = picking.predictor_of(None)
+    bare = {key: value for key, value in shipped.card.items() if key != "picks"}
+    plain = picking.pick(networks.SMALL, PYNQ, dataclasses.replace(shipped, card=bare))
+    known = {"shift": 0.5, "scale": 2.0, "gap": 0.25}
+    better = picking.pick(networks.SMALL, PYNQ, dataclasses.replace(shipped, card=bare | {"picks": known}))
+    assert better.index == plain.index
+    assert better.predicted_cycles == pytest.approx(plain.predicted_cycles * np.exp(0.5 * plain.spread), rel=1e-5)
+    one, other = (shipped.score(plain.space, np.array([plain.index]), name).cycles[0] for name in NETWORKS)
+    assert better.spread == pytest.approx(np.hypot(2 * plain.spread, 0.25 * np.log(one / other)), rel=1e-3)
+    for wrong in ({"shift": "x"}, {"scale": float("nan")}, [1]):
+        with pytest.raises(WeightsError, match="card"):
+            PickErrors.of({"picks": wrong})
 
 
 def test_where_nothing_is_trusted_what_is_least_distrusted_comes_first():
