@@ -146,13 +146,13 @@ def test_rows_and_pads_of_the_closed_form_are_the_program_s() -> None:
         for index, row in zip(indices.tolist(), summary):
             totals_of = dict(zip(totals.SUMMARY, row, strict=True))
             insns = space.lower(index).insns
-            loads = insns[(insns.op == Opcode.LOAD) & (insns.x > 0)]
-            inputs, weights = loads[loads.mem == Memory.INP], loads[loads.mem == Memory.WGT]
-            width = inputs.left + inputs.x + inputs.right
-            pads = (inputs.top + inputs.bottom) * width + inputs.y * (inputs.left + inputs.right)
+            loads = insns[(insns["op"] == Opcode.LOAD) & (insns["x"] > 0)]
+            inputs, weights = loads[loads["mem"] == Memory.INP], loads[loads["mem"] == Memory.WGT]
+            width = inputs["left"] + inputs["x"] + inputs["right"]
+            pads = (inputs["top"] + inputs["bottom"]) * width + inputs["y"] * (inputs["left"] + inputs["right"])
             assert totals_of["pads"] == pytest.approx(pads.sum() * HLS.pad / TICKS)
             # What an opening cuts into parts has more.
-            assert totals_of["inp_rows"] <= inputs.y.sum() * HLS.read_row / TICKS * (1 + 1e-9)
-            assert totals_of["wgt_rows"] <= weights.y.sum() * HLS.read_row / TICKS * (1 + 1e-9)
+            assert totals_of["inp_rows"] <= inputs["y"].sum() * HLS.read_row / TICKS * (1 + 1e-9)
+            assert totals_of["wgt_rows"] <= weights["y"].sum() * HLS.read_row / TICKS * (1 + 1e-9)
             seen += pads.sum() > 0
     assert seen > 50
