@@ -382,12 +382,15 @@ def test_the_simulator_on_other_machines_and_under_sanitizers(tmp_path: Path, co
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
-def test_words_of_any_kind_end_in_bounds(tmp_path: Path, compiler: str) -> None:
+@pytest.mark.parametrize(
+    ("compiler", "broken"),
+    [("gcc", ""), ("clang", ""), ("gcc", "pads,strides,outer-weight,shift,reset,tokens,distance,cache")],
+)
+def test_words_of_any_kind_end_in_bounds(tmp_path: Path, compiler: str, broken: str) -> None:
     needs_compiler(compiler)
     rng = np.random.default_rng(8)
     for number, chip in enumerate((PYNQ, ODD)):
-        program = executable([compiler], chip, "run_program.c", CROSS[compiler][1])
+        program = executable([compiler], chip, "run_program.c", (*CROSS[compiler][1], "-DVTA_BREAKABLE"))
         content = []
         for _ in range(150):
             size = PAGE * int(rng.integers(2, 9))
@@ -400,7 +403,7 @@ def test_words_of_any_kind_end_in_bounds(tmp_path: Path, compiler: str) -> None:
             head = np.array([size, 0, len(words)], "<u4")
             content.append(head.tobytes() + dram.tobytes())
         (tmp_path / f"words{number}").write_bytes(b"".join(content))
-        environment = os.environ | {"VTA_LIMIT_MS": "50"}
+        environment = os.environ | {"VTA_LIMIT_MS": "50", "VTA_BROKEN": broken}
         command = [str(program), str(tmp_path / f"words{number}")]
         run = subprocess.run(command, capture_output=True, check=False, timeout=300, env=environment)
         assert run.returncode == 0, run.stderr.decode()[-2000:]

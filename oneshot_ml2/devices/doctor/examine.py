@@ -26,6 +26,19 @@ from oneshot_ml2.vta.tokens import QUEUES
 _SRAMS = {Memory.ACC: "run", Memory.INP: "gemm", Memory.WGT: "gemm", Memory.UOP: "gemm"}
 
 
+# What timed programs need, all of them, and those of some kinds of work besides.
+_TIMED = ("run", "gemm", "load_inp", "add_imm", "store")
+_NEEDS = {
+    "read row": ("load_inp_strides",),
+    "stored row": ("store_strides",),
+    "pad": ("load_inp_pads",),
+    "ALU": ("alu_outer_dst",),
+    "GEMM": ("gemm_outer_acc",),
+    "weight": ("load_wgt",),
+    "accumulator": ("load_acc",),
+}
+
+
 @dataclass(frozen=True)
 class Finding:
     """What a probe found: the feature, one of `board.VERDICTS`, and a sentence."""
@@ -81,21 +94,26 @@ class _Examination:
         """Whether a feature was found right."""
         return feature in self.findings and self.findings[feature].verdict == RIGHT
 
-    def tried(self, feature: str, requires: tuple[str, ...], probe: Callable[[], tuple[str, str]]) -> None:
-        """Let a probe say its verdict and sentence, unless what it requires is not right or the device hangs."""
+    def blocked(self, feature: str, requires: tuple[str, ...]) -> bool:
+        """Whether a feature cannot be tried, as what it requires is not right or the device hangs; that is noted."""
         missing = [name for name in requires if not self.right(name)]
         if self.bench.hung:
             self.say(feature, NOT_TRIED, f"the device hangs since another probe: {self.bench.hung}")
         elif missing:
             self.say(feature, NOT_TRIED, f"it needs {', '.join(missing)}")
-        else:
-            try:
-                self.say(feature, *probe())
-            except TooSmall as error:
-                # What no program can do that fits is not asked of it either.
-                self.say(feature, RIGHT, f"no program can tell: {error}")
-            except Fault as fault:
-                self.say(feature, WRONG, f"it fails: {fault}")
+        return bool(self.bench.hung or missing)
+
+    def tried(self, feature: str, requires: tuple[str, ...], probe: Callable[[], tuple[str, str]]) -> None:
+        """Let a probe say its verdict and sentence, unless it is `blocked`."""
+        if self.blocked(feature, requires):
+            return
+        try:
+            self.say(feature, *probe())
+        except TooSmall as error:
+            # What no program can do that fits is not asked of it either.
+            self.say(feature, RIGHT, f"no program can tell: {error}")
+        except Fault as fault:
+            self.say(feature, WRONG, f"it fails: {fault}")
 
     def become(self, chip: Accelerator) -> None:
         """The device is another accelerator than was thought."""
@@ -304,22 +322,20 @@ def _tokens(work: _Examination) -> tuple[str, str]:
 # Times -------------------------------------------------------------------------------------------
 def _times(work: _Examination) -> None:
     features = tuple(dict.fromkeys(kind.feature for kind in timing.KINDS))
-    needed = ("run", "gemm", "load_inp", "load_inp_pads", "load_inp_strides", "store_strides")
-    usable = all(work.right(name) for name in ("run", "gemm", "load_inp", "add_imm", "store"))
-    kinds = [kind for kind in timing.KINDS if usable and all(work.right(name) for name in _needs_of(kind))]
-    if not usable or work.bench.hung:
-        for feature in (*features, "time_submission"):
-            work.tried(feature, needed[:3], lambda: (NOT_TRIED, "it needs add_imm and store"))
+    told = (*features, "time_submission")
+    blocked = [work.blocked(feature, _TIMED) for feature in told]
+    if any(blocked):
         return
+    kinds = [kind for kind in timing.KINDS if all(work.right(name) for name in _NEEDS.get(kind.name, ()))]
     try:
         times = timing.measure(work.bench, work.chip, work.repeats, kinds)
     except (Fault, OneShotError) as error:
-        for feature in (*features, "time_submission"):
+        for feature in told:
             work.say(feature, NOT_TRIED, f"a timed program fails: {error}")
         return
     model = f"the {work.chip.design} design's model"
     if times.foreign:
-        for feature in (*features, "time_submission"):
+        for feature in told:
             work.say(
                 feature, NOT_TRIED,
                 f"times do not follow {model} ({times.deviation:.0%} off): a simulator, or another design",
@@ -333,19 +349,6 @@ def _times(work: _Examination) -> None:
         verdict = SLOW if slow else RIGHT
         work.say(feature, verdict if own else NOT_TRIED, f"cycles, in brackets the file's: {', '.join(parts)}")
     work.say("time_submission", RIGHT, f"{times.submission * 1e6:,.1f} us around a run")
-
-
-def _needs_of(kind: timing.Kind) -> tuple[str, ...]:
-    """Features that a timed program needs beside the least ones."""
-    return {
-        "read row": ("load_inp_strides",),
-        "stored row": ("store_strides",),
-        "pad": ("load_inp_pads",),
-        "ALU": ("alu_outer_dst",),
-        "GEMM": ("gemm_outer_acc",),
-        "weight": ("load_wgt",),
-        "accumulator": ("load_acc",),
-    }.get(kind.name, ())
 
 
 # The board file ------------------------------------------------------------------------------------
