@@ -33,7 +33,7 @@ def host_and_port(spec: str, text: str, form: str) -> tuple[str, int]:
     """
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise DeviceError(f"device {spec!r}: give it as {form}, e.g. {form.partition(':')[0]}:127.0.0.1:9090")
+        raise DeviceError(f"{spec!r}: give it as {form}, HOST:PORT being e.g. 127.0.0.1:9090")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
