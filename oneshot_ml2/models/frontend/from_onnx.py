@@ -36,10 +36,11 @@ def import_onnx(path: str | Path, shapes: Mapping[str, Sequence[int]] | None = N
     """
     path = Path(path)
     # TVM takes seconds to import: not for a file that cannot be read.
-    model = read_onnx(path)
-    notes = fix_shapes(model, shapes or {}, str(path))
+    given = [read_onnx(path)]
+    notes = fix_shapes(given[0], shapes or {}, str(path))
     try:
-        graph = from_proto(model, path.stem)
+        # Its weights are not kept here while others are made of them.
+        graph = from_proto(given.pop(), path.stem)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     return dataclasses.replace(graph, notes=(*notes, *graph.notes))
@@ -52,11 +53,14 @@ def from_proto(model: Any, name: str) -> Graph:
         ModelError: as `import_onnx`.
     """
     with quiet():
-        notes = prepare(model, _SUPPORTED_ONNX)
+        model, notes = prepare(model, _SUPPORTED_ONNX)
         outputs = [entry.name for entry in model.graph.output]
         _check_inputs(model.graph)
-        imported = origins.import_nodes(model, _SUPPORTED_ONNX)
-    graph = from_relax(imported, name, _names(model.graph), _SUPPORTED_ONNX, outputs)
+        imported = [origins.import_nodes(model, _SUPPORTED_ONNX)]
+    names = _names(model.graph)
+    # The weights are TVM's now, and soon numpy's: large models have no room for one copy more.
+    del model
+    graph = from_relax(imported.pop(), name, names, _SUPPORTED_ONNX, outputs)
     return dataclasses.replace(graph, notes=tuple(notes))
 
 

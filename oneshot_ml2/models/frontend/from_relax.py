@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -44,6 +45,15 @@ def from_relax(
     Raises:
         ModelError: says of all that cannot be read at once.
     """
+    graph = _read(imported, name, supported, output_names)
+    # TVM's copy of the weights, which cycles hold, goes before folding makes another one.
+    del imported
+    gc.collect()
+    return simplify(graph, names)
+
+
+def _read(imported: Imported, name: str, supported: Sequence[str], output_names: Sequence[str]) -> Graph:
+    """The ``main`` function as it is."""
     module, labels = imported.module, imported.labels
     if "main" not in [variable.name_hint for variable in module.get_global_vars()]:
         raise ModelError("the model has no main function")
@@ -73,11 +83,10 @@ def from_relax(
     for entry in reader.inputs:
         if entry in reader.whole and reader.values[entry].limit is None:
             reader.values[entry] = replace(reader.values[entry], limit=WHOLE)
-    graph = Graph(
+    return Graph(
         name, tuple(reader.inputs), tuple(outputs), tuple(reader.nodes), reader.values, reader.constants,
         output_names=tuple(output_names),
     )  # fmt: skip
-    return simplify(graph, names)
 
 
 def _read_all(reader: Reader, bindings: Sequence[Any], labels: Sequence[str], imported: Imported) -> None:

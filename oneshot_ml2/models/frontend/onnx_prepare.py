@@ -5,6 +5,7 @@ float32.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -19,18 +20,23 @@ from oneshot_ml2.models.frontend.onnx_quantized import QUANTIZED, is_quantized, 
 # From here on a scale of each channel can say along which axis they lie.
 _CHANNEL_SCALES = 13
 
+# Elements up to which a constant may be a shape.
+_SHAPES = 1 << 10
+
 # What is a loop when it is expanded; of constants it is computed.
 _LOOPS = ("Range", "SequenceMap")
 
 
-def prepare(model: Any, known: Collection[str]) -> list[str]:
-    """Resolve, in place, what need not be left to the compiled model.
+def prepare(model: Any, known: Collection[str]) -> tuple[Any, list[str]]:
+    """Resolve what need not be left to the compiled model.
 
     Args:
-        model: an ONNX model of fixed shapes; ``known``: operators that need not be expanded to what they are made of.
+        model: an ONNX model of fixed shapes, which may be changed; ``known``: operators that need not be expanded to
+            what they are made of.
 
     Returns:
-        Lines on what was changed of what the model computes.
+        The model, a new one where memory would hold the old one's weights, too, and lines on what was changed of what
+        it computes.
 
     Raises:
         ModelError: shapes that contradict each other, or a quantization that is not supported.
@@ -38,25 +44,26 @@ def prepare(model: Any, known: Collection[str]) -> list[str]:
     from onnx import inliner
 
     if model.functions:
-        model.CopyFrom(inliner.inline_local_functions(model))
-    _fold(model)
-    if _expand(model, {*known, *QUANTIZED, *_LOOPS}):
-        _fold(model)
+        model = inliner.inline_local_functions(model)
+    model = _fold(model)
+    expanded = _expand(model, {*known, *QUANTIZED, *_LOOPS})
+    if expanded is not model:
+        model = _fold(expanded)
     changes = _trained(model)
     if is_quantized(model):
         if opset_of(model) < _CHANNEL_SCALES:
-            _convert(model, _CHANNEL_SCALES)
+            model = _convert(model, _CHANNEL_SCALES)
         changes += to_qdq(model)
-        _fold(model)
+        model = _fold(model)
     changes += _as_float32(model)
     changes += cut_ends(model)
     bound_masks(model.graph)
-    return changes
+    return model, changes
 
 
-def _expand(model: Any, known: Collection[str]) -> bool:
-    """Replace ONNX's operators that are not ``known`` by what they are made of, where the standard says it; whether
-    there were any.
+def _expand(model: Any, known: Collection[str]) -> Any:
+    """The model with ONNX's operators that are not ``known`` replaced by what they are made of, where the standard says
+    it; the same one if there are none.
     """
     import onnx
     from onnx import defs, helper, inliner
@@ -73,8 +80,8 @@ def _expand(model: Any, known: Collection[str]) -> bool:
         for tensor in model.graph.initializer:
             info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             inferred.graph.value_info.append(info)
-        model.CopyFrom(inliner.inline_selected_functions(inferred, sorted(expanded), inline_schema_functions=True))
-    return bool(expanded)
+        return inliner.inline_selected_functions(inferred, sorted(expanded), inline_schema_functions=True)
+    return model
 
 
 def nodes(graph: Any) -> Iterator[Any]:
@@ -86,21 +93,21 @@ def nodes(graph: Any) -> Iterator[Any]:
                 yield from nodes(inner)
 
 
-def _fold(model: Any) -> None:
-    """Compute what follows from constants and shapes alone; dequantized weights stay as they are.
+def _fold(model: Any) -> Any:
+    """The model with what follows from constants and shapes alone computed; dequantized weights stay as they are.
 
     Raises:
         ModelError: shapes that contradict each other, or constants that do not fit their operator.
     """
     if not _foldable(model.graph):
-        return
+        return model
     import onnx
     from onnx_ir.passes import common
     from onnxscript import ir, optimizer
 
     try:
         # With the values of shapes, which tells more of what follows from them.
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True)
     except Exception as error:
         # It names the node itself.
         raise ModelError(f"its shapes cannot be inferred: {first_line(error)}") from error
@@ -109,18 +116,42 @@ def _fold(model: Any) -> None:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        graph = ir.serde.deserialize_model(inferred)
+        for name in ("node", "value_info", "output"):
+            part = getattr(model.graph, name)
+            del part[:]
+            part.extend(getattr(inferred.graph, name))
+        graph = ir.serde.deserialize_model(model)
         optimizer.fold_constants(
             graph, onnx_shape_inference=True, output_size_limit=1 << 30,
             should_fold=lambda node: node.op_type not in quantizers,
         )  # fmt: skip
         optimizer.remove_unused_nodes(graph)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
-        model.CopyFrom(ir.serde.serialize_model(graph))
+        return ir.serde.serialize_model(graph)
     except Exception as error:
         raise ModelError(f"its constants cannot be computed: {first_line(error.__cause__ or error)}") from error
     finally:
         logger.setLevel(level)
+
+
+def _without_weights(model: Any) -> Any:
+    """The model for the inference of shapes, which no large constant says anything of: these without their elements."""
+    import onnx
+
+    light = onnx.ModelProto()
+    for name in ("opset_import", "functions", "metadata_props"):
+        getattr(light, name).extend(getattr(model, name))
+    light.ir_version = model.ir_version
+    graph = light.graph
+    graph.name = model.graph.name
+    for name in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(graph, name).extend(getattr(model.graph, name))
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _SHAPES:
+            graph.initializer.append(tensor)
+        else:
+            graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    return light
 
 
 def _trained(model: Any) -> list[str]:
@@ -144,8 +175,8 @@ def _foldable(graph: Any) -> bool:
     return False
 
 
-def _convert(model: Any, opset: int) -> None:
-    """Bring a model to a later opset.
+def _convert(model: Any, opset: int) -> Any:
+    """A model of a later opset.
 
     Raises:
         ModelError: there is no way to.
@@ -153,7 +184,7 @@ def _convert(model: Any, opset: int) -> None:
     from onnx import version_converter
 
     try:
-        model.CopyFrom(version_converter.convert_version(model, opset))
+        return version_converter.convert_version(model, opset)
     except Exception as error:
         what = f"it is of opset {opset_of(model)} and cannot be brought to {opset}; export it anew"
         raise ModelError(f"{what}: {first_line(error)}") from error
