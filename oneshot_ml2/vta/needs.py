@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 from oneshot_ml2.vta import tokens
 from oneshot_ml2.vta.board import MOST_TOKENS, NEEDS, Board
 from oneshot_ml2.vta.program import AluOp, Flag, Insns, Memory, Opcode
@@ -29,7 +30,7 @@ _SHIFT_LEFT = _BIT["shl_imm"]
 _TOKENS = np.array([_BIT[f"tokens_{a}_{b}"] for a, _, b in (queue.split("-") for queue in tokens.QUEUES)])
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _of_move(insn):  # type: ignore[no-untyped-def]
     """What a LOAD or STORE needs that moves something."""
     apart = insn.y > 1 and insn.stride != insn.x
@@ -46,7 +47,7 @@ def _of_move(insn):  # type: ignore[no-untyped-def]
     return found | (_INP_BOTH if apart and pads else 0)
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _of_loops(insn):  # type: ignore[no-untyped-def]
     """What a GEMM or an ALU operation needs; factors of loops of one iteration move nothing."""
     outer, inner = insn.iter_out > 1, insn.iter_in > 1
@@ -72,7 +73,7 @@ def _of_loops(insn):  # type: ignore[no-untyped-def]
     return found | (_OF_IMMEDIATE[insn.alu_op] if insn.use_imm else _OF_TENSOR[insn.alu_op])
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _of_tokens(insn):  # type: ignore[no-untyped-def]
     module, found = tokens.module_of(insn), np.int64(0)
     if insn.flags & Flag.PUSH_PREV and tokens.PUSHES_PREV[module] >= 0:
@@ -98,7 +99,7 @@ def needs(insns):  # type: ignore[no-untyped-def]
     return found
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _step(insn, module, counts):  # type: ignore[no-untyped-def]
     """Take an instruction's tokens and push its own; False where some are not there."""
     prev, after = tokens.POPS_PREV[module], tokens.POPS_NEXT[module]
