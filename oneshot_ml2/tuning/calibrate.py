@@ -22,6 +22,8 @@ from oneshot_ml2.network.calibration import (
 )
 from oneshot_ml2.network.predictor import Predictor, bare
 from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.hls_keys import TICKS
 from oneshot_ml2.vta.reasons import TRANSIENT, Reason
 
 # Memory latencies that are tried, as multiples of the described one, as far as the weights were trained on them.
@@ -106,11 +108,8 @@ class Board:
         self.spaces, self.network = list(spaces), replace(network, tensors=bare(network.tensors))
         self.described = self.spaces[0].accelerator.memory_latency
         self.traffic = boards_of(network.kind).TRAFFIC
-        place = network.features.TASK_FEATURES.index("memory latency")
-        low, high = (2.0 ** float(network.tensors[name][place]) - 1.0 for name in ("low", "high"))
-        # On the HLS design memory latency plays no part.
-        factors = _LATENCIES if self.spaces[0].accelerator.hls is None else ()
-        tried = {min(max(round(self.described * factor), math.floor(low)), math.ceil(high)) for factor in factors}
+        low, high = _trained(network, self.spaces[0].accelerator)
+        tried = {min(max(round(self.described * factor), math.floor(low)), math.ceil(high)) for factor in _LATENCIES}
         self.latencies = sorted({max(1, latency) for latency in tried} | {self.described})
         self._rows: dict[tuple[int, int], dict[int, tuple[Any, ...]]] = {}
 
@@ -138,6 +137,16 @@ class Board:
     def adapted(self, known: Calibration) -> Predictor:
         """The network with a calibration."""
         return replace(self.network, tensors=self.network.tensors | known.to_tensors())
+
+
+def _trained(network: Predictor, chip: Accelerator) -> tuple[float, float]:
+    """The range of memory latencies that a network was trained on; on the HLS design rows in proportion to them."""
+    slow, names = "memory latency" if chip.hls is None else "read row cycles", network.seen.task
+    if slow not in names:
+        return chip.memory_latency, chip.memory_latency
+    low, high = (2.0 ** float(network.tensors[name][names.index(slow)]) - 1.0 for name in ("low", "high"))
+    scale = 1.0 if chip.hls is None else chip.memory_latency * TICKS / chip.hls.read_row
+    return low * scale, high * scale
 
 
 def _weights(measured: Measured) -> NDArray[np.float64]:

@@ -228,7 +228,9 @@ def test_a_slow_memory_is_told_by_its_latency(board: Board) -> None:
 
 def test_slow_rows_of_the_hls_design_are_told_by_the_latency(board: Board) -> None:
     chip = Accelerator.load("pynq-hls")
-    described = Board([ScheduleSpace(space.workload, chip) for space in board.spaces], picking.predictor_of(None))
+    described = Board(
+        [ScheduleSpace(space.workload, chip) for space in board.spaces], picking.predictor_of(None, design="hls")
+    )
     measured = finetune.collect(described, PerturbedDevice("paged", 0, Differences(latency=4.0)), 64)
     known = calibrate.fit(described, measured)
     assert known.latency > 2 * described.described
