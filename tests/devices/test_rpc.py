@@ -53,7 +53,7 @@ def tracker() -> Iterator[int]:
         port = free.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, "-m", "tvm.exec.rpc_tracker", "--host", "127.0.0.1", "--port", str(port), "--port-end",
-         str(port + 1)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+         str(port + 1)], stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while True:
