@@ -47,7 +47,7 @@ def _pairs(rng: np.random.Generator, layers: list[str], chips: list[str]) -> lis
     return [(layer, chips[i]) for layer, i in zip(chosen, order, strict=False)]
 
 
-def _is_new(workload: Workload, chip: Accelerator) -> bool:
+def is_new(workload: Workload, chip: Accelerator) -> bool:
     """Whether a workload's nest on an accelerator is that of no training workload.
 
     Channels count in blocks, so that layers of 240 and of 256 channels are one nest where a block has 32.
@@ -69,7 +69,7 @@ def _unlike_training(pairs: list[tuple[str, str]], chips: list[str]) -> list[tup
     found = []
     for layer, path in pairs:
         start = chips.index(path)
-        new = (chip for chip in chips[start:] + chips[:start] if _is_new(layers[layer], loaded[chip]))
+        new = (chip for chip in chips[start:] + chips[:start] if is_new(layers[layer], loaded[chip]))
         found.append((layer, next(new)))
     return found
 
@@ -102,7 +102,7 @@ def _networks(rng: np.random.Generator) -> list[tuple[str, str]]:
         for i in rng.permutation(len(pool)):
             name, workload = pool[i]
             turn = len(pairs) % 2
-            if drawn < LAYERS_EACH and workload not in taken and _is_new(workload, loaded[turn]):
+            if drawn < LAYERS_EACH and workload not in taken and is_new(workload, loaded[turn]):
                 taken.add(workload)
                 pairs.append((name, chips[turn]))
                 drawn += 1

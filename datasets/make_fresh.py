@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from make_accelerators import draw, legal_triples
-from make_evaluation import _is_new as is_new
+from make_evaluation import is_new
 from make_operators import key, random_operator
 from make_workloads import random_workload
 from tqdm import tqdm

@@ -15,11 +15,10 @@ from typing import Any
 
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.devices.base import Device, DeviceKind
-from oneshot_ml2.devices.driver import DriverDevice
-from oneshot_ml2.devices.remote import RemoteBoard, read_token
 from oneshot_ml2.devices.several import Boards
 from oneshot_ml2.devices.specification import NUMBERS, read_options, seconds
-from oneshot_ml2.devices.tcp import host_and_port
+from oneshot_ml2.devices.tcp import OWN, board_at, host_and_port
+from oneshot_ml2.devices.wire import exactly
 
 _MAGIC = 0x2F271
 _REQUEST, _SUCCESS = 4, 0
@@ -35,27 +34,17 @@ def _ask(host: str, port: int, message: Any, timeout: float) -> Any:
     """
     with socket.create_connection((host, port), timeout) as connection:
         connection.sendall(struct.pack("<i", _MAGIC))
-        if struct.unpack("<i", _exactly(connection, 4))[0] != _MAGIC:
+        if struct.unpack("<i", exactly(connection, 4, "the tracker"))[0] != _MAGIC:
             raise ConnectionError(f"{host}:{port} is no TVM RPC tracker")
         text = json.dumps(message).encode()
         connection.sendall(struct.pack("<i", len(text)) + text)
-        (size,) = struct.unpack("<i", _exactly(connection, 4))
+        (size,) = struct.unpack("<i", exactly(connection, 4, "the tracker"))
         if not 0 < size <= _MOST_BYTES:
             raise ConnectionError(f"the tracker {host}:{port} answers with {size:,} bytes")
         try:
-            return json.loads(_exactly(connection, size))
+            return json.loads(exactly(connection, size, "the tracker"))
         except ValueError as error:
             raise ConnectionError(f"the tracker {host}:{port} answers with what is no JSON") from error
-
-
-def _exactly(connection: socket.socket, size: int) -> bytes:
-    found = b""
-    while len(found) < size:
-        part = connection.recv(size - len(found))
-        if not part:
-            raise ConnectionError("the tracker has closed the connection")
-        found += part
-    return found
 
 
 @dataclass(frozen=True)
@@ -85,7 +74,7 @@ class Tracked:
 def _open(argument: str) -> Device:
     """The device of a server that a tracker hands out, or of several."""
     spec = f"rpc:{argument}"
-    options, own = read_options(spec, ("token-file", "reconnect", "queue", "boards"))
+    options, own = read_options(spec, (*OWN, "queue", "boards"))
     where, _, key = argument.partition("?")[0].partition("/")
     if not key:
         raise DeviceError(f"device {spec!r}: give it as {_FORM}, e.g. rpc:127.0.0.1:9190/vta")
@@ -93,11 +82,7 @@ def _open(argument: str) -> Device:
     if not count.isdecimal() or not 1 <= int(count) <= 1000:
         raise DeviceError(f"{spec}: boards is {count!r}; allowed: 1 to 1000")
     place = Tracked(*host_and_port(spec, where, _FORM), key, seconds(spec, "queue", own.get("queue", "60")))
-    token, patience = read_token(spec, own.get("token-file")), seconds(spec, "reconnect", own.get("reconnect", "10"))
-    boards = [RemoteBoard(spec, place, options, token, patience) for _ in range(int(count))]
-    for board in boards:
-        board.start()
-    devices = [DriverDevice(board) for board in boards]
+    devices = [board_at(spec, place, options, own) for _ in range(int(count))]
     return devices[0] if len(devices) == 1 else Boards(spec, devices)
 
 
@@ -105,7 +90,7 @@ RPC = DeviceKind(
     _FORM,
     "servers of `oneshot-ml2 serve` that a TVM RPC tracker hands out; options: boards (how many), queue (seconds to "
     "wait for one), and those of tcp: ("
-    + ", ".join(["token-file", "reconnect", "limit", *(name for name in NUMBERS if name != "address")])
+    + ", ".join([*OWN, "limit", *(name for name in NUMBERS if name != "address")])
     + ")",
     _open,
 )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from oneshot_ml2.common.errors import DeviceError
 from oneshot_ml2.devices.base import DeviceKind
 from oneshot_ml2.devices.driver import DriverDevice
-from oneshot_ml2.devices.remote import RemoteBoard, read_token
+from oneshot_ml2.devices.raw import Options
+from oneshot_ml2.devices.remote import Place, RemoteBoard, read_token
 from oneshot_ml2.devices.specification import NUMBERS, read_options, seconds
 
+# Options that a server's devices have beside those of every board.
+OWN = ("token-file", "reconnect")
 _FORM = "tcp:HOST:PORT[?OPTION=N&...]"
 
 
@@ -37,15 +41,22 @@ def host_and_port(spec: str, text: str, form: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def _open(argument: str) -> DriverDevice:
-    """The device of a server that is there."""
-    spec = f"tcp:{argument}"
-    options, own = read_options(spec, ("token-file", "reconnect"))
-    place = Fixed(*host_and_port(spec, argument.partition("?")[0], _FORM))
+def board_at(spec: str, place: Place, options: Options, own: Mapping[str, str]) -> DriverDevice:
+    """The device of a server that is there; ``own``: the values of `OWN` that are given.
+
+    Raises:
+        DeviceError: it does not answer, or a value is none.
+    """
     patience = seconds(spec, "reconnect", own.get("reconnect", "10"))
     board = RemoteBoard(spec, place, options, read_token(spec, own.get("token-file")), patience)
     board.start()
     return DriverDevice(board)
+
+
+def _open(argument: str) -> DriverDevice:
+    spec = f"tcp:{argument}"
+    options, own = read_options(spec, OWN)
+    return board_at(spec, Fixed(*host_and_port(spec, argument.partition("?")[0], _FORM)), options, own)
 
 
 TCP = DeviceKind(

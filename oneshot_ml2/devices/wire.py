@@ -95,6 +95,22 @@ def frame(kind: int, number: int, body: bytes) -> bytes:
     return head + _CRC.pack(zlib.crc32(head)) + body
 
 
+def exactly(connection: socket.socket, size: int, who: str) -> bytes:
+    """So many bytes of a connection to ``who``.
+
+    Raises:
+        OSError: they do not come in time, or the connection ends before.
+    """
+    parts = bytearray(size)
+    view = memoryview(parts)
+    while view:
+        done = connection.recv_into(view)
+        if done == 0:
+            raise ConnectionError(f"{who} has closed the connection")
+        view = view[done:]
+    return bytes(parts)
+
+
 class Connection:
     """A connection to a server, which has the board from the beginning to the end of it."""
 
@@ -172,26 +188,16 @@ class Connection:
         raise error
 
     def _receive(self) -> tuple[int, bytes]:
-        head = self._exactly(HEAD_BYTES)
+        head = exactly(self._socket, HEAD_BYTES, "the server")
         magic, version, kind, _, number, length, crc = _HEAD.unpack_from(head)
         if magic != MAGIC or _CRC.unpack_from(head, _HEAD.size)[0] != zlib.crc32(head[: _HEAD.size]):
             raise ValueError("a damaged answer")
         if version != VERSION or length > _MOST_BYTES:
             raise ValueError(f"an answer of version {version}, {length:,} bytes")
-        body = self._exactly(length)
+        body = exactly(self._socket, length, "the server")
         if zlib.crc32(body) != crc or (number != self._number and kind != Kind.FAILED):
             raise ValueError("a damaged answer")
         return kind, body
-
-    def _exactly(self, size: int) -> bytes:
-        parts = bytearray(size)
-        view = memoryview(parts)
-        while view:
-            done = self._socket.recv_into(view)
-            if done == 0:
-                raise ConnectionError("the server has closed the connection")
-            view = view[done:]
-        return bytes(parts)
 
     def close(self) -> None:
         """End it, and with it all that the server holds for it."""

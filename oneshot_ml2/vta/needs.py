@@ -103,18 +103,10 @@ def needs(insns):  # type: ignore[no-untyped-def]
 def _step(insn, module, counts):  # type: ignore[no-untyped-def]
     """Take an instruction's tokens and push its own; False where some are not there."""
     prev, after = tokens.POPS_PREV[module], tokens.POPS_NEXT[module]
-    takes_prev, takes_next = insn.flags & Flag.POP_PREV and prev >= 0, insn.flags & Flag.POP_NEXT and after >= 0
-    if (takes_prev and counts[prev] == 0) or (takes_next and counts[after] == 0):
-        return False
-    if takes_prev:
-        counts[prev] -= 1
-    if takes_next:
-        counts[after] -= 1
-    prev, after = tokens.PUSHES_PREV[module], tokens.PUSHES_NEXT[module]
-    if insn.flags & Flag.PUSH_PREV and prev >= 0:
-        counts[prev] += 1
-    if insn.flags & Flag.PUSH_NEXT and after >= 0:
-        counts[after] += 1
+    for flag, queue in ((Flag.POP_PREV, prev), (Flag.POP_NEXT, after)):
+        if insn.flags & flag and queue >= 0 and counts[queue] == 0:
+            return False
+    tokens.move(insn, counts)
     return True
 
 

@@ -37,6 +37,23 @@ def modules(insns: Insns) -> NDArray[np.int64]:
     return np.where(insns["op"] == Opcode.STORE, STORES, np.where(loads, LOADS, COMPUTES))
 
 
+@part()
+def move(insn, tokens) -> bool:  # type: ignore[no-untyped-def]
+    """Move ``tokens``, int64 (4,) in the order of `QUEUES`, as an instruction does; see `flow`."""
+    sound, module = True, module_of(insn)
+    for flag, queue in ((Flag.POP_PREV, POPS_PREV[module]), (Flag.POP_NEXT, POPS_NEXT[module])):
+        if insn.flags & flag:
+            sound = sound and queue >= 0 and tokens[queue] > 0
+            if queue >= 0:
+                tokens[queue] -= 1
+    for flag, queue in ((Flag.PUSH_PREV, PUSHES_PREV[module]), (Flag.PUSH_NEXT, PUSHES_NEXT[module])):
+        if insn.flags & flag:
+            sound = sound and queue >= 0
+            if queue >= 0:
+                tokens[queue] += 1
+    return sound
+
+
 @njit(cache=True, nogil=True)
 def flow(insns, tokens) -> bool:  # type: ignore[no-untyped-def]
     """Move ``tokens``, int64 (4,) in the order of `QUEUES`, as instructions (n,) do in program order.
@@ -46,17 +63,7 @@ def flow(insns, tokens) -> bool:  # type: ignore[no-untyped-def]
     """
     sound = True
     for i in range(len(insns)):
-        module, flags = module_of(insns[i]), insns[i].flags
-        for flag, queue in ((Flag.POP_PREV, POPS_PREV[module]), (Flag.POP_NEXT, POPS_NEXT[module])):
-            if flags & flag:
-                sound = sound and queue >= 0 and tokens[queue] > 0
-                if queue >= 0:
-                    tokens[queue] -= 1
-        for flag, queue in ((Flag.PUSH_PREV, PUSHES_PREV[module]), (Flag.PUSH_NEXT, PUSHES_NEXT[module])):
-            if flags & flag:
-                sound = sound and queue >= 0
-                if queue >= 0:
-                    tokens[queue] += 1
+        sound = move(insns[i], tokens) and sound
     return sound
 
 

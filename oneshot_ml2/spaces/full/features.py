@@ -114,14 +114,9 @@ _HLS_SCHEDULE_FEATURES = (
     "log recurrence / accumulator distance",
     "recurs within the accumulator distance",
 )
-FEATURE_SETS = {
-    FEATURE_VERSION: base.FeatureSet(FEATURE_VERSION, TASK_FEATURES, SCHEDULE_FEATURES),
-    HLS_FEATURE_VERSION: base.FeatureSet(
-        HLS_FEATURE_VERSION,
-        TASK_FEATURES + designs.DESIGN_FEATURES,
-        SCHEDULE_FEATURES + _HLS_SCHEDULE_FEATURES,
-    ),
-}
+FEATURE_SETS = designs.feature_sets(
+    FEATURE_VERSION, HLS_FEATURE_VERSION, TASK_FEATURES, SCHEDULE_FEATURES, _HLS_SCHEDULE_FEATURES
+)
 
 _TILE_COLUMNS = np.array([KNOBS.index(f"tile_{name}") for name in _TILES], dtype=np.int64)
 _CHOICE_COLUMNS = np.array([[KNOBS.index(knob), values] for knob, values in _CHOICES.items()], dtype=np.int64)
