@@ -55,6 +55,26 @@ def picks_of_its_own() -> None:
         weights.load_pretrained("default").picks.clear()
 
 
+def _draw_alike(test: Path) -> None:
+    """Networks of a test of models have the same weights in every run, whichever tests came before it."""
+    if test.parent.name == "models":
+        import torch
+
+        torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def weights_of_a_module(request: pytest.FixtureRequest) -> None:
+    """What fixtures of a module draw."""
+    _draw_alike(request.path)
+
+
+@pytest.fixture(autouse=True)
+def weights_of_a_test(request: pytest.FixtureRequest, weights_of_a_module: None) -> None:
+    """What a test itself draws."""
+    _draw_alike(request.path)
+
+
 @pytest.fixture
 def run_command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
     """Run a command line in this process: (exit code, stdout, stderr)."""
