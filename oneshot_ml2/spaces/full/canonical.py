@@ -73,6 +73,7 @@ def _canonical_choices(nest, schedule):  # type: ignore[no-untyped-def]
         schedule.bias = 0
     if nest.pool:
         schedule.dataflow, schedule.head, schedule.wgt_buffers = FLOW_CO_STREAM, HEAD_WHOLE, 1
+        schedule.fold = FOLD_SPACE
     elif nest.depthwise:
         schedule.dataflow = _OWN_INPUTS[schedule.dataflow]
     _canonical_pad(nest, schedule)

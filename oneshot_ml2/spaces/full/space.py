@@ -98,7 +98,7 @@ def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
         "inp_buffers": _BUFFERS,
         "wgt_buffers": (1,) if pool else _BUFFERS,
         "acc_buffers": _BUFFERS,
-        "fold": (FOLD_SPACE, FOLD_CI_ROWS, FOLD_CI_CO),
+        "fold": (FOLD_SPACE,) if pool else (FOLD_SPACE, FOLD_CI_ROWS, FOLD_CI_CO),
         "pad": (PAD_SKIP, PAD_LOAD) if padded or strided else (PAD_SKIP,),
         "head": (HEAD_WHOLE, HEAD_SINGLE, HEAD_DOUBLING) if head else (HEAD_WHOLE,),
         "drain": DRAIN,
@@ -128,7 +128,7 @@ def _recurs_always(nest: Nest, candidates: dict[str, tuple[int, ...]]) -> bool:
     Chunks of one channel, streamed, with biases loaded into ACC, fit and are free of hazards if any schedule is.
     """
     taps = nest.kh * nest.kw
-    if taps == 1 or (taps >= nest.wgt_depth and not nest.pool):
+    if taps == 1 or nest.pool or taps >= nest.wgt_depth:
         # No accumulator recurs; or no SRAM holds a kernel, however large.
         return False
     least = dict.fromkeys(KNOBS, (1,)) | {"dataflow": (FLOW_CO_STREAM,), "head": (HEAD_WHOLE,)}

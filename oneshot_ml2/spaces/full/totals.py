@@ -237,16 +237,18 @@ def _drain(nest, schedule, geometry):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _compute(nest, schedule, geometry, gemms, inp_elements, tiles, co_tiles, outputs, all_cuts):  # type: ignore[no-untyped-def]
+def _compute(nest, schedule, geometry, gemms, tiles, co_tiles, outputs, all_cuts):  # type: ignore[no-untyped-def]
     """Cycles of the compute module, and how many of them the first tile may take before its operands are there."""
     stages, stage_cycles = _stage_passes(nest)
     work = nest.nb * geometry.work * nest.ci * nest.out_blocks
     gemm, start, extra = work + 7 * gemms, outputs + 7 * tiles, np.int64(0)
     first = min(schedule.tile_co, nest.co) * schedule.tile_h * schedule.tile_w + 7
     if nest.pool:
-        # Twice for two operands; the least number first, and the inputs' way into ACC.
-        gemm = 2 * work + 7 * gemms + 2 * inp_elements + 14 * geometry.real * nest.nb * co_tiles
-        start += outputs + 7 * tiles
+        # Twice for two operands; every slot is cleared and filled.
+        slots = nest.nb * geometry.slots * nest.out_blocks
+        gemm = 2 * work + 7 * gemms + slots
+        start = slots + 7 * geometry.resets * nest.nb * co_tiles
+        first = min(schedule.tile_co, nest.co) * geometry.slots_first + 14
     if nest.pre_shift >= 0:
         extra += outputs + 7 * tiles
     if nest.bias:
@@ -262,7 +264,7 @@ def _compute(nest, schedule, geometry, gemms, inp_elements, tiles, co_tiles, out
     if nest.residual:
         extra += outputs + 7 * tiles
     finish = stage_cycles * outputs + 7 * stages * all_cuts
-    return gemm + start + extra + finish + 8, 2 * first if nest.pool else first
+    return gemm + start + extra + finish + 8, first
 
 
 @part()
@@ -270,7 +272,7 @@ def _instructions(nest, geometry, gemms, loads, tiles, co_tiles, all_cuts):  # t
     """Instructions, nearly: NOPs and most loads of the opening are left out."""
     insns = gemms + tiles * 2 + all_cuts * _stage_passes(nest)[0] + loads + all_cuts - tiles + 3
     if nest.pool:
-        insns += tiles + 2 * geometry.real * nest.nb * co_tiles
+        insns += geometry.resets * nest.nb * co_tiles - tiles
     return insns + tiles if nest.pre_shift >= 0 else insns
 
 
@@ -284,7 +286,9 @@ def _fetch(nest, insns):  # type: ignore[no-untyped-def]
 
 @part()
 def _last_gemms(nest, schedule, geometry, reduction):  # type: ignore[no-untyped-def]
-    """(operations, GEMMs) of the last step."""
+    """(operations, GEMMs) of the last step; of max pooling maxima and slots count, and passes."""
+    if nest.pool:
+        return last_channels(nest, schedule) * (2 * geometry.work_last + geometry.slots_last), geometry.groups_last
     ci = nest.ci - (reduction.whole - 1) * schedule.tile_ci if reduction.last_chunks == reduction.whole else 1
     co = reduction.part if reduction.steps == reduction.parts else last_channels(nest, schedule)
     return geometry.work_last * co * min(ci, schedule.tile_ci), _tile_gemms(schedule, geometry)[2]
@@ -371,12 +375,14 @@ def _summary(nest, schedule, geometry, sram, row):  # type: ignore[no-untyped-de
     drain = _drain(nest, schedule, geometry)
     # Of a tile that drains before the next may start, only one piece is counted: it may be cut otherwise.
     all_cuts = tiles - 1 + drain.cuts
-    gemms, elements = reduction.gemms, loads.inp_elements
-    compute, start = _compute(nest, schedule, geometry, gemms, elements, tiles, co_tiles, outputs, all_cuts)
+    gemms = reduction.gemms
+    compute, start = _compute(nest, schedule, geometry, gemms, tiles, co_tiles, outputs, all_cuts)
     insns = _instructions(nest, geometry, gemms, loads.insns, tiles, co_tiles, all_cuts)
     head, tail = _fetch(nest, insns), _store_cycles(nest, drain.last, 1) + 3
     last_step = _last_step(nest, schedule, geometry, reduction, drain.cuts)
     first_tile = geometry.work_first * nest.ci * min(schedule.tile_co, nest.co)
+    if nest.pool:
+        first_tile = min(schedule.tile_co, nest.co) * (2 * geometry.work_first + geometry.slots_first)
     store = _store_cycles(nest, outputs, all_cuts)
     beats = loads.inp_beats + loads.wgt_beats
 
