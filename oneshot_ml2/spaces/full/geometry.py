@@ -37,8 +37,8 @@ _RECORDS = 1024
 # that are not compact, and compact ones that are no whole plane; classes, and of each its tiles and its micro-ops a
 # kernel for each fold but for the channels; and `axes.recurrence` by fold, several channels or one, and narrowest
 # step. Of max pooling ``groups`` are GEMMs and passes, ``work`` is maxima (`pooling.Pooled`), and there are ``slots``
-# of a channel and ``resets``; micro-ops are GEMMs, the channels from which on these have a micro-op for each row or
-# column, and passes.
+# of a channel, ``passes_last`` of the last tile, and ``resets``; of a class GEMMs (``space_uops``), how many micro-ops
+# each has if there are as many channels (``row_uops``), and passes (``column_uops``).
 GEOMETRY = np.dtype(
     [
         (name, np.int64)
@@ -46,7 +46,7 @@ GEOMETRY = np.dtype(
             "tiles", "groups", "groups_first", "groups_last", "taps", "taps_first", "taps_last", "work", "work_first",
             "work_last", "loaded", "loaded_first", "compact", "compact_first", "spread", "max_plane", "last_h",
             "last_w", "real", "classes", "spread_rows", "compact_apart", "pads", "slots", "slots_first", "slots_last",
-            "resets",
+            "passes_last", "resets",
         )
     ]
     + [(name, np.int64, (CLASSES,)) for name in ("class_tiles", "space_uops", "row_uops", "column_uops")]
@@ -170,10 +170,10 @@ def _count_pool(nest, schedule, rows, cols, geometry):  # type: ignore[no-untype
     row_many, col_many = _alike(rows), _alike(cols)
     total = pooled(all_lines(down, rows, row_many, step), all_lines(across, cols, col_many, np.int64(1)), by_rows)
     first = pooled(tile_lines(down, rows[0], step), tile_lines(across, cols[0], np.int64(1)), by_rows)
-    last = pooled(
-        tile_lines(down, rows[len(rows) - 1], step), tile_lines(across, cols[len(cols) - 1], np.int64(1)), by_rows
-    )
-    geometry.groups, geometry.groups_first, geometry.groups_last = total.insns, first.insns, last.insns
+    row, col = rows[len(rows) - 1], cols[len(cols) - 1]
+    last = pooled(tile_lines(down, row, step), tile_lines(across, col, np.int64(1)), by_rows)
+    geometry.groups, geometry.groups_first = total.gemms + total.passes, first.gemms + first.passes
+    geometry.groups_last, geometry.passes_last = last.gemms + last.passes, last.passes
     geometry.work, geometry.work_first, geometry.work_last = total.maxima, first.maxima, last.maxima
     geometry.slots, geometry.slots_first, geometry.slots_last = total.slots, first.slots, last.slots
     geometry.resets = total.resets
@@ -181,13 +181,13 @@ def _count_pool(nest, schedule, rows, cols, geometry):  # type: ignore[no-untype
         for j in range(len(cols)):
             if row_many[i] == 0 or col_many[j] == 0:
                 continue
-            row, col = tile_lines(down, rows[i], step), tile_lines(across, cols[j], np.int64(1))
+            one = pooled(tile_lines(down, rows[i], step), tile_lines(across, cols[j], np.int64(1)), by_rows)
             k = min(geometry.classes, CLASSES - 1)
             geometry.classes = k + 1
             geometry.class_tiles[k] += row_many[i] * col_many[j]
-            geometry.space_uops[k] += row.parts * col.parts
-            geometry.row_uops[k] = min(row.outputs, col.outputs)
-            geometry.column_uops[k] += pooled(row, col, by_rows).insns - row.parts * col.parts
+            geometry.space_uops[k] += one.gemms
+            geometry.row_uops[k] = min(rows[i].outputs, cols[j].outputs)
+            geometry.column_uops[k] += one.passes
 
 
 @part()

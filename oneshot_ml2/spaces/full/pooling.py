@@ -118,11 +118,12 @@ def rows_first(nest, schedule) -> bool:  # type: ignore[no-untyped-def]
 
 
 class Pooled(NamedTuple):
-    """What tiles take: of a channel slots, which are cleared and filled, and maxima; GEMMs and passes; resets."""
+    """What tiles take: of a channel slots, which are cleared and filled, and maxima; GEMMs, passes and resets."""
 
     slots: int
     maxima: int
-    insns: int
+    gemms: int
+    passes: int
     resets: int
 
 
@@ -133,7 +134,7 @@ def pooled(rows, cols, by_rows):  # type: ignore[no-untyped-def]
     maxima = first.maxima * second.seen + second.maxima * first.outputs
     passes = first.passes * second.pieces + second.passes * first.tiles
     resets = 2 * rows.tiles * cols.tiles - rows.alone * cols.alone
-    return Pooled(rows.slots * cols.slots, maxima, rows.parts * cols.parts + passes, resets)
+    return Pooled(rows.slots * cols.slots, maxima, rows.parts * cols.parts, passes, resets)
 
 
 @part()
@@ -197,48 +198,51 @@ def copy_inputs(nest, sram, tile, row, col, source, sink):  # type: ignore[no-un
 
 
 @part()
-def take_maxima(nest, schedule, sram, tile, row, col, sink):  # type: ignore[no-untyped-def]
-    """The maxima of a tile's windows, from its slots into those of its outputs."""
+def take_maxima(nest, schedule, sram, tile, row, col, first, channels, sink):  # type: ignore[no-untyped-def]
+    """The maxima of ``channels`` of a tile from its ``first`` one on, from its slots into those of its outputs."""
+    some = (first, channels)
     step = load_step(nest.kh, nest.sh, PAD_SKIP)
     rows, above, _, row_passes = windows_of(row_loop(nest), row, step)
     cols, left, _, col_passes = windows_of(col_loop(nest), col, np.int64(1))
     by_rows = rows_first(nest, schedule)
     if by_rows:
-        _along_rows(sram, tile, rows, cols, row_passes, left, tile.width, sink)
-        _along_rows(sram, tile, rows, cols, row_passes, tile.width, cols, sink)
+        _along_rows(sram, tile, rows, cols, some, row_passes, left, tile.width, sink)
+        _along_rows(sram, tile, rows, cols, some, row_passes, tile.width, cols, sink)
     else:
-        _along_cols(sram, tile, rows, cols, col_passes, above, tile.height, sink)
-        _along_cols(sram, tile, rows, cols, col_passes, tile.height, rows, sink)
+        _along_cols(sram, tile, rows, cols, some, col_passes, above, tile.height, sink)
+        _along_cols(sram, tile, rows, cols, some, col_passes, tile.height, rows, sink)
     if by_rows:
-        _along_cols(sram, tile, rows, cols, col_passes, 0, tile.height, sink)
+        _along_cols(sram, tile, rows, cols, some, col_passes, 0, tile.height, sink)
     else:
-        _along_rows(sram, tile, rows, cols, row_passes, 0, tile.width, sink)
+        _along_rows(sram, tile, rows, cols, some, row_passes, 0, tile.width, sink)
 
 
 @part()
-def _along_rows(sram, tile, rows, cols, passes, begin, end, sink):  # type: ignore[no-untyped-def]
-    """Passes over the rows of the columns ``begin`` to ``end``, which lie in one region."""
+def _along_rows(sram, tile, rows, cols, some, passes, begin, end, sink):  # type: ignore[no-untyped-def]
+    """Passes over the rows of the columns ``begin`` to ``end``, of one region; ``some``: first channel and channels."""
     loops = np.empty(3, dtype=_LOOP)
     for i in range(len(passes) if end > begin else 0):
         dst = _place(sram, tile, rows, cols, passes[i].dst, begin)
         src = _place(sram, tile, rows, cols, passes[i].src, begin)
         _set_loop(loops, 0, end - begin, 1, 1)
         _set_loop(loops, 1, passes[i].count, dst.row, src.row)
-        _set_loop(loops, 2, tile.co, dst.channel, src.channel)
-        _run(sink, AluOp.MAX, dst.base, src.base, loops)
+        _set_loop(loops, 2, some[1], dst.channel, src.channel)
+        dst_base, src_base = dst.base + some[0] * dst.channel, src.base + some[0] * src.channel
+        _run(sink, AluOp.MAX, dst_base, src_base, loops)
 
 
 @part()
-def _along_cols(sram, tile, rows, cols, passes, begin, end, sink):  # type: ignore[no-untyped-def]
-    """Passes over the columns of the rows ``begin`` to ``end``, which lie in one region."""
+def _along_cols(sram, tile, rows, cols, some, passes, begin, end, sink):  # type: ignore[no-untyped-def]
+    """Passes over the columns of the rows ``begin`` to ``end``, of one region; ``some``: first channel and channels."""
     loops = np.empty(3, dtype=_LOOP)
     for i in range(len(passes) if end > begin else 0):
         dst = _place(sram, tile, rows, cols, begin, passes[i].dst)
         src = _place(sram, tile, rows, cols, begin, passes[i].src)
         _set_loop(loops, 0, passes[i].count, 1, 1)
         _set_loop(loops, 1, end - begin, dst.row, src.row)
-        _set_loop(loops, 2, tile.co, dst.channel, src.channel)
-        _run(sink, AluOp.MAX, dst.base, src.base, loops)
+        _set_loop(loops, 2, some[1], dst.channel, src.channel)
+        dst_base, src_base = dst.base + some[0] * dst.channel, src.base + some[0] * src.channel
+        _run(sink, AluOp.MAX, dst_base, src_base, loops)
 
 
 @part(types.void(_LOOPS, INT, INT, INT, INT))

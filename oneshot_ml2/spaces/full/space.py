@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from oneshot_ml2.spaces.space import ScheduleSpace
     from oneshot_ml2.vta.accelerator import Accelerator
 
-SPACE_VERSION = 2
+SPACE_VERSION = 3
+# The version that brought schedules of today; those of kinds that are not named are older.
+_POOL_VERSION, _OTHER_VERSION = 3, 2
 
 # Largest number of canonical schedules that candidate lists are thinned to (before aliases are removed).
 _LIMIT = 380_000
@@ -137,6 +139,11 @@ def _recurs_always(nest: Nest, candidates: dict[str, tuple[int, ...]]) -> bool:
     grid = np.meshgrid(*(least | varied).values(), indexing="ij")
     values = np.stack([column.ravel() for column in grid], axis=1).astype(np.int64)
     return bool(legality.recurs_always(nest, schedules(aliases.canonical(nest, values))))
+
+
+def version_of(workload: Workload) -> int:
+    """The version of this space that last changed schedules of such a workload: max pooling became separable in 3."""
+    return _POOL_VERSION if workload.loops.pool else _OTHER_VERSION
 
 
 def canonical(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.int64]:

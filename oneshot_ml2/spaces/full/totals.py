@@ -173,7 +173,8 @@ def _tapered_chunks(schedule, ci, whole):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _reduction(nest, schedule, geometry, co_tiles, sp_tiles):  # type: ignore[no-untyped-def]
+def _reduction(nest, schedule, geometry, co_tiles, sp_tiles, cuts):  # type: ignore[no-untyped-def]
+    """``cuts``: pieces of the last tile; each has the passes of a pool."""
     all_gemms, first, _ = _tile_gemms(schedule, geometry)
     groups, tiles = nest.nb * all_gemms, co_tiles * sp_tiles
     whole = ceil_div(nest.ci, schedule.tile_ci)
@@ -189,6 +190,8 @@ def _reduction(nest, schedule, geometry, co_tiles, sp_tiles):  # type: ignore[no
         steps = tapered + (tiles - 1) * whole
         gemms = first * tapered + (co_tiles * groups - first) * whole
         last_chunks = tapered if tiles == 1 else whole
+    if nest.pool:
+        gemms += (cuts - 1) * geometry.passes_last
     part, parts = head_parts(min(schedule.tile_co, nest.co), schedule.head)
     first_chunk = schedule.tile_ci if schedule.head == HEAD_WHOLE else np.int64(1)
     return _Reduction(
@@ -285,10 +288,11 @@ def _fetch(nest, insns):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _last_gemms(nest, schedule, geometry, reduction):  # type: ignore[no-untyped-def]
+def _last_gemms(nest, schedule, geometry, reduction, cuts):  # type: ignore[no-untyped-def]
     """(operations, GEMMs) of the last step; of max pooling maxima and slots count, and passes."""
     if nest.pool:
-        return last_channels(nest, schedule) * (2 * geometry.work_last + geometry.slots_last), geometry.groups_last
+        work = last_channels(nest, schedule) * (2 * geometry.work_last + geometry.slots_last)
+        return work, geometry.groups_last + (cuts - 1) * geometry.passes_last
     ci = nest.ci - (reduction.whole - 1) * schedule.tile_ci if reduction.last_chunks == reduction.whole else 1
     co = reduction.part if reduction.steps == reduction.parts else last_channels(nest, schedule)
     return geometry.work_last * co * min(ci, schedule.tile_ci), _tile_gemms(schedule, geometry)[2]
@@ -305,7 +309,7 @@ def _last_step(nest, schedule, geometry, reduction, cuts):  # type: ignore[no-un
         cycles += outputs + 7
     if nest.bias and schedule.bias != BIAS_LOAD:
         cycles += (2 if schedule.bias == BIAS_ADD else 1) * outputs + 7
-    work, gemms = _last_gemms(nest, schedule, geometry, reduction)
+    work, gemms = _last_gemms(nest, schedule, geometry, reduction, cuts)
     return work + 7 * gemms + cycles
 
 
@@ -355,7 +359,7 @@ def _note_rest(nest, schedule, geometry, sram, reduction, loads, drain, co_tiles
 def _work_of(nest, schedule, geometry, reduction, loads, drain, co_tiles, sp_tiles, outputs):  # type: ignore[no-untyped-def]
     """What the HLS design's totals need of a program."""
     tiles, stages = co_tiles * sp_tiles, _stage_passes(nest)[0]
-    operations, gemms = _last_gemms(nest, schedule, geometry, reduction)
+    operations, gemms = _last_gemms(nest, schedule, geometry, reduction, drain.cuts)
     return hls_totals.Work(
         tiles, co_tiles, sp_tiles, tiles - 1 + drain.cuts, outputs, reduction.whole, reduction.gemms,
         stages, np.int64(nest.even != 0), gemms, operations, drain.cuts, drain.last, reduction.first_chunk,
@@ -370,9 +374,9 @@ def _summary(nest, schedule, geometry, sram, row):  # type: ignore[no-untyped-de
     co_tiles, sp_tiles = channel_tiles(nest, schedule), nest.nb * geometry.tiles
     tiles = co_tiles * sp_tiles
     outputs = nest.nb * nest.oh * nest.ow * nest.out_blocks
-    reduction = _reduction(nest, schedule, geometry, co_tiles, sp_tiles)
-    loads = _loads(nest, schedule, geometry, reduction, co_tiles, sp_tiles, outputs)
     drain = _drain(nest, schedule, geometry)
+    reduction = _reduction(nest, schedule, geometry, co_tiles, sp_tiles, drain.cuts)
+    loads = _loads(nest, schedule, geometry, reduction, co_tiles, sp_tiles, outputs)
     # Of a tile that drains before the next may start, only one piece is counted: it may be cut otherwise.
     all_cuts = tiles - 1 + drain.cuts
     gemms = reduction.gemms

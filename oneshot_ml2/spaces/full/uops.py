@@ -110,9 +110,9 @@ def _taper_uops(nest, schedule, geometry, k: int, sp_tiles: int, co_tiles: int, 
 
 
 @part()
-def _pool_uops(nest, schedule, geometry, sp_tiles: int, co_tiles: int, even_co: int, last_co: int):  # type: ignore[no-untyped-def]
+def _pool_uops(nest, schedule, geometry, sp_tiles: int, co_tiles: int, even_co: int, last_co: int, cuts: int):  # type: ignore[no-untyped-def]
     """Micro-ops of a pool's kernels, nearly: passes read no inputs, and GEMMs mostly have one for every channel."""
-    total, most = np.int64(0), np.int64(schedule.acc_buffers)
+    total, most = (cuts - 1) * geometry.passes_last, np.int64(schedule.acc_buffers)
     for k in range(geometry.classes):
         some_sp = geometry.class_tiles[k] * nest.nb
         for half in range(2):
@@ -135,7 +135,7 @@ def all_uops(nest, schedule, geometry, sp_tiles: int, co_tiles: int, whole: int,
     all_taper = tapers and nest.minor == 1 and INP_MODE[schedule.dataflow] != STREAM
     total = np.int64(0)
     if nest.pool:
-        total = _pool_uops(nest, schedule, geometry, sp_tiles, co_tiles, even_co, last_co)
+        total = _pool_uops(nest, schedule, geometry, sp_tiles, co_tiles, even_co, last_co, cuts)
     for k in range(0 if nest.pool else geometry.classes):
         some_sp = geometry.class_tiles[k] * nest.nb
         for half in range(2):

@@ -127,8 +127,6 @@ def walk_tile(nest, schedule, sram, tile, row, col, row_taps, col_taps, signatur
             flag(sink, begin, Flag.POP_PREV)
         if step.pushes:
             flag(sink, sink.insns - 1, Flag.PUSH_PREV)
-    if nest.pool:
-        take_maxima(nest, schedule, sram, tile, row, col, sink)
     if nest.bias and schedule.bias == BIAS_ADD and nest.pre_shift < 0:
         _add_bias(nest, sram, tile, sink)
     _finish(nest, schedule, sram, tile, row, col, tiles, sink)
@@ -359,7 +357,12 @@ def _finish(nest, schedule, sram, tile, row, col, tiles, sink):  # type: ignore[
             for w in range(0, tile.width, size[2]):
                 piece = (min(size[0], tile.co - b), min(size[1], tile.height - h), min(size[2], tile.width - w))
                 acc = tile.acc + (w * tile.co + b if nest.minor else (b * tile.height + h) * tile.width + w)
+                begin = sink.insns
+                if nest.pool:
+                    take_maxima(nest, schedule, sram, tile, row, col, b, piece[0], sink)
                 _stages(nest, sram, acc, piece[0] * piece[1] * piece[2], sink)
+                if sink.insns == begin and b > 0:
+                    nop(sink)
                 begin = sink.insns
                 flag(sink, begin - 1, Flag.PUSH_NEXT)
                 _move_outputs(nest, tile, Memory.OUT, acc, nest.dram_out, row, col, (b, h, w), piece, sink)
