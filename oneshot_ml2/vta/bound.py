@@ -83,13 +83,15 @@ def _line_comparisons(axis: Axis) -> int:
 
     A pass at most doubles what a slot knows of, and none but its own passes reach an output's slot: a window of k
     inputs takes log2 k of them. A whole one also takes one for every phase that it joins, and windows that share no
-    input take one for each but the first.
+    input take one for each but the first. One that begins in front of the image may find all the rest joined.
     """
     first = np.arange(axis.out, dtype=np.int64) * axis.stride - axis.lead
     inputs = np.minimum(first + axis.kernel, axis.size) - np.maximum(first, 0)
     if axis.out == 1 or axis.kernel <= axis.stride:
         return int((inputs - 1).sum())
     least = np.ceil(np.log2(inputs)).astype(np.int64)
+    if axis.stride > 1:
+        least = np.where(first < 0, np.minimum(least, 1), least)
     whole, rest = divmod(axis.kernel, axis.stride)
     joined = axis.stride - 1 + (whole - 1).bit_length() + (rest > 0)
     return int(np.where(inputs == axis.kernel, joined, least).sum())

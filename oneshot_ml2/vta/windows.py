@@ -21,8 +21,9 @@ PASS = np.dtype([(name, np.int64) for name in ("dst", "src", "count")])
 PART = np.dtype(
     [(name, np.int64) for name in ("slot", "phases", "pitch", "blocks", "source", "phase_step", "block_step")]
 )
-# Phases of as many blocks, of which no more than these few kinds are together: first phase, phases, blocks, first slot.
-_GROUP = np.dtype([(name, np.int64) for name in ("phase", "phases", "blocks", "slot")])
+# Phases of as many blocks, of which no more than these few kinds are together: first phase, phases, blocks, how many of
+# these in front of the image have no slot, first slot.
+_GROUP = np.dtype([(name, np.int64) for name in ("phase", "phases", "blocks", "without", "slot")])
 _GROUPS = 8
 # Passes double what they reach, and sizes have 16 bits.
 _PASSES, _PARTS = 256, 64
@@ -49,9 +50,10 @@ def cut_windows(outputs, kernel, stride, before, end, step):  # type: ignore[no-
     blocks = min(outputs + whole - 1, most) if main > 0 else most
     groups = np.zeros(_GROUPS, dtype=_GROUP)
     passes, parts = np.empty(_PASSES, dtype=PASS), np.empty(_PARTS, dtype=PART)
-    n_groups, slots = _group_phases(min(stride, kernel, reach), stride, reach, main, blocks, groups)
+    n_groups = _group_phases(min(stride, kernel, reach), stride, reach, main, groups)
+    slots = _give_slots(groups[:n_groups], stride, before, main, blocks)
     n_passes = _join_phases(groups[:n_groups], outputs, main, blocks, passes)
-    n_passes = _double_runs(outputs, whole, main, blocks, most, groups[0].slot, passes, n_passes)
+    n_passes = _double_runs(outputs, whole, main, blocks, groups[0], passes, n_passes)
     n_parts = _place_main(outputs, stride, main, blocks, before, reach, step, parts)
     for i in range(n_groups):
         n_parts = _place_group(groups[i], stride, before, step, parts, n_parts)
@@ -60,8 +62,8 @@ def cut_windows(outputs, kernel, stride, before, end, step):  # type: ignore[no-
 
 
 @njit(cache=True, nogil=True)
-def _group_phases(phases, stride, reach, main, slots, groups):  # type: ignore[no-untyped-def]
-    """Fill the groups of all phases but the ``main`` one, in slots from ``slots`` on; returns (groups, slots)."""
+def _group_phases(phases, stride, reach, main, groups):  # type: ignore[no-untyped-def]
+    """Fill the groups of all phases but the ``main`` one; returns how many there are."""
     n = 0
     for phase in range(phases):
         if phase == main:
@@ -69,11 +71,26 @@ def _group_phases(phases, stride, reach, main, slots, groups):  # type: ignore[n
         blocks = (reach - phase + stride - 1) // stride
         last = groups[max(n - 1, 0)]
         if n == 0 or phase == main + 1 or last.blocks != blocks:
-            groups[n].phase, groups[n].blocks, groups[n].slot = phase, blocks, slots
+            groups[n].phase, groups[n].blocks = phase, blocks
             n += 1
         groups[n - 1].phases += 1
-        slots += blocks
-    return n, slots
+    return n
+
+
+@njit(cache=True, nogil=True)
+def _give_slots(groups, stride, before, main, slots):  # type: ignore[no-untyped-def]
+    """Slots of groups from ``slots`` on; returns how many there are then.
+
+    A group that nothing is joined into needs none for what lies in front of the image.
+    """
+    joins = len(groups) > 1 and groups[1].phase < main
+    for i in range(len(groups)):
+        group = groups[i]
+        if group.phases == 1 and not (i == 0 and joins):
+            group.without = max((before - group.phase + stride - 1) // stride, 0)
+        group.slot = slots
+        slots += group.phases * (group.blocks - group.without)
+    return slots
 
 
 @njit(cache=True, nogil=True)
@@ -97,7 +114,7 @@ def _join_phases(groups, outputs, main, blocks, passes):  # type: ignore[no-unty
     n = 0
     for i in range(len(groups)):
         group = groups[i]
-        left = group.phases
+        left, first = group.phases, group.without
         while left > 1:
             half = (left + 1) // 2
             n = _add_pass(
@@ -105,20 +122,20 @@ def _join_phases(groups, outputs, main, blocks, passes):  # type: ignore[no-unty
             )
             left = half
         if group.phase > main:
-            n = _add_pass(outputs, 0, group.slot, min(group.blocks, blocks), passes, n)
+            n = _add_pass(outputs, first, group.slot, min(group.blocks, blocks) - first, passes, n)
         elif i > 0:
-            n = _add_pass(outputs, groups[0].slot, group.slot, group.blocks, passes, n)
+            n = _add_pass(outputs, groups[0].slot + first, group.slot, group.blocks - first, passes, n)
     return n
 
 
 @njit(cache=True, nogil=True)
-def _double_runs(outputs, whole, main, blocks, most, before_main, passes, n):  # type: ignore[no-untyped-def]
+def _double_runs(outputs, whole, main, blocks, zero, passes, n):  # type: ignore[no-untyped-def]
     """Runs of ``whole`` blocks in the main phase, and the block after them that a window only begins.
 
-    ``before_main``: slot of phase 0, of ``most`` blocks, where another one is the main one.
+    ``zero``: the group of phase 0, where another one is the main one.
     """
     if main > 0:
-        n = _add_pass(outputs, 0, before_main, blocks, passes, n)
+        n = _add_pass(outputs, zero.without, zero.slot, blocks - zero.without, passes, n)
     length = 1
     while length < whole:
         more = min(length, whole - length)
@@ -126,7 +143,8 @@ def _double_runs(outputs, whole, main, blocks, most, before_main, passes, n):  #
         n = _add_pass(outputs, 0, more, min(outputs + whole - length - more, blocks - length), passes, n)
         length += more
     if main > 0:
-        n = _add_pass(outputs, 0, before_main + whole, min(outputs, most - whole), passes, n)
+        # A window begins in front of the image by less than its kernel, so this block has a slot.
+        n = _add_pass(outputs, 0, zero.slot + whole - zero.without, min(outputs, zero.blocks - whole), passes, n)
     return n
 
 
@@ -161,17 +179,15 @@ def _place_main(outputs, stride, main, blocks, before, reach, step, parts):  # t
 @njit(cache=True, nogil=True)
 def _place_group(group, stride, before, step, parts, n):  # type: ignore[no-untyped-def]
     """Parts of a group of phases: those whose first blocks lie in front of the image have as many there."""
-    phase, end = group.phase, group.phase + group.phases
+    phase, end, pitch = group.phase, group.phase + group.phases, group.blocks - group.without
     while phase < end:
         first = max((before - phase + stride - 1) // stride, 0)
         alike = phase
         while alike < end and max((before - alike + stride - 1) // stride, 0) == first:
             alike += 1
-        slot = group.slot + (phase - group.phase) * group.blocks
-        n = _add_part(slot, alike - phase, group.blocks, first, 0, 0, 0, parts, n)
+        slot, outside = group.slot + (phase - group.phase) * pitch, first - group.without
+        n = _add_part(slot, alike - phase, pitch, outside, 0, 0, 0, parts, n)
         source = (first * stride + phase - before) // step
-        n = _add_part(
-            slot + first, alike - phase, group.blocks, group.blocks - first, source, 1, stride // step, parts, n
-        )
+        n = _add_part(slot + outside, alike - phase, pitch, pitch - outside, source, 1, stride // step, parts, n)
         phase = alike
     return n
