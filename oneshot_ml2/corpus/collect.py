@@ -34,7 +34,6 @@ from oneshot_ml2.corpus.sampling import attempt
 from oneshot_ml2.corpus.write import atomic_write, write_corpus
 from oneshot_ml2.devices.base import Device, close, is_exclusive, notes
 from oneshot_ml2.devices.registry import open_device
-from oneshot_ml2.spaces.registry import backend
 from oneshot_ml2.spaces.space import ScheduleSpace
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ def _prepare(folder: Path, plan: Plan, device: str) -> set[str]:
             "format": "oneshot-ml2 collection",
             "plan_digest": digest,
             "device": device,
-            "space_version": backend(plan.space).SPACE_VERSION,
+            "space_version": plan.space_version,
             "plan": plan.settings(),
             "workloads": len(plan.layers),
             "accelerators": [chip.name for chip in plan.accelerators],
@@ -302,7 +301,7 @@ def _empty(task: Task, plan: Plan, knobs: tuple[str, ...]) -> TaskSamples:
         workload=task[0],
         accelerator=task[1],
         kind=plan.space,
-        space_version=backend(plan.space).SPACE_VERSION,
+        space_version=plan.space_version,
         knobs=knobs,
         values=np.empty((0, len(knobs)), dtype=np.int32),
         reason=np.empty(0, dtype=np.uint8),

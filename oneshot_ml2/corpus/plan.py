@@ -86,6 +86,11 @@ class Plan:
         """See :func:`draw_tasks`."""
         return draw_tasks(self)
 
+    @cached_property
+    def space_version(self) -> int:
+        """The version of the space that last changed schedules of these workloads."""
+        return max(backend(self.space).version_of(layer.workload) for layer in self.layers)
+
     def settings(self) -> dict[str, Any]:
         """The plan without its lists, JSON-able."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -96,7 +101,7 @@ class Plan:
         tasks = [task_id(workload, accelerator, self.space) for workload, accelerator in self.drawn]
         # The number of tasks in a shard does not change what is measured.
         settings = {key: value for key, value in self.settings().items() if key != "shard_tasks"}
-        text = json.dumps([settings, tasks, backend(self.space).SPACE_VERSION, device], sort_keys=True)
+        text = json.dumps([settings, tasks, self.space_version, device], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common import hdf5
-from oneshot_ml2.common.errors import CorpusError, OneShotError
+from oneshot_ml2.common.errors import CorpusError, OneShotError, OneShotWarning
 from oneshot_ml2.common.reading import parse_json
 from oneshot_ml2.corpus.format import (
     AGAIN,
@@ -156,10 +157,11 @@ class Corpus:
     (data loader workers open the files for themselves).
     """
 
-    def __init__(self, path: Path, indices: list[_Index]) -> None:
+    def __init__(self, path: Path, indices: list[_Index], places: list[tuple[int, int]] | None = None) -> None:
         self.path = path
         self._indices = indices
-        self._places = [(i, t) for i, index in enumerate(indices) for t in range(len(index.ids))]
+        every = [(i, t) for i, index in enumerate(indices) for t in range(len(index.ids))]
+        self._places = every if places is None else places
         self._open: tuple[int, h5py.File] | None = None
 
     def __len__(self) -> int:
@@ -192,12 +194,13 @@ class Corpus:
     @property
     def counts(self) -> NDArray[np.int64]:
         """Samples of each task, int64 (tasks,)."""
-        return np.concatenate([np.diff(index.offsets) for index in self._indices])
+        lengths = [np.diff(index.offsets) for index in self._indices]
+        return np.array([lengths[i][t] for i, t in self._places], dtype=np.int64)
 
     @property
     def digest(self) -> str:
         """SHA-256 of the whole corpus; the same however it is cut into files, in whatever order."""
-        lines = sorted(digest for index in self._indices for digest in index.digests)
+        lines = sorted(self._indices[i].digests[t] for i, t in self._places)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def workload(self, t: int) -> Workload:
@@ -283,14 +286,32 @@ class Corpus:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": None}
 
-    def check_space(self) -> None:
-        """Raise CorpusError if the samples belong to another version of the schedule space than the installed one."""
-        installed = backend(self.kind).SPACE_VERSION
-        if installed != self.space_version:
-            raise CorpusError(
-                f"{self.path}: samples of space {self.kind!r} version {self.space_version}, "
-                f"installed is {installed}: collect the corpus anew"
-            )
+    def of_today(self) -> Corpus:
+        """The tasks whose schedules are those of the installed space; the same files.
+
+        Raises:
+            CorpusError: there are none.
+
+        Warns:
+            OneShotWarning: others are left out.
+        """
+        space = backend(self.kind)
+        given = self.space_version
+        changed = set[tuple[int, int]]()
+        for i, index in enumerate(self._indices):
+            for row, text in enumerate(index.workloads):
+                if given > space.SPACE_VERSION or space.version_of(self._parse(index, _workload, text)) > given:
+                    changed.add((i, row))
+        places = [(i, t) for i, t in self._places if (i, int(self._indices[i].workload_rows[t])) not in changed]
+        if not changed or len(places) == len(self._places):
+            return self
+        what = f"samples of space {self.kind!r} version {given}, installed is {space.SPACE_VERSION}"
+        if not places:
+            raise CorpusError(f"{self.path}: {what}: collect the corpus anew")
+        left = len(self._places) - len(places)
+        text = f"{self.path}: {left} of {len(self)} tasks are {what}; they are left out, collect them anew"
+        warnings.warn(text, OneShotWarning, stacklevel=2)
+        return Corpus(self.path, self._indices, places)
 
     def info(self) -> dict[str, Any]:
         """What the corpus holds, JSON-able: counts, invalidity by reason, splits, samplers and provenance."""

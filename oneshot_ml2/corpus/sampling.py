@@ -13,7 +13,6 @@ from oneshot_ml2.common.errors import DeviceError, OneShotError
 from oneshot_ml2.corpus.format import SAMPLERS, TaskSamples, task_id
 from oneshot_ml2.devices.base import Device
 from oneshot_ml2.spaces.base import BatchResult
-from oneshot_ml2.spaces.registry import backend
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.reasons import TRANSIENT, Reason
 
@@ -168,7 +167,7 @@ def collect_task(task: Task, plan: Plan, device: Device) -> TaskSamples:
         workload=workload,
         accelerator=accelerator,
         kind=plan.space,
-        space_version=backend(plan.space).SPACE_VERSION,
+        space_version=plan.space_version,
         knobs=tuple(knob.name for knob in space.knobs),
         values=space.values(sampler.indices).astype(np.int32),
         reason=result.reason.astype(np.uint8),

@@ -148,8 +148,7 @@ def gather(corpora: list[str]) -> BestKnown:
     """
     tasks, values = [], []
     for path in corpora:
-        with open_corpus(path) as corpus:
-            corpus.check_space()
+        with open_corpus(path).of_today() as corpus:
             for task in corpus:
                 if task.valid.any():
                     cycles = np.where(task.valid, task.cycles, np.iinfo(np.int64).max)

@@ -49,7 +49,7 @@ class Optimum:
     Attributes:
         task: see `corpus.task_id`.
         workload, accelerator: names in the evaluation set; ``count``: how often the layer occurs.
-        version: of space and timing, see :func:`version`.
+        version: of space and timing, see `Task.version`.
         size: canonical schedules of the space.
         timed: schedules looked at by the search, invalid ones included.
         best: T* in cycles: the least timed if the search closed, else the bound at its stop; -1 if none is valid.
@@ -95,13 +95,17 @@ class Optimum:
 
 
 @functools.cache
-def version(design: str = DESIGNS[0]) -> str:
-    """What T* depends on: the space's version, and a digest of what a few programs take on a design."""
+def _timing(design: str) -> str:
+    """A digest of what a few programs take on a design."""
     chip = dataclasses.replace(Accelerator.load("pynq"), hls=HlsTiming() if design == "hls" else None)
     space = ScheduleSpace(Conv2d(1, 32, 14, 14, 64, 3, 3, padding=1), chip)
     cycles = space.measure(sample_of(space)[:64]).cycles
-    digest = hashlib.sha256(np.ascontiguousarray(cycles, dtype="<i8").data).hexdigest()[:12]
-    return f"{DEFAULT_KIND}-{backend(DEFAULT_KIND).SPACE_VERSION}-{digest}"
+    return hashlib.sha256(np.ascontiguousarray(cycles, dtype="<i8").data).hexdigest()[:12]
+
+
+def version(design: str = DESIGNS[0], space_version: int | None = None) -> str:
+    """What T* depends on: a version of the space (None: the installed one), and how long programs take on a design."""
+    return f"{DEFAULT_KIND}-{space_version or backend(DEFAULT_KIND).SPACE_VERSION}-{_timing(design)}"
 
 
 def sample_of(space: ScheduleSpace) -> NDArray[np.int64]:
@@ -179,8 +183,8 @@ class Task:
 
     @property
     def version(self) -> str:
-        """:func:`version` of its design."""
-        return version(self.accelerator.design)
+        """:func:`version` of its design, and of what last changed schedules of its workload."""
+        return version(self.accelerator.design, backend(DEFAULT_KIND).version_of(self.workload))
 
     def space(self) -> ScheduleSpace:
         """The task's space, of the default kind."""

@@ -1,6 +1,7 @@
 """Anyone's tasks from a file: read, picked for, and held against their least latencies (docs/evaluation.md).
 
-What the file says of T* is believed where it is of this version's space and no pick beats it; the rest is searched.
+What the file says of T* is believed where schedules of such a workload have not changed since, and no pick beats it;
+the rest is searched.
 """
 
 from __future__ import annotations
@@ -104,12 +105,12 @@ def read_given(path: str | Path) -> list[Given]:
         raise OneShotError(f"{path}: an empty list of tasks; give at least one")
     if "workloads" in data:
         return [Given(f"{one.layer.name} {one.accelerator.name}", path.stem, one) for one in read_tasks(path)]
-    own, ignored = data.get("space_version") == backend(DEFAULT_KIND).SPACE_VERSION, set[str]()
+    stated, ignored = data.get("space_version"), set[str]()
     given = []
     for number, entry in enumerate(entries, 1):
         name = entry.get("id", number)
         try:
-            given.append(_given(name, entry, own, ignored))
+            given.append(_given(name, entry, stated, ignored))
         except (OneShotError, ValueError) as error:
             raise OneShotError(f"{path}: task {shown(name)}: {error}") from error
     if ignored:
@@ -118,8 +119,8 @@ def read_given(path: str | Path) -> list[Given]:
     return given
 
 
-def _given(name: Any, entry: Mapping[str, Any], own: bool, ignored: set[str]) -> Given:
-    """A task; ``own``: what it says of T* is of this version's space; ``ignored`` gets keys that are unknown."""
+def _given(name: Any, entry: Mapping[str, Any], stated: Any, ignored: set[str]) -> Given:
+    """A task; ``stated``: the version of the space that T* is said to be of; ``ignored`` gets keys that are unknown."""
     if type(name) not in (str, int):
         raise ValueError(f"id is {shown(name)}; allowed: a text or a whole number")
     for key in ("workload", "accelerator"):
@@ -134,6 +135,8 @@ def _given(name: Any, entry: Mapping[str, Any], own: bool, ignored: set[str]) ->
     accelerator = Accelerator.from_json(described.get("config", described), name=str(chip_name))
     workload = _workload(entry["workload"], ignored)
     task = Task(Layer(str(name), workload), accelerator, accelerator.name)
+    space = backend(DEFAULT_KIND)
+    own = type(stated) is int and space.version_of(workload) <= stated <= space.SPACE_VERSION
     figures = (_cycles(entry, key) if own else None for key in ("t_star", "best_found"))
     return Given(name, group, task, *figures)
 

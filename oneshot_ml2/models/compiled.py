@@ -310,7 +310,7 @@ class CompiledModel:
                 "layer": layer.name,
                 "workload": layer.workload.to_dict(),
                 "space": layer.pick.space.kind,
-                "space_version": schedule_backend(layer.pick.space.kind).SPACE_VERSION,
+                "space_version": schedule_backend(layer.pick.space.kind).version_of(layer.workload),
                 "schedule": dict(layer.pick.schedule.knobs),
                 "source": layer.pick.source,
                 "predicted_cycles": tables.finite(layer.pick.predicted_cycles),

@@ -54,11 +54,11 @@ def _pinned(entry: Mapping[str, Any], layer: Layer, chip: Accelerator, weights: 
     begin = time.perf_counter()
     kind = str(entry.get("space", DEFAULT_KIND))
     try:
-        version = schedule_backend(kind).SPACE_VERSION
-        if entry.get("space_version") != version:
-            raise ModelError(f"it is of version {entry.get('space_version')} of its space, this is {version}")
         if workload_from_dict(entry["workload"]) != layer.workload:
             raise ModelError("it is for another workload")
+        version = schedule_backend(kind).version_of(layer.workload)
+        if entry.get("space_version") != version:
+            raise ModelError(f"it is of version {entry.get('space_version')} of its space, this is {version}")
         space = ScheduleSpace(layer.workload, chip, kind)
         schedule = Schedule(kind, tuple(entry["schedule"].items()))
         index = space.index_of(schedule)

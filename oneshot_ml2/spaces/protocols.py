@@ -25,6 +25,10 @@ class Backend(Protocol):
     SPACE_VERSION: int
     KNOBS: tuple[str, ...]
 
+    def version_of(self, workload: Workload) -> int:
+        """The version that last changed schedules of such a workload: what is of it or of a later one is of today."""
+        ...
+
     def knobs(self, workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
         """Those of ``KNOBS`` with their candidates for a workload."""
         ...

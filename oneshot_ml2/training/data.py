@@ -178,8 +178,7 @@ def _open_all(paths: Sequence[str | Path]) -> list[Corpus]:
     """
     corpora: list[Corpus] = []
     for path in paths:
-        corpora.append(open_corpus(path))
-        corpora[-1].check_space()
+        corpora.append(open_corpus(path).of_today())
         if corpora[-1].kind != corpora[0].kind:
             kinds = f"{corpora[0].kind!r} and {corpora[-1].kind!r}"
             raise CorpusError(f"{path}: corpora of the spaces {kinds}; train on one kind at a time")

@@ -175,7 +175,7 @@ def collect(
         "format": FORMAT,
         "schema": SCHEMA,
         "tasks": [task_id(space.workload, space.accelerator, space.kind) for space in board.spaces],
-        "space_version": backend(board.network.kind).SPACE_VERSION,
+        "space_version": max(backend(space.kind).version_of(space.workload) for space in board.spaces),
         "device": device.name,
         "weights": digest(board.network),
         "seed": seed,

@@ -58,7 +58,7 @@ class Header:
             "workload": self.workload.to_dict(),
             "accelerator": json.loads(self.accelerator.to_json()) | {"name": self.accelerator.name},
             "space": self.space,
-            "space_version": backend(self.space).SPACE_VERSION,
+            "space_version": backend(self.space).version_of(self.workload),
             "tuner": self.tuner,
             "seed": self.seed,
             "device": self.device,

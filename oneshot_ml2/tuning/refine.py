@@ -84,7 +84,7 @@ class Refined:
             "layer": name,
             "workload": self.space.workload.to_dict(),
             "space": self.space.kind,
-            "space_version": backend(self.space.kind).SPACE_VERSION,
+            "space_version": backend(self.space.kind).version_of(self.space.workload),
             "schedule": dict(chosen.knobs),
             "source": "refined" if self.improved else "kept",
             "predicted_cycles": None,

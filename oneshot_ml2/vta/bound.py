@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.hls_keys import TICKS
 from oneshot_ml2.vta.nest import channel_blocks
 from oneshot_ml2.vta.packing import blocks
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.epilogue import Epilogue
+from oneshot_ml2.workload.loops import Axis, LoopNest
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,45 @@ def _stage_cycles(epilogue: Epilogue, rates: _Rates) -> float:
     return rates.immediate * (epilogue.immediate_stages + shifts + 2) + 1 + 2 * rates.tensor
 
 
+def _line_comparisons(axis: Axis) -> int:
+    """Maxima of two that the windows of one line of an axis take at least, taken in passes as `vta.windows` does.
+
+    A pass at most doubles what a slot knows of, and none but its own passes reach an output's slot: a window of k
+    inputs takes log2 k of them. A whole one also takes one for every phase that it joins, and windows that share no
+    input take one for each but the first. One that begins in front of the image may find all the rest joined.
+    """
+    first = np.arange(axis.out, dtype=np.int64) * axis.stride - axis.lead
+    inputs = np.minimum(first + axis.kernel, axis.size) - np.maximum(first, 0)
+    if axis.out == 1 or axis.kernel <= axis.stride:
+        return int((inputs - 1).sum())
+    least = np.ceil(np.log2(inputs)).astype(np.int64)
+    if axis.stride > 1:
+        least = np.where(first < 0, np.minimum(least, 1), least)
+    whole, rest = divmod(axis.kernel, axis.stride)
+    joined = axis.stride - 1 + (whole - 1).bit_length() + (rest > 0)
+    return int(np.where(inputs == axis.kernel, joined, least).sum())
+
+
+def comparisons(loops: LoopNest) -> int:
+    """Maxima of two of one channel of an image that max pooling takes at least, whatever its tiles.
+
+    One axis after the other, each on the lines that the other one reads or, the second, has outputs on. Where windows
+    overlap this is less than a maximum for every input beyond a window's first one.
+    """
+    rows, cols = _line_comparisons(loops.height), _line_comparisons(loops.width)
+    by_rows = rows * loops.width.used + cols * loops.height.out
+    return min(by_rows, cols * loops.height.used + rows * loops.width.out)
+
+
 def engine_bound(workload: Workload, accelerator: Accelerator) -> EngineBound:
     """The engine bound of a task (rates: `vta.timing.chisel`, or the accelerator's own of the HLS design).
 
     A bias takes the cheapest of: a tensor ADD (2 cycles an element), a GEMM with a constant input tile (1 for as many
     as ``bias_bits`` needs), or a LOAD ACC at its beats in place of the reset. A residual takes one GEMM with an
-    identity weight tile an element. Max pooling takes a GEMM for every input that comes into ACC, and an ALU operation
-    (2 cycles) for every comparison; its outputs need not be initialised, as one of these inputs does that. On the HLS
-    design an operation of the ALU takes what its rate says in either form, and what no SRAM holds at once comes in as
-    many rows at least, each with its latency.
+    identity weight tile an element. Max pooling takes a reset and a GEMM for every input that comes into ACC, and an
+    ALU operation (2 cycles) for each of its `comparisons`; outputs lie where such inputs lay. On the HLS design an
+    operation of the ALU takes what its rate says in either form, and what no SRAM holds at once comes in as many rows
+    at least, each with its latency.
     """
     epilogue, bus, rates = workload.epilogue, accelerator.bus_bytes, _rates(accelerator)
     loops = workload.loops
@@ -98,7 +131,7 @@ def engine_bound(workload: Workload, accelerator: Accelerator) -> EngineBound:
     compute: float = gemm_real
     if loops.pool:
         gemm_real = gemm_all = nb * inputs * pixels
-        compute, weights = gemm_real + rates.tensor * (nb * ob * pairs - elements), 1
+        compute, weights = 2 * gemm_real + rates.tensor * nb * ob * comparisons(loops), 1
 
     compute += elements * _stage_cycles(epilogue, rates)
     input_bytes, weight_bytes = nb * inputs * pixels * accelerator.inp_bytes, weights * accelerator.wgt_bytes

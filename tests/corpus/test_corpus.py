@@ -6,13 +6,14 @@ import json
 import os
 import pickle
 import shutil
+import sys
 
 import fake_space  # noqa: F401  (registers the space)
 import h5py
 import numpy as np
 import pytest
 
-from oneshot_ml2.common.errors import CorpusError
+from oneshot_ml2.common.errors import CorpusError, OneShotWarning
 from oneshot_ml2.corpus import format
 from oneshot_ml2.corpus.format import TaskSamples
 from oneshot_ml2.corpus.manage import merge_corpora, split_corpus, verify_corpus
@@ -81,7 +82,7 @@ def test_round_trip(folder, tasks):
         assert all(same(a, b) for a, b in zip(opened, tasks, strict=True))
         assert same(opened[3], tasks[3]) and same(opened[0], tasks[0])
         assert opened.workload(2) == DENSE and opened.accelerator(1) == ULTRA96 and opened.split(0) == "train"
-        opened.check_space()
+        assert opened.of_today() is opened
         again = pickle.loads(pickle.dumps(opened))
     assert same(again[1], tasks[1])
     again.close()
@@ -136,7 +137,24 @@ def test_merge_refuses_duplicates_and_other_spaces(folder, tmp_path):
         merge_corpora([folder, tmp_path / "new.h5"], tmp_path / "all.h5")
     assert not (tmp_path / "all.h5").exists()
     with open_corpus(tmp_path / "new.h5") as opened, pytest.raises(CorpusError, match="installed is 3"):
-        opened.check_space()
+        opened.of_today()
+
+
+def test_tasks_whose_schedules_changed_are_left_out_and_told(folder, tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["fake_space"], "SPACE_VERSION", 4)
+    monkeypatch.setattr(sys.modules["fake_space"], "version_of", lambda workload: 4 if workload == DENSE else 2)
+    with open_corpus(folder) as opened:
+        with pytest.warns(OneShotWarning, match="2 of 4 tasks are samples of space 'fake' version 3, installed is 4"):
+            kept = opened.of_today()
+        assert all(same(a, b) for a, b in zip(kept, tasks[:2], strict=True))
+        assert kept.ids == opened.ids[:2] and kept.counts.tolist() == [20, 30]
+    write_corpus(tmp_path / "kept.h5", tasks[:2])
+    with open_corpus(tmp_path / "kept.h5") as alone:
+        assert kept.digest == alone.digest != opened.digest
+        assert alone.of_today() is alone
+    write_corpus(tmp_path / "old.h5", tasks[2:])
+    with open_corpus(tmp_path / "old.h5") as old, pytest.raises(CorpusError, match="collect the corpus anew"):
+        old.of_today()
 
 
 def test_folder_refuses_duplicates_and_other_spaces(folder):

@@ -22,6 +22,7 @@ from oneshot_ml2.vta.nest import make_nest
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.lists import read_workloads
+from oneshot_ml2.workload.max_pool2d import MaxPool2d
 
 PYNQ, HLS = Accelerator.load("pynq"), Accelerator.load("pynq-hls")
 # Small enough for a search of a second.
@@ -70,9 +71,23 @@ def test_tasks_are_read_as_they_were_ever_written(tmp_path):
 
 
 def test_figures_of_another_space_are_not_believed(tmp_path):
-    for version in (VERSION - 1, None, str(VERSION)):
-        (one,) = tasks.read_given(written(tmp_path, entry(TINY, t_star=7, best_found=8), space_version=version))
-        assert (one.t_star, one.best_found) == (None, None)
+    pool = MaxPool2d(1, 16, 4, 4, 2, 2)
+    for version in (1, VERSION + 1, None, str(VERSION), True):
+        path = written(tmp_path, *(entry(one, t_star=7, best_found=8) for one in (TINY, pool)), space_version=version)
+        assert {(one.t_star, one.best_found) for one in tasks.read_given(path)} == {(None, None)}
+    # Version 3 changed max pooling alone.
+    given = {}
+    for version in (2, 3):
+        path = written(tmp_path, *(entry(one, t_star=7, best_found=8) for one in (TINY, pool)), space_version=version)
+        given[version] = [(one.t_star, one.best_found) for one in tasks.read_given(path)]
+    assert given == {2: [(7, 8), (None, None)], 3: [(7, 8), (7, 8)]}
+
+
+def test_tables_are_of_the_version_that_last_changed_a_workload():
+    row = optimum.Task(networks.Layer("tiny", TINY), PYNQ, "pynq")
+    pool = dataclasses.replace(row, layer=networks.Layer("pool", MaxPool2d(1, 16, 4, 4, 2, 2)))
+    assert row.version.startswith("full-2-") and pool.version.startswith("full-3-")
+    assert row.version.split("-")[2] == pool.version.split("-")[2]
 
 
 def test_a_frozen_set_is_a_file_of_tasks():

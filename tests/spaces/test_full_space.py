@@ -217,7 +217,8 @@ def test_a_gemm_a_tap_only_where_nothing_else_is_legal() -> None:
         space = ScheduleSpace(workload, ACCELERATORS[int(rng.integers(len(ACCELERATORS)))])
         column = [knob.name for knob in space.knobs].index("fold")
         if knobs.FOLD_TAPS not in space.knobs[column].values:
-            assert space.knobs[column].values == folds
+            # The passes of a pool have loops of their own.
+            assert space.knobs[column].values == (folds[:1] if workload.loops.pool else folds)
             without += 1
             continue
         indices = legal(space, rng)

@@ -17,7 +17,7 @@ from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.hls_keys import RATES, HlsTiming
 from oneshot_ml2.vta.nest import make_nest
-from oneshot_ml2.vta.program import AluOp, Opcode
+from oneshot_ml2.vta.program import Opcode
 from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
@@ -157,14 +157,9 @@ def test_a_gemm_a_tap_in_closed_form_is_that_of_programs() -> None:
         assert (column(totals, "recurrence")[taps] >= RECURRENCE).all()
         for index, total in zip(indices[taps], totals_of(totals)[taps], strict=True):
             insns = space.lower(int(index)).insns
-            if nest.pool:
-                gemms = (insns["op"] == Opcode.ALU) & (insns["alu_op"] == AluOp.MAX) & (insns["use_imm"] == 0)
-            else:
-                gemms = (insns["op"] == Opcode.GEMM) & (insns["reset"] == 0)
-            others = 0
-            if not nest.pool:
-                bias = nest.bias and schedules(space.values(np.array([index])))[0]["bias"] == BIAS_GEMM
-                others = int(total["tiles"]) * (int(bias) + int(nest.residual))
+            gemms = (insns["op"] == Opcode.GEMM) & (insns["reset"] == 0)
+            bias = nest.bias and schedules(space.values(np.array([index])))[0]["bias"] == BIAS_GEMM
+            others = int(total["tiles"]) * (int(bias) + int(nest.residual))
             assert gemms.sum() - others == total["gemms"]
             compared += 1
 

@@ -11,7 +11,7 @@ from oneshot_ml2.common.errors import WorkloadError
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.bound import engine_bound
-from oneshot_ml2.vta.hls_keys import HlsTiming
+from oneshot_ml2.vta.hls_keys import TICKS, HlsTiming
 from oneshot_ml2.vta.packing import pack_activation, pack_bias, pack_weight, unpack_activation
 from oneshot_ml2.workload.batch_matmul import BatchMatmul
 from oneshot_ml2.workload.conv2d import Conv2d
@@ -194,7 +194,19 @@ def test_transposed_convolution_multiplies_real_inputs_only() -> None:
 
 def test_max_pooling_copies_and_compares() -> None:
     bound = engine_bound(MaxPool2d(1, 16, 8, 8, 2, 2), PYNQ)
-    assert bound.compute == 64 + 2 * 3 * 16 and bound.read_beats == (64 * 16 + 256) // 8
+    assert bound.compute == 2 * 64 + 2 * 3 * 16 and bound.read_beats == (64 * 16 + 256) // 8
+
+
+def test_overlapping_windows_share_maxima() -> None:
+    # An axis after the other: a window of five is two pairs of pairs that overlap.
+    inner = engine_bound(MaxPool2d(1, 16, 104, 104, 5, 5, 1), PYNQ)
+    assert inner.compute == 2 * 104**2 + 2 * 3 * (104 * 100 + 100**2)
+    # Rows first: two maxima for 8 rows of 33 columns; columns first, they would be for 17 rows of 16 columns.
+    wide = engine_bound(MaxPool2d(1, 16, 17, 33, 3, 3, 2), PYNQ)
+    assert wide.compute == 2 * 17 * 33 + 2 * 2 * (8 * 33 + 8 * 16)
+    # The passes of the ALU of the HLS design have its rate.
+    slow = dataclasses.replace(PYNQ, hls=HlsTiming(alu_op=3 * TICKS))
+    assert engine_bound(MaxPool2d(1, 16, 8, 8, 2, 2), slow).compute == 2 * 64 + 3 * 3 * 16
 
 
 def test_rounding_half_to_even_costs_its_passes() -> None:

@@ -26,9 +26,24 @@ from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 from oneshot_ml2.vta.timing import designs, records
 from oneshot_ml2.workload.base import Workload
 
-__all__ = ["KNOBS", "SPACE_VERSION", "canonical", "knobs", "lower", "measure_batch", "programs", "validity"]
+__all__ = [
+    "KNOBS",
+    "SPACE_VERSION",
+    "canonical",
+    "knobs",
+    "lower",
+    "measure_batch",
+    "programs",
+    "validity",
+    "version_of",
+]
 
 SPACE_VERSION = 1
+
+
+def version_of(workload: Workload) -> int:
+    """The version that last changed schedules of such a workload."""
+    return SPACE_VERSION
 
 
 def canonical(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -30,8 +30,8 @@ ITEM = np.dtype([("outputs", np.int64), ("taps", np.int64), ("apart", np.int64)]
 _ITEMS = from_dtype(ITEM)[::1]  # type: ignore[no-untyped-call]
 
 # A portable GEMM must not write an accumulator again within so many executions, as the RTL's pipeline reads them that
-# long before it writes (TensorGemm.scala); from `_FAR` on, more make no difference.
-RECURRENCE, _FAR = 3, 64
+# long before it writes (TensorGemm.scala); from `FAR` on, more make no difference.
+RECURRENCE, FAR = 3, 64
 # Taps of all tiles of an axis that are kept, if fewer tiles than `most_tiles` has at least do not have more.
 _TAPS = 1 << 24
 
@@ -245,12 +245,12 @@ def _add_item(items, m, outputs, taps, apart):  # type: ignore[no-untyped-def]
 
 @part(INT(INT, INT, INT, _ITEMS, _ITEMS))
 def recurrence(fold: int, co: int, chunk: int, row_items, col_items) -> int:  # type: ignore[no-untyped-def]
-    """After how many executions a GEMM writes an accumulator again at least, 0 to `_FAR`.
+    """After how many executions a GEMM writes an accumulator again at least, 0 to `FAR`.
 
     ``co``: `tiles.narrowest`; ``chunk``: input channels of a step; items: `tap_items` of both axes. Of different
     accumulators in between, those count less by which a tap's first output comes before another's.
     """
-    least = np.int64(_FAR)
+    least = np.int64(FAR)
     for i in range(len(row_items)):
         high = row_items[i].outputs
         for j in range(len(col_items)):

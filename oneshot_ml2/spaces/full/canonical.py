@@ -73,6 +73,7 @@ def _canonical_choices(nest, schedule):  # type: ignore[no-untyped-def]
         schedule.bias = 0
     if nest.pool:
         schedule.dataflow, schedule.head, schedule.wgt_buffers = FLOW_CO_STREAM, HEAD_WHOLE, 1
+        schedule.fold = FOLD_SPACE
     elif nest.depthwise:
         schedule.dataflow = _OWN_INPUTS[schedule.dataflow]
     _canonical_pad(nest, schedule)
@@ -160,7 +161,7 @@ def _canonical_drain(nest, schedule):  # type: ignore[no-untyped-def]
     rows, cols = ceil_div(nest.oh, schedule.tile_h), ceil_div(nest.ow, schedule.tile_w)
     tiles = channel_tiles(nest, schedule) * nest.nb * rows * cols
     every = schedule.acc_buffers == 1 and tiles > 1
-    if nest.pool and nest.shift < 0 and nest.clip == 0:
+    if nest.pool and nest.kh == 1 and nest.kw == 1 and nest.clip == 0:
         # The stages whose pieces a drain would be are not there.
         schedule.drain = DRAIN[0]
     drain = schedule.drain

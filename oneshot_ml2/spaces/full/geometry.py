@@ -8,8 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.parts import part
-from oneshot_ml2.spaces.full.axes import cut_axes, most_tiles, recurrence, tap_items
+from oneshot_ml2.spaces.full.axes import (
+    FAR,
+    col_loop,
+    cut_axes,
+    load_step,
+    most_tiles,
+    recurrence,
+    row_loop,
+    tap_items,
+)
 from oneshot_ml2.spaces.full.knobs import FOLDS, PAD_LOAD, ceil_div
+from oneshot_ml2.spaces.full.pooling import all_lines, pooled, rows_first, tile_lines
 from oneshot_ml2.spaces.full.shapes import input_is_compact, moves_apart
 
 # Spatial tiles of equal geometry are a class; further ones are counted with the last.
@@ -26,14 +36,17 @@ _RECORDS = 1024
 # of a channel of the largest tile; rows and columns of the last; tiles that read inputs; rows of a channel of all
 # that are not compact, and compact ones that are no whole plane; classes, and of each its tiles and its micro-ops a
 # kernel for each fold but for the channels; and `axes.recurrence` by fold, several channels or one, and narrowest
-# step.
+# step. Of max pooling ``groups`` are GEMMs and passes, ``work`` is maxima (`pooling.Pooled`), and there are ``slots``
+# of a channel, ``passes_last`` of the last tile, and ``resets``; of a class GEMMs (``space_uops``), how many micro-ops
+# each has if there are as many channels (``row_uops``), and passes (``column_uops``).
 GEOMETRY = np.dtype(
     [
         (name, np.int64)
         for name in (
             "tiles", "groups", "groups_first", "groups_last", "taps", "taps_first", "taps_last", "work", "work_first",
             "work_last", "loaded", "loaded_first", "compact", "compact_first", "spread", "max_plane", "last_h",
-            "last_w", "real", "classes", "spread_rows", "compact_apart", "pads",
+            "last_w", "real", "classes", "spread_rows", "compact_apart", "pads", "slots", "slots_first", "slots_last",
+            "passes_last", "resets",
         )
     ]
     + [(name, np.int64, (CLASSES,)) for name in ("class_tiles", "space_uops", "row_uops", "column_uops")]
@@ -91,6 +104,11 @@ def _measure(nest, schedule, geometry):  # type: ignore[no-untyped-def]
     geometry.groups, geometry.taps = row_groups * col_groups, row_touching * col_touching
     geometry.work, geometry.max_plane = row_met * col_met, row_most * col_most
     _count_loads(nest, schedule, rows, cols, step, geometry)
+    if nest.pool:
+        for i in range(FOLDS * 2 * NARROW):
+            geometry.recurrence[i] = FAR
+        _count_pool(nest, schedule, rows, cols, geometry)
+        return
     _count_classes(rows, cols, geometry)
     row_items, col_items = tap_items(rows, row_taps), tap_items(cols, col_taps)
     for i in range(FOLDS * 2 * NARROW):
@@ -142,6 +160,34 @@ def _alike(tiles):  # type: ignore[no-untyped-def]
     for i in range(len(tiles)):
         many[tiles[i].alike] += 1
     return many
+
+
+@part()
+def _count_pool(nest, schedule, rows, cols, geometry):  # type: ignore[no-untyped-def]
+    """What the tiles of a pool take, and classes of them with the micro-ops of each."""
+    down, across = row_loop(nest), col_loop(nest)
+    step, by_rows = load_step(nest.kh, nest.sh, schedule.pad), rows_first(nest, schedule)
+    row_many, col_many = _alike(rows), _alike(cols)
+    total = pooled(all_lines(down, rows, row_many, step), all_lines(across, cols, col_many, np.int64(1)), by_rows)
+    first = pooled(tile_lines(down, rows[0], step), tile_lines(across, cols[0], np.int64(1)), by_rows)
+    row, col = rows[len(rows) - 1], cols[len(cols) - 1]
+    last = pooled(tile_lines(down, row, step), tile_lines(across, col, np.int64(1)), by_rows)
+    geometry.groups, geometry.groups_first = total.gemms + total.passes, first.gemms + first.passes
+    geometry.groups_last, geometry.passes_last = last.gemms + last.passes, last.passes
+    geometry.work, geometry.work_first, geometry.work_last = total.maxima, first.maxima, last.maxima
+    geometry.slots, geometry.slots_first, geometry.slots_last = total.slots, first.slots, last.slots
+    geometry.resets = total.resets
+    for i in range(len(rows)):
+        for j in range(len(cols)):
+            if row_many[i] == 0 or col_many[j] == 0:
+                continue
+            one = pooled(tile_lines(down, rows[i], step), tile_lines(across, cols[j], np.int64(1)), by_rows)
+            k = min(geometry.classes, CLASSES - 1)
+            geometry.classes = k + 1
+            geometry.class_tiles[k] += row_many[i] * col_many[j]
+            geometry.space_uops[k] += one.gemms
+            geometry.row_uops[k] = min(rows[i].outputs, cols[j].outputs)
+            geometry.column_uops[k] += one.passes
 
 
 @part()

@@ -147,10 +147,10 @@ def _compute(nest, schedule, geometry, work, cost):  # type: ignore[no-untyped-d
     init, first = outputs + cost.compute * tiles, area + cost.compute
     cycles = operations + cost.compute * work.gemms
     if nest.pool:
-        cycles = cost.alu_op * operations + cost.compute * work.gemms
-        cycles += 2.0 * work.inp_elements + 2.0 * cost.compute * geometry.real * nest.nb * work.co_tiles
-        init += cost.alu_op * outputs + cost.compute * tiles
-        first += cost.alu_op * area + cost.compute
+        slots = nest.nb * geometry.slots * nest.out_blocks
+        cycles = cost.alu_op * operations + cost.compute * work.gemms + slots
+        init = slots + cost.compute * geometry.resets * nest.nb * work.co_tiles
+        first = min(schedule.tile_co, nest.co) * geometry.slots_first + 2.0 * cost.compute
     if nest.pre_shift >= 0:
         cycles += cost.alu_op * outputs + cost.compute * tiles
     if nest.bias:
@@ -180,6 +180,8 @@ def _last_step(nest, schedule, geometry, work, cost):  # type: ignore[no-untyped
     outputs = last_channels(nest, schedule) * geometry.last_h * geometry.last_w
     per_output = cost.alu_op * (work.stages - work.resets) + work.resets
     cycles = work.last_work + cost.compute * work.last_gemms
+    if nest.pool:
+        cycles += last_channels(nest, schedule) * (cost.alu_op - 2.0) * geometry.work_last
     cycles += per_output * outputs + cost.compute * work.stages * work.last_cuts
     if nest.residual:
         cycles += outputs + cost.compute

@@ -94,6 +94,9 @@ def static_reason(nest, schedule, sp_tiles, row_cut, row_items, col_cut, col_ite
             return FIELD_OVERFLOW
         if nest.oh * nest.ow > MAX_SIZE and schedule.tile_co > 1:
             return FIELD_OVERFLOW
+    if nest.pool:
+        # No pass writes a slot twice.
+        return VALID
     soon = recurrence(schedule.fold, narrowest(nest, schedule), schedule.tile_ci, row_items, col_items)
     return ACC_HAZARD if soon < max(RECURRENCE, nest.acc_distance) else VALID
 

@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from oneshot_ml2.spaces.space import ScheduleSpace
     from oneshot_ml2.vta.accelerator import Accelerator
 
-SPACE_VERSION = 2
+SPACE_VERSION = 3
+# The version that brought schedules of today; those of kinds that are not named are older.
+_POOL_VERSION, _OTHER_VERSION = 3, 2
 
 # Largest number of canonical schedules that candidate lists are thinned to (before aliases are removed).
 _LIMIT = 380_000
@@ -98,7 +100,7 @@ def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
         "inp_buffers": _BUFFERS,
         "wgt_buffers": (1,) if pool else _BUFFERS,
         "acc_buffers": _BUFFERS,
-        "fold": (FOLD_SPACE, FOLD_CI_ROWS, FOLD_CI_CO),
+        "fold": (FOLD_SPACE,) if pool else (FOLD_SPACE, FOLD_CI_ROWS, FOLD_CI_CO),
         "pad": (PAD_SKIP, PAD_LOAD) if padded or strided else (PAD_SKIP,),
         "head": (HEAD_WHOLE, HEAD_SINGLE, HEAD_DOUBLING) if head else (HEAD_WHOLE,),
         "drain": DRAIN,
@@ -129,7 +131,7 @@ def _recurs_always(nest: Nest, candidates: dict[str, tuple[int, ...]]) -> bool:
     Chunks of one channel, streamed, with biases loaded into ACC, fit and are free of hazards if any schedule is.
     """
     taps = nest.kh * nest.kw
-    if taps == 1 or (taps >= nest.wgt_depth and not nest.pool):
+    if taps == 1 or nest.pool or taps >= nest.wgt_depth:
         # No accumulator recurs; or no SRAM holds a kernel, however large.
         return False
     least = dict.fromkeys(KNOBS, (1,)) | {"dataflow": (FLOW_CO_STREAM,), "head": (HEAD_WHOLE,)}
@@ -138,6 +140,11 @@ def _recurs_always(nest: Nest, candidates: dict[str, tuple[int, ...]]) -> bool:
     grid = np.meshgrid(*(least | varied).values(), indexing="ij")
     values = np.stack([column.ravel() for column in grid], axis=1).astype(np.int64)
     return bool(legality.recurs_always(nest, schedules(aliases.canonical(nest, values))))
+
+
+def version_of(workload: Workload) -> int:
+    """The version of this space that last changed schedules of such a workload: max pooling became separable in 3."""
+    return _POOL_VERSION if workload.loops.pool else _OTHER_VERSION
 
 
 def canonical(workload: Workload, accelerator: Accelerator, values: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ import numpy as np
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full.knobs import BIAS_ADD, BIAS_GEMM, BIAS_LOAD, INP_MODE, SET, STREAM, WGT_MODE
+from oneshot_ml2.spaces.full.pooling import scratch_of
 from oneshot_ml2.spaces.full.tiles import channel_tiles, input_channels
 
 # In elements: sizes of the slots of inputs, residuals, weights and output tiles; where residuals, the constant and the
@@ -23,10 +24,10 @@ LAYOUT = np.dtype(
 
 
 @part()
-def scratch_size(nest, schedule, plane: int) -> int:  # type: ignore[no-untyped-def]
-    """Accumulators beside the output tiles: pooled inputs of a tile (``plane`` a channel), or copies to round."""
+def scratch_size(nest, schedule) -> int:  # type: ignore[no-untyped-def]
+    """Accumulators beside the output tiles: the rest of a pool's slots, or copies to round."""
     if nest.pool:
-        return plane * schedule.tile_co
+        return scratch_of(nest, schedule)
     return schedule.tile_co * schedule.tile_h * schedule.tile_w if nest.even else 0
 
 
@@ -57,7 +58,7 @@ def lay_out(nest, schedule, plane: int, sp_tiles: int, sram):  # type: ignore[no
         sram.inp += sram.res_slot * schedule.inp_buffers
         sram.wgt += 1
     sram.scratch = sram.acc_slot * schedule.acc_buffers
-    sram.acc = sram.scratch + scratch_size(nest, schedule, plane)
+    sram.acc = sram.scratch + scratch_size(nest, schedule)
     sram.constant = sram.bias_wgt = sram.bias = 0
     if nest.bias and schedule.bias == BIAS_GEMM:
         sram.constant, sram.bias_wgt = sram.inp, sram.wgt

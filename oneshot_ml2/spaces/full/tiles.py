@@ -101,7 +101,12 @@ def head_parts(co: int, head: int):  # type: ignore[no-untyped-def]
 
 @part()
 def pieces(nest, co: int, rows: int, cols: int, drain: int):  # type: ignore[no-untyped-def]
-    """(channel blocks, rows, columns) of a piece of an output tile whose last stages are cut into about ``drain``."""
+    """(channel blocks, rows, columns) of a piece of an output tile whose last stages are cut into about ``drain``.
+
+    Of max pooling, whose outputs share inputs, channels are cut alone.
+    """
+    if nest.pool:
+        return ceil_div(co, min(drain, co)), rows, cols
     if nest.minor:
         if cols > 1:
             return co, rows, ceil_div(cols, min(drain, cols))

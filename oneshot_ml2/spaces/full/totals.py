@@ -173,7 +173,8 @@ def _tapered_chunks(schedule, ci, whole):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _reduction(nest, schedule, geometry, co_tiles, sp_tiles):  # type: ignore[no-untyped-def]
+def _reduction(nest, schedule, geometry, co_tiles, sp_tiles, cuts):  # type: ignore[no-untyped-def]
+    """``cuts``: pieces of the last tile; each has the passes of a pool."""
     all_gemms, first, _ = _tile_gemms(schedule, geometry)
     groups, tiles = nest.nb * all_gemms, co_tiles * sp_tiles
     whole = ceil_div(nest.ci, schedule.tile_ci)
@@ -189,6 +190,8 @@ def _reduction(nest, schedule, geometry, co_tiles, sp_tiles):  # type: ignore[no
         steps = tapered + (tiles - 1) * whole
         gemms = first * tapered + (co_tiles * groups - first) * whole
         last_chunks = tapered if tiles == 1 else whole
+    if nest.pool:
+        gemms += (cuts - 1) * geometry.passes_last
     part, parts = head_parts(min(schedule.tile_co, nest.co), schedule.head)
     first_chunk = schedule.tile_ci if schedule.head == HEAD_WHOLE else np.int64(1)
     return _Reduction(
@@ -237,16 +240,18 @@ def _drain(nest, schedule, geometry):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _compute(nest, schedule, geometry, gemms, inp_elements, tiles, co_tiles, outputs, all_cuts):  # type: ignore[no-untyped-def]
+def _compute(nest, schedule, geometry, gemms, tiles, co_tiles, outputs, all_cuts):  # type: ignore[no-untyped-def]
     """Cycles of the compute module, and how many of them the first tile may take before its operands are there."""
     stages, stage_cycles = _stage_passes(nest)
     work = nest.nb * geometry.work * nest.ci * nest.out_blocks
     gemm, start, extra = work + 7 * gemms, outputs + 7 * tiles, np.int64(0)
     first = min(schedule.tile_co, nest.co) * schedule.tile_h * schedule.tile_w + 7
     if nest.pool:
-        # Twice for two operands; the least number first, and the inputs' way into ACC.
-        gemm = 2 * work + 7 * gemms + 2 * inp_elements + 14 * geometry.real * nest.nb * co_tiles
-        start += outputs + 7 * tiles
+        # Twice for two operands; every slot is cleared and filled.
+        slots = nest.nb * geometry.slots * nest.out_blocks
+        gemm = 2 * work + 7 * gemms + slots
+        start = slots + 7 * geometry.resets * nest.nb * co_tiles
+        first = min(schedule.tile_co, nest.co) * geometry.slots_first + 14
     if nest.pre_shift >= 0:
         extra += outputs + 7 * tiles
     if nest.bias:
@@ -262,7 +267,7 @@ def _compute(nest, schedule, geometry, gemms, inp_elements, tiles, co_tiles, out
     if nest.residual:
         extra += outputs + 7 * tiles
     finish = stage_cycles * outputs + 7 * stages * all_cuts
-    return gemm + start + extra + finish + 8, 2 * first if nest.pool else first
+    return gemm + start + extra + finish + 8, first
 
 
 @part()
@@ -270,7 +275,7 @@ def _instructions(nest, geometry, gemms, loads, tiles, co_tiles, all_cuts):  # t
     """Instructions, nearly: NOPs and most loads of the opening are left out."""
     insns = gemms + tiles * 2 + all_cuts * _stage_passes(nest)[0] + loads + all_cuts - tiles + 3
     if nest.pool:
-        insns += tiles + 2 * geometry.real * nest.nb * co_tiles
+        insns += geometry.resets * nest.nb * co_tiles - tiles
     return insns + tiles if nest.pre_shift >= 0 else insns
 
 
@@ -283,8 +288,11 @@ def _fetch(nest, insns):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _last_gemms(nest, schedule, geometry, reduction):  # type: ignore[no-untyped-def]
-    """(operations, GEMMs) of the last step."""
+def _last_gemms(nest, schedule, geometry, reduction, cuts):  # type: ignore[no-untyped-def]
+    """(operations, GEMMs) of the last step; of max pooling maxima and slots count, and passes."""
+    if nest.pool:
+        work = last_channels(nest, schedule) * (2 * geometry.work_last + geometry.slots_last)
+        return work, geometry.groups_last + (cuts - 1) * geometry.passes_last
     ci = nest.ci - (reduction.whole - 1) * schedule.tile_ci if reduction.last_chunks == reduction.whole else 1
     co = reduction.part if reduction.steps == reduction.parts else last_channels(nest, schedule)
     return geometry.work_last * co * min(ci, schedule.tile_ci), _tile_gemms(schedule, geometry)[2]
@@ -301,7 +309,7 @@ def _last_step(nest, schedule, geometry, reduction, cuts):  # type: ignore[no-un
         cycles += outputs + 7
     if nest.bias and schedule.bias != BIAS_LOAD:
         cycles += (2 if schedule.bias == BIAS_ADD else 1) * outputs + 7
-    work, gemms = _last_gemms(nest, schedule, geometry, reduction)
+    work, gemms = _last_gemms(nest, schedule, geometry, reduction, cuts)
     return work + 7 * gemms + cycles
 
 
@@ -351,7 +359,7 @@ def _note_rest(nest, schedule, geometry, sram, reduction, loads, drain, co_tiles
 def _work_of(nest, schedule, geometry, reduction, loads, drain, co_tiles, sp_tiles, outputs):  # type: ignore[no-untyped-def]
     """What the HLS design's totals need of a program."""
     tiles, stages = co_tiles * sp_tiles, _stage_passes(nest)[0]
-    operations, gemms = _last_gemms(nest, schedule, geometry, reduction)
+    operations, gemms = _last_gemms(nest, schedule, geometry, reduction, drain.cuts)
     return hls_totals.Work(
         tiles, co_tiles, sp_tiles, tiles - 1 + drain.cuts, outputs, reduction.whole, reduction.gemms,
         stages, np.int64(nest.even != 0), gemms, operations, drain.cuts, drain.last, reduction.first_chunk,
@@ -366,17 +374,19 @@ def _summary(nest, schedule, geometry, sram, row):  # type: ignore[no-untyped-de
     co_tiles, sp_tiles = channel_tiles(nest, schedule), nest.nb * geometry.tiles
     tiles = co_tiles * sp_tiles
     outputs = nest.nb * nest.oh * nest.ow * nest.out_blocks
-    reduction = _reduction(nest, schedule, geometry, co_tiles, sp_tiles)
-    loads = _loads(nest, schedule, geometry, reduction, co_tiles, sp_tiles, outputs)
     drain = _drain(nest, schedule, geometry)
+    reduction = _reduction(nest, schedule, geometry, co_tiles, sp_tiles, drain.cuts)
+    loads = _loads(nest, schedule, geometry, reduction, co_tiles, sp_tiles, outputs)
     # Of a tile that drains before the next may start, only one piece is counted: it may be cut otherwise.
     all_cuts = tiles - 1 + drain.cuts
-    gemms, elements = reduction.gemms, loads.inp_elements
-    compute, start = _compute(nest, schedule, geometry, gemms, elements, tiles, co_tiles, outputs, all_cuts)
+    gemms = reduction.gemms
+    compute, start = _compute(nest, schedule, geometry, gemms, tiles, co_tiles, outputs, all_cuts)
     insns = _instructions(nest, geometry, gemms, loads.insns, tiles, co_tiles, all_cuts)
     head, tail = _fetch(nest, insns), _store_cycles(nest, drain.last, 1) + 3
     last_step = _last_step(nest, schedule, geometry, reduction, drain.cuts)
     first_tile = geometry.work_first * nest.ci * min(schedule.tile_co, nest.co)
+    if nest.pool:
+        first_tile = min(schedule.tile_co, nest.co) * (2 * geometry.work_first + geometry.slots_first)
     store = _store_cycles(nest, outputs, all_cuts)
     beats = loads.inp_beats + loads.wgt_beats
 

@@ -110,6 +110,21 @@ def _taper_uops(nest, schedule, geometry, k: int, sp_tiles: int, co_tiles: int, 
 
 
 @part()
+def _pool_uops(nest, schedule, geometry, sp_tiles: int, co_tiles: int, even_co: int, last_co: int, cuts: int):  # type: ignore[no-untyped-def]
+    """Micro-ops of a pool's kernels, nearly: passes read no inputs, and GEMMs mostly have one for every channel."""
+    total, most = (cuts - 1) * geometry.passes_last, np.int64(schedule.acc_buffers)
+    for k in range(geometry.classes):
+        some_sp = geometry.class_tiles[k] * nest.nb
+        for half in range(2):
+            some_co, nco = (even_co, schedule.tile_co) if half == 0 else (co_tiles - even_co, last_co)
+            if some_co > 0:
+                bases = _bases(schedule, sp_tiles, co_tiles, 1, some_sp, some_co, 1)
+                total += bases * geometry.space_uops[k] * min(nco, geometry.row_uops[k])
+                total += min(some_sp * some_co, most) * geometry.column_uops[k]
+    return total
+
+
+@part()
 def all_uops(nest, schedule, geometry, sp_tiles: int, co_tiles: int, whole: int, cuts: int):  # type: ignore[no-untyped-def]
     """Micro-ops of a program, nearly: every kernel once for every set of SRAM bases."""
     tco, last_co = min(schedule.tile_co, nest.co), last_channels(nest, schedule)
@@ -119,7 +134,9 @@ def all_uops(nest, schedule, geometry, sp_tiles: int, co_tiles: int, whole: int,
     tapers = schedule.head != HEAD_WHOLE
     all_taper = tapers and nest.minor == 1 and INP_MODE[schedule.dataflow] != STREAM
     total = np.int64(0)
-    for k in range(geometry.classes):
+    if nest.pool:
+        total = _pool_uops(nest, schedule, geometry, sp_tiles, co_tiles, even_co, last_co, cuts)
+    for k in range(0 if nest.pool else geometry.classes):
         some_sp = geometry.class_tiles[k] * nest.nb
         for half in range(2):
             some_co, nco = (even_co, tco) if half == 0 else (co_tiles - even_co, last_co)

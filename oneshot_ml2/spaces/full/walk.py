@@ -34,6 +34,7 @@ from oneshot_ml2.spaces.full.knobs import (
     NEST,
     PAD_LOAD,
 )
+from oneshot_ml2.spaces.full.pooling import clear_slots, copy_inputs, take_maxima
 from oneshot_ml2.spaces.full.shapes import bias_shape, input_shape, output_shape, weight_shape
 from oneshot_ml2.spaces.full.sink import (
     INSTRUCTION_OVERFLOW,
@@ -51,13 +52,10 @@ from oneshot_ml2.spaces.full.sink import (
     single,
     tensor,
     write_gemm,
-    write_tensor,
 )
 from oneshot_ml2.spaces.full.steps import LOADS_CONST, LOADS_INP, LOADS_RES, LOADS_WGT
 from oneshot_ml2.spaces.full.tiles import channel_tile, drains, pieces
 from oneshot_ml2.vta.program import AluOp, Flag, Memory
-
-_LEAST = -128
 
 
 class Tile(NamedTuple):
@@ -105,20 +103,22 @@ def walk_tile(nest, schedule, sram, tile, row, col, row_taps, col_taps, signatur
     ``row``, ``col``: its `axes.TILE`; ``row_taps``, ``col_taps``: its `axes.TAP`, which only writing needs;
     ``signature``: tells its geometry from that of others.
     """
-    _initialise(nest, schedule, sram, tile, sink)
+    _initialise(nest, schedule, sram, tile, row, col, sink)
     for i in range(len(steps)):
         step = steps[i]
         _load(nest, schedule, sram, tile, row, col, step, sink)
         # The kernels of a step whose GEMMs do not fit any more are not looked at.
-        if sink.insns + gemms_of(schedule.fold, row, col) > sink.most_insns:
+        if nest.pool == 0 and sink.insns + gemms_of(schedule.fold, row, col) > sink.most_insns:
             fail(sink, INSTRUCTION_OVERFLOW)
         if sink.fail != VALID:
             return
         begin = sink.insns
-        source = _source(nest, sram, tile, step, sink)
-        _multiply(nest, schedule, tile, row, col, row_taps, col_taps, signature, step, source, sink)
-        if step.last:
-            _accumulate(nest, schedule, sram, tile, sink)
+        if nest.pool:
+            copy_inputs(nest, sram, tile, row, col, step.inp_base, sink)
+        else:
+            _multiply(nest, schedule, tile, row, col, row_taps, col_taps, signature, step, sink)
+            if step.last:
+                _accumulate(nest, schedule, sram, tile, sink)
         if sink.insns == begin and (step.loads or step.pushes):
             nop(sink)
         if sink.fail != VALID:
@@ -133,11 +133,13 @@ def walk_tile(nest, schedule, sram, tile, row, col, row_taps, col_taps, signatur
 
 
 @part()
-def _initialise(nest, schedule, sram, tile, sink):  # type: ignore[no-untyped-def]
-    """Set a tile's accumulators to their biases, or to 0; for a maximum, to the least number."""
+def _initialise(nest, schedule, sram, tile, row, col, sink):  # type: ignore[no-untyped-def]
+    """Set a tile's accumulators to their biases, or to 0."""
     area = tile.height * tile.width
     first = sink.insns
-    if nest.bias and schedule.bias == BIAS_LOAD:
+    if nest.pool:
+        first = clear_slots(nest, sram, tile, row, col, sink)
+    elif nest.bias and schedule.bias == BIAS_LOAD:
         n, y, x = bias_shape(nest, tile.co, tile.height, tile.width)
         move(sink, Memory.ACC, n, (y, x, 0), tile.acc, area, nest.dram_bias + tile.first_co, 1, (0, 0, 0, 0))
     else:
@@ -147,8 +149,6 @@ def _initialise(nest, schedule, sram, tile, sink):  # type: ignore[no-untyped-de
         first = gemm(sink, 1, uop, (tile.co * area, 1, 0, 0), (1, 0, 0, 0))
     if tile.number >= schedule.acc_buffers:
         flag(sink, first, Flag.POP_NEXT)
-    if nest.pool:
-        immediate(sink, AluOp.MIN, _LEAST, single(sink, tile.acc, tile.acc, 0), tile.co * area)
 
 
 @part()
@@ -211,21 +211,6 @@ def _move_outputs(nest, tile, memory, sram, dram, row, col, first, size, sink): 
 
 
 @part()
-def _source(nest, sram, tile, step, sink):  # type: ignore[no-untyped-def]
-    """SRAM base of what a step's GEMMs read; inputs that are pooled come into ACC first, as products with one."""
-    if nest.pool:
-        if tile.plane > 0:
-            once = (np.int64(1), np.int64(0), np.int64(0), np.int64(0))
-            uop = single(sink, sram.scratch, 0, 0)
-            gemm(sink, 1, uop, (tile.co * tile.plane, 1, 0, 0), once)
-            uop = single(sink, sram.scratch, step.inp_base, 0)
-            gemm(sink, 0, uop, (tile.co * tile.plane, 1, 1, 0), once)
-        return sram.scratch
-    # The output channels of a part are reduced over inputs of their own, or over those of all.
-    return step.inp_base + step.co_first * tile.plane if nest.depthwise else step.inp_base
-
-
-@part()
 def _step_uops(schedule, row, col, ci, co):  # type: ignore[no-untyped-def]
     """Micro-ops of the GEMMs of a step of ``ci`` input and ``co`` output channels."""
     if schedule.fold == FOLD_SPACE:
@@ -237,12 +222,14 @@ def _step_uops(schedule, row, col, ci, co):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _multiply(nest, schedule, tile, row, col, row_taps, col_taps, signature, step, source, sink):  # type: ignore[no-untyped-def]
-    """The GEMMs of a step (of pooling, its maxima); their micro-ops are all new, or all there already."""
+def _multiply(nest, schedule, tile, row, col, row_taps, col_taps, signature, step, sink):  # type: ignore[no-untyped-def]
+    """The GEMMs of a step; their micro-ops are all new, or all there already."""
     groups = gemms_of(schedule.fold, row, col)
     if groups == 0:
         return
     acc = tile.acc + step.co_first * (1 if nest.minor else tile.height * tile.width)
+    # The output channels of a part are reduced over inputs of their own, or over those of all.
+    source = step.inp_base + step.co_first * tile.plane if nest.depthwise else step.inp_base
     uops = _step_uops(schedule, row, col, step.ci, step.co)
     first, second = (acc << 32) | source, (step.wgt_base << 32) | step.ci
     begin, fresh = find_kernel(sink, first, second, (step.co << 32) | signature, uops)
@@ -265,10 +252,7 @@ def _multiply(nest, schedule, tile, row, col, row_taps, col_taps, signature, ste
             else:
                 taps = shared_taps(schedule.fold, row_taps, gh) * shared_taps(schedule.fold, col_taps, gw)
                 end = begin + taps * slow[0] * fast[0]
-            if nest.pool:
-                write_tensor(sink, insn, AluOp.MAX, begin, end, outer, inner)
-            else:
-                write_gemm(sink, insn, 0, begin, end, outer, inner)
+            write_gemm(sink, insn, 0, begin, end, outer, inner)
             insn += 1
             begin = end
 
@@ -279,7 +263,7 @@ def _loops(nest, schedule, tile, row, col, step, rows, cols):  # type: ignore[no
 
     The outer and the inner one of the instruction, and the slow and the fast one of its micro-ops.
     """
-    taps = 0 if nest.pool else nest.kh * nest.kw
+    taps = nest.kh * nest.kw
     acc_col = tile.co if nest.minor else 1
     dst_row, dst_col = tile.width * acc_col * nest.th, acc_col * nest.tw
     src_row = col.held * (nest.sh // load_step(nest.kh, nest.sh, schedule.pad))
@@ -315,8 +299,7 @@ def _write_taps(nest, schedule, tile, row, col, row_taps, col_taps, gh, gw, base
             in_w = tap_source(col_loop(nest), col, out_w, kw, np.int64(1))
             dst = acc + ((out_h - row.first) * tile.width + out_w - col.first) * (tile.co if nest.minor else 1)
             src = source + (in_h * col.held + in_w) * (step.ci if nest.minor else 1)
-            wgt = 0 if nest.pool else wgt_base + kh * nest.kw + kw
-            at = _write_uops(sink, at, dst, src, wgt, slow, fast)
+            at = _write_uops(sink, at, dst, src, wgt_base + kh * nest.kw + kw, slow, fast)
     return at
 
 
@@ -374,7 +357,12 @@ def _finish(nest, schedule, sram, tile, row, col, tiles, sink):  # type: ignore[
             for w in range(0, tile.width, size[2]):
                 piece = (min(size[0], tile.co - b), min(size[1], tile.height - h), min(size[2], tile.width - w))
                 acc = tile.acc + (w * tile.co + b if nest.minor else (b * tile.height + h) * tile.width + w)
+                begin = sink.insns
+                if nest.pool:
+                    take_maxima(nest, schedule, sram, tile, row, col, b, piece[0], sink)
                 _stages(nest, sram, acc, piece[0] * piece[1] * piece[2], sink)
+                if sink.insns == begin and b > 0:
+                    nop(sink)
                 begin = sink.insns
                 flag(sink, begin - 1, Flag.PUSH_NEXT)
                 _move_outputs(nest, tile, Memory.OUT, acc, nest.dram_out, row, col, (b, h, w), piece, sink)

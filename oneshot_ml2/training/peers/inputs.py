@@ -68,8 +68,7 @@ def read_rows(paths: Sequence[str | Path], settings: Settings) -> Rows:
     tables, own, cycles, work, lengths, digests = [], [], [], [], [], []
     number = itertools.count()
     for path in paths:
-        with open_corpus(path) as corpus:
-            corpus.check_space()
+        with open_corpus(path).of_today() as corpus:
             digests.append(corpus.digest)
             for t in range(len(corpus)):
                 if next(number) % settings.every:
