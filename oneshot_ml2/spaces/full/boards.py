@@ -16,7 +16,7 @@ from oneshot_ml2.spaces.full.totals import column
 from oneshot_ml2.spaces.full.traffic import TRAFFIC
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.faults import Faults, is_wrong, page_misses
+from oneshot_ml2.vta.faults import Faults, is_wrong, page_misses, slowed
 from oneshot_ml2.vta.nest import buffers, make_nest
 from oneshot_ml2.vta.program import element_bytes
 from oneshot_ml2.vta.reasons import Reason
@@ -42,8 +42,8 @@ def beats(space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
 
 
 @njit(cache=True, nogil=True)
-def _measure(nest, batch, insns, tables, address, params, sizes, limits, slow, miss, reason, cycles, busy):  # type: ignore[no-untyped-def]
-    """Lower and time the rows whose ``reason`` is 0 so far; ``limits``, ``slow``, ``miss``: of `Faults`."""
+def _measure(nest, batch, insns, tables, address, params, sizes, limits, costs, reason, cycles, busy):  # type: ignore[no-untyped-def]
+    """Lower and time the rows whose ``reason`` is 0 so far; ``limits``, ``costs``: of `Faults`."""
     unrecorded = records.nothing()
     for i in range(len(batch)):
         if reason[i] != 0:
@@ -58,11 +58,10 @@ def _measure(nest, batch, insns, tables, address, params, sizes, limits, slow, m
         if hang:
             reason[i] = emit.DEADLOCK
             continue
-        port = counters.read_beats + counters.write_beats
-        more = port * slow
-        if miss > 0.0:
-            more += page_misses(insns[:n], sizes, limits.page) * miss
-        cycles[i] = max(1, round(total + more * (port + more) / (total + more)))
+        port, misses = counters.read_beats + counters.write_beats, 0.0
+        if costs.miss > 0.0:
+            misses = page_misses(insns[:n], sizes, limits.page, limits.banks)
+        cycles[i] = max(1, round(slowed(total, port, counters.compute, counters.alu, misses, n, costs)))
         busy[i, 0], busy[i, 1], busy[i, 2] = counters.load, counters.compute, counters.store
 
 
@@ -76,6 +75,6 @@ def measure_faulty(
     sizes = np.array(element_bytes(accelerator), dtype=np.int64)
     _measure(
         make_nest(workload, accelerator), schedules(values), insns, tables, end, records.params(faults.board), sizes,
-        faults.limits, faults.slow, faults.miss, found.reason, found.cycles, found.busy,
+        faults.limits, faults.costs, found.reason, found.cycles, found.busy,
     )  # fmt: skip
     return found
