@@ -33,6 +33,7 @@ from oneshot_ml2.vta.reasons import Reason
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
+    from oneshot_ml2.workload.base import Workload
 
 # What a board said -> what a device says; of what did not lower, the space knows why.
 _REASONS = {WRONG: Reason.WRONG_RESULT, TIMEOUT: Reason.TIMEOUT, RUN_TIME: Reason.DEVICE_ERROR}
@@ -60,6 +61,10 @@ class LogDevice:
             DeviceError: nothing of this space was measured, or not on this accelerator.
         """
         return self._known(space)[0]
+
+    def workloads(self) -> list[Workload]:
+        """The workloads of which several schedules ran."""
+        return [workload for workload, layer in self._layers.items() if len(layer.timed) > 1]
 
     def measure_schedules(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> BatchResult:
         """See `Device.measure_schedules`; there are no busy cycles.

@@ -67,7 +67,7 @@ class PerturbedDevice:
         In one batch where the space brings that, with the same results as one by one.
         """
         boards, chip = space.record.boards, space.accelerator
-        if boards is not None:
+        if boards is not None and boards.measure_faulty is not None:
             values = space.values(indices)
             return boards.measure_faulty(space.workload, chip, values, faults_of(chip, self.differences))
         return self._schedules(space, indices, exact=True)

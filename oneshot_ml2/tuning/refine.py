@@ -251,6 +251,9 @@ def _prepare(
         start = int(space.canonical(np.array([space.index_of(given)]))[0])
     elif space.kind == DEFAULT_KIND:
         start = picking.pick(space.workload, space.accelerator, network).index
+    if among is not None and start not in among:
+        # It was not measured.
+        start = None
 
     def make() -> Tuner:
         found = make_tuner(tuner, Domain.of(space, among), seed, network, limits.checked, evidence)

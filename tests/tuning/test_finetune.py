@@ -18,7 +18,7 @@ from oneshot_ml2.devices.boards import KINDS, Differences
 from oneshot_ml2.devices.perturbed import PerturbedDevice
 from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.network import picking, predictor
-from oneshot_ml2.network.calibration import COSTS, Calibration, limits_of, traffic_of
+from oneshot_ml2.network.calibration import COSTS, VERSION, Calibration, limits_of, traffic_of
 from oneshot_ml2.network.predictor import NETWORKS, OUTPUTS, Predictor
 from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.full import features as full_features
@@ -34,7 +34,7 @@ from oneshot_ml2.vta.reasons import Reason
 CHIP = Accelerator.load("pynq")
 SPACES = [ScheduleSpace(layer.workload, CHIP) for layer in LAYERS]
 LIMITS = limits_of(np.array([[0, 0.9, TRAFFIC.index("largest input load"), 1, np.log(20.0), np.log(30.0)]]))
-KNOWN = Calibration(64, np.array([0.1, 0.2, 0.05]), LIMITS)
+KNOWN = Calibration(64, np.array([0.1, 0.2, 0.05, 0.0, 0.01, 0.0]), LIMITS)
 
 
 def bound_network() -> Predictor:
@@ -149,7 +149,13 @@ def test_weights_with_a_calibration_are_weights(board: Board, legal: np.ndarray,
     [
         ("latency", np.array([0.0])),
         ("latency", np.array([1.0, 2.0])),
-        ("costs", np.array([0.0, -0.1, 0.0])),
+        ("costs", np.array([0.0, -0.1, 0.0, 0.0, 0.0, 0.0])),
+        ("costs", np.zeros(3)),
+        ("rates", np.array([1.0, 0.0, 1.0])),
+        ("rates", np.ones(2)),
+        ("pairs", np.array([[0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 99.0, 1.0, 0.0, 1.0]])),
+        ("pairs", np.zeros((1, 6))),
+        ("forest.leaf", np.zeros((1, 2))),
         ("limits", np.array([[0.0, 1.0, 99.0, 1.0, 0.0, 1.0]])),
         ("limits", np.zeros((1, 5))),
         ("more", np.zeros(1)),
@@ -162,7 +168,7 @@ def test_impossible_calibrations_are_refused(board: Board, tmp_path: Path, name:
     tensors = adapted.tensors | {f"calibration.{name}": value.astype(np.float32)}
     head = {"format": "oneshot-ml2 predictor", "feature_version": str(full_features.FEATURE_VERSION)}
     path = tmp_path / "bad.safetensors"
-    save_file(tensors, path, metadata=head | {"calibration_version": "1"})
+    save_file(tensors, path, metadata=head | {"calibration_version": str(VERSION)})
     with pytest.raises(WeightsError, match="finetune"):
         Predictor.load(path)
 
@@ -181,12 +187,12 @@ def test_another_version_of_calibrations_is_refused(board: Board, tmp_path: Path
 # The fit ---------------------------------------------------------------------------------------
 def test_costs_are_found_and_never_below_zero() -> None:
     rng = np.random.default_rng(0)
-    terms = np.column_stack([np.ones(200), rng.uniform(0, 1, (200, 2))])
+    terms = np.column_stack([np.ones(200), rng.uniform(0, 1, (200, len(COSTS) - 1))])
     weight = np.ones(200)
-    residual = terms @ np.array([0.05, 0.4, 0.2]) + 0.005 * rng.standard_normal(200)
+    residual = terms @ np.array([0.05, 0.4, 0.2, 0.0, 0.0, 0.0]) + 0.005 * rng.standard_normal(200)
     residual[:6] += 2.0
     costs, loss = calibrate.fit_costs(terms, residual, weight)
-    assert np.allclose(costs, [0.05, 0.4, 0.2], atol=0.01)
+    assert np.allclose(costs, [0.05, 0.4, 0.2, 0.0, 0.0, 0.0], atol=0.01)
     assert loss < 0.05
     costs, _ = calibrate.fit_costs(terms, -terms[:, 1], weight)
     assert costs[1] == 0 and costs[2] >= 0
@@ -198,7 +204,7 @@ def test_a_limit_is_found_among_columns(sign: int) -> None:
     rng = np.random.default_rng(1)
     traffic = np.exp(rng.uniform(0, 8, (64, len(TRAFFIC))))
     failed = sign * np.log(traffic[:, 3]) > sign * 4.0
-    known = Calibration(1, np.zeros(len(COSTS)), calibrate.fit_limits(traffic, failed))
+    known = Calibration(1, np.zeros(len(COSTS)), *calibrate.fit_limits(traffic, failed))
     (limit,) = finetune.described_limits(known, TRAFFIC)
     assert limit["what"] == TRAFFIC[3]
     assert limit["kind"] == ("at most" if sign > 0 else "at least")
@@ -213,9 +219,9 @@ def test_two_limits_and_none() -> None:
     traffic = np.exp(rng.uniform(0, 8, (300, len(TRAFFIC))))
     logs = np.log(traffic)
     found = calibrate.fit_limits(traffic, (logs[:, 0] > 6.0) | (logs[:, 3] < 2.0))
-    known = Calibration(1, np.zeros(len(COSTS)), found)
+    known = Calibration(1, np.zeros(len(COSTS)), *found)
     assert {limit["what"] for limit in finetune.described_limits(known, TRAFFIC)} == {TRAFFIC[0], TRAFFIC[3]}
-    assert len(calibrate.fit_limits(traffic, np.zeros(300, dtype=bool))) == 0
+    assert [len(table) for table in calibrate.fit_limits(traffic, np.zeros(300, dtype=bool))] == [0, 0]
 
 
 def test_a_slow_memory_is_told_by_its_latency(board: Board) -> None:
@@ -384,7 +390,7 @@ def says_afterwards(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     def say(choice: float) -> None:
         figures = ({"choice": 0.9, "error": 0.2}, {"choice": choice, "error": 0.1})
-        monkeypatch.setattr(finetune, "cross_validate", lambda board, measured: figures)
+        monkeypatch.setattr(finetune, "cross_validate", lambda board, measured, boosted=False: figures)
 
     return say
 
