@@ -99,6 +99,12 @@ class History:
         """What became of the trials."""
         return outcomes_of(self.trials)
 
+    def among(self, mask: NDArray[np.bool_]) -> History:
+        """The trials of a mask (n,)."""
+        return History(
+            self.header, tuple(trial for trial, kept in zip(self.trials, mask.tolist(), strict=True) if kept)
+        )
+
     @property
     def attempts(self) -> NDArray[np.int64]:
         """How often each was tried until the first answer, int64 (n,)."""

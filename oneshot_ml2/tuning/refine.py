@@ -146,16 +146,16 @@ class _Work:
         """Cycles of the model that may still be gained; infinite before the first valid trial."""
         if self.run.exhausted:
             return -1.0
-        best = self.run.history.best
+        best = self.run.best
         return float("inf") if best is None else self.count * max(best[1] - self.bound, 0) * self.hope
 
     def batch(self, most: int) -> int:
         """A batch of trials, and what it leaves of the hope."""
-        before = self.run.history.best
+        before = self.run.best
         made = self.run.step(most)
         # At once, as the tuners of other layers may learn from it, too.
         self.run.observe()
-        after = self.run.history.best
+        after = self.run.best
         if before is not None and after is not None and made:
             self.hope = 1.0 if after[1] < before[1] else self.hope * _DECAY ** (made / self.run.limits.batch)
         return made
@@ -261,7 +261,13 @@ def _prepare(
 
     name = re.sub(r"[^\w.-]", "_", members[0].name)
     log = None if logs is None else logs / f"{name}.jsonl"
-    run = Run(space, make, device, tuner, seed, limits, log, {"start": start}, health)
+
+    def predict(indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        assert evidence is not None
+        return np.log(evidence.calibrated().score(space, indices).cycles)
+
+    known = None if evidence is None else predict
+    run = Run(space, make, device, tuner, seed, limits, log, {"start": start}, health, known)
     bound = engine_bound(space.workload, space.accelerator).bound
     return _Work(
         tuple(m.name for m in members), sum(m.count for m in members), space, start, bound, run
@@ -269,12 +275,12 @@ def _prepare(
 
 
 def _refined(item: _Work) -> Refined:
-    history = item.run.history
-    best, done = history.best, history.outcomes
+    history, best = item.run.history, item.run.best
+    done = history.outcomes
     measured = -1
     if item.start is not None:
         tried = np.flatnonzero(done.indices == item.start)
-        measured = int(done.cycles[tried[0]]) if len(tried) else -1
+        measured = int(done.cycles[tried[0]]) if len(tried) and not item.run.is_doubted(item.start) else -1
     return Refined(
         names=item.names,
         count=item.count,
