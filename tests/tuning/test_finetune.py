@@ -20,7 +20,7 @@ from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.network import picking, predictor
 from oneshot_ml2.network.calibration import COSTS, VERSION, Calibration, limits_of, traffic_of
 from oneshot_ml2.network.predictor import NETWORKS, OUTPUTS, Predictor
-from oneshot_ml2.spaces.base import BatchResult
+from oneshot_ml2.spaces.base import BatchResult, opened_pages
 from oneshot_ml2.spaces.full import features as full_features
 from oneshot_ml2.spaces.full.traffic import NO_ROW, TRAFFIC
 from oneshot_ml2.spaces.space import ScheduleSpace
@@ -247,6 +247,93 @@ def test_slow_rows_of_the_hls_design_are_told_by_the_latency(board: Board) -> No
     assert (told.hls.read_row, told.hls.pad) == (3 * chip.hls.read_row, chip.hls.pad)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_limit_of_two_sizes_is_found(sign: int) -> None:
+    rng = np.random.default_rng(3)
+    traffic = np.exp(rng.uniform(0, 8, (150, len(TRAFFIC))))
+    logs = np.log(traffic)
+    known = Calibration(
+        1, np.zeros(len(COSTS)), *calibrate.fit_limits(traffic, (logs[:, 0] > 4.0) & (sign * logs[:, 9] > sign * 4.0))
+    )
+    (limit,) = finetune.described_limits(known, TRAFFIC)
+    assert {limit["what"], limit["and"]["what"]} == {TRAFFIC[0], TRAFFIC[9]}
+    other = np.exp(rng.uniform(0, 8, (500, len(TRAFFIC))))
+    fails = (np.log(other[:, 0]) > 4.0) & (sign * np.log(other[:, 9]) > sign * 4.0)
+    assert np.mean((known.risk(other) > 0.5) == fails) > 0.95
+    again = Calibration.from_tensors(known.to_tensors())
+    assert again is not None and np.allclose(again.risk(other), known.risk(other), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("differences", "cost"),
+    [(Differences(instruction=20.0), "instructions"), (Differences(slow_alu=4.0), "alu")],
+)
+def test_what_instructions_and_the_alu_cost_is_told(board: Board, differences: Differences, cost: str) -> None:
+    measured = finetune.collect(board, PerturbedDevice("paged", 0, differences), 64)
+    before, after = finetune.cross_validate(board, measured)
+    assert after["error"] < 0.7 * before["error"]
+    known = calibrate.fit(board, measured)
+    assert known.costs[COSTS.index(cost)] > 0.1
+
+
+def test_rates_of_the_hls_design_are_told() -> None:
+    chip = Accelerator.load("pynq-hls")
+    spaces = [ScheduleSpace(space.workload, chip) for space in SPACES]
+    described = Board(spaces, picking.predictor_of(None, design="hls"))
+    assert all(1.0 in tried and len(tried) > 3 for tried in described.rates)
+    measured = finetune.collect(described, PerturbedDevice("paged", 0, Differences(beat=1.5, start=2.0)), 48)
+    known = calibrate.fit(described, measured)
+    assert known.rates[0] > 1.1
+    told = known.board(spaces[0]).accelerator.hls
+    assert told is not None and chip.hls is not None
+    assert told.wgt_beat == round(chip.hls.wgt_beat * known.rates[0])
+    again = Calibration.from_tensors(known.to_tensors())
+    assert again is not None and np.allclose(again.rates, known.rates)
+
+
+def test_pages_are_those_that_rows_open() -> None:
+    one = np.array([1.0])
+    # Rows that follow each other, rows with gaps within a page, rows each in pages of their own.
+    assert opened_pages(8 * one, 512 * one, 512.0) == pytest.approx(8 * 1.25)
+    assert opened_pages(8 * one, 128 * one, 512.0) == pytest.approx(8 * 0.25)
+    assert opened_pages(8 * one, 128 * one, 50_000.0) == pytest.approx(8 * 1.0625)
+
+
+# Trees -----------------------------------------------------------------------------------------
+def test_trees_are_taken_where_they_choose_better(
+    board: Board, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measured = finetune.collect(board, PerturbedDevice("paged", 2, Differences(instruction=20.0)), 64)
+    choices = {False: 0.9, True: 0.95}
+    monkeypatch.setattr(
+        finetune,
+        "cross_validate",
+        lambda board, measured, boosted=False: ({"choice": 0.8}, {"choice": choices[boosted]}),
+    )
+    found = finetune.adapt(board, measured, {})
+    card = found.network.card["finetuned"]
+    assert card["method"] == "calibration and trees"
+    assert card["ways"] == {"calibration": {"choice": 0.9}, "calibration and trees": {"choice": 0.95}}
+    assert found.calibration.forest is not None
+    plain = calibrate.fit(board, measured)
+    valid = measured.take(measured.valid)
+    errors = [np.abs(board.expected(known, valid) - np.log(valid.cycles)) for known in (plain, found.calibration)]
+    assert errors[1].mean() < errors[0].mean()
+    found.network.save(tmp_path / "trees.safetensors")
+    loaded = Predictor.load(tmp_path / "trees.safetensors")
+    some = SPACES[0].table()[:200]
+    told = loaded.score(SPACES[0], some)
+    assert np.array_equal(told.cycles, found.network.score(SPACES[0], some).cycles)
+    assert not np.allclose(told.cycles, board.adapted(plain).score(SPACES[0], some).cycles)
+    # Of equal ones the simpler; and without the library it is the only one.
+    choices[True] = 0.9
+    assert finetune.adapt(board, measured, {}).calibration.forest is None
+    choices[True] = 0.95
+    monkeypatch.setattr(finetune, "can_boost", lambda: False)
+    card = finetune.adapt(board, measured, {}).network.card["finetuned"]
+    assert (card["method"], list(card["ways"])) == ("calibration", ["calibration"])
+
+
 def test_few_valid_measurements_leave_the_description(board: Board) -> None:
     rows = [(0, i, int(Reason.WRONG_RESULT), -1, 1) for i in range(3)]
     assert calibrate.fit(board, Measured.of(rows)).latency == CHIP.memory_latency
@@ -329,6 +416,23 @@ def test_a_damaged_log_loses_what_was_damaged(
 
 
 # Devices that lie ------------------------------------------------------------------------------
+def test_programs_that_always_lie_are_not_believed(board: Board) -> None:
+    device = PerturbedDevice("paged", 5, Differences(latency=6.0, bandwidth=0.6, noise=0.005, liars=0.2))
+    measured = finetune.collect(board, device, 96, 5)
+    lies = np.zeros(len(measured), dtype=bool)
+    for task, space in enumerate(SPACES):
+        own = np.flatnonzero((measured.task == task) & measured.valid)
+        lies[own] = measured.cycles[own] < 0.8 * device.true_cycles(space, measured.index[own]).cycles
+    assert 5 < lies.sum() < 40
+    keep = calibrate.believed(board, measured)
+    assert (keep & lies).sum() <= 0.2 * lies.sum()
+    assert (~keep & ~lies).sum() <= 0.05 * len(measured)
+    honest = finetune.collect(board, PerturbedDevice("paged", 5, Differences(latency=6.0, bandwidth=0.6)), 96, 5)
+    assert calibrate.believed(board, honest).all()
+    card = finetune.adapt(board, measured, {}).network.card["finetuned"]
+    assert card["not_believed"] == (~keep).sum()
+
+
 def lying(lies: float, seed: int, noise: float = 0.005) -> PerturbedDevice:
     return PerturbedDevice("paged", seed, Differences(latency=6.0, bandwidth=0.6, lies=lies, noise=noise))
 
