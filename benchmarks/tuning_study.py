@@ -515,6 +515,7 @@ def main() -> None:
     parser.add_argument("--logs", nargs="+", type=Path, metavar="FILE", help="boards' files, in place of the parts")
     parser.add_argument("--accelerator", metavar="NAME", help="of --logs, in place of each board's own")
     boards = [f"{kind}:{seed}" for kind in tuning_boards.KINDS for seed in range(2)]
+    parser.add_argument("--most", type=int, default=400, help="trials of a run of the part boards")
     parser.add_argument("--boards", nargs="+", default=boards, metavar="KIND:SEED", help="of the part boards")
     parser.add_argument("--layers", nargs="+", default=list(tuning_boards.LAYERS), choices=tuning_boards.LAYERS)
     parser.add_argument("--seeds", type=int, default=10)
@@ -552,7 +553,7 @@ def extend(args: argparse.Namespace) -> None:
             chip = Accelerator.load(args.accelerator) if args.accelerator else None
             new = tuning_logs.make_rows(tuning_logs.pools(args.logs, chip), tuners, args.seeds, done)
         else:
-            new = tuning_boards.make_rows(args.boards, args.layers, tuners, args.seeds, done)
+            new = tuning_boards.make_rows(args.boards, args.layers, tuners, args.seeds, args.most, done)
         for row in new:
             results.append([row])
             rows.append(row)

@@ -126,6 +126,12 @@ KINDS: dict[str, BoardKind] = {
         {"page_miss": (30.0, 60.0), "latency": (1.0, 2.0), "noise": (0.003, 0.01)} | _RATES,
         Differences(page_bytes=2048, banks=8),
     ),
+    "liar": BoardKind(
+        9,
+        "a fifth of the programs are always told in 0.6 of their time",
+        {"latency": (1.0, 2.0), "noise": (0.003, 0.01)} | _RATES,
+        Differences(liars=0.2),
+    ),
     "two-sizes": BoardKind(
         8,
         "wrong results where a large LOAD and a long GEMM come together",

@@ -338,14 +338,16 @@ def adapt(board: Board, measured: Measured, about: dict[str, Any]) -> Finetuned:
     """Fit all measurements that are believed, in that of `WAYS` which cross-validation finds better; ``about``: what
     the card says of them."""
     trusted = measured.take(believed(board, measured))
-    ways = {name: boosted for name, boosted in WAYS.items() if not boosted or can_boost()}
+    # Within a workload trees may do better, and yet carry nothing over to others.
+    parts = "workloads" if len(np.unique(trusted.task)) >= FOLDS else "measurements"
+    boosting = can_boost() and parts == "workloads"
+    ways = {name: boosted for name, boosted in WAYS.items() if not boosted or boosting}
     found = {name: cross_validate(board, trusted, boosted) for name, boosted in ways.items()}
     # Of equal ones the first, which is simpler; NaN, of too few measurements, is no reason for the other.
     way = max(found, key=lambda name: np.nan_to_num(found[name][1]["choice"], nan=-1.0))
     before, after = found[way]
     known = fit(board, trusted, ways[way])
     labels = {reason: int((measured.reason == reason).sum()) for reason in Reason}
-    parts = "workloads" if len(np.unique(trusted.task)) >= FOLDS else "measurements"
     card = dict(board.network.card) | {
         "finetuned": about
         | {
