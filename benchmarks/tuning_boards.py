@@ -224,11 +224,12 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
     if runs:
         layers, boards = ({row["task"].split(" ")[place] for row in runs} for place in (2, 1))
         seeds, closed = len({row["seed"] for row in runs}), sum(row["closed"] for row in searched)
+        most = max(row["trials"] for row in runs)
         parts += [
             "## Trials",
-            f"Space `full`, validity hidden, {max(row['trials'] for row in runs)} trials at most. Until within 2 % of "
-            f"T*: median over seeds, geometric mean over layers and boards; in brackets against {BASELINE}'s, and invalid "
-            "trials against its. A run that did not get there counts as one trial more than it made.",
+            f"Space `full`, validity hidden, {most} trials at most. Until within 2 % of T*: median over seeds, geometric "
+            f"mean over layers and boards; in brackets against {BASELINE}'s, and invalid trials against its. A run "
+            "that did not get there counts as one trial more than it made.",
             f"Boards: {', '.join(sorted(boards))}; layers: {', '.join(sorted(layers))}; seeds: {seeds}. T* is proven "
             f"for {closed} of {len(searched)} tasks, and for the others the least time that anything found.",
             _trials(runs, least),

@@ -228,6 +228,11 @@ class ML2Tuner:
         if self._setting == "frozen" or valid.sum() < _ENOUGH_FOR_A:
             return None
         good = tried[valid]
+        # A board may run what this compiler refuses.
+        lowers = np.array([self._hidden_of(position) is not None for position in good.tolist()], dtype=bool)
+        if np.count_nonzero(lowers) < _ENOUGH_FOR_A:
+            return None
+        good, log_cycles = good[lowers], log_cycles[lowers]
         features, own = self._a_inputs(good)
         if self._prior is None:
             return fit_with_costs(features, own, log_cycles, self._seed)

@@ -64,12 +64,16 @@ class Published:
     ) -> NDArray[np.int64]:
         """Of chosen positions those that do not lower, and the ``n`` best others by A, which learns from ``good`` ones
         with their log cycles."""
-        lowers = np.array([self._counts(position) is not None for position in chosen.tolist()], dtype=bool)
+        lowers, known = self._lowers(chosen), self._lowers(good)
         failed, lowered = chosen[~lowers], chosen[lowers]
-        if len(lowered):
-            a = fit_performance(self._rows(good), log_cycles, seed=self._seed)
+        if len(lowered) and known.any():
+            a = fit_performance(self._rows(good[known]), log_cycles[known], seed=self._seed)
             lowered = lowered[np.argsort(a.predict(self._rows(lowered)), kind="stable")]
         return np.concatenate([failed, lowered[:n]])
+
+    def _lowers(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which positions (n,) lower; a board may run what this compiler refuses."""
+        return np.array([self._counts(position) is not None for position in positions.tolist()], dtype=bool)
 
     def _rows(self, positions: NDArray[np.int64]) -> trees.Features:
         """What A sees of positions (n,) that lower, float32 (n, f)."""
