@@ -38,6 +38,8 @@ from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.hls_keys import TICKS
 from oneshot_ml2.vta.reasons import TRANSIENT, Reason
 
+# A figure more has to leave so much less error, as a share: what is not needed does not carry over to other workloads.
+_SIMPLER = 0.03
 # Memory latencies that are tried, as multiples of the described one, as far as the weights were trained on them.
 _LATENCIES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0)
 # A valid schedule weighs (T* / T) to this power, T* the workload's fastest measured.
@@ -229,7 +231,10 @@ def fit_costs(
         scale = np.maximum(np.average(error, axis=1, weights=weight), 1e-3)[:, None]
         w = weight / np.maximum(1.0, error / (_HUBER * scale))
     loss = np.average(np.minimum(error, 4.0 * scale), axis=1, weights=weight)
-    best = int(np.where((costs[:, 1:] >= 0).all(axis=1), loss, np.inf).argmin())
+    loss = np.where((costs[:, 1:] >= 0).all(axis=1), loss, np.inf)
+    # The fewest costs that leave hardly more: what is not needed does not carry over to other workloads.
+    near = np.flatnonzero(loss <= (1.0 + _SIMPLER) * loss.min())
+    best = int(near[np.lexsort((loss[near], chosen[near].sum(axis=1)))[0]])
     return costs[best], float(loss[best])
 
 
@@ -341,13 +346,18 @@ def _best_told(board: Board, valid: Measured, weight: NDArray[np.float64]) -> Ca
         costs, loss = fit_costs(seen.given.terms, log_cycles - seen.log_cycles, weight)
         return loss, costs
 
-    latency, rates = board.described, AS_DESCRIBED
+    def choose(figures: Sequence[Told], now: Told) -> Told:
+        """That of the least loss, if it is less than what is told ``now`` leaves by more than chance."""
+        best = min(figures, key=lambda tried: fitted(*tried)[0])
+        return best if fitted(*best)[0] < (1.0 - _SIMPLER) * fitted(*now)[0] else now
+
+    now: Told = (board.described, AS_DESCRIBED)
     for _ in range(_PASSES if any(len(tried) > 1 for tried in board.rates) else 1):
-        latency = min(board.latencies, key=lambda tried: fitted(tried, rates)[0])
+        now = choose([(latency, now[1]) for latency in board.latencies], now)
         for place, factors in enumerate(board.rates):
-            choices = [(*rates[:place], factor, *rates[place + 1 :]) for factor in factors]
-            rates = min(choices, key=lambda tried: fitted(latency, tried)[0])
-    return Calibration(latency, fitted(latency, rates)[1], np.zeros(0, LIMIT), rates=rates)
+            latency, rates = now
+            now = choose([(latency, (*rates[:place], factor, *rates[place + 1 :])) for factor in factors], now)
+    return Calibration(now[0], fitted(*now)[1], np.zeros(0, LIMIT), rates=now[1])
 
 
 def believed(board: Board, measured: Measured) -> NDArray[np.bool_]:

@@ -150,6 +150,9 @@ def choose(
     if len(ranked):
         lower = ranked[np.minimum(places, len(ranked) - 1)]
         by_chance = np.where(rng.random(draws) < _ANYTHING, by_chance, lower)
+    if among is not None:
+        # Records may be few: after those that are drawn all others, so that none is out of reach.
+        by_chance = np.concatenate([by_chance, rng.permutation(among)])
     first = np.empty(0, np.int64) if explore else ranked[: len(known) + 4 * count]
     both = np.unique(np.concatenate([first, by_chance]))
     legal = set(both[space.validity(both) == Reason.VALID].tolist()) if len(both) else set()
