@@ -227,9 +227,9 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
         most = max(row["trials"] for row in runs)
         parts += [
             "## Trials",
-            f"Space `full`, validity hidden, {most} trials at most. Until within 2 % of T*: median over seeds, geometric "
-            f"mean over layers and boards; in brackets against {BASELINE}'s, and invalid trials against its. A "
-            "run that did not get there counts as one trial more than it made.",
+            f"Space `full`, validity hidden, {most} trials at most. Until within 2 % of T*: median over seeds, "
+            f"geometric mean over layers and boards; in brackets against {BASELINE}'s, and invalid trials against its. "
+            "A run that did not get there counts as one trial more than it made.",
             f"Boards: {', '.join(sorted(boards))}; layers: {', '.join(sorted(layers))}; seeds: {seeds}. T* is proven "
             f"for {closed} of {len(searched)} tasks, and for the others the least time that anything found.",
             _trials(runs, least),
