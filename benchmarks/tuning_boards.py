@@ -127,7 +127,7 @@ def run_one(task: Task, tuner: str, seed: int, most: int) -> dict[str, Any]:
         while len(work.history) < most and not work.exhausted:
             work.step(most - len(work.history))
             work.observe()
-            best = work.best
+            best = work.history.best
             if best is not None:
                 believed.append([len(work.history), 0, board.true[best[0]][1]])
         done = work.history.outcomes

@@ -89,21 +89,16 @@ class Header:
 
 @dataclass(frozen=True)
 class History:
-    """The trials of a run in order."""
+    """The trials of a run in order; ``doubted``: schedules whose times are not believed (`plausible`)."""
 
     header: Header
     trials: tuple[Trial, ...]
+    doubted: frozenset[int] = frozenset()
 
     @cached_property
     def outcomes(self) -> Outcomes:
         """What became of the trials."""
         return outcomes_of(self.trials)
-
-    def among(self, mask: NDArray[np.bool_]) -> History:
-        """The trials of a mask (n,)."""
-        return History(
-            self.header, tuple(trial for trial, kept in zip(self.trials, mask.tolist(), strict=True) if kept)
-        )
 
     @property
     def attempts(self) -> NDArray[np.int64]:
@@ -126,8 +121,8 @@ class History:
 
     @property
     def best(self) -> tuple[int, int] | None:
-        """(index, cycles) of the fastest valid trial, the first of equals; None without one."""
-        valid = np.flatnonzero(self.outcomes.valid)
+        """(index, cycles) of the fastest valid trial that is believed, the first of equals; None without one."""
+        valid = np.flatnonzero(self.outcomes.valid & ~np.isin(self.outcomes.indices, list(self.doubted)))
         if not len(valid):
             return None
         first = valid[self.outcomes.cycles[valid].argmin()]

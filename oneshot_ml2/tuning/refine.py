@@ -146,16 +146,16 @@ class _Work:
         """Cycles of the model that may still be gained; infinite before the first valid trial."""
         if self.run.exhausted:
             return -1.0
-        best = self.run.best
+        best = self.run.history.best
         return float("inf") if best is None else self.count * max(best[1] - self.bound, 0) * self.hope
 
     def batch(self, most: int) -> int:
         """A batch of trials, and what it leaves of the hope."""
-        before = self.run.best
+        before = self.run.history.best
         made = self.run.step(most)
         # At once, as the tuners of other layers may learn from it, too.
         self.run.observe()
-        after = self.run.best
+        after = self.run.history.best
         if before is not None and after is not None and made:
             self.hope = 1.0 if after[1] < before[1] else self.hope * _DECAY ** (made / self.run.limits.batch)
         return made
@@ -275,12 +275,12 @@ def _prepare(
 
 
 def _refined(item: _Work) -> Refined:
-    history, best = item.run.history, item.run.best
-    done = history.outcomes
+    history = item.run.history
+    best, done = history.best, history.outcomes
     measured = -1
     if item.start is not None:
         tried = np.flatnonzero(done.indices == item.start)
-        measured = int(done.cycles[tried[0]]) if len(tried) and not item.run.is_doubted(item.start) else -1
+        measured = int(done.cycles[tried[0]]) if len(tried) and item.start not in history.doubted else -1
     return Refined(
         names=item.names,
         count=item.count,

@@ -66,7 +66,7 @@ class Run:
         )
         self._device, self._make, self._predict = device, make, predict
         # Schedules whose times are not believed.
-        self._doubted = np.empty(0, dtype=np.int64)
+        self._doubted: frozenset[int] = frozenset()
         self._health = health or Health(self.limits.failures)
         self._path = None if log is None else Path(log)
         self._trials: list[Trial] = []
@@ -103,16 +103,7 @@ class Run:
     @property
     def history(self) -> History:
         """The trials so far."""
-        return History(self.header, tuple(self._trials))
-
-    @property
-    def best(self) -> tuple[int, int] | None:
-        """`History.best` of the trials that are believed."""
-        return self.history.among(~np.isin(self.history.outcomes.indices, self._doubted)).best
-
-    def is_doubted(self, index: int) -> bool:
-        """Whether a schedule's time is not believed."""
-        return bool(np.isin(index, self._doubted))
+        return History(self.header, tuple(self._trials), self._doubted)
 
     def _next_batch(self) -> NDArray[np.int64]:
         """Let the tuner learn from the last batch and propose the next, int64 (n,); 0 at the end of the space."""
@@ -131,8 +122,7 @@ class Run:
         """Let the tuner learn from a batch that is complete; without this it does before its next one."""
         done = self._refused + outcomes_of(self._batch)
         if len(done) and not len(self._pending):
-            self._look()
-            wrong = np.isin(done.indices, self._doubted)
+            wrong = np.isin(done.indices, list(self._doubted))
             reason, cycles = np.where(wrong, int(Reason.DEVICE_ERROR), done.reason), np.where(wrong, -1, done.cycles)
             self._tuner.observe(Outcomes(done.indices, reason.astype(np.uint8), cycles))
             self._batch, self._refused = [], Outcomes.none()
@@ -143,8 +133,8 @@ class Run:
         if is_deterministic(self._device) or not len(known):
             return
         predicted = None if self._predict is None else self._predict(known.indices)
-        self._doubted = known.indices[doubted(self.space, known, predicted)]
-        best = self.best
+        self._doubted = frozenset(known.indices[doubted(self.space, known, predicted)].tolist())
+        best = self.history.best
         self._best = LARGEST if best is None else best[1]
 
     def step(self, most: int) -> int:
@@ -175,6 +165,7 @@ class Run:
                         self._keep()
         finally:
             self._keep()
+        self._look()
         return len(now)
 
     def _doubt(self, index: int, cycles: int, health: Health) -> int:
@@ -214,6 +205,7 @@ def run(work: Run, trials: int, progress: bool = False) -> History:
     ):
         while len(work.history) < trials and not work.exhausted:
             bar.update(work.step(trials - len(work.history)))
-            if work.best is not None:
-                bar.set_postfix(best=f"{work.best[1]:,}", invalid=f"{work.history.invalid_rate:.0%}")
+            history = work.history
+            if history.best is not None:
+                bar.set_postfix(best=f"{history.best[1]:,}", invalid=f"{history.invalid_rate:.0%}")
         return work.history
