@@ -1,7 +1,7 @@
 """A device that is not the simulator: seeded differences that real boards have, for studies of refinement.
 
 It stands for hardware that the shipped network has never seen. Its rules are hidden from the tuners, which learn of
-them only by trials. `KINDS` documents five kinds; a seed draws each one's figures. What it does to a program:
+them only by trials. `KINDS` documents its kinds; a seed draws each one's figures. What it does to a program:
 
 1. The program runs on the simulator with the board's own memory latency; on the HLS design with its own rates.
 2. Cycles that the memory needs more: a beat takes 1 / ``bandwidth`` cycles, a request to a DRAM page that is not open

@@ -40,15 +40,17 @@ class Published:
         tried, valid = self._domain.positions(done.indices), done.valid
         good, log_cycles = tried[valid], np.log(done.cycles[valid].astype(np.float64))
         fitted = len(good) >= _ENOUGH
-        cycles, trusted = np.zeros(len(pool)), np.ones(len(pool), dtype=bool)
+        cycles, logits = np.zeros(len(pool)), np.zeros(len(pool))
         if fitted:
             p = fit_performance(trees.knob_features(self._domain, good), log_cycles, seed=self._seed)
             cycles = p.predict(knobs)
         if valid.any() and not valid.all():
             seen = trees.knob_features(self._domain, tried)
             v = trees.fit(seen, valid.astype(np.float64), "binary:logistic", seed=self._seed)
-            trusted = v.predict(knobs) >= 0.0
-        chosen = pool[np.lexsort((cycles, ~trusted))][: _LOWERED * n if fitted else n]
+            logits = v.predict(knobs)
+        # What V trusts in P's order; where that is not enough, what V trusts most.
+        trusted = logits >= 0.0
+        chosen = pool[np.lexsort((np.where(trusted, cycles, -logits), ~trusted))][: _LOWERED * n if fitted else n]
         if fitted:
             chosen = self._by_a(chosen, good, log_cycles, n)
         self._seen[chosen] = True
