@@ -1,9 +1,9 @@
 """How good picks are on a new accelerator before and after a few measurements: `oneshot-ml2 finetune` and other ways.
 
-Run: ``python benchmarks/new_accelerator.py [--seeds N]``. A new accelerator is a perturbed device of one of five
-kinds and a seed, described as ``pynq``. Each is a row of ``benchmarks/results/new_accelerator.jsonl``; rows that are
-there are not made again, so the command goes on where it ended. The report, ``new_accelerator.md``, and its plot are
-made of all rows.
+Run: ``python benchmarks/new_accelerator.py [--seeds N] [--kinds KIND ...]``. A new accelerator is a perturbed device of
+one of `KINDS` and a seed, described as ``pynq``. Each is a row of ``benchmarks/results/new_accelerator.jsonl``; rows
+that are there are not made again, so the command goes on where it ended. The report, ``new_accelerator.md``, and its
+plot are made of all rows.
 
 The weights are adapted on 20 training workloads and pick for 20 others, none of which they were trained on. T* is the
 least noise-free time on the device of all schedules that were looked at: the best 200 by the networks when told the
@@ -321,7 +321,8 @@ def by_way(rows: list[dict[str, Any]], ways: dict[str, str]) -> str:
 def write_report(rows: list[dict[str, Any]]) -> None:
     """``results/new_accelerator.md`` and its plot."""
     held, total = len(rows[0]["best"]), sum(len(row["best"]) for row in rows)
-    seeds = {kind: sum(row["kind"] == kind for row in rows) for kind in KINDS}
+    counted = {kind: sum(row["kind"] == kind for row in rows) for kind in KINDS}
+    seeds = {kind: count for kind, count in counted.items() if count}
     closed = np.mean([flag for row in rows for flag in row["closed"]])
     table = []
     for kind in (*KINDS, "all"):
@@ -405,6 +406,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--report", action="store_true", help="only the report of the rows that there are")
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
@@ -413,7 +415,7 @@ def main() -> None:
     with open_lines(path, read_row) as results:
         rows = results.entries
         done = {(row["kind"], row["seed"]) for row in rows}
-        for seed, kind in itertools.product(range(0 if args.report else args.seeds), KINDS):
+        for seed, kind in itertools.product(range(0 if args.report else args.seeds), args.kinds):
             if (kind, seed) in done:
                 continue
             row = run_one(kind, seed, chip, picking.predictor_of(None))

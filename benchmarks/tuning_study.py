@@ -4,6 +4,9 @@ Run: ``python benchmarks/tuning_study.py [--part autotvm full models report ...]
 ``benchmarks/results/tuning.jsonl``; rows that are there are not made again, so the command goes on where it ended.
 Cycles come from whole tables of the spaces (made once, in ``--cache``), so that T* is exact and a run costs the
 tuner's own time. The last part, ``report``, writes ``benchmarks/results/tuning.md`` and its plots.
+
+Two more parts have rows and a report of their own, and are made only where they are asked for: ``--logs FILE...``, what
+real boards did (`tuning_logs`), and ``--part boards``, simulated boards (`tuning_boards`).
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from typing import Any
 
 import numpy as np
 import resnet18_layers
+import tuning_boards
+import tuning_logs
 
 from oneshot_ml2.common.json_lines import open_lines
 from oneshot_ml2.common.metrics import geometric_mean
@@ -506,16 +511,25 @@ def write_report(rows: list[dict[str, Any]], reference: Path | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     everything = ["fidelity", "autotvm", "full", "models", "time", "report"]
-    parser.add_argument("--part", nargs="+", choices=everything, default=everything)
+    parser.add_argument("--part", nargs="+", choices=[*everything, "boards"], default=everything)
+    parser.add_argument("--logs", nargs="+", type=Path, metavar="FILE", help="boards' files, in place of the parts")
+    parser.add_argument("--accelerator", metavar="NAME", help="of --logs, in place of each board's own")
+    boards = [f"{kind}:{seed}" for kind in tuning_boards.KINDS for seed in range(2)]
+    parser.add_argument("--most", type=int, default=400, help="trials of a run of the part boards")
+    parser.add_argument("--boards", nargs="+", default=boards, metavar="KIND:SEED", help="of the part boards")
+    parser.add_argument("--layers", nargs="+", default=list(tuning_boards.LAYERS), choices=tuning_boards.LAYERS)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--fidelity-seeds", type=int, default=20)
-    tuners = list(dict.fromkeys(AUTOTVM_TUNERS + FULL_TUNERS))
+    tuners = list(dict.fromkeys(AUTOTVM_TUNERS + FULL_TUNERS + tuning_logs.TUNERS + tuning_boards.TUNERS))
     parser.add_argument("--tuners", nargs="+", choices=tuners, default=tuners, help="make only runs of these")
     parser.add_argument("--devices", nargs="+", choices=FULL_DEVICES, default=FULL_DEVICES, help="and on these")
     parser.add_argument("--cache", type=Path, default=RESULTS / "cache", help="tables of whole spaces")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the rows and reports of those two parts")
     parser.add_argument("--reference", type=Path, help="runs of the real AutoTVM (autotvm_tuner.json)")
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
+    if args.logs or args.part == ["boards"]:
+        return extend(args)
     path = RESULTS / "tuning.jsonl"
     with open_lines(path, read_row) as results:
         rows = results.entries
@@ -526,6 +540,25 @@ def main() -> None:
             print(told(row), flush=True)
         if "report" in args.part:
             write_report(rows, args.reference)
+
+
+def extend(args: argparse.Namespace) -> None:
+    """The part of the logs, or of the boards: its rows and its report."""
+    name, part = ("tuning_logs", tuning_logs) if args.logs else ("tuning_boards", tuning_boards)
+    with open_lines(args.out / f"{name}.jsonl", read_row) as results:
+        rows = results.entries
+        done = {(row["task"], row["tuner"], row["seed"]) for row in rows}
+        tuners = [tuner for tuner in part.TUNERS if tuner in args.tuners]
+        if args.logs:
+            chip = Accelerator.load(args.accelerator) if args.accelerator else None
+            new = tuning_logs.make_rows(tuning_logs.pools(args.logs, chip), tuners, args.seeds, done)
+        else:
+            new = tuning_boards.make_rows(args.boards, args.layers, tuners, args.seeds, args.most, done)
+        for row in new:
+            results.append([row])
+            rows.append(row)
+            print(part.told(row), flush=True)
+        (args.out / f"{name}.md").write_text(part.report(rows), encoding="utf-8")
 
 
 def make_rows(args: argparse.Namespace, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ import networks
 import numpy as np
 import pytest
 
+from oneshot_ml2.devices.board_files import chip_keys
 from oneshot_ml2.evaluation import evaluate, optimum
 from oneshot_ml2.evaluation.optimum import Optimum, Task
 from oneshot_ml2.spaces.full import features as full_features
@@ -20,6 +21,7 @@ from oneshot_ml2.training import loop
 from oneshot_ml2.training.data import Data, read_data
 from oneshot_ml2.training.settings import Settings, read_settings
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.lists import Layer
 
 ROOT = Path(__file__).parent.parent
@@ -166,6 +168,77 @@ def test_reliability(tmp_path: Path, monkeypatch, load, known):
     assert found["error"] < 0.2
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
     assert run(script, monkeypatch, "--out", out, "--weights", tmp_path / "absent.safetensors") == 2
+
+
+# What boards did, and boards -------------------------------------------------------------------
+def test_the_study_of_records(tmp_path: Path, monkeypatch, load):
+    script = load("benchmarks/tuning_study")
+    chip = Accelerator.load("pynq-hls")
+    layers = []
+    for number, out in enumerate((64, 32)):
+        space = ScheduleSpace(Conv2d(1, 64, 14, 14, out, 3, 3, padding=1), chip, "autotvm")
+        some = space.sample(np.random.default_rng(number), 300)
+        found = space.measure(some)
+        errors = np.where(found.cycles > 0, 0, 2)
+        errors[np.flatnonzero(found.cycles > 0)[::9]] = 4
+        rows = [
+            [
+                int(index),
+                space.values(np.array([index]))[0].tolist(),
+                int(error),
+                [cycles / 1e5] if error == 0 else None,
+            ]
+            for index, error, cycles in zip(some, errors, found.cycles.tolist())
+        ]
+        shape = {"n": 1, "ci": 64, "h": 14, "w": 14, "co": out, "kernel": [3, 3], "stride": [1, 1], "pad": [1, 1, 1, 1]}
+        layers.append({"workload": shape, "rows": rows})
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps({"accelerator": dict(chip_keys(chip)), "tuning": {"net": layers}}))
+    given = [
+        "tuning_study",
+        "--logs",
+        str(path),
+        "--seeds",
+        "1",
+        "--tuners",
+        "random",
+        "ml2-warm",
+        "--out",
+        str(tmp_path),
+    ]
+    monkeypatch.setattr("sys.argv", given)
+    script.main()
+    text = (tmp_path / "tuning_logs.md").read_text()
+    assert "Mean regret" in text and "2 of 2 ran" in text
+    assert "| layer | random | ml2-warm |" in text and "net:0 -> pynq net:1" in text
+    rows = [json.loads(line) for line in (tmp_path / "tuning_logs.jsonl").read_text().splitlines()]
+    assert [row["tuner"] for row in rows] == ["network"] * 2 + ["finetune"] * 2 + ["random", "ml2-warm"] * 2
+    assert all(row["regret"] < 0.06 for row in rows[:2])
+    # Again: nothing is made anew.
+    monkeypatch.setattr("tuning_logs.run_one", None)
+    script.main()
+    assert (tmp_path / "tuning_logs.md").read_text() == text
+
+
+def test_the_report_on_boards(load):
+    script = load("benchmarks/tuning_boards")
+    task = "full perturbed:banked:0 C4"
+    rows = [
+        {"task": task, "tuner": "search", "seed": 0, "best": 1000, "closed": True},
+        {"task": task, "tuner": "autotvm", "seed": 0, "trials": 100, "invalid": 60, "chosen": 1100,
+         "improvements": [[5, 4, 1500], [80, 50, 1015]]},
+        {"task": task, "tuner": "ml2-warm", "seed": 0, "trials": 40, "invalid": 0, "chosen": 990,
+         "improvements": [[1, 0, 1200], [8, 0, 990]]},
+    ]  # fmt: skip
+    # T* is the least of all, which the first tuner came not within 2 % of.
+    text = script.report(rows)
+    assert "| banked | 101.0 (100.0%, +0.0%) | 8.0 (7.9%, -100.0%) |" in text
+    lies = [
+        row | {"task": f"full perturbed:{board}:0 C4", "improvements": [[10, 0, cycles]], "chosen": cycles}
+        for board, cycles in (("liar", 1020), ("honest", 1000))
+        for row in rows[2:]
+    ]
+    assert "| full perturbed:liar:0 C4 | ml2-warm | 0 | 1.020 | 10 | 1.000 | 10 |" in script.report([*rows, *lies])
 
 
 # The list of models ----------------------------------------------------------------------------

@@ -12,12 +12,14 @@ from oneshot_ml2.commands.options import add_device, finish
 from oneshot_ml2.common import tables
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.files import check_output
+from oneshot_ml2.devices.base import recorded_workloads
 from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.network import picking
 from oneshot_ml2.network.calibration import boards_of
+from oneshot_ml2.spaces.registry import DEFAULT_KIND, listing
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.tuning.calibrate import Board
-from oneshot_ml2.tuning.finetune import FOLDS, LEAST_BUDGET, adapt, collect, workloads_of
+from oneshot_ml2.tuning.finetune import LEAST_BUDGET, adapt, collect, workloads_of
 from oneshot_ml2.tuning.measure import Limits
 from oneshot_ml2.vta.accelerator import Accelerator
 
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workloads", metavar="LIST", help="a workload list (.toml) or a model's name")
     parser.add_argument("--size", type=int, default=224, metavar="N", help="height and width of a model's images")
     parser.add_argument("--budget", type=int, default=256, metavar="N", help="measurements in all (default 256)")
+    parser.add_argument("--space", default=DEFAULT_KIND, metavar="NAME", help=listing())
     parser.add_argument("--weights", metavar="NAME", help="shipped weights, or a .safetensors file (default: default)")
     parser.add_argument("--out", required=True, metavar="FILE", help="weights to write (.safetensors), card beside it")
     parser.add_argument("--log", metavar="FILE", help="of the measurements (default: beside --out)")
@@ -53,14 +56,13 @@ def run(args: argparse.Namespace) -> int:
             f"allowed: --budget {LEAST_BUDGET} or more, --retries and --failures 0 or more, --timeout above 0"
         )
     out = check_output(Path(args.out).with_suffix(".safetensors"), "--out")
-    chip, workloads = Accelerator.load(args.accelerator), workloads_of(args.workloads, args.size)
-    if len(workloads) < FOLDS:
-        raise OneShotError(f"{len(workloads)} different workloads; give {FOLDS} or more, as some are held out")
-    network, device = picking.predictor_of(args.weights, design=chip.design), open_device(args.device)
+    chip, device = Accelerator.load(args.accelerator), open_device(args.device)
+    workloads = (args.workloads is None and recorded_workloads(device)) or workloads_of(args.workloads, args.size)
+    network = picking.predictor_of(args.weights, args.space, chip.design)
     boards_of(network.kind)
     if network.calibration is not None:
         raise OneShotError("these weights are fine-tuned already; give those that they were made from")
-    board = Board([ScheduleSpace(workload, chip) for workload in workloads], network)
+    board = Board([ScheduleSpace(workload, chip, network.kind) for workload in workloads], network)
     log = Path(args.log) if args.log else out.with_suffix(".jsonl")
     with tqdm(total=args.budget, unit="measurement", file=sys.stderr, leave=False, disable=None) as bar:
         limits = Limits(retries=args.retries, timeout=args.timeout, failures=args.failures)
@@ -84,9 +86,13 @@ def _table(found: Finetuned, about: dict[str, Any], out: Path) -> str:
     lines = [tables.table(("held-out workloads", "before", "after"), rows, left=("held-out workloads",)), ""]
     invalid = int(found.measured.failed.sum())
     lines.append(f"{len(found.measured)} measurements, {invalid} programs failed")
-    lines.append(f"memory latency {about['memory_latency']} cycles; costs {about['costs']}")
+    if about["not_believed"]:
+        lines.append(f"{about['not_believed']} of them are too good to be believed, and were left out")
+    told = f"memory latency {about['memory_latency']} cycles; rates {about['rates']}; costs {about['costs']}"
+    lines.append(f"by {about['method']}: {told}")
     for limit in about["limits"]:
-        low, high = limit["between"]
-        chance = f"probability {limit['probability']:.0%}"
-        lines.append(f"{limit['what']}: {limit['kind']} {low:.0f} to {high:.0f} ({chance})")
+        sides = [limit, *([limit["and"]] if "and" in limit else [])]
+        ends = [side["between"] for side in sides]
+        texts = [f"{s['what']}: {s['kind']} {low:.3g} to {high:.3g}" for s, (low, high) in zip(sides, ends)]
+        lines.append(f"{', or '.join(texts)} (probability {limit['probability']:.0%})")
     return "\n".join([*lines, f"{out} written, card beside it"])

@@ -32,7 +32,7 @@ from oneshot_ml2.corpus.format import TaskSamples, task_id
 from oneshot_ml2.corpus.read import open_corpus
 from oneshot_ml2.corpus.sampling import attempt
 from oneshot_ml2.corpus.write import atomic_write, write_corpus
-from oneshot_ml2.devices.base import Device, close, is_exclusive, notes
+from oneshot_ml2.devices.base import Device, close, is_exclusive, measurable, notes
 from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.spaces.space import ScheduleSpace
 
@@ -65,7 +65,9 @@ def _warm_up(plan: Plan, device: Device) -> tuple[str, ...]:
     for workload, accelerator in plan.drawn:
         space = ScheduleSpace(workload, accelerator, plan.space)
         try:
-            device.measure_schedules(space, space.canonical(np.zeros(1, dtype=np.int64)))
+            among = measurable(device, space)
+            first = space.canonical(np.zeros(1, dtype=np.int64)) if among is None else among[:1]
+            device.measure_schedules(space, first)
             return tuple(knob.name for knob in space.knobs)
         except OneShotError as error:
             problem = error

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import DeviceError, OneShotError
 from oneshot_ml2.corpus.format import SAMPLERS, TaskSamples, task_id
-from oneshot_ml2.devices.base import Device
+from oneshot_ml2.devices.base import Device, is_recorded, measurable
 from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.reasons import TRANSIENT, Reason
@@ -35,6 +35,7 @@ class _Sampler:
 
     def __init__(self, space: ScheduleSpace, plan: Plan, device: Device, rng: np.random.Generator) -> None:
         self.space, self.plan, self.device, self.rng = space, plan, device, rng
+        self.among = measurable(device, space)
         self.radix = np.array([len(knob.values) for knob in space.knobs], dtype=np.int64)
         self.weights = np.concatenate(([1], np.cumprod(self.radix)[:-1])).astype(np.int64)
         self.free_knobs = np.flatnonzero(self.radix > 1)
@@ -59,6 +60,8 @@ class _Sampler:
         picked = np.empty(0, dtype=np.int64)
         invalid_left = int(n * self.plan.invalid_share)
         while len(picked) < n and (batch := next(candidates, None)) is not None:
+            if self.among is not None:
+                batch = batch[np.isin(batch, self.among)]
             _, first = np.unique(batch, return_index=True)
             batch = batch[np.sort(first)]
             batch = batch[~np.isin(batch, self.indices) & ~np.isin(batch, picked)]
@@ -75,6 +78,9 @@ class _Sampler:
     def _uniform(self) -> Iterator[NDArray[np.int64]]:
         """Canonical schedules, uniformly."""
         size = len(self.space)
+        if self.among is not None:
+            yield self.rng.permutation(self.among)
+            return
         if size <= _LISTED:
             yield self.rng.permutation(self.space.table())
             return
@@ -111,8 +117,8 @@ class _Sampler:
         if not len(indices):
             return
         result = self.device.measure_schedules(self.space, indices)
-        # What the device failed at is not known, and so is no sample.
-        known = ~np.isin(result.reason, TRANSIENT)
+        # What the device failed at is not known, and so is no sample; unless it is a record of what happened.
+        known = np.full(len(indices), is_recorded(self.device)) | ~np.isin(result.reason, TRANSIENT)
         if len(known) >= _GONE and not known.any():
             raise DeviceError(
                 f"{self.device.name} failed at all of {len(known)} schedules: check that it is on and reachable, and "

@@ -15,6 +15,7 @@ from oneshot_ml2.vta.reasons import InvalidSchedule, Reason
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
+    from oneshot_ml2.workload.base import Workload
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Device(Protocol):
     """Something that runs programs and times them.
 
     A device may also have ``deterministic``, a bool: the same program always takes the same time, so that asking again
-    tells nothing; ``exclusive``, a bool: only one process may have it; ``measured(space)``, see `measurable`;
+    tells nothing; ``exclusive``, a bool: only one process may have it; ``measured(space)``, see `measurable`, and
+    ``workloads()``, see `recorded_workloads`, of one that answers from records;
     ``warm_up(space)``, which loads and compiles what measuring schedules of a space takes; ``session(programs, dram)``,
     a `Session` of programs that share a DRAM image, for devices that run models; ``notes()``, lines on what it did; and
     ``close()``.
@@ -120,6 +122,16 @@ def measurable(device: Device, space: ScheduleSpace) -> NDArray[np.int64] | None
         DeviceError: nothing of the space.
     """
     return np.asarray(device.measured(space)) if hasattr(device, "measured") else None
+
+
+def is_recorded(device: Device) -> bool:
+    """Whether a device answers from records: what it says is final, also where it says that a board failed."""
+    return hasattr(device, "measured")
+
+
+def recorded_workloads(device: Device) -> list[Workload]:
+    """Of a device that answers from records the workloads of which several schedules have a time; else none."""
+    return list(device.workloads()) if hasattr(device, "workloads") else []
 
 
 def close(device: Device) -> None:

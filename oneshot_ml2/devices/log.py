@@ -33,13 +33,15 @@ from oneshot_ml2.vta.reasons import Reason
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
+    from oneshot_ml2.workload.base import Workload
 
 # What a board said -> what a device says; of what did not lower, the space knows why.
 _REASONS = {WRONG: Reason.WRONG_RESULT, TIMEOUT: Reason.TIMEOUT, RUN_TIME: Reason.DEVICE_ERROR}
 
 
 class LogDevice:
-    """See the module. Times are medians of repeats, of the device alone where all of a workload's have that."""
+    """See the module. Times are medians of repeats, of the device alone where all of a file's have that: of two kinds
+    what is learnt of one workload would not hold of another."""
 
     deterministic = True
 
@@ -47,6 +49,8 @@ class LogDevice:
         self.name = f"log:{file.path}"
         self._file = file
         self._layers = {layer.workload: layer for layer in file.layers if layer.workload is not None}
+        every = [times for layer in self._layers.values() for times in layer.timed.values()]
+        self._kind = DEVICE if all(DEVICE in times for times in every) else WALL
         self._outcomes: dict[ScheduleSpace, tuple[NDArray[np.int64], BatchResult]] = {}
 
     def warm_up(self, space: ScheduleSpace) -> None:
@@ -60,6 +64,10 @@ class LogDevice:
             DeviceError: nothing of this space was measured, or not on this accelerator.
         """
         return self._known(space)[0]
+
+    def workloads(self) -> list[Workload]:
+        """The workloads of which several schedules ran."""
+        return [workload for workload, layer in self._layers.items() if len(layer.timed) > 1]
 
     def measure_schedules(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> BatchResult:
         """See `Device.measure_schedules`; there are no busy cycles.
@@ -94,13 +102,12 @@ class LogDevice:
         aliases = space.canonical(np.array([record.index for record in records], dtype=np.int64)).tolist()
         outcomes: dict[int, str] = {}
         times: dict[int, list[float]] = {}
-        kind = DEVICE if all(DEVICE in known for known in layer.timed.values()) else WALL
         for record, index in zip(records, aliases):
             # One success among repeats is the schedule's own; of failures the first.
             if record.outcome in (CORRECT, TIMED) or index not in outcomes:
                 outcomes[index] = record.outcome
-            if record.outcome in (CORRECT, TIMED) and kind in record.seconds:
-                times.setdefault(index, []).append(record.seconds[kind])
+            if record.outcome in (CORRECT, TIMED) and self._kind in record.seconds:
+                times.setdefault(index, []).append(record.seconds[self._kind])
         indices = np.array(sorted(outcomes), dtype=np.int64)
         reason, cycles = np.zeros(len(indices), np.uint8), np.full(len(indices), -1, np.int64)
         for i, index in enumerate(indices.tolist()):

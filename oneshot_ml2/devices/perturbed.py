@@ -1,14 +1,15 @@
 """A device that is not the simulator: seeded differences that real boards have, for studies of refinement.
 
 It stands for hardware that the shipped network has never seen. Its rules are hidden from the tuners, which learn of
-them only by trials. `KINDS` documents five kinds; a seed draws each one's figures. What it does to a program:
+them only by trials. `KINDS` documents its kinds; a seed draws each one's figures. What it does to a program:
 
 1. The program runs on the simulator with the board's own memory latency; on the HLS design with its own rates.
-2. Cycles that the memory needs more: a beat takes 1 / ``bandwidth`` cycles, a request that leaves the DRAM page of the
-   one before costs ``page_miss``. They hide behind compute as far as the port has been idle:
-   T' = T + E * (R + E) / (T + E) with R the port's busy cycles and E the additional ones.
+2. Cycles that the memory needs more: a beat takes 1 / ``bandwidth`` cycles, a request to a DRAM page that is not open
+   costs ``page_miss``. They hide behind compute as far as the port has been idle:
+   T' = T + E * (R + E) / (T + E) with R the port's busy cycles and E the additional ones. Those of a slow ALU hide
+   likewise as far as the compute module has been idle, those of instructions do not.
 3. Micro-ops beyond the board's smaller SRAM overwrite others, and a hidden rule (`faults.RULES`) makes some programs'
-   results wrong: both end as ``wrong_result``.
+   results wrong: both end as ``wrong_result``. A share of the programs may always be told faster than they are.
 4. A measurement fails at random (``device_error``, ``timeout``); trying again may help. One that does not has noise.
 """
 
@@ -66,7 +67,7 @@ class PerturbedDevice:
         In one batch where the space brings that, with the same results as one by one.
         """
         boards, chip = space.record.boards, space.accelerator
-        if boards is not None:
+        if boards is not None and boards.measure_faulty is not None:
             values = space.values(indices)
             return boards.measure_faulty(space.workload, chip, values, faults_of(chip, self.differences))
         return self._schedules(space, indices, exact=True)
@@ -89,6 +90,9 @@ class PerturbedDevice:
             rng = np.random.default_rng([self._seed, times, *np.frombuffer(digest[:16], np.uint32).tolist()])
             normal, chance = float(rng.standard_normal()), float(rng.random())
             factor = d.lie if float(rng.random()) < d.lies else 1.0
+            # Of the program alone: it says the same every time.
+            always = np.random.default_rng([self._seed, *np.frombuffer(digest[16:], np.uint32).tolist()])
+            factor = d.lie if float(always.random()) < d.liars else factor
         if chance < d.failures:
             return _failed(Reason.DEVICE_ERROR)
         if chance < d.failures + d.timeouts:
@@ -100,8 +104,10 @@ class PerturbedDevice:
         if not timed.ends_cleanly:
             return _failed(Reason.DEADLOCK)
         port = timed.read_beats + timed.write_beats
-        more = port * (1.0 / d.bandwidth - 1.0) + page_misses(program, d.page_bytes) * d.page_miss / d.clock_ratio
-        total = timed.cycles + more * (port + more) / (timed.cycles + more)
+        misses = page_misses(program, d.page_bytes, d.banks) if found.costs.miss else 0.0
+        total = faults.slowed(
+            timed.cycles, port, timed.compute_busy, timed.alu, misses, len(program.insns), found.costs
+        )
         cycles = max(1, round(total * factor * math.exp(d.noise * normal)))
         seconds = cycles / (chip.clock_mhz * 1e6)
         return Measurement(True, Reason.VALID, cycles, seconds, (timed.load_busy, timed.compute_busy, timed.store_busy))
@@ -111,10 +117,10 @@ def _failed(reason: Reason) -> Measurement:
     return Measurement(False, reason, -1, float("nan"), (0, 0, 0))
 
 
-def page_misses(program: Program, page_bytes: int) -> int:
+def page_misses(program: Program, page_bytes: int, banks: int = 1) -> float:
     """See `faults.page_misses`, of a program."""
     sizes = np.array(element_bytes(program.accelerator), dtype=np.int64)
-    return int(faults.page_misses(program.insns, sizes, page_bytes))
+    return float(faults.page_misses(program.insns, sizes, page_bytes, banks))
 
 
 def _open(argument: str) -> PerturbedDevice:

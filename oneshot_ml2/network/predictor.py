@@ -323,7 +323,7 @@ def _size_of(logarithm: float) -> str:
 def _corrected(known: calibration.Calibration, board: ScheduleSpace, given: Candidates, scores: Scores) -> Scores:
     """The networks' scores of candidates with what a calibration adds."""
     traffic = calibration.traffic_of(board, given)
-    added = known.added(calibration.cost_terms(board, given, traffic, scores.cycles))
+    added = known.added(calibration.given_of(board, given, traffic, scores.cycles))
     risk = known.risk(traffic)
     ratio = np.maximum(scores.log_ratio, 0.0) + added.astype(np.float32)
     p_valid = scores.p_valid * (1.0 - risk).astype(np.float32)

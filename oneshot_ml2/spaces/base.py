@@ -71,6 +71,35 @@ class BatchResult:
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What n schedules ask of an accelerator in closed form, float64 (n,) each.
+
+    ``beats``: of the memory port, instructions included; ``requests`` to memory, and the DRAM ``pages`` of `DRAM_PAGE`
+    bytes that they open; ``instructions``; cycles of the ALU, ``alu``, and of the compute module, ``compute``.
+    """
+
+    beats: NDArray[np.float64]
+    requests: NDArray[np.float64]
+    pages: NDArray[np.float64]
+    instructions: NDArray[np.float64]
+    alu: NDArray[np.float64]
+    compute: NDArray[np.float64]
+
+
+# A usual size; a board's own is not described.
+DRAM_PAGE = 2048
+
+
+def opened_pages(
+    requests: NDArray[np.float64], size: NDArray[np.float64], stride: float | NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """DRAM pages that requests (n,) of ``size`` (n,) bytes each open, of which each begins ``stride`` bytes behind the
+    one before: as many as those stretches, gaps included, begin, and as all lie in at most."""
+    within = 1.0 + size / DRAM_PAGE
+    return requests * np.where(size < stride, np.minimum(stride / DRAM_PAGE, within), within)
+
+
+@dataclass(frozen=True)
 class Candidates(ABC):
     """Schedules of a space and what closed forms say of them; each space names the columns of its ``summary``.
 

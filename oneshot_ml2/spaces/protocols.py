@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from oneshot_ml2.spaces.base import BatchResult, Candidates, FeatureSet, Knob, Schedule
+    from oneshot_ml2.spaces.base import BatchResult, Candidates, Effort, FeatureSet, Knob, Schedule
     from oneshot_ml2.spaces.space import ScheduleSpace
     from oneshot_ml2.vta.accelerator import Accelerator
     from oneshot_ml2.vta.faults import Faults
@@ -112,27 +112,32 @@ class Encoding(Protocol):
     def candidates_at(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates: ...
 
 
+class MeasureFaulty(Protocol):
+    """What `Backend.measure_batch` does, on a board with faults."""
+
+    def __call__(
+        self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64], faults: Faults
+    ) -> BatchResult: ...
+
+
 class Boards(Protocol):
     """What boards that are not as described do to schedules.
 
     Attributes:
         TRAFFIC: what a schedule asks of memories, which a board may limit: names of the columns of :meth:`traffic`.
-        REQUESTS: those columns that count requests to memory.
     """
 
     TRAFFIC: tuple[str, ...]
-    REQUESTS: tuple[int, ...]
 
     def traffic(self, space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
         """`TRAFFIC` of candidates, float64 (n, len(TRAFFIC))."""
         ...
 
-    def beats(self, space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
-        """Beats of the memory port that candidates take, instructions included, float64 (n,)."""
+    def effort(self, space: ScheduleSpace, given: Candidates, traffic: NDArray[np.float64]) -> Effort:
+        """What candidates with their :meth:`traffic` ask of the accelerator."""
         ...
 
-    def measure_faulty(
-        self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64], faults: Faults
-    ) -> BatchResult:
-        """What `Backend.measure_batch` does, on a board with faults."""
+    @property
+    def measure_faulty(self) -> MeasureFaulty | None:
+        """Many schedules at once on a board with faults; None: the space has nothing but programs one by one."""
         ...

@@ -38,7 +38,7 @@ class SpaceKind:
         schedules_module: of a `protocols.Backend`.
         features_module: of a `protocols.Encoding`; None: no network knows the space.
         weights: by design (`accelerator.DESIGNS`) the name of the shipped weights that know it; none: there are none.
-        boards_module: of `protocols.Boards`; None: no calibration to a board, and faulty boards only one by one.
+        boards_module: of `protocols.Boards`; None: no calibration to a board.
         proven: whether `Candidates.bound` is proven, so that T* can be found.
     """
 
@@ -147,5 +147,6 @@ register(
         "oneshot_ml2.spaces.autotvm.space",
         features_module="oneshot_ml2.spaces.autotvm.features",
         weights={"chisel": "autotvm", "hls": "autotvm-hls"},
+        boards_module="oneshot_ml2.spaces.autotvm.boards",
     )
 )

@@ -2,11 +2,13 @@
 
 Every 64 trials a pairwise ranking model is fitted to all trials, failed ones with a throughput of 0, and simulated
 annealing on its scores makes the plan of the next 64; the last 5 % of a plan are random. Constants are AutoTVM's.
+``autotvm-visible`` is the same with more to see: what ML2Tuner from scratch sees without lowering.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,12 +51,19 @@ class Annealing:
 
 
 class AutoTVM:
-    """See the module. ``plan``: trials between two fits; ``greedy``: share of a plan that is not random."""
+    """See the module. ``plan``: trials between two fits; ``greedy``: share of a plan that is not random; ``see``: the
+    features of positions of a domain."""
 
     def __init__(
-        self, domain: Domain, seed: int = 0, plan: int = 64, greedy: float = 0.95, annealing: Annealing | None = None
+        self,
+        domain: Domain,
+        seed: int = 0,
+        plan: int = 64,
+        greedy: float = 0.95,
+        annealing: Annealing | None = None,
+        see: Callable[[Domain, NDArray[np.int64]], trees.Features] = trees.knob_features,
     ) -> None:
-        self._domain = domain
+        self._domain, self._see = domain, see
         self._rng = np.random.default_rng(seed)
         self._seed = seed
         self._plan, self._random_tail = plan, int((1.0 - greedy) * plan + 1e-9)
@@ -101,7 +110,7 @@ class AutoTVM:
         done = self._outcomes
         speed = np.where(done.valid, 1.0 / np.maximum(done.cycles, 1), 0.0)
         order = self._rng.permutation(len(done))
-        features = trees.knob_features(self._domain, self._domain.positions(done.indices[order]))
+        features = self._see(self._domain, self._domain.positions(done.indices[order]))
 
         def metric(predicted: NDArray[np.float64], labels: NDArray[np.float64]) -> float:
             return average_recall(predicted, labels, self._plan)
@@ -117,14 +126,14 @@ class AutoTVM:
         everything = np.arange(len(self._domain))
         listed: NDArray[np.float64] | None = None
         if len(everything) <= _LISTED:
-            listed = model.predict(trees.knob_features(self._domain, everything)) + bias
+            listed = model.predict(self._see(self._domain, everything)) + bias
 
         def score(positions: NDArray[np.int64]) -> NDArray[np.float64]:
             inside = np.maximum(positions, 0)
             if listed is not None:
                 scores = listed[inside]
             else:
-                scores = model.predict(trees.knob_features(self._domain, inside)) + bias[inside]
+                scores = model.predict(self._see(self._domain, inside)) + bias[inside]
             return np.where(positions >= 0, scores, -np.inf)
 
         return self._anneal(score)
@@ -201,5 +210,11 @@ AUTOTVM = TunerKind(
     "autotvm",
     "AutoTVM-like: a ranking model on knobs, simulated annealing",
     lambda given: AutoTVM(given.domain, given.seed),
+    needs_xgboost=True,
+)
+VISIBLE = TunerKind(
+    "autotvm-visible",
+    "the same, whose model sees what ml2-scratch sees without lowering",
+    lambda given: AutoTVM(given.domain, given.seed, see=trees.visible_features),
     needs_xgboost=True,
 )

@@ -2,8 +2,9 @@
 
 Rounds of measurements, each four times as large as all before, are spread over workloads; what to measure is what the
 weights adapted so far rank first, and by chance what they rank lower. What is adapted is a `Calibration`: so few
-figures, all physical, that 64 measurements suffice. Of the budget nothing is set aside for validation: figures are
-those of cross-validation by workloads, each workload judged by weights that saw none of its measurements.
+figures, all physical, that 64 measurements suffice; or that and boosted trees on what it leaves, where they choose
+better. Of the budget nothing is set aside for validation: figures are those of cross-validation by workloads, each
+workload judged by weights that saw none of its measurements.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from oneshot_ml2.common import resources, tables
 from oneshot_ml2.common.json_lines import Opened, open_lines
 from oneshot_ml2.common.reading import whole_number
 from oneshot_ml2.corpus.format import task_id
-from oneshot_ml2.devices.base import Device
+from oneshot_ml2.devices.base import Device, measurable
 from oneshot_ml2.models.frontend import traced
 from oneshot_ml2.network import picking
-from oneshot_ml2.network.calibration import COSTS, Calibration
+from oneshot_ml2.network.calibration import COSTS, RATES, Calibration
 from oneshot_ml2.network.predictor import Predictor, digest
 from oneshot_ml2.spaces.registry import backend
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.tuning.calibrate import Board, Measured, fit
+from oneshot_ml2.tuning.calibrate import Board, Measured, believed, can_boost, fit, too_good
 from oneshot_ml2.tuning.log import LogError
 from oneshot_ml2.tuning.measure import SURE, Doubt, Health, Kept, Limits, Measurer, Trial
 from oneshot_ml2.vta.reasons import Reason
@@ -49,11 +50,6 @@ _ANYTHING = 0.25
 FOLDS = 4
 # Measurements that agree in the first round, which nothing can be held against yet.
 _TWICE = 2
-# A measurement is too good to be believed at once whose log T is as much below what the calibration makes of it, beyond
-# the median of all: at least so much, and so many times their spread.
-_TOO_GOOD, _SPREADS = 0.25, 5.0
-# Median absolute deviation of a normal distribution over its standard deviation.
-_NORMAL_MAD = 0.6745
 # Workloads of the shipped list that are measured when none are given.
 _WORKLOADS = 24
 
@@ -87,21 +83,30 @@ def _figures(cost: NDArray[np.float64], log_cycles: NDArray[np.float64], measure
 
 def _judged(board: Board, known: Calibration, measured: Measured) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """log of the cost, and log T, of measured schedules (n,) with a calibration."""
-    seen = board.seen(measured, known.latency)
-    log_cycles = seen.log_cycles + known.added(seen.terms)
-    risk = known.risk(seen.traffic)
+    seen = board.seen(measured, known.latency, known.rates)
+    log_cycles = seen.log_cycles + known.added(seen.given)
+    risk = known.risk(seen.given.traffic)
     # What is more likely to fail than not comes last; a pick is stricter, see `picking.TRUSTED`.
     return log_cycles + 2.0 * risk + 1e3 * (seen.p_valid * (1.0 - risk) < 0.5), log_cycles
 
 
-def cross_validate(board: Board, measured: Measured) -> tuple[dict[str, float], dict[str, float]]:
-    """Figures before and after adaptation, every workload judged by a fit without its measurements."""
+def folds(measured: Measured) -> NDArray[np.int64]:
+    """Which part of `FOLDS` measurements (n,) are of: by workloads; of too few of these, by turns."""
+    by_workload = len(np.unique(measured.task)) >= FOLDS
+    return (measured.task if by_workload else np.arange(len(measured))) % FOLDS
+
+
+def cross_validate(
+    board: Board, measured: Measured, boosted: bool = False
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Figures before and after adaptation, every fold judged by a fit without its measurements."""
     before = _figures(*_judged(board, Calibration.none(board.described), measured), measured)
     cost, log_cycles = np.zeros(len(measured)), np.zeros(len(measured))
+    parts = folds(measured)
     for fold in range(FOLDS):
-        held = measured.task % FOLDS == fold
+        held = parts == fold
         if held.any():
-            known = fit(board, measured.take(~held))
+            known = fit(board, measured.take(~held), boosted)
             cost[held], log_cycles[held] = _judged(board, known, measured.take(held))
     return before, _figures(cost, log_cycles, measured)
 
@@ -118,22 +123,36 @@ def round_ends(budget: int) -> list[int]:
 
 
 def choose(
-    space: ScheduleSpace, network: Predictor, count: int, known: set[int], explore: bool, rng: np.random.Generator
+    space: ScheduleSpace,
+    network: Predictor,
+    count: int,
+    known: set[int],
+    explore: bool,
+    rng: np.random.Generator,
+    among: NDArray[np.int64] | None = None,
 ) -> list[int]:
-    """Up to ``count`` legal schedules that are not ``known``, which gets them.
+    """Up to ``count`` legal schedules that are not ``known``, which gets them; ``among``: all that can be measured,
+    int64 (n,), None: everything.
 
     By turns the first that is left in the network's ranking, and one by chance: mostly from that ranking, the logarithm
     of the place uniform, the others from all that the SRAMs hold. With ``explore`` all of them by chance.
     """
-    ranking = picking.rank(space, network)
-    ranked = ranking.best(len(ranking.indices))
-    anything = picking.promising(space).indices
+    if among is None:
+        ranking = picking.rank(space, network)
+        ranked = ranking.best(len(ranking.indices))
+        anything = picking.promising(space).indices
+    else:
+        ranked = among[picking.best_of(network.score(space, among), len(among))]
+        anything = among
     draws = 4 * count + 8
     places = np.exp(rng.uniform(0.0, math.log(max(len(ranked), 2)), size=draws)).astype(np.int64) - 1
     by_chance = rng.choice(anything, size=draws) if len(anything) else np.empty(0, np.int64)
     if len(ranked):
         lower = ranked[np.minimum(places, len(ranked) - 1)]
         by_chance = np.where(rng.random(draws) < _ANYTHING, by_chance, lower)
+    if among is not None:
+        # Records may be few: after those that are drawn all others, so that none is out of reach.
+        by_chance = np.concatenate([by_chance, rng.permutation(among)])
     first = np.empty(0, np.int64) if explore else ranked[: len(known) + 4 * count]
     both = np.unique(np.concatenate([first, by_chance]))
     legal = set(both[space.validity(both) == Reason.VALID].tolist()) if len(both) else set()
@@ -184,6 +203,7 @@ def collect(
     with ExitStack() as stack:
         opened = None if log is None else stack.enter_context(open_lines(log, _parse, header, LogError, _different))
         session = _Session(board, device, limits, opened)
+        among = [measurable(device, space) for space in board.spaces]
         order = np.random.default_rng([seed, 23]).permutation(len(board.spaces))
         known: list[set[int]] = [set() for _ in board.spaces]
         begin = 0
@@ -193,7 +213,8 @@ def collect(
             for task in dict.fromkeys(tasks.tolist()):
                 rng = np.random.default_rng([seed, number, task])
                 count = int((tasks == task).sum())
-                chosen = choose(board.spaces[task], session.network, count, known[task], number == 0, rng)
+                explore = number == 0
+                chosen = choose(board.spaces[task], session.network, count, known[task], explore, rng, among[task])
                 session.measure(task, chosen)
                 if done is not None:
                     done(len(session.rows))
@@ -224,20 +245,12 @@ class _Session:
         if number == 0:
             return
         measured = self.measured()
+        measured = measured.take(believed(self._board, measured))
         known = fit(self._board, measured)
         self.network = self._board.adapted(known)
         valid = measured.take(measured.valid)
-        if not len(valid):
-            return
-        residual = np.log(valid.cycles) - self._expected(known, valid)
-        middle = float(np.median(residual))
-        spread = float(np.median(np.abs(residual - middle))) / _NORMAL_MAD
-        self._fitted = known, middle - max(_TOO_GOOD, _SPREADS * spread)
-
-    def _expected(self, known: Calibration, measured: Measured) -> NDArray[np.float64]:
-        """log T (n,) of schedules by a calibration."""
-        seen = self._board.seen(measured, known.latency)
-        return seen.log_cycles + known.added(seen.terms)
+        if len(valid):
+            self._fitted = known, too_good(np.log(valid.cycles) - self._board.expected(known, valid))
 
     def _doubt(self, task: int, indices: list[int]) -> Doubt:
         """See `measure.Doubt`, for schedules of a task."""
@@ -245,7 +258,7 @@ class _Session:
             return lambda index, cycles, health: SURE if health.caught else _TWICE
         known, least = self._fitted
         rows = [(task, index, int(Reason.VALID), 1, 1) for index in indices]
-        floor = dict(zip(indices, np.exp(self._expected(known, Measured.of(rows)) + least).tolist()))
+        floor = dict(zip(indices, np.exp(self._board.expected(known, Measured.of(rows)) + least).tolist()))
         return lambda index, cycles, health: SURE if health.caught or cycles < floor[index] else 0
 
     def measure(self, task: int, chosen: list[int]) -> None:
@@ -304,6 +317,10 @@ def _different(rows: Sequence[tuple[int, Trial]]) -> bool:
 # The command -----------------------------------------------------------------------------------
 
 
+# What may be adapted -> whether it has trees.
+WAYS = {"calibration": False, "calibration and trees": True}
+
+
 @dataclass(frozen=True)
 class Finetuned:
     """Adapted weights, what they learnt, and figures of `cross_validate`."""
@@ -321,23 +338,35 @@ class Finetuned:
 
 
 def adapt(board: Board, measured: Measured, about: dict[str, Any]) -> Finetuned:
-    """Fit all measurements, and cross-validate; ``about``: what the card says of them."""
-    before, after = cross_validate(board, measured)
-    known = fit(board, measured)
+    """Fit all measurements that are believed, in that of `WAYS` which cross-validation finds better; ``about``: what
+    the card says of them."""
+    trusted = measured.take(believed(board, measured))
+    # Within a workload trees may do better, and yet carry nothing over to others.
+    parts = "workloads" if len(np.unique(trusted.task)) >= FOLDS else "measurements"
+    boosting = can_boost() and parts == "workloads"
+    ways = {name: boosted for name, boosted in WAYS.items() if not boosted or boosting}
+    found = {name: cross_validate(board, trusted, boosted) for name, boosted in ways.items()}
+    # Of equal ones the first, which is simpler; NaN, of too few measurements, is no reason for the other.
+    way = max(found, key=lambda name: np.nan_to_num(found[name][1]["choice"], nan=-1.0))
+    before, after = found[way]
+    known = fit(board, trusted, ways[way])
     labels = {reason: int((measured.reason == reason).sum()) for reason in Reason}
     card = dict(board.network.card) | {
         "finetuned": about
         | {
             "base": digest(board.network),
             "accelerator": json.loads(board.spaces[0].accelerator.to_json()),
-            "method": "calibration of memory latency, costs and limits",
+            "method": way,
+            "ways": {name: {k: tables.finite(v) for k, v in figures[1].items()} for name, figures in found.items()},
             "measurements": len(measured),
+            "not_believed": len(measured) - len(trusted),
             "attempts": int(measured.attempts.sum()),
             "outcomes": {reason.label: count for reason, count in labels.items() if count},
-            "validation": f"{FOLDS}-fold cross-validation by workloads, all measurements used",
+            "validation": f"{FOLDS}-fold cross-validation by {parts}, all measurements used",
             "before": {name: tables.finite(value) for name, value in before.items()},
             "after": {name: tables.finite(value) for name, value in after.items()},
             "memory_latency": known.latency,
+            "rates": dict(zip(RATES, known.rates)),
             "costs": dict(zip(COSTS, known.costs.tolist())),
             "limits": described_limits(known, board.traffic),
             "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -349,17 +378,27 @@ def adapt(board: Board, measured: Measured, about: dict[str, Any]) -> Finetuned:
 def described_limits(known: Calibration, names: Sequence[str]) -> list[dict[str, Any]]:
     """The likeliest hypothesis of each limit, and its column's share of the probability; ``names``: of the columns."""
     found = []
-    for group in np.unique(known.limits["group"]):
-        limits = known.limits[known.limits["group"] == group]
-        best = limits[limits["share"].argmax()]
-        ends = sorted(float(np.exp(best["sign"] * best[end])) for end in ("low", "high"))
-        alike = limits[(limits["column"] == best["column"]) & (limits["sign"] == best["sign"])]
-        share = float(alike["share"].sum())
-        kind = "at most" if best["sign"] > 0 else "at least"
-        found.append(
-            {"what": names[int(best["column"])], "kind": kind, "between": ends, "probability": round(share, 4)}
-        )
+    groups = np.unique(np.concatenate([known.limits["group"], known.pairs["group"]]))
+    for group in groups:
+        limits, pairs = (table[table["group"] == group] for table in (known.limits, known.pairs))
+        together = float(pairs["share"].sum()) > float(limits["share"].sum())
+        table = pairs if together else limits
+        best = table[table["share"].argmax()]
+        prefixes = ("", "second_") if together else ("",)
+        sides = [_described_side(best, prefix, names) for prefix in prefixes]
+        prefixed = [prefix + name for prefix in prefixes for name in ("column", "sign")]
+        alike = np.ones(len(table), dtype=bool)
+        for name in prefixed:
+            alike &= table[name] == best[name]
+        share = {"probability": round(float(table["share"][alike].sum()), 4)}
+        found.append(sides[0] | share | ({"and": sides[1]} if together else {}))
     return found
+
+
+def _described_side(limit: np.void, prefix: str, names: Sequence[str]) -> dict[str, Any]:
+    ends = sorted(float(np.exp(limit[prefix + "sign"] * limit[prefix + end])) for end in ("low", "high"))
+    kind = "at most" if limit[prefix + "sign"] > 0 else "at least"
+    return {"what": names[int(limit[prefix + "column"])], "kind": kind, "between": ends}
 
 
 def workloads_of(source: str | None, size: int = 224) -> list[Workload]:

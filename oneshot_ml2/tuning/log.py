@@ -89,10 +89,11 @@ class Header:
 
 @dataclass(frozen=True)
 class History:
-    """The trials of a run in order."""
+    """The trials of a run in order; ``doubted``: schedules whose times are not believed (`plausible`)."""
 
     header: Header
     trials: tuple[Trial, ...]
+    doubted: frozenset[int] = frozenset()
 
     @cached_property
     def outcomes(self) -> Outcomes:
@@ -120,8 +121,8 @@ class History:
 
     @property
     def best(self) -> tuple[int, int] | None:
-        """(index, cycles) of the fastest valid trial, the first of equals; None without one."""
-        valid = np.flatnonzero(self.outcomes.valid)
+        """(index, cycles) of the fastest valid trial that is believed, the first of equals; None without one."""
+        valid = np.flatnonzero(self.outcomes.valid & ~np.isin(self.outcomes.indices, list(self.doubted)))
         if not len(valid):
             return None
         first = valid[self.outcomes.cycles[valid].argmin()]

@@ -2,7 +2,7 @@
 
 Failures are tried again. An answer that cannot be is a failure. An answer that matters is measured again before it is
 believed: what most of the measurements agree on counts. A device that fails on many schedules in a row is taken to be
-gone.
+gone. What a device says from records is final.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.children import end_with_parent
 from oneshot_ml2.common.errors import DeviceError, OneShotError
-from oneshot_ml2.devices.base import Device, is_deterministic, warm_up
+from oneshot_ml2.devices.base import Device, is_deterministic, is_recorded, warm_up
 from oneshot_ml2.spaces.base import BatchResult
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.bound import engine_bound
@@ -266,6 +266,7 @@ class Measurer:
         """``health``: of the device, shared by all that measure on it."""
         self._device, self._space, self._limits = device, space, limits
         self._health = health or Health(limits.failures)
+        self._recorded = is_recorded(device)
         self._least = max(1, engine_bound(space.workload, space.accelerator).least_compute)
         self._isolated = _Isolated(device, space, limits) if limits.timeout is not None else None
 
@@ -289,13 +290,14 @@ class Measurer:
 
     def _trial(self, index: int, answer: Answer, doubt: Doubt | None) -> Trial:
         attempts = 1
-        while answer.reason in TRANSIENT and attempts <= self._limits.retries:
+        while answer.reason in TRANSIENT and attempts <= self._limits.retries and not self._recorded:
             answer = self._again(index)
             attempts += 1
         trial = Trial(index, answer.reason, answer.cycles, attempts, board=answer.board)
         if doubt is not None and trial.reason == Reason.VALID:
             trial = self._confirmed(trial, doubt)
-        self._health.saw(trial, answer.why)
+        if not self._recorded:
+            self._health.saw(trial, answer.why)
         return trial
 
     def _confirmed(self, trial: Trial, doubt: Doubt) -> Trial:

@@ -228,6 +228,11 @@ class ML2Tuner:
         if self._setting == "frozen" or valid.sum() < _ENOUGH_FOR_A:
             return None
         good = tried[valid]
+        # A board may run what this compiler refuses.
+        lowers = np.array([self._hidden_of(position) is not None for position in good.tolist()], dtype=bool)
+        if np.count_nonzero(lowers) < _ENOUGH_FOR_A:
+            return None
+        good, log_cycles = good[lowers], log_cycles[lowers]
         features, own = self._a_inputs(good)
         if self._prior is None:
             return fit_with_costs(features, own, log_cycles, self._seed)
@@ -247,11 +252,7 @@ class ML2Tuner:
     def _hidden_of(self, position: int) -> NDArray[np.float64] | None:
         """Hidden features (f,) of a schedule's program; None if it does not lower."""
         if position not in self._hidden:
-            try:
-                program = self._domain.space.lower(int(self._domain.indices[position]))
-                self._hidden[position] = facts.features(program)
-            except InvalidSchedule:
-                self._hidden[position] = None
+            self._hidden[position] = hidden_features(self._domain, position)
         return self._hidden[position]
 
     # Candidates ---------------------------------------------------------------------------------
@@ -339,6 +340,14 @@ class ML2Tuner:
         expected = np.cumsum(1.0 / (1.0 + np.exp(logits[places])))
         count = int(np.searchsorted(expected, self._options.failures))
         return places[: min(max(count, n), most)]
+
+
+def hidden_features(domain: Domain, position: int) -> NDArray[np.float64] | None:
+    """Hidden features (h,) of a schedule's program; None if it does not lower."""
+    try:
+        return facts.features(domain.space.lower(int(domain.indices[position])))
+    except InvalidSchedule:
+        return None
 
 
 def fit_performance(

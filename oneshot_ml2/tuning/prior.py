@@ -58,7 +58,8 @@ class Evidence:
             layer = np.repeat(np.arange(len(self._outcomes)), [len(own) for own in self._outcomes])
             once = np.ones(len(together), dtype=np.int64)
             measured = calibrate.Measured(layer, together.indices, together.reason, together.cycles, once)
-            adapted = self._board.adapted(calibrate.fit(self._board, measured))
+            trusted = measured.take(calibrate.believed(self._board, measured))
+            adapted = self._board.adapted(calibrate.fit(self._board, trusted))
             if not _same(adapted.tensors, self.network.tensors):
                 self.network = adapted
         self._stale = False

@@ -251,6 +251,9 @@ def _prepare(
         start = int(space.canonical(np.array([space.index_of(given)]))[0])
     elif space.kind == DEFAULT_KIND:
         start = picking.pick(space.workload, space.accelerator, network).index
+    if among is not None and start not in among:
+        # It was not measured.
+        start = None
 
     def make() -> Tuner:
         found = make_tuner(tuner, Domain.of(space, among), seed, network, limits.checked, evidence)
@@ -258,7 +261,13 @@ def _prepare(
 
     name = re.sub(r"[^\w.-]", "_", members[0].name)
     log = None if logs is None else logs / f"{name}.jsonl"
-    run = Run(space, make, device, tuner, seed, limits, log, {"start": start}, health)
+
+    def predict(indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        assert evidence is not None
+        return np.log(evidence.calibrated().score(space, indices).cycles)
+
+    known = None if evidence is None else predict
+    run = Run(space, make, device, tuner, seed, limits, log, {"start": start}, health, known)
     bound = engine_bound(space.workload, space.accelerator).bound
     return _Work(
         tuple(m.name for m in members), sum(m.count for m in members), space, start, bound, run
@@ -271,7 +280,7 @@ def _refined(item: _Work) -> Refined:
     measured = -1
     if item.start is not None:
         tried = np.flatnonzero(done.indices == item.start)
-        measured = int(done.cycles[tried[0]]) if len(tried) else -1
+        measured = int(done.cycles[tried[0]]) if len(tried) and item.start not in history.doubted else -1
     return Refined(
         names=item.names,
         count=item.count,

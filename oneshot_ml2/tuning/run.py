@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.json_lines import open_lines
-from oneshot_ml2.devices.base import Device
+from oneshot_ml2.devices.base import Device, is_deterministic
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.tuning.base import Outcomes, Tuner
 from oneshot_ml2.tuning.log import LARGEST, Header, History, LogError, outcomes_of, parse_line, trial_line
 from oneshot_ml2.tuning.measure import AGREE, WARY, Health, Kept, Limits, Measurer, Trial
+from oneshot_ml2.tuning.plausible import doubted
 from oneshot_ml2.vta.reasons import Reason
 
 
@@ -34,7 +35,8 @@ def _one_run(entries: Sequence[tuple[int, Trial]]) -> bool:
 class Run:
     """A tuner at work on a space, batch by batch, with its log. Use as a context.
 
-    A trial that is better than all before it is measured again before it is believed, as `measurer` does it.
+    A trial that is better than all before it is measured again before it is believed, as `measurer` does it; and what
+    `plausible` doubts even so is no best, and a failure of the device for the tuner.
 
     Raises on entering:
         LogError: the log is foreign, or of another run, or another process writes it.
@@ -51,16 +53,20 @@ class Run:
         log: str | Path | None = None,
         settings: dict[str, Any] | None = None,
         health: Health | None = None,
+        predict: Callable[[NDArray[np.int64]], NDArray[np.float64]] | None = None,
     ) -> None:
         """``make``: the tuner, from the seed; ``name``, ``settings``: what the log calls it; ``health``: of the
-        device, shared by the runs on it."""
+        device, shared by the runs on it; ``predict``: log cycles of schedules (n,) by all that is known of the board.
+        """
         self.limits = limits or Limits()
         self.space = space
         settings = {"checked": self.limits.checked, "retries": self.limits.retries} | (settings or {})
         self.header = Header(
             space.workload, space.accelerator, space.kind, name, seed, device.name, self.limits.batch, settings
         )
-        self._device, self._make = device, make
+        self._device, self._make, self._predict = device, make, predict
+        # Schedules whose times are not believed.
+        self._doubted: frozenset[int] = frozenset()
         self._health = health or Health(self.limits.failures)
         self._path = None if log is None else Path(log)
         self._trials: list[Trial] = []
@@ -97,7 +103,7 @@ class Run:
     @property
     def history(self) -> History:
         """The trials so far."""
-        return History(self.header, tuple(self._trials))
+        return History(self.header, tuple(self._trials), self._doubted)
 
     def _next_batch(self) -> NDArray[np.int64]:
         """Let the tuner learn from the last batch and propose the next, int64 (n,); 0 at the end of the space."""
@@ -116,8 +122,20 @@ class Run:
         """Let the tuner learn from a batch that is complete; without this it does before its next one."""
         done = self._refused + outcomes_of(self._batch)
         if len(done) and not len(self._pending):
-            self._tuner.observe(done)
+            wrong = np.isin(done.indices, list(self._doubted))
+            reason, cycles = np.where(wrong, int(Reason.DEVICE_ERROR), done.reason), np.where(wrong, -1, done.cycles)
+            self._tuner.observe(Outcomes(done.indices, reason.astype(np.uint8), cycles))
             self._batch, self._refused = [], Outcomes.none()
+
+    def _look(self) -> None:
+        """Tell anew which times are not believed."""
+        known = self.history.outcomes
+        if is_deterministic(self._device) or not len(known):
+            return
+        predicted = None if self._predict is None else self._predict(known.indices)
+        self._doubted = frozenset(known.indices[doubted(self.space, known, predicted)].tolist())
+        best = self.history.best
+        self._best = LARGEST if best is None else best[1]
 
     def step(self, most: int) -> int:
         """Make up to ``most`` trials of the current batch, beginning one if need be; returns how many were made.
@@ -147,6 +165,7 @@ class Run:
                         self._keep()
         finally:
             self._keep()
+        self._look()
         return len(now)
 
     def _doubt(self, index: int, cycles: int, health: Health) -> int:

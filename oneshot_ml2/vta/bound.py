@@ -28,6 +28,7 @@ class EngineBound:
             is faster, in cycles of the core's clock.
         read_beats: cycles of the read port: each weight, second operand and used input element once.
         store_cycles: cycles of the store engine.
+        alu: cycles of the ALU in the epilogue's stages and in pooling.
         bound: the largest of the three.
         limiting: ``compute``, ``read`` or ``store``: which one that is.
         real_macs: multiplications of unpadded channels and images with a real input element.
@@ -40,6 +41,7 @@ class EngineBound:
     least_compute: int
     read_beats: int
     store_cycles: int
+    alu: int
     bound: int
     limiting: str
     real_macs: int
@@ -134,6 +136,7 @@ def engine_bound(workload: Workload, accelerator: Accelerator) -> EngineBound:
         compute, weights = 2 * gemm_real + rates.tensor * nb * ob * comparisons(loops), 1
 
     compute += elements * _stage_cycles(epilogue, rates)
+    alu = int(compute) - gemm_real
     input_bytes, weight_bytes = nb * inputs * pixels * accelerator.inp_bytes, weights * accelerator.wgt_bytes
     if epilogue.residual:
         compute += elements
@@ -181,6 +184,7 @@ def engine_bound(workload: Workload, accelerator: Accelerator) -> EngineBound:
         least_compute=min(cycles for cycles, _ in costs),
         read_beats=read_beats,
         store_cycles=store,
+        alu=alu,
         bound=bound,
         limiting=limiting,
         real_macs=workload.real_macs,

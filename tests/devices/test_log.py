@@ -10,12 +10,23 @@ import numpy as np
 import pytest
 
 from oneshot_ml2.common.errors import DeviceError
+from oneshot_ml2.corpus.plan import Plan
+from oneshot_ml2.corpus.sampling import collect_task
 from oneshot_ml2.devices.board_files import BOARDS, chip_keys
 from oneshot_ml2.devices.registry import open_device
+from oneshot_ml2.network import picking
+from oneshot_ml2.network.predictor import Predictor
 from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.tuning import finetune
+from oneshot_ml2.tuning.base import Domain
+from oneshot_ml2.tuning.calibrate import Board
+from oneshot_ml2.tuning.measure import Limits, Measurer
+from oneshot_ml2.tuning.registry import make_tuner, tuner_kinds
+from oneshot_ml2.tuning.run import Run
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.lists import Layer
 
 CHIP = Accelerator.load(BOARDS["pynq"])
 SPACE = ScheduleSpace(Conv2d(1, 64, 14, 14, 64, 3, 3, padding=1), CHIP, "autotvm")
@@ -75,6 +86,78 @@ def test_schedules_of_one_program_are_one(tmp_path: Path) -> None:
     device: Any = open_device(f"log:{path}")
     assert device.measured(batches).tolist() == [own]
     assert device.measure_schedules(batches, np.array([other, own])).cycles.tolist() == [300_000, 300_000]
+
+
+def test_what_the_board_said_is_final(tmp_path: Path) -> None:
+    # Far more in a row than a device that is gone would be asked for.
+    rows = [row(index, 4) for index in range(40)] + [row(index, 7) for index in range(40, 60)] + [row(70, 0, 1.0)]
+    device = open_device(written(tmp_path / "b.json", *rows))
+    measurer = Measurer(device, SPACE, Limits(retries=2, failures=3))
+    trials = list(measurer(np.array([*range(60), 70])))
+    assert [trial.attempts for trial in trials] == [1] * 61
+    assert {trial.reason for trial in trials[:40]} == {Reason.DEVICE_ERROR}
+    assert {trial.reason for trial in trials[40:60]} == {Reason.TIMEOUT}
+    assert trials[60].reason == Reason.VALID
+
+
+@pytest.fixture
+def some(tmp_path: Path) -> tuple[Any, np.ndarray]:
+    """A file of a few dozen trials of all outcomes, as a device, and the indices that have been tried."""
+    rng = np.random.default_rng(0)
+    every = np.arange(len(SPACE))
+    valid = rng.permutation(every[SPACE.validity(every) == Reason.VALID])
+    others = rng.permutation(np.setdiff1d(every, valid))[:30]
+    ran, failed = valid[:24], valid[24:30]
+    times = SPACE.measure(ran).cycles / 1e5
+    rows = [row(int(index), 0, float(ms)) for index, ms in zip(ran, times)]
+    rows += [row(int(index), error) for index, error in zip(failed, (4, 7, 5, 4, 7, 5))]
+    # Boards run some of what is called invalid here.
+    rows += [row(int(index), 0, 9.0) for index in others[:6]]
+    rows += [row(int(index), 2) for index in others[6:]]
+    return open_device(written(tmp_path / "some.json", *rows)), np.unique(np.concatenate([ran, failed, others]))
+
+
+@pytest.mark.parametrize("name", [*tuner_kinds(), "rieber+autotvm", "validity+autotvm"])
+def test_tuners_propose_what_was_measured_and_nothing_else(name: str, some: tuple[Any, np.ndarray]) -> None:
+    device, tried = some
+    domain = Domain.of(SPACE, device.measured(SPACE))
+    with Run(SPACE, lambda: make_tuner(name, domain, 1), device, name, 1, Limits(batch=8)) as work:
+        while not work.exhausted and len(work.history) < 60:
+            work.step(60 - len(work.history))
+        indices = work.history.outcomes.indices
+    assert len(indices) == len(set(indices.tolist())) >= 24
+    assert np.isin(indices, tried).all()
+    said = device.measure_schedules(SPACE, indices)
+    assert np.array_equal(work.history.outcomes.reason, said.reason)
+    assert np.array_equal(work.history.outcomes.cycles, said.cycles)
+
+
+def test_corpora_hold_what_was_measured_and_nothing_else(some: tuple[Any, np.ndarray]) -> None:
+    device, tried = some
+    plan = Plan((Layer("net:0", SPACE.workload),), (CHIP,), tasks=1, samples=100, space="autotvm", invalid_share=0.5)
+    found = collect_task((SPACE.workload, CHIP), plan, device)
+    indices = SPACE.index(found.values.astype(np.int64))
+    assert np.isin(indices, tried).all() and len(set(indices.tolist())) == len(indices) > 24
+    assert np.array_equal(found.reason, device.measure_schedules(SPACE, indices).reason)
+    # What the board failed at is known, unlike what a device fails at now.
+    assert {Reason.DEVICE_ERROR, Reason.TIMEOUT} <= set(found.reason.tolist())
+
+
+def test_weights_are_finetuned_on_one_layer(some: tuple[Any, np.ndarray], tmp_path: Path) -> None:
+    device, tried = some
+    assert device.workloads() == [SPACE.workload]
+    network = picking.predictor_of(None, SPACE.kind, "hls")
+    board = Board([SPACE], network)
+    measured = finetune.collect(board, device, 64)
+    # All that is legal, and no more.
+    legal = tried[SPACE.validity(tried) == Reason.VALID]
+    assert sorted(measured.index.tolist()) == legal.tolist()
+    found = finetune.adapt(board, measured, {})
+    card = found.network.card["finetuned"]
+    assert "by measurements" in card["validation"]
+    assert found.after["choice"] >= 0.9
+    found.network.save(tmp_path / "w.safetensors")
+    assert Predictor.load(tmp_path / "w.safetensors").calibration is not None
 
 
 def test_another_accelerator_is_refused(tmp_path: Path) -> None:

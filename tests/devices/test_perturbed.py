@@ -15,6 +15,7 @@ from oneshot_ml2.devices.simulated import SimulatorDevice
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.reasons import Reason
+from oneshot_ml2.vta.timing import designs
 from oneshot_ml2.workload.conv2d import Conv2d
 
 SPACE = ScheduleSpace(Conv2d(1, 32, 14, 14, 64, 3, 3, padding=1), Accelerator.load("pynq"))
@@ -60,7 +61,7 @@ def test_every_kind_differs_from_the_simulator_and_leaves_something_valid(kind: 
 
 def test_memory_only_costs(indices: np.ndarray) -> None:
     plain = custom().true_cycles(SPACE, indices).cycles
-    for figures in ({"latency": 8.0}, {"bandwidth": 0.5}, {"page_miss": 30.0}):
+    for figures in ({"latency": 8.0}, {"bandwidth": 0.5}, {"page_miss": 30.0}, {"page_miss": 30.0, "banks": 8}):
         assert (custom(**figures).true_cycles(SPACE, indices).cycles > plain).all(), figures
     # A faster core clock waits more of its cycles for the same memory.
     assert (custom(clock_ratio=0.5).true_cycles(SPACE, indices).cycles > plain).all()
@@ -109,6 +110,7 @@ def test_a_small_micro_op_sram_and_the_rules_give_wrong_results() -> None:
         {"rule": "long_gemm", "rule_share": 0.01},
         {"rule": "wide_load", "rule_share": 0.05},
         {"rule": "short_strided_store", "rule_share": 0.5},
+        {"rule": "wide_load_and_long_gemm", "rule_share": 0.05, "second_share": 0.01},
     ):
         wrong = custom(**figures).true_cycles(SPACE, drawn).reason == Reason.WRONG_RESULT
         assert 0 < wrong.sum() < len(drawn), figures
@@ -134,6 +136,49 @@ def test_page_misses_of_one_page_and_of_many(indices: np.ndarray) -> None:
     assert page_misses(program, 1 << 40) == 1
     counts = [page_misses(program, size) for size in (64, 256, 1024, 4096)]
     assert counts == sorted(counts, reverse=True)
+
+
+def test_banks_keep_pages_open(indices: np.ndarray) -> None:
+    program = SPACE.lower(int(indices[0]))
+    one, eight = page_misses(program, 1024, 1), page_misses(program, 1024, 8)
+    # With as many banks as there are pages each page is opened once, all but those next to it beside another bank.
+    many = page_misses(program, 1024, 1 << 20)
+    assert many < eight < one
+    assert many == page_misses(program, 1024, 1 << 21)
+
+
+def test_a_rule_on_two_sizes_needs_both() -> None:
+    drawn = SPACE.sample(np.random.default_rng(1), 200)
+    drawn = drawn[SPACE.validity(drawn) == Reason.VALID]
+    shares = {"rule_share": 0.03, "second_share": 0.03}
+    both = custom(rule="wide_load_and_long_gemm", **shares).true_cycles(SPACE, drawn).reason == Reason.WRONG_RESULT
+    wide = custom(rule="wide_load", rule_share=0.03).true_cycles(SPACE, drawn).reason == Reason.WRONG_RESULT
+    long = custom(rule="long_gemm", rule_share=0.03).true_cycles(SPACE, drawn).reason == Reason.WRONG_RESULT
+    assert np.array_equal(both, wide & long)
+    assert both.any() and (wide & ~long).any() and (long & ~wide).any()
+
+
+def test_instructions_and_the_alu_cost_what_is_written(indices: np.ndarray) -> None:
+    programs = [SPACE.lower(int(i)) for i in indices]
+    plain = custom().true_cycles(SPACE, indices).cycles
+    issued = custom(instruction=10.0).true_cycles(SPACE, indices).cycles
+    assert (issued - plain).tolist() == [10 * len(program.insns) for program in programs]
+    slow = custom(slow_alu=4.0).true_cycles(SPACE, indices).cycles
+    for program, before, after in zip(programs, plain.tolist(), slow.tolist()):
+        timed = designs.measure(program)
+        more = 3.0 * timed.alu
+        assert after == round(before + more * (timed.compute_busy + more) / (before + more))
+
+
+def test_a_share_of_the_programs_always_lies(indices: np.ndarray) -> None:
+    drawn = SPACE.sample(np.random.default_rng(3), 300)
+    drawn = drawn[SPACE.validity(drawn) == Reason.VALID]
+    device, plain = custom(liars=0.2), custom().true_cycles(SPACE, drawn).cycles
+    told = [device.measure_schedules(SPACE, drawn).cycles / plain for _ in range(2)]
+    assert np.array_equal(*told)
+    assert 0.1 < np.mean(told[0] < 0.61) < 0.3
+    assert set(np.round(told[0], 2)) == {0.6, 1.0}
+    assert np.array_equal(device.true_cycles(SPACE, drawn).cycles, plain)
 
 
 def test_specifications() -> None:

@@ -63,8 +63,15 @@ def test_only_proven_bounds_are_given_as_such() -> None:
     assert (bound[cycles > 0] <= cycles[cycles > 0]).all()
     with pytest.raises(OneShotError, match="not proven"):
         ScheduleSpace(CONV, CHIP, TVM_KIND).bound(np.arange(3))
-    with pytest.raises(OneShotError, match="no calibrations of the schedule space 'autotvm', only of 'full'"):
-        boards_of(TVM_KIND)
+
+
+def test_both_spaces_have_calibrations() -> None:
+    for kind in (TVM_KIND, "full"):
+        assert len(set(boards_of(kind).TRAFFIC)) == len(boards_of(kind).TRAFFIC)
+    with pytest.raises(
+        OneShotError, match="no calibrations of the schedule space 'fake', only of 'full' and 'autotvm'"
+    ):
+        boards_of("fake")
 
 
 def test_unknown_kinds_are_told_what_there_is(run_command) -> None:

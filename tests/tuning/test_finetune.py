@@ -18,9 +18,9 @@ from oneshot_ml2.devices.boards import KINDS, Differences
 from oneshot_ml2.devices.perturbed import PerturbedDevice
 from oneshot_ml2.devices.registry import open_device
 from oneshot_ml2.network import picking, predictor
-from oneshot_ml2.network.calibration import COSTS, Calibration, limits_of, traffic_of
+from oneshot_ml2.network.calibration import COSTS, VERSION, Calibration, limits_of, traffic_of
 from oneshot_ml2.network.predictor import NETWORKS, OUTPUTS, Predictor
-from oneshot_ml2.spaces.base import BatchResult
+from oneshot_ml2.spaces.base import BatchResult, opened_pages
 from oneshot_ml2.spaces.full import features as full_features
 from oneshot_ml2.spaces.full.traffic import NO_ROW, TRAFFIC
 from oneshot_ml2.spaces.space import ScheduleSpace
@@ -34,7 +34,7 @@ from oneshot_ml2.vta.reasons import Reason
 CHIP = Accelerator.load("pynq")
 SPACES = [ScheduleSpace(layer.workload, CHIP) for layer in LAYERS]
 LIMITS = limits_of(np.array([[0, 0.9, TRAFFIC.index("largest input load"), 1, np.log(20.0), np.log(30.0)]]))
-KNOWN = Calibration(64, np.array([0.1, 0.2, 0.05]), LIMITS)
+KNOWN = Calibration(64, np.array([0.1, 0.2, 0.05, 0.0, 0.01, 0.0]), LIMITS)
 
 
 def bound_network() -> Predictor:
@@ -149,7 +149,13 @@ def test_weights_with_a_calibration_are_weights(board: Board, legal: np.ndarray,
     [
         ("latency", np.array([0.0])),
         ("latency", np.array([1.0, 2.0])),
-        ("costs", np.array([0.0, -0.1, 0.0])),
+        ("costs", np.array([0.0, -0.1, 0.0, 0.0, 0.0, 0.0])),
+        ("costs", np.zeros(3)),
+        ("rates", np.array([1.0, 0.0, 1.0])),
+        ("rates", np.ones(2)),
+        ("pairs", np.array([[0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 99.0, 1.0, 0.0, 1.0]])),
+        ("pairs", np.zeros((1, 6))),
+        ("forest.leaf", np.zeros((1, 2))),
         ("limits", np.array([[0.0, 1.0, 99.0, 1.0, 0.0, 1.0]])),
         ("limits", np.zeros((1, 5))),
         ("more", np.zeros(1)),
@@ -162,7 +168,7 @@ def test_impossible_calibrations_are_refused(board: Board, tmp_path: Path, name:
     tensors = adapted.tensors | {f"calibration.{name}": value.astype(np.float32)}
     head = {"format": "oneshot-ml2 predictor", "feature_version": str(full_features.FEATURE_VERSION)}
     path = tmp_path / "bad.safetensors"
-    save_file(tensors, path, metadata=head | {"calibration_version": "1"})
+    save_file(tensors, path, metadata=head | {"calibration_version": str(VERSION)})
     with pytest.raises(WeightsError, match="finetune"):
         Predictor.load(path)
 
@@ -181,12 +187,12 @@ def test_another_version_of_calibrations_is_refused(board: Board, tmp_path: Path
 # The fit ---------------------------------------------------------------------------------------
 def test_costs_are_found_and_never_below_zero() -> None:
     rng = np.random.default_rng(0)
-    terms = np.column_stack([np.ones(200), rng.uniform(0, 1, (200, 2))])
+    terms = np.column_stack([np.ones(200), rng.uniform(0, 1, (200, len(COSTS) - 1))])
     weight = np.ones(200)
-    residual = terms @ np.array([0.05, 0.4, 0.2]) + 0.005 * rng.standard_normal(200)
+    residual = terms @ np.array([0.05, 0.4, 0.2, 0.0, 0.0, 0.0]) + 0.005 * rng.standard_normal(200)
     residual[:6] += 2.0
     costs, loss = calibrate.fit_costs(terms, residual, weight)
-    assert np.allclose(costs, [0.05, 0.4, 0.2], atol=0.01)
+    assert np.allclose(costs, [0.05, 0.4, 0.2, 0.0, 0.0, 0.0], atol=0.01)
     assert loss < 0.05
     costs, _ = calibrate.fit_costs(terms, -terms[:, 1], weight)
     assert costs[1] == 0 and costs[2] >= 0
@@ -198,7 +204,7 @@ def test_a_limit_is_found_among_columns(sign: int) -> None:
     rng = np.random.default_rng(1)
     traffic = np.exp(rng.uniform(0, 8, (64, len(TRAFFIC))))
     failed = sign * np.log(traffic[:, 3]) > sign * 4.0
-    known = Calibration(1, np.zeros(len(COSTS)), calibrate.fit_limits(traffic, failed))
+    known = Calibration(1, np.zeros(len(COSTS)), *calibrate.fit_limits(traffic, failed))
     (limit,) = finetune.described_limits(known, TRAFFIC)
     assert limit["what"] == TRAFFIC[3]
     assert limit["kind"] == ("at most" if sign > 0 else "at least")
@@ -213,9 +219,9 @@ def test_two_limits_and_none() -> None:
     traffic = np.exp(rng.uniform(0, 8, (300, len(TRAFFIC))))
     logs = np.log(traffic)
     found = calibrate.fit_limits(traffic, (logs[:, 0] > 6.0) | (logs[:, 3] < 2.0))
-    known = Calibration(1, np.zeros(len(COSTS)), found)
+    known = Calibration(1, np.zeros(len(COSTS)), *found)
     assert {limit["what"] for limit in finetune.described_limits(known, TRAFFIC)} == {TRAFFIC[0], TRAFFIC[3]}
-    assert len(calibrate.fit_limits(traffic, np.zeros(300, dtype=bool))) == 0
+    assert [len(table) for table in calibrate.fit_limits(traffic, np.zeros(300, dtype=bool))] == [0, 0]
 
 
 def test_a_slow_memory_is_told_by_its_latency(board: Board) -> None:
@@ -239,6 +245,93 @@ def test_slow_rows_of_the_hls_design_are_told_by_the_latency(board: Board) -> No
     told = Calibration.none(3 * chip.memory_latency).board(described.spaces[0]).accelerator
     assert chip.hls is not None and told.hls is not None
     assert (told.hls.read_row, told.hls.pad) == (3 * chip.hls.read_row, chip.hls.pad)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_limit_of_two_sizes_is_found(sign: int) -> None:
+    rng = np.random.default_rng(3)
+    traffic = np.exp(rng.uniform(0, 8, (150, len(TRAFFIC))))
+    logs = np.log(traffic)
+    known = Calibration(
+        1, np.zeros(len(COSTS)), *calibrate.fit_limits(traffic, (logs[:, 0] > 4.0) & (sign * logs[:, 9] > sign * 4.0))
+    )
+    (limit,) = finetune.described_limits(known, TRAFFIC)
+    assert {limit["what"], limit["and"]["what"]} == {TRAFFIC[0], TRAFFIC[9]}
+    other = np.exp(rng.uniform(0, 8, (500, len(TRAFFIC))))
+    fails = (np.log(other[:, 0]) > 4.0) & (sign * np.log(other[:, 9]) > sign * 4.0)
+    assert np.mean((known.risk(other) > 0.5) == fails) > 0.95
+    again = Calibration.from_tensors(known.to_tensors())
+    assert again is not None and np.allclose(again.risk(other), known.risk(other), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("differences", "cost"),
+    [(Differences(instruction=20.0), "instructions"), (Differences(slow_alu=4.0), "alu")],
+)
+def test_what_instructions_and_the_alu_cost_is_told(board: Board, differences: Differences, cost: str) -> None:
+    measured = finetune.collect(board, PerturbedDevice("paged", 0, differences), 64)
+    before, after = finetune.cross_validate(board, measured)
+    assert after["error"] < 0.7 * before["error"]
+    known = calibrate.fit(board, measured)
+    assert known.costs[COSTS.index(cost)] > 0.1
+
+
+def test_rates_of_the_hls_design_are_told() -> None:
+    chip = Accelerator.load("pynq-hls")
+    spaces = [ScheduleSpace(space.workload, chip) for space in SPACES]
+    described = Board(spaces, picking.predictor_of(None, design="hls"))
+    assert all(1.0 in tried and len(tried) > 3 for tried in described.rates)
+    measured = finetune.collect(described, PerturbedDevice("paged", 0, Differences(beat=1.5, start=2.0)), 48)
+    known = calibrate.fit(described, measured)
+    assert known.rates[0] > 1.1
+    told = known.board(spaces[0]).accelerator.hls
+    assert told is not None and chip.hls is not None
+    assert told.wgt_beat == round(chip.hls.wgt_beat * known.rates[0])
+    again = Calibration.from_tensors(known.to_tensors())
+    assert again is not None and np.allclose(again.rates, known.rates)
+
+
+def test_pages_are_those_that_rows_open() -> None:
+    one = np.array([1.0])
+    # Rows that follow each other, rows with gaps within a page, rows each in pages of their own.
+    assert opened_pages(8 * one, 512 * one, 512.0) == pytest.approx(8 * 1.25)
+    assert opened_pages(8 * one, 128 * one, 512.0) == pytest.approx(8 * 0.25)
+    assert opened_pages(8 * one, 128 * one, 50_000.0) == pytest.approx(8 * 1.0625)
+
+
+# Trees -----------------------------------------------------------------------------------------
+def test_trees_are_taken_where_they_choose_better(
+    board: Board, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measured = finetune.collect(board, PerturbedDevice("paged", 2, Differences(instruction=20.0)), 64)
+    choices = {False: 0.9, True: 0.95}
+    monkeypatch.setattr(
+        finetune,
+        "cross_validate",
+        lambda board, measured, boosted=False: ({"choice": 0.8}, {"choice": choices[boosted]}),
+    )
+    found = finetune.adapt(board, measured, {})
+    card = found.network.card["finetuned"]
+    assert card["method"] == "calibration and trees"
+    assert card["ways"] == {"calibration": {"choice": 0.9}, "calibration and trees": {"choice": 0.95}}
+    assert found.calibration.forest is not None
+    plain = calibrate.fit(board, measured)
+    valid = measured.take(measured.valid)
+    errors = [np.abs(board.expected(known, valid) - np.log(valid.cycles)) for known in (plain, found.calibration)]
+    assert errors[1].mean() < errors[0].mean()
+    found.network.save(tmp_path / "trees.safetensors")
+    loaded = Predictor.load(tmp_path / "trees.safetensors")
+    some = SPACES[0].table()[:200]
+    told = loaded.score(SPACES[0], some)
+    assert np.array_equal(told.cycles, found.network.score(SPACES[0], some).cycles)
+    assert not np.allclose(told.cycles, board.adapted(plain).score(SPACES[0], some).cycles)
+    # Of equal ones the simpler; and without the library it is the only one.
+    choices[True] = 0.9
+    assert finetune.adapt(board, measured, {}).calibration.forest is None
+    choices[True] = 0.95
+    monkeypatch.setattr(finetune, "can_boost", lambda: False)
+    card = finetune.adapt(board, measured, {}).network.card["finetuned"]
+    assert (card["method"], list(card["ways"])) == ("calibration", ["calibration"])
 
 
 def test_few_valid_measurements_leave_the_description(board: Board) -> None:
@@ -323,6 +416,23 @@ def test_a_damaged_log_loses_what_was_damaged(
 
 
 # Devices that lie ------------------------------------------------------------------------------
+def test_programs_that_always_lie_are_not_believed(board: Board) -> None:
+    device = PerturbedDevice("paged", 5, Differences(latency=6.0, bandwidth=0.6, noise=0.005, liars=0.2))
+    measured = finetune.collect(board, device, 96, 5)
+    lies = np.zeros(len(measured), dtype=bool)
+    for task, space in enumerate(SPACES):
+        own = np.flatnonzero((measured.task == task) & measured.valid)
+        lies[own] = measured.cycles[own] < 0.8 * device.true_cycles(space, measured.index[own]).cycles
+    assert 5 < lies.sum() < 40
+    keep = calibrate.believed(board, measured)
+    assert (keep & lies).sum() <= 0.2 * lies.sum()
+    assert (~keep & ~lies).sum() <= 0.05 * len(measured)
+    honest = finetune.collect(board, PerturbedDevice("paged", 5, Differences(latency=6.0, bandwidth=0.6)), 96, 5)
+    assert calibrate.believed(board, honest).all()
+    card = finetune.adapt(board, measured, {}).network.card["finetuned"]
+    assert card["not_believed"] == (~keep).sum()
+
+
 def lying(lies: float, seed: int, noise: float = 0.005) -> PerturbedDevice:
     return PerturbedDevice("paged", seed, Differences(latency=6.0, bandwidth=0.6, lies=lies, noise=noise))
 
@@ -384,7 +494,7 @@ def says_afterwards(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     def say(choice: float) -> None:
         figures = ({"choice": 0.9, "error": 0.2}, {"choice": choice, "error": 0.1})
-        monkeypatch.setattr(finetune, "cross_validate", lambda board, measured: figures)
+        monkeypatch.setattr(finetune, "cross_validate", lambda board, measured, boosted=False: figures)
 
     return say
 

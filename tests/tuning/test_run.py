@@ -406,6 +406,40 @@ def test_a_device_that_lies_does_not_win() -> None:
     assert right >= 11
 
 
+def test_programs_that_always_lie_do_not_win() -> None:
+    for seed in range(6):
+        device = PerturbedDevice("paged", seed, Differences(liars=0.2, lie=0.6, noise=0.005))
+        started = work(device=device, tuner="random", seed=seed, checked=True)
+        history = run(started, 60)
+        index, cycles = history.best or (0, 0)
+        true = device.true_cycles(SPACE, history.outcomes.indices).cycles
+        told = history.outcomes.cycles
+        # What is told is a lie here and there, and would have won; what wins is the best of what is none.
+        fastest = history.outcomes.indices[told == told[told > 0].min()]
+        assert told[told > 0].min() < 0.8 * true[true > 0].min()
+        honest = true[(told > 0.8 * true) & (true > 0)]
+        found = true[history.outcomes.indices == index][0]
+        assert abs(cycles / found - 1) < 0.04 and found <= 1.02 * honest.min()
+        assert set(fastest.tolist()) <= history.doubted and index not in history.doubted
+
+
+def test_a_board_that_is_faster_than_described_is_believed() -> None:
+    class Fast:
+        name = "fast"
+
+        def measure_schedules(self, space: ScheduleSpace, indices: np.ndarray) -> BatchResult:
+            found = space.measure(indices)
+            return BatchResult(found.reason, np.where(found.cycles > 0, found.cycles * 2 // 3, -1), found.busy)
+
+        def measure(self, programs: object) -> list[object]:
+            raise NotImplementedError
+
+    started = work(device=Fast(), tuner="random", checked=True)
+    history = run(started, 40)
+    # Of what is below the bound of compute alone nothing is believed; of the rest all.
+    assert history.best is not None and not history.doubted
+
+
 def test_an_honest_device_is_asked_little_more_and_a_deterministic_one_nothing(tmp_path: Path) -> None:
     honest = PerturbedDevice("paged", 1, Differences(noise=0.01))
     history = run(work(device=honest, tuner="random", checked=True), 60)

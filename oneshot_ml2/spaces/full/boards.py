@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.kernels import njit
-from oneshot_ml2.spaces.base import BatchResult, Candidates
+from oneshot_ml2.spaces.base import BatchResult, Candidates, Effort, opened_pages
 from oneshot_ml2.spaces.full import emit
 from oneshot_ml2.spaces.full import traffic as closed_form
 from oneshot_ml2.spaces.full.features import nest_of
@@ -16,14 +16,14 @@ from oneshot_ml2.spaces.full.totals import column
 from oneshot_ml2.spaces.full.traffic import TRAFFIC
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.faults import Faults, is_wrong, page_misses
+from oneshot_ml2.vta.bound import engine_bound
+from oneshot_ml2.vta.faults import Faults, is_wrong, page_misses, slowed
 from oneshot_ml2.vta.nest import buffers, make_nest
 from oneshot_ml2.vta.program import element_bytes
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.vta.timing import designs, records
 from oneshot_ml2.workload.base import Workload
 
-REQUESTS = tuple(TRAFFIC.index(f"{kind} requests") for kind in ("input", "weight", "output"))
 _WRONG = int(Reason.WRONG_RESULT)
 
 
@@ -32,18 +32,36 @@ def traffic(space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
     return closed_form.traffic(nest_of(space), given.values, given.summary)
 
 
-def beats(space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
-    """Beats of the memory port that candidates take, instructions included, float64 (n,)."""
+def effort(space: ScheduleSpace, given: Candidates, traffic: NDArray[np.float64]) -> Effort:
+    """See `Boards.effort`."""
     nest, summary = nest_of(space), given.summary
-    stored = nest.nb * nest.oh * nest.ow * nest.out_blocks * nest.inp_bytes / nest.bus
-    return np.asarray(
-        column(summary, "inp_beats") + column(summary, "wgt_beats") + stored + 2 * column(summary, "instructions")
+    stored = np.full(len(given), nest.nb * nest.oh * nest.ow * nest.out_blocks * nest.inp_bytes / nest.bus)
+    beats = {"input": column(summary, "inp_beats"), "weight": column(summary, "wgt_beats"), "output": stored}
+    # From one row, or kernel of an output channel, to the next.
+    strides = {
+        "input": nest.iw * nest.inp_bytes,
+        "weight": nest.ci * nest.kh * nest.kw * nest.wgt_bytes,
+        "output": nest.ow * nest.inp_bytes,
+    }
+    requests = {kind: traffic[:, TRAFFIC.index(f"{kind} requests")] for kind in beats}
+    opened = (
+        opened_pages(requests[kind], beats[kind] * nest.bus / np.maximum(requests[kind], 1.0), strides[kind])
+        for kind in beats
+    )
+    instructions = column(summary, "instructions")
+    return Effort(
+        beats=sum(beats.values()) + 2 * instructions,
+        requests=sum(requests.values(), np.zeros(len(given))),
+        pages=sum(opened, np.zeros(len(given))),
+        instructions=instructions,
+        alu=np.full(len(given), float(engine_bound(space.workload, space.accelerator).alu)),
+        compute=column(summary, "compute"),
     )
 
 
 @njit(cache=True, nogil=True)
-def _measure(nest, batch, insns, tables, address, params, sizes, limits, slow, miss, reason, cycles, busy):  # type: ignore[no-untyped-def]
-    """Lower and time the rows whose ``reason`` is 0 so far; ``limits``, ``slow``, ``miss``: of `Faults`."""
+def _measure(nest, batch, insns, tables, address, params, sizes, limits, costs, reason, cycles, busy):  # type: ignore[no-untyped-def]
+    """Lower and time the rows whose ``reason`` is 0 so far; ``limits``, ``costs``: of `Faults`."""
     unrecorded = records.nothing()
     for i in range(len(batch)):
         if reason[i] != 0:
@@ -58,11 +76,10 @@ def _measure(nest, batch, insns, tables, address, params, sizes, limits, slow, m
         if hang:
             reason[i] = emit.DEADLOCK
             continue
-        port = counters.read_beats + counters.write_beats
-        more = port * slow
-        if miss > 0.0:
-            more += page_misses(insns[:n], sizes, limits.page) * miss
-        cycles[i] = max(1, round(total + more * (port + more) / (total + more)))
+        port, misses = counters.read_beats + counters.write_beats, 0.0
+        if costs.miss > 0.0:
+            misses = page_misses(insns[:n], sizes, limits.page, limits.banks)
+        cycles[i] = max(1, round(slowed(total, port, counters.compute, counters.alu, misses, n, costs)))
         busy[i, 0], busy[i, 1], busy[i, 2] = counters.load, counters.compute, counters.store
 
 
@@ -76,6 +93,6 @@ def measure_faulty(
     sizes = np.array(element_bytes(accelerator), dtype=np.int64)
     _measure(
         make_nest(workload, accelerator), schedules(values), insns, tables, end, records.params(faults.board), sizes,
-        faults.limits, faults.slow, faults.miss, found.reason, found.cycles, found.busy,
+        faults.limits, faults.costs, found.reason, found.cycles, found.busy,
     )  # fmt: skip
     return found
