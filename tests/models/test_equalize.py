@@ -75,7 +75,7 @@ def rewritten(graph: Graph, samples: list[dict[str, Any]]) -> Equalized:
     quantized = calibrated(graph, dict.fromkeys(graph.values, 0))
     channels = channels_of(graph, quantized)
     seen = observed(graph, samples, lambda text: None, channels.ids)
-    return equalized(graph, channels, seen, quantized)[-1]
+    return list(equalized(graph, channels, seen, quantized))[-1]
 
 
 def samples_of(graph: Graph, count: int = 4, seed: int = 1) -> list[dict[str, Any]]:
