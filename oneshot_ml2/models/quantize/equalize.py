@@ -34,6 +34,8 @@ _STEP = 1 / 128
 _LEAST = 2.0**-10
 # Ends the name of what is moved, but not scaled yet.
 _PRODUCT = ".moved"
+# A channel is moved if calibration shows so many of its elements; those of one image are alike.
+_MOVED = 64
 # Sweeps over all layers; halvings of a weight's step that are tried.
 _SWEEPS, _HALVINGS = 2, 10
 
@@ -120,7 +122,7 @@ def equalized(
     }
     weights = _importance(graph, channels, seen.moments, layers)
     power = {name: seen.moments[name].variance for name in channels.ids}
-    movable = _movable(graph, channels, quantized, layers) if offsets else {}
+    movable = _movable(graph, channels, seen, quantized, layers) if offsets else {}
     for moved in [{}, movable] if movable else [{}]:
         spans = headroom.spans(graph, channels, seen, quantized, weights, moved)
         yield _with_moved(graph, channels, layers, spans, weights, power, moved)
@@ -157,11 +159,13 @@ def _with_moved(
 
 
 def _movable(
-    graph: Graph, channels: Channels, quantized: Collection[str], layers: Mapping[str, _Layer]
+    graph: Graph, channels: Channels, seen: Observed, quantized: Collection[str], layers: Mapping[str, _Layer]
 ) -> dict[str, str | None]:
-    """Values that an offset may be added to, as layers without a border read them and nothing else that is scaled.
+    """Values that an offset may be added to, as of what is scaled only layers without a border read them.
 
-    -> None: of a float operator; what a ReLU behind a layer makes -> the layer's result.
+    Calibration has to show enough of a channel to tell where it is.
+
+    -> None: of a float operator or a layer; what a ReLU behind a layer makes -> the layer's result.
     """
     users, producers = graph.users(), graph.producers()
     sharing = np.zeros(channels.count, dtype=np.int64)
@@ -171,13 +175,14 @@ def _movable(
     found: dict[str, str | None] = {}
     for name, ids in channels.ids.items():
         inside = [user for user in users[name] if user.output in channels.taken]
-        if name not in quantized or not inside or (ids == FIXED).any() or (sharing[ids] > 1).any():
+        if name not in quantized or (ids == FIXED).any() or (sharing[ids] > 1).any():
             continue
         if any(user.output not in layers or user.inputs[0] != name or not _borderless(user) for user in inside):
             continue
         maker = producers.get(name)
-        if name in channels.entries:
-            found[name] = None
+        if name in layers or (inside and name in channels.entries):
+            if seen.moments[name].count >= _MOVED:
+                found[name] = None
         elif maker is not None and partition.bounds(maker) is not None:
             source = maker.inputs[0]
             if source in layers and source not in quantized and len(users[source]) == 1 and source not in graph.outputs:
