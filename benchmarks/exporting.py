@@ -106,6 +106,7 @@ def module_of(model: Architecture, files: Path) -> Any:
         module = _hugging_face(model, options, files)
     module.eval()
     if model.source != model.what and not model.exporter == "file":
+        _fill(module)
         _warm(module, model)
     return module
 
@@ -157,6 +158,15 @@ def _hugging_face(model: Architecture, options: dict[str, Any], files: Path) -> 
             return result.logits if "logits" in result else result.last_hidden_state
 
     return First()
+
+
+def _fill(module: Any) -> None:
+    """Give layers whose weights a definition leaves at zero, for training to start from, such as others have."""
+    import torch
+
+    for part in module.modules():
+        if isinstance(part, torch.nn.Linear | torch.nn.Conv2d) and not part.weight.any():
+            torch.nn.init.trunc_normal_(part.weight, std=part.weight[0].numel() ** -0.5)
 
 
 def _warm(module: Any, model: Architecture) -> None:

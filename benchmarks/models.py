@@ -30,6 +30,7 @@ import numpy as np
 from architectures import ARCHITECTURES, Architecture
 
 from oneshot_ml2.common import arrays
+from oneshot_ml2.common.checkout import commit
 from oneshot_ml2.common.files import write_whole
 from oneshot_ml2.common.json_lines import open_lines
 from oneshot_ml2.common.version import __version__
@@ -100,7 +101,7 @@ def exported(model: Architecture, cache: Path, seconds: float, gib: float) -> st
 def measure(model: Architecture, cache: Path, seconds: float, gib: float) -> dict[str, Any]:
     """A model's row."""
     row: dict[str, Any] = {"model": model.name, "source": model.source, "exporter": model.exporter}
-    row |= {"inputs": {of.name: list(of.shape) for of in model.inputs}, "version": __version__}
+    row |= {"inputs": {of.name: list(of.shape) for of in model.inputs}, "version": __version__, "commit": commit()}
     why = exported(model, cache, 3 * seconds, 2 * gib)
     if why:
         return row | {"stage": "export", "refused": why}

@@ -11,7 +11,6 @@ import datetime
 import itertools
 import json
 import multiprocessing
-import subprocess
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent import futures
@@ -23,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 import oneshot_ml2
+from oneshot_ml2.common.checkout import commit
 from oneshot_ml2.common.children import end_with_parent
 from oneshot_ml2.common.errors import CorpusError, OneShotError
 from oneshot_ml2.common.files import locked
@@ -154,18 +154,6 @@ def _prepare(folder: Path, plan: Plan, device: str) -> set[str]:
         return set(corpus.ids)
 
 
-def _commit() -> str:
-    """The checkout's commit, ``-dirty`` if changed; empty outside one."""
-    root = Path(oneshot_ml2.__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
 class _Shards:
     """Gathers finished tasks and writes them as shards."""
 
@@ -176,7 +164,7 @@ class _Shards:
         self.next = max(numbers, default=-1) + 1
         self.origin = {
             "package": oneshot_ml2.__version__,
-            "commit": _commit(),
+            "commit": commit(),
             "device": device,
             "seed": plan.seed,
             "plan": plan.digest(device),

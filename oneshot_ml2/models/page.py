@@ -21,6 +21,7 @@ from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.common.reading import parse_json
 from oneshot_ml2.common.version import __version__
 from oneshot_ml2.models import task
+from oneshot_ml2.models.quantize import losses
 from oneshot_ml2.spaces import space
 from oneshot_ml2.spaces.base import Schedule
 from oneshot_ml2.spaces.registry import DEFAULT_KIND
@@ -116,7 +117,10 @@ def _data(content: Mapping[str, Any], programs: Mapping[str, Program]) -> dict[s
         f"{chip['BUS_BITS']} bit bus, {chip['CLOCK_MHZ']} MHz",
         "clock_mhz": chip["CLOCK_MHZ"],
         "warnings": [*content["warnings"], *content["changes"]],
-        "hurt": content["hurt"],
+        "hurt": [
+            hurt | {"advice": advice}
+            for hurt, advice in zip(content["hurt"], losses.said_once([hurt["advice"] for hurt in content["hurt"]]))
+        ],
         "task": [] if content["task"] is None else task.lines(task.from_dict(content["task"])),
         "ok": content["ok"],
         "check": _check(content),

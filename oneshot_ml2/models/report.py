@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from oneshot_ml2.common import tables
 from oneshot_ml2.models import task
+from oneshot_ml2.models.quantize import losses
 from oneshot_ml2.spaces import space
 from oneshot_ml2.vta.breakdown import PARTS
 from oneshot_ml2.vta.spread import spread_words
@@ -185,7 +186,7 @@ def _hurt(quantized: Quantized) -> list[str]:
         "Hurt most (what the layer alone moves the outputs by):",
         *(
             f"  {of.layer}: {of.outputs:.2%} (its result: {of.alone:.2%}); {advice}."
-            for of, advice in zip(quantized.hurt, _said_once([of.advice for of in quantized.hurt]), strict=True)
+            for of, advice in zip(quantized.hurt, losses.said_once([of.advice for of in quantized.hurt]), strict=True)
         ),
     ]
 
@@ -196,14 +197,3 @@ def _error(quantized: Quantized) -> str:
         "operands are exact, error: with all errors before it. "
         f"Rounding: {'half to even' if quantized.rounding == 'half_even' else 'half up'}."
     )
-
-
-def _said_once(advice: Sequence[str]) -> list[str]:
-    """Lines of advice, of which what would help stands in the first one that it is for."""
-    lines: list[str] = []
-    said: set[str] = set()
-    for line in advice:
-        cause, _, help_ = line.rpartition("; ")
-        lines.append(cause if cause and help_ in said else line)
-        said.add(help_)
-    return lines

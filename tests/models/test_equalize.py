@@ -75,7 +75,7 @@ def rewritten(graph: Graph, samples: list[dict[str, Any]]) -> Equalized:
     quantized = calibrated(graph, dict.fromkeys(graph.values, 0))
     channels = channels_of(graph, quantized)
     seen = observed(graph, samples, lambda text: None, channels.ids)
-    return equalized(graph, channels, seen, quantized)[-1]
+    return list(equalized(graph, channels, seen, quantized))[-1]
 
 
 def samples_of(graph: Graph, count: int = 4, seed: int = 1) -> list[dict[str, Any]]:
@@ -206,6 +206,25 @@ def test_ranges_hold_for_inputs_that_no_channel_was_fitted_to() -> None:
         ((want,), (got,)) = (execute.execute(of, {"x": sample[None]}).values() for of in (graph, found))
         apart, size = apart + float(np.square(got - want).sum()), size + float(np.square(want).sum())
     assert (apart / size) ** 0.5 < 0.25
+
+
+def test_the_result_of_a_layer_is_moved_for_float_operators() -> None:
+    """Channels around 20 that reach 5 to both sides: what is around 0 fills int8."""
+    net = Net()
+    y = net.conv("x", 16)
+    net.constants[net.nodes[-1].inputs[2]] += 20
+    graph = net.graph(y)
+    assert error(graph, Steps()) < 0.7 * error(graph, Steps(offsets=False))
+
+
+@pytest.mark.parametrize(("count", "moved"), [(4, False), (64, True)])
+def test_channels_are_moved_only_if_calibration_shows_where_they_are(count: int, moved: bool) -> None:
+    """Four elements of a channel say little of its middle; ranges around it clipped what other samples hold."""
+    net = Net()
+    net.values["x"] = Value("x", (1, 16))
+    graph = net.graph(net.dense(net.add("tanh", "x"), 8))
+    way = rewritten(graph, [{"x": 1 + example((1, 16), seed)} for seed in range(count)])
+    assert bool(way.affine.offsets) == moved
 
 
 def test_rewriting_is_kept_only_if_it_loses_less() -> None:

@@ -149,6 +149,13 @@ def test_the_lines_are_few() -> None:
     assert lines[4].startswith("output y: int8 is 50% off") and len(lines) == 5
 
 
+def test_what_would_help_is_said_once() -> None:
+    lines = ["a is rounded; train", "b is cut: clip", "c is rounded; train", "d is uneven; divide"]
+    assert losses.said_once(lines) == ["a is rounded; train", "b is cut: clip", "c is rounded", "d is uneven; divide"]
+    warned = losses.warnings([Loss(TENSOR, f"layer{i}", "", 0.3) for i in range(3)])
+    assert "equalization" in warned[0] and not any("equalization" in line for line in warned[1:])
+
+
 def test_sound_models_bring_no_warning(tmp_path: Path) -> None:
     assert quantized(small_net(), (1, 3, 12, 12)).warnings == ()
     for model in (residual_qdq(tmp_path / "m.onnx"), "resnet18", "mobilenet_v1", "squeezenet"):

@@ -97,7 +97,10 @@ def sample(chip: Accelerator = PYNQ) -> tuple[dict[str, Any], dict[str, Program]
         "rounding": "shift",
         "changes": [EVIL],
         "warnings": [IMAGE, "second"],
-        "hurt": [{"layer": f"conv {EVIL}", "alone": 0.125, "outputs": 0.0625, "advice": IMAGE}],
+        "hurt": [
+            {"layer": f"conv {EVIL}", "alone": 0.125, "outputs": 0.0625, "advice": f"{IMAGE}; train"},
+            {"layer": "other", "alone": 0.125, "outputs": 0.0625, "advice": "second; train"},
+        ],
         "task": {
             "source": EVIL,
             "samples": 3,
@@ -180,6 +183,7 @@ def test_the_figures_of_the_report_are_in_the_page(written: Path) -> None:
     data = json.loads(found[1])
     assert data["model"] == content["model"]
     assert data["warnings"] == [*content["warnings"], *content["changes"]]
+    assert [hurt["advice"] for hurt in data["hurt"]] == [f"{IMAGE}; train", "second"]
     assert [layer["name"] for layer in data["layers"]] == [entry["layer"] for entry in content["layers"]]
     for layer, entry in zip(data["layers"], content["layers"]):
         assert layer["cycles"] == entry.get("cycles")

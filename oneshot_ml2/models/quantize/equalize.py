@@ -10,7 +10,7 @@ the choice makes the sum of both errors small, each weighed by what it does to t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,8 @@ _STEP = 1 / 128
 _LEAST = 2.0**-10
 # Ends the name of what is moved, but not scaled yet.
 _PRODUCT = ".moved"
+# A channel is moved if calibration shows so many of its elements; those of one image are alike.
+_MOVED = 64
 # Sweeps over all layers; halvings of a weight's step that are tried.
 _SWEEPS, _HALVINGS = 2, 10
 
@@ -61,16 +63,20 @@ class Equalized:
 
 
 class _Layer:
-    """A layer's weight by kernel (groups, outputs, inputs): its numbers in `Channels.ids`, and largest magnitudes."""
+    """A layer's weight by kernel (groups, outputs, inputs), and its numbers in `Channels.ids`."""
 
     def __init__(self, graph: Graph, node: Node, channels: Channels) -> None:
         self.node, self.axis = node, op_of(node.op).weight_outputs
         self.groups = int(node.attrs.get("groups", 1))
         parts = self.weight = self.parts(graph.constants[node.inputs[1]])
         self.taps = parts.shape[3]
-        self.largest = np.maximum(parts.max(3), -parts.min(3))
         self.inputs: Ids = self.along(channels.ids[node.inputs[0]], parts.shape[2]).reshape(self.groups, 1, -1)
         self.outputs: Ids = self.along(channels.ids[node.output], parts.shape[1]).reshape(self.groups, -1, 1)
+
+    @property
+    def largest(self) -> NDArray[np.float32]:
+        """The largest magnitude by kernel; made anew each time, as of a matrix it is as large as the weight."""
+        return np.maximum(self.weight.max(3), -self.weight.min(3))
 
     def along(self, values: NDArray[Any], count: int) -> NDArray[Any]:
         """What belongs to each channel, ``count`` a group, of what is of the form of `Channels.ids`.
@@ -99,8 +105,10 @@ class _Layer:
 
 def equalized(
     graph: Graph, channels: Channels, seen: Observed, quantized: Collection[str], offsets: bool = True
-) -> list[Equalized]:
+) -> Iterator[Equalized]:
     """A float graph rewritten so that int8 loses less of it: with channels scaled, and, where any can be, also moved.
+
+    One after the other: each has a copy of all weights.
 
     Args:
         seen: what calibration data says of the values that `channels` numbers.
@@ -114,14 +122,10 @@ def equalized(
     }
     weights = _importance(graph, channels, seen.moments, layers)
     power = {name: seen.moments[name].variance for name in channels.ids}
-    movable = _movable(graph, channels, quantized, layers) if offsets else {}
-    return [
-        _with_moved(
-            graph, channels, layers, headroom.spans(graph, channels, seen, quantized, weights, moved), weights, power,
-            moved,
-        )
-        for moved in ([{}, movable] if movable else [{}])
-    ]  # fmt: skip
+    movable = _movable(graph, channels, seen, quantized, layers) if offsets else {}
+    for moved in [{}, movable] if movable else [{}]:
+        spans = headroom.spans(graph, channels, seen, quantized, weights, moved)
+        yield _with_moved(graph, channels, layers, spans, weights, power, moved)
 
 
 def _with_moved(
@@ -155,11 +159,13 @@ def _with_moved(
 
 
 def _movable(
-    graph: Graph, channels: Channels, quantized: Collection[str], layers: Mapping[str, _Layer]
+    graph: Graph, channels: Channels, seen: Observed, quantized: Collection[str], layers: Mapping[str, _Layer]
 ) -> dict[str, str | None]:
-    """Values that an offset may be added to, as layers without a border read them and nothing else that is scaled.
+    """Values that an offset may be added to, as of what is scaled only layers without a border read them.
 
-    -> None: of a float operator; what a ReLU behind a layer makes -> the layer's result.
+    Calibration has to show enough of a channel to tell where it is.
+
+    -> None: of a float operator or a layer; what a ReLU behind a layer makes -> the layer's result.
     """
     users, producers = graph.users(), graph.producers()
     sharing = np.zeros(channels.count, dtype=np.int64)
@@ -169,13 +175,14 @@ def _movable(
     found: dict[str, str | None] = {}
     for name, ids in channels.ids.items():
         inside = [user for user in users[name] if user.output in channels.taken]
-        if name not in quantized or not inside or (ids == FIXED).any() or (sharing[ids] > 1).any():
+        if name not in quantized or (ids == FIXED).any() or (sharing[ids] > 1).any():
             continue
         if any(user.output not in layers or user.inputs[0] != name or not _borderless(user) for user in inside):
             continue
         maker = producers.get(name)
-        if name in channels.entries:
-            found[name] = None
+        if name in layers or (inside and name in channels.entries):
+            if seen.moments[name].count >= _MOVED:
+                found[name] = None
         elif maker is not None and partition.bounds(maker) is not None:
             source = maker.inputs[0]
             if source in layers and source not in quantized and len(users[source]) == 1 and source not in graph.outputs:
@@ -318,7 +325,7 @@ def _rewritten(
     users = graph.users()
     of = {name: factors[ids] for name, ids in channels.ids.items() if (factors[ids] != 1).any() or name in shifts}
     inside, outside = dict[str, str](), dict[str, str]()
-    nodes: list[Node] = []
+    nodes, shared = list[Node](), dict[Any, str]()
 
     def applied(op: str, name: str, made: str, operand: Array) -> str:
         values[made], constant = Value(made, graph.shape(name.removesuffix(_PRODUCT))), f"{made}.{op}"
@@ -349,7 +356,8 @@ def _rewritten(
         before = shifts.get(node.inputs[0]) if node.inputs else None
         node = dataclasses.replace(node, inputs=tuple(names.get(name, name) for name in node.inputs))
         if node.output in layers:
-            node = _layer(graph, node, layers[node.output], factors, before, shifts.get(node.output), constants)
+            layer = layers[node.output]
+            node = _layer(graph, node, layer, factors, before, shifts.get(node.output), constants, shared)
         elif node.output in channels.taken and node.output in of and (limits := partition.bounds(node)) is not None:
             node = _bounded(node, limits[1], of[node.output], node.output in shifts)
         nodes.append(node)
@@ -378,11 +386,18 @@ def _bounded(node: Node, bound: float, factor: Array, moved: bool) -> Node:
 
 def _layer(
     graph: Graph, node: Node, layer: _Layer, factors: Array, before: Array | None, after: Array | None,
-    constants: dict[str, NDArray[np.float32]],
+    constants: dict[str, NDArray[np.float32]], shared: dict[Any, str],
 ) -> Node:  # fmt: skip
-    """A layer with its factors in its weight and bias; offsets of its operand and its result are in its bias."""
+    """A layer with its factors in its weight and bias; offsets of its operand and its result are in its bias.
+
+    ``shared``: names of scaled weights; layers that have one weight and equal factors have one of these.
+    """
     data, weight, *bias = node.inputs
-    scaled = layer.scaled(graph.constants[weight], factors)
+    own = (weight, node.op, *(factors[ids].tobytes() for ids in (layer.outputs, layer.inputs)))
+    name = shared.setdefault(own, f"{node.output}.weight")
+    if name not in constants:
+        constants[name] = layer.scaled(graph.constants[weight], factors)
+    scaled = constants[name]
     total = np.zeros(layer.outputs.size)
     if bias:
         total += graph.constants[bias[0]].astype(np.float64) * factors[layer.outputs].reshape(-1)
@@ -391,8 +406,7 @@ def _layer(
     if before is not None:
         sums = layer.parts(scaled).sum(3, dtype=np.float64)
         total -= np.einsum("gkc,gc->gk", sums, before.reshape(layer.groups, -1)).reshape(-1)
-    inputs = [data, f"{node.output}.weight"]
-    constants[inputs[1]] = scaled
+    inputs = [data, name]
     if total.any():
         inputs.append(f"{node.output}.bias")
         constants[inputs[2]] = total.astype(np.float32)

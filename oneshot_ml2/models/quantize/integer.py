@@ -61,6 +61,8 @@ class IntegerBuilder:
         self.users = graph.users()
         self.constants: dict[str, Array] = {}
         self.weights: dict[str, tuple[NDArray[np.int8], int]] = {}
+        # By constant and exponent: layers that share a float weight share the integers.
+        self.rounded: dict[tuple[str, int], NDArray[np.int8]] = {}
         self.changes: list[str] = []
         # QDQ layers whose weights are quantized anew.
         self.requantized: list[str] = []
@@ -202,7 +204,10 @@ class IntegerBuilder:
                 exponent = self.workable(node, exponent)
                 if self.fixed:
                     self.requantized.append(node.name)
-            self.weights[node.output] = (int8(array, exponent), exponent)
+            own = (node.inputs[1], exponent)
+            if own not in self.rounded:
+                self.rounded[own] = int8(array, exponent)
+            self.weights[node.output] = (self.rounded[own], exponent)
         return self.weights[node.output]
 
     def workable(self, node: Node, exponent: int) -> int:
@@ -243,12 +248,14 @@ class IntegerBuilder:
             or (mean.size not in (1, weight.shape[1 - outputs] * (groups if outputs == 0 else 1)))
         ):
             return np.zeros(1)
-        off = np.ldexp(weight.astype(np.float64), exponent) - self.graph.constants[node.inputs[1]]
-        parts = off.reshape(groups, off.shape[0] // groups, off.shape[1], -1).sum(3)
-        if outputs:
-            parts = parts.swapaxes(1, 2)
-        each = np.broadcast_to(mean.reshape(-1), (groups * parts.shape[2],)).reshape(groups, 1, -1)
-        return (parts * each).sum(2).reshape(-1)
+        terms, inputs = ("gckt,gc->gk", weight.shape[0] // groups) if outputs else ("gkct,gc->gk", weight.shape[1])
+        each = np.broadcast_to(mean.reshape(-1), (groups * inputs,)).reshape(groups, inputs)
+        # Of the two weights apart: their difference, in float64, would take eight times the memory of int8.
+        rounded, exact = (
+            np.einsum(terms, array.reshape(groups, array.shape[0] // groups, array.shape[1], -1), each)
+            for array in (weight, self.graph.constants[node.inputs[1]])
+        )
+        return np.ravel(np.ldexp(rounded, exponent) - exact)
 
     def end(self, node: Node) -> str:
         """The first quantized value from a layer on, following what can be fused into it; without one, the last."""

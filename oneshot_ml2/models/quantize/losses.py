@@ -284,13 +284,26 @@ def warnings(losses: Sequence[Loss]) -> list[str]:
     lines = []
     for kind, advice in _ADVICE.items():
         of_kind = sorted((loss for loss in losses if loss.kind == kind), key=lambda loss: -loss.error)
+        told = []
         for loss in of_kind[:_SHOWN]:
             name = f"output {loss.name}" if kind == OUTPUT else loss.name
-            lines.append(
+            told.append(
                 f"{name}{', ' if loss.what else ''}{loss.what}: int8 is {loss.error:.0%} off the model's own values "
                 f"(bound: {ERROR_BOUND:.0%}); {_WHOLE if kind == OUTPUT and not loss.what else advice}"
             )
+        lines += said_once(told)
         if len(of_kind) > _SHOWN:
             more = len(of_kind) - _SHOWN
             lines.append(f"{more} more {kind}s pass that bound; report.json lists them as losses")
+    return lines
+
+
+def said_once(advice: Sequence[str]) -> list[str]:
+    """Lines of advice, of which what would help stands in the first one that it is for."""
+    lines: list[str] = []
+    said: set[str] = set()
+    for line in advice:
+        cause, _, help_ = line.rpartition("; ")
+        lines.append(cause if cause and help_ in said else line)
+        said.add(help_)
     return lines

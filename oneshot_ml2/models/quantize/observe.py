@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,7 @@ class Affine:
 class Observed:
     """``largest``: a value's largest magnitude; ``drawn``: some of its elements, of each sample; ``moments``: by
     channel, of values that have any; ``folds``: those of some of the samples each, sample n in part n % their number;
-    ``first``: all values of the first sample.
+    ``first``: values of the first sample that are kept.
     """
 
     largest: dict[str, float] = field(default_factory=dict)
@@ -109,13 +109,15 @@ class Observed:
 
 
 def observed(
-    graph: Graph, samples: Sequence[Sample], tell: Callable[[str], None], ids: Mapping[str, Ids] | None = None
-) -> Observed:
+    graph: Graph, samples: Sequence[Sample], tell: Callable[[str], None], ids: Mapping[str, Ids] | None = None,
+    kept: Collection[str] = (),
+) -> Observed:  # fmt: skip
     """Run a float graph on all samples.
 
     Args:
         tell: told which sample is looked at.
         ids: of which values moments are wanted, and along which axes they are apart, those not 1 long.
+        kept: of which values the first sample's are.
 
     Raises:
         ModelError: a value is not finite.
@@ -125,7 +127,7 @@ def observed(
         tell(f"quantize: sample {index + 1} of {len(samples)}")
 
         def observe(name: str, array: Array, index: int = index) -> None:
-            if index == 0:
+            if index == 0 and name in kept:
                 seen.first[name] = array
             if array.dtype == np.float32:
                 _add(seen, name, array, len(samples))

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from oneshot_ml2.common.errors import ModelError
-from oneshot_ml2.models import execute, samples
+from oneshot_ml2.models import execute, partition, samples
 from oneshot_ml2.models.ir import Graph
 from oneshot_ml2.models.quantize import alone, losses
 from oneshot_ml2.models.quantize.alone import Hurt
@@ -96,7 +96,7 @@ def quantize(
     half_even = rounding == "half_even"
     if qdq:
         plain, exponents, changes, tensors = strip_qdq(graph)
-        first = observed(graph, given[:1], tell).first
+        first = observed(graph, given[:1], tell, kept={*tensors.values(), *graph.outputs}).first
         builder = IntegerBuilder(plain, exponents, qdq, half_even)
         integer = builder.build()
         changes += builder.changes
@@ -134,17 +134,27 @@ def _calibrated(
 ) -> _Tried:
     """Quantize a float graph by what it computes of samples: with its channels scaled, or also moved, what loses less
     on them; as it is if that loses clearly less.
+
+    One after the other, and only the best is kept: each holds a copy of all weights.
     """
     graph = unit_rows(graph) if steps.rows else graph
     quantized = calibrated(graph, defaultdict(int), steps)
     channels = channels_of(graph, quantized)
-    seen = observed(graph, given, tell, channels.ids)
-    ways = [Equalized(graph)]
+    # Layers whose residual is added apart get an int8 result, too.
+    heads = (node.output for node in graph.nodes if node.op in partition.HEADS)
+    seen = observed(graph, given, tell, channels.ids, {*quantized, *heads, *graph.outputs})
+    plain = _built(Equalized(graph), seen, half_even, steps)
+    measured = losses.samples_of(plain.graph, given)
+    references = list(_references(graph, None, measured, seen.first))
+    _compare(plain, measured, references)
+    best = plain
     # What masks set to minus infinity has no spread.
     if steps.equalize and all(np.isfinite(part.low).all() for part in seen.moments.values()):
-        ways += equalized(graph, channels, seen, quantized, steps.offsets)
-    plain, *others = _compared([_built(way, seen, half_even, steps) for way in ways], graph, given, seen.first)
-    best = min(reversed(others), key=lambda tried: tried.compared.worst(), default=plain)
+        for way in equalized(graph, channels, seen, quantized, steps.offsets):
+            tried = _built(way, seen, half_even, steps)
+            _compare(tried, measured, references)
+            if best is plain or tried.compared.worst() <= best.compared.worst():
+                best = tried
     return plain if plain.compared.worst() < _CLEARLY * best.compared.worst() else best
 
 
@@ -157,15 +167,13 @@ def _built(way: Equalized, seen: Observed, half_even: bool, steps: Steps) -> _Tr
     return _Tried(integer, [*way.changes, *builder.changes], Comparison(integer), way)
 
 
-def _compared(tried: list[_Tried], graph: Graph, given: Sequence[Sample], first: dict[str, Array]) -> list[_Tried]:
-    """Ways to quantize a float graph, each held against it; it runs once on a sample, and not on the ``first`` one."""
-    measured = losses.samples_of(tried[0].graph, given)
-    for sample, reference in zip(measured, _references(graph, None, measured, first), strict=True):
-        for one in tried:
-            affine, tensors = one.way.affine, reference.tensors
-            named = {new: tensors[old] for new, old in affine.originals.items() if old in tensors}
-            one.compared.add(sample, Reference({**tensors, **named}, reference.outputs, affine.real))
-    return tried
+def _compare(tried: _Tried, measured: Sequence[Sample], references: Sequence[Reference]) -> None:
+    """Hold a way to quantize a float graph against what that computes of samples."""
+    affine = tried.way.affine
+    for sample, reference in zip(measured, references, strict=True):
+        tensors = reference.tensors
+        named = {new: tensors[old] for new, old in affine.originals.items() if old in tensors}
+        tried.compared.add(sample, Reference({**tensors, **named}, reference.outputs, affine.real))
 
 
 def calibration_of(graph: Graph, calibration: Given | None, seed: int) -> tuple[str, Sequence[Sample]]:
@@ -192,7 +200,7 @@ def _references(
     samples: Sequence[Sample],
     first: dict[str, Array],
 ) -> Iterator[Reference]:
-    """What a graph computes of each sample, ``first`` of the first one.
+    """What a graph computes of each sample, of the values that ``first`` holds of the first one.
 
     ``tensors``: of a QDQ graph, see `_strip`; None: every tensor is the float one of its name.
     """
@@ -203,17 +211,24 @@ def _references(
         return (array.astype(np.int32) - attrs["zero"]).astype(np.float32) * attrs["scale"]
 
     for index, sample in enumerate(samples):
-        values = first if index == 0 else {}
-        if index:
-            execute.execute(graph, sample, values.__setitem__)
+        values = first if index == 0 else _values(graph, sample, first)
         own: Mapping[str, Array] = values
         if tensors is not None:
             known = {value: tensor for value, tensor in tensors.items() if tensor in values}
             own = {value: real(tensor, values[tensor]) for value, tensor in known.items()}
         yield Reference(own, [values[name] for name in graph.outputs], _as_it_is)
-        # The tensors of one sample at a time; those of the first one serve again.
-        if index:
-            values.clear()
+
+
+def _values(graph: Graph, sample: Sample, kept: Collection[str]) -> dict[str, Array]:
+    """What a graph computes of a sample, of some of its values."""
+    values: dict[str, Array] = {}
+
+    def observe(name: str, array: Array) -> None:
+        if name in kept:
+            values[name] = array
+
+    execute.execute(graph, sample, observe)
+    return values
 
 
 def _as_it_is(name: str, array: Array) -> Array:
