@@ -34,6 +34,7 @@ from oneshot_ml2.network.calibration import (
 from oneshot_ml2.network.predictor import Predictor, bare
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.tuning import trees
+from oneshot_ml2.tuning.plausible import below_bound, too_good
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.hls_keys import TICKS
 from oneshot_ml2.vta.reasons import TRANSIENT, Reason
@@ -62,11 +63,6 @@ _BOOSTING: dict[str, Any] = {"max_depth": 3, "eta": 0.1, "min_child_weight": 2.0
 _ROUNDS, _LEAST_BOOSTED = 60, 16
 # Valid measurements from which anything is told but limits.
 _LEAST_TOLD = 4
-# A measurement is too good to be believed whose log T is as much below what is predicted, beyond the median of all: at
-# least so much, and so many times their spread.
-_TOO_GOOD, _SPREADS = 0.25, 5.0
-# Median absolute deviation of a normal distribution over its standard deviation.
-_NORMAL_MAD = 0.6745
 
 
 @dataclass(frozen=True)
@@ -329,13 +325,6 @@ def _corners(
     return np.concatenate(rows), found + math.log(_TOGETHER) - math.log(max(len(found), 1))
 
 
-def too_good(residual: NDArray[np.float64]) -> float:
-    """The residual (n,) of log T, of measured less predicted, below which a measurement is not believed."""
-    middle = float(np.median(residual))
-    spread = float(np.median(np.abs(residual - middle))) / _NORMAL_MAD
-    return middle - max(_TOO_GOOD, _SPREADS * spread)
-
-
 def _best_told(board: Board, valid: Measured, weight: NDArray[np.float64]) -> Calibration:
     """What the networks are best told of a board, and the costs beside it: one figure after another."""
     log_cycles = np.log(valid.cycles)
@@ -361,8 +350,13 @@ def _best_told(board: Board, valid: Measured, weight: NDArray[np.float64]) -> Ca
 
 
 def believed(board: Board, measured: Measured) -> NDArray[np.bool_]:
-    """Which measurements (n,) are believed: all but those that are `too_good` for what the others say, in two looks."""
-    keep = np.ones(len(measured), dtype=bool)
+    """Which measurements (n,) are believed: all but those below a proven bound, and those that are `too_good` for what
+    the others say, in two looks."""
+    proven = np.ones(len(measured), dtype=bool)
+    for task in np.unique(measured.task).tolist():
+        own = np.flatnonzero(measured.valid & (measured.task == task))
+        proven[own] = ~below_bound(board.spaces[task], measured.index[own], np.log(measured.cycles[own]))
+    keep = proven.copy()
     for _ in range(2):
         valid = measured.take(keep & measured.valid)
         if len(valid) < _LEAST_TOLD:
@@ -375,7 +369,7 @@ def believed(board: Board, measured: Measured) -> NDArray[np.bool_]:
         doubted = places[residual < too_good(residual)]
         if not keep[doubted].any():
             return keep
-        keep = np.ones(len(measured), dtype=bool)
+        keep = proven.copy()
         keep[doubted] = False
     return keep
 

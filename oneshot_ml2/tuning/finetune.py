@@ -33,9 +33,10 @@ from oneshot_ml2.network.calibration import COSTS, RATES, Calibration
 from oneshot_ml2.network.predictor import Predictor, digest
 from oneshot_ml2.spaces.registry import backend
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.tuning.calibrate import Board, Measured, believed, can_boost, fit, too_good
+from oneshot_ml2.tuning.calibrate import Board, Measured, believed, can_boost, fit
 from oneshot_ml2.tuning.log import LogError
 from oneshot_ml2.tuning.measure import SURE, Doubt, Health, Kept, Limits, Measurer, Trial
+from oneshot_ml2.tuning.plausible import too_good
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.lists import read_layers

@@ -416,18 +416,19 @@ def test_a_damaged_log_loses_what_was_damaged(
 
 
 # Devices that lie ------------------------------------------------------------------------------
-def test_programs_that_always_lie_are_not_believed(board: Board) -> None:
+def test_programs_that_always_lie_are_not_believed() -> None:
+    board = Board(SPACES, picking.predictor_of(None))
     device = PerturbedDevice("paged", 5, Differences(latency=6.0, bandwidth=0.6, noise=0.005, liars=0.2))
-    measured = finetune.collect(board, device, 96, 5)
+    measured = finetune.collect(board, device, 64, 5)
     lies = np.zeros(len(measured), dtype=bool)
     for task, space in enumerate(SPACES):
         own = np.flatnonzero((measured.task == task) & measured.valid)
         lies[own] = measured.cycles[own] < 0.8 * device.true_cycles(space, measured.index[own]).cycles
-    assert 5 < lies.sum() < 40
+    assert 5 < lies.sum() < 30
     keep = calibrate.believed(board, measured)
     assert (keep & lies).sum() <= 0.2 * lies.sum()
     assert (~keep & ~lies).sum() <= 0.05 * len(measured)
-    honest = finetune.collect(board, PerturbedDevice("paged", 5, Differences(latency=6.0, bandwidth=0.6)), 96, 5)
+    honest = finetune.collect(board, PerturbedDevice("paged", 5, Differences(latency=6.0, bandwidth=0.6)), 64, 5)
     assert calibrate.believed(board, honest).all()
     card = finetune.adapt(board, measured, {}).network.card["finetuned"]
     assert card["not_believed"] == (~keep).sum()

@@ -386,7 +386,9 @@ def _summary(nest, schedule, geometry, sram, row):  # type: ignore[no-untyped-de
     last_step = _last_step(nest, schedule, geometry, reduction, drain.cuts)
     first_tile = geometry.work_first * nest.ci * min(schedule.tile_co, nest.co)
     if nest.pool:
-        first_tile = min(schedule.tile_co, nest.co) * (2 * geometry.work_first + geometry.slots_first)
+        # Where each tile drains in pieces, the first store waits for the maxima of its own alone.
+        maxima = 2 * geometry.work_first if schedule.acc_buffers > 1 else np.int64(0)
+        first_tile = min(schedule.tile_co, nest.co) * (maxima + geometry.slots_first)
     store = _store_cycles(nest, outputs, all_cuts)
     beats = loads.inp_beats + loads.wgt_beats
 
