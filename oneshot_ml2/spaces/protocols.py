@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -106,6 +106,48 @@ class Encoding(Protocol):
     def all_candidates(self, space: ScheduleSpace, fitting: bool = False) -> Candidates: ...
 
     def candidates_at(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates: ...
+
+
+class ScheduleFamily(Protocol):
+    """All schedules of a workload for accelerators that differ in their SRAMs alone; see `full.families.Family`."""
+
+    @property
+    def given(self) -> Candidates: ...
+
+    @classmethod
+    def of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Self: ...
+
+    def best(self, accelerators: Sequence[Accelerator]) -> NDArray[np.int64]:
+        """Places of the best schedules of members by each of ``OBJECTIVES``, int64 (m, objectives); -1: none."""
+        ...
+
+    def held_by(self, accelerator: Accelerator) -> NDArray[np.int64]:
+        """Places of the schedules that a member's memories hold, int64 (k,)."""
+        ...
+
+    def at(self, accelerator: Accelerator, places: NDArray[np.int64]) -> Candidates:
+        """Schedules at some places (k,) as candidates of a member."""
+        ...
+
+    def nests(self, accelerators: Sequence[Accelerator]) -> NDArray[np.record]:
+        """The loop nests of members (m,), records of `vta.nest.DTYPE`."""
+        ...
+
+
+class Families(Protocol):
+    """What is computed once for accelerators that differ in their SRAMs alone.
+
+    ``OBJECTIVES``: closed forms that the best schedule is looked for by, the likeliest first; ``SUMMARY``: columns of
+    `Candidates.summary`.
+    """
+
+    OBJECTIVES: tuple[str, ...]
+    SUMMARY: tuple[str, ...]
+    Family: type[ScheduleFamily]
+
+    def family_key(self, accelerator: Accelerator) -> Hashable:
+        """What accelerators of a family have in common."""
+        ...
 
 
 class Boards(Protocol):

@@ -118,6 +118,16 @@ class Accelerator:
             return dataclasses.replace(self, hls=self.hls.scaled({"read_row": factor, "store_row": factor}))
         return dataclasses.replace(self, memory_latency=min(max(1, round(self.memory_latency * factor)), 65535))
 
+    def with_srams(self, uop: int, inp: int, wgt: int, acc: int) -> Accelerator:
+        """The same with other SRAMs, log2 of their bytes; the decoder's index widths are those that they need.
+
+        Raises:
+            AcceleratorError: sizes that cannot be.
+        """
+        given = {"uop": uop, "inp": inp, "wgt": wgt, "acc": acc}
+        changed = {f"log_{name}_buff_size": size for name, size in given.items()}
+        return dataclasses.replace(self, **changed, uop_depth=0, **{f"isa_{name}_bits": 0 for name in given})
+
     @property
     def design(self) -> str:
         """One of `DESIGNS`."""

@@ -1,0 +1,134 @@
+"""Accelerators that differ in their SRAMs alone: what no SRAM changes is computed once for all of them.
+
+A schedule's closed forms do not depend on how large the SRAMs are, only on whether they hold what it keeps in them. So
+the best schedule by a closed form is found for all sizes at once: the least of what needs no more of each memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.spaces.full.axes import RECURRENCE
+from oneshot_ml2.spaces.full.features import Candidates, Encoder, candidates
+from oneshot_ml2.spaces.full.totals import SUMMARY as SUMMARY
+from oneshot_ml2.spaces.full.totals import column, totals_of
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta.nest import MAX_INSNS, PORTABLE_UOPS, Nest, make_nest
+
+if TYPE_CHECKING:
+    from oneshot_ml2.vta.accelerator import Accelerator
+    from oneshot_ml2.workload.base import Workload
+
+# By what the best schedule is looked for: a guess, a floor, and what it takes if nothing overlaps.
+OBJECTIVES = ("estimate", "bound", "serial")
+# Memories that a schedule keeps something in, and the columns of `SUMMARY` that say which share of a data SRAM.
+MEMORIES = ("INP", "WGT", "ACC", "micro-ops")
+_USES = ("inp_use", "wgt_use", "acc_use")
+_USE_COLUMNS = [SUMMARY.index(name) for name in _USES]
+
+
+def family_key(accelerator: Accelerator) -> Hashable:
+    """What accelerators of one family have in common: everything that takes time, and no size of an SRAM."""
+    a = accelerator
+    return (a.log_batch, a.log_block, a.bus_bits, a.burst_len_bits, a.memory_latency, a.instruction_queue, a.hls)
+
+
+def sizes(accelerators: Sequence[Accelerator]) -> NDArray[np.int64]:
+    """How much of each of `MEMORIES` accelerators have for a program, elements, int64 (m, 4)."""
+    rows = [(a.inp_depth, a.wgt_depth, a.acc_depth, min(PORTABLE_UOPS, a.uop_depth)) for a in accelerators]
+    return np.array(rows, dtype=np.int64).reshape(-1, len(MEMORIES))
+
+
+@dataclass(frozen=True)
+class Family:
+    """All canonical schedules of a workload that the largest memories of a family hold.
+
+    Attributes:
+        workload: what is computed.
+        nest: of the member of the largest accumulators, with the largest of each other memory.
+        given: the schedules, with closed forms on that nest.
+        needs: int64 (n, 4), how much of each of `MEMORIES` each keeps, elements.
+    """
+
+    workload: Workload
+    nest: Nest
+    given: Candidates
+    needs: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Family:
+        """The schedules for accelerators of one `family_key`.
+
+        Raises:
+            NoSchedule: a workload that VTA cannot address.
+            ValueError: accelerators of several families.
+        """
+        if len({family_key(accelerator) for accelerator in accelerators}) != 1:
+            raise ValueError("a family's accelerators differ in their SRAMs alone")
+        widest = max(accelerators, key=lambda accelerator: (accelerator.acc_depth, accelerator.inp_depth))
+        space, nest = ScheduleSpace(workload, widest), make_nest(workload, widest)
+        inp, wgt, acc, uops = sizes(accelerators).max(axis=0).tolist()
+        nest["inp_depth"], nest["wgt_depth"], nest["acc_depth"], nest["uop_limit"] = inp, wgt, acc, uops
+        encoder = Encoder(nest, *candidates(space), len(space), 0.0)
+        indices, values = encoder.canonical()
+        fits = encoder.fits(values)
+        given = encoder.candidates(indices[fits], values[fits])
+        found = totals_of(given.summary)
+        # Of what is not legal the closed form tells most: hazards, and programs that are too long.
+        sound = (found["recurrence"] >= max(RECURRENCE, int(nest["acc_distance"]))) & (found["uops"] <= uops)
+        given = given.take(np.flatnonzero(sound & (found["instructions"] <= MAX_INSNS)))
+        uses = [column(given.summary, name) * depth for name, depth in zip(_USES, (inp, wgt, acc), strict=True)]
+        return cls(workload, nest, given, np.stack([*uses, column(given.summary, "uops")], axis=1).astype(np.int64))
+
+    def objective(self, name: str) -> NDArray[np.float64]:
+        """Cycles of all schedules by one of `OBJECTIVES`, float64 (n,)."""
+        if name == "serial":
+            return sum((column(self.given.summary, part) for part in ("compute", "load", "store")), np.float64(0.0))
+        return column(self.given.summary, name)
+
+    def best(self, accelerators: Sequence[Accelerator]) -> NDArray[np.int64]:
+        """Places of the best schedules of members by each of `OBJECTIVES`, int64 (m, 3); -1 where none is held."""
+        wanted = sizes(accelerators)
+        levels = [np.unique(wanted[:, memory]) for memory in range(len(MEMORIES))]
+        needed = [np.searchsorted(level, need) for level, need in zip(levels, self.needs.T, strict=True)]
+        held = np.flatnonzero(np.all([at < len(level) for at, level in zip(needed, levels, strict=True)], axis=0))
+        cell = np.ravel_multi_index([at[held] for at in needed], [len(level) for level in levels])
+        member = tuple(np.searchsorted(level, want) for level, want in zip(levels, wanted.T, strict=True))
+        columns = []
+        for name in OBJECTIVES:
+            order = held[np.argsort(self.objective(name)[held], kind="stable")]
+            rank = np.empty(len(self.needs), dtype=np.int64)
+            rank[order] = np.arange(len(order))
+            least = np.full([len(level) for level in levels], len(order), dtype=np.int64)
+            np.minimum.at(least.reshape(-1), cell, rank[held])
+            for memory in range(len(MEMORIES)):
+                np.minimum.accumulate(least, axis=memory, out=least)
+            columns.append(np.append(order, -1)[least[member]])
+        return np.stack(columns, axis=1)
+
+    def held_by(self, accelerator: Accelerator) -> NDArray[np.int64]:
+        """Places of the schedules that a member's memories hold, int64 (k,)."""
+        return np.flatnonzero((self.needs <= sizes([accelerator])[0]).all(axis=1))
+
+    def at(self, accelerator: Accelerator, places: NDArray[np.int64]) -> Candidates:
+        """Schedules at some places (k,) as candidates of a member."""
+        given = self.given.take(places)
+        depths = sizes([accelerator])[0, : len(_USES)]
+        given.summary[:, _USE_COLUMNS] = self.needs[places][:, : len(_USES)] / depths
+        return given
+
+    def nests(self, accelerators: Sequence[Accelerator]) -> NDArray[np.record]:
+        """The nests of members (m,), records of `nest.DTYPE`."""
+        rows = np.repeat(np.array([self.nest]), len(accelerators))
+        depths = dict(zip(("inp_depth", "wgt_depth", "acc_depth", "uop_limit"), sizes(accelerators).T, strict=True))
+        bits = {
+            f"{name}_bits": [getattr(a, f"isa_{name}_bits") for a in accelerators] for name in ("inp", "wgt", "acc")
+        }
+        for name, values in (depths | bits).items():
+            rows[name] = values
+        return rows

@@ -1,0 +1,137 @@
+"""Collects labels of the task network: the simulated cycles of the picks of (layer, accelerator) pairs.
+
+Accelerators come in families that differ in their SRAMs alone, so that a space's closed forms are computed once for
+several labels. Of a member's space the best by the closed-form estimate are judged by the network that picks, and the
+first few are simulated: the first one's cycles are the pick's, the least stand for T*. A family's randomness depends on
+the seed and its number alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from oneshot_ml2.common.errors import CorpusError
+from oneshot_ml2.common.files import locked
+from oneshot_ml2.corpus.format import workload_text
+from oneshot_ml2.network.predictor import Predictor, digest
+from oneshot_ml2.spaces.protocols import ScheduleFamily
+from oneshot_ml2.spaces.registry import DEFAULT_KIND, backend, space_kind
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.training.task_shards import SRAMS, Labels, read_origin, write_labels
+from oneshot_ml2.vta.accelerator import DESIGNS, Accelerator
+from oneshot_ml2.vta.bound import engine_bound
+from oneshot_ml2.vta.drawn import random_accelerator, with_random_srams
+from oneshot_ml2.vta.reasons import InvalidSchedule
+from oneshot_ml2.workload.base import Workload
+
+# Families of a shard, and accelerators of a family.
+FAMILIES, MEMBERS = 32, 10
+# Of a member's schedules the best by the estimate that the network judges; how many of those are simulated, and the
+# instructions of all of them, as long programs take long.
+_JUDGED, _TIMED, _INSTRUCTIONS = 512, 6, 60_000
+# Where none of the first few lowers, so many more are tried.
+_MORE = 64
+# Tasks above are left out, as they take long: cycles of the engine bound.
+_LARGEST = 6_000_000
+
+
+def draw_family(workloads: Sequence[Workload], seed: int, number: int) -> tuple[Workload, list[Accelerator]]:
+    """A workload and `MEMBERS` accelerators that differ in their SRAMs alone."""
+    rng = np.random.default_rng([seed, number])
+    workload = workloads[int(rng.integers(len(workloads)))]
+    first = random_accelerator(rng, DESIGNS[int(rng.integers(len(DESIGNS)))])
+    return workload, [first, *(with_random_srams(rng, first) for _ in range(MEMBERS - 1))]
+
+
+def timed_best(
+    family: ScheduleFamily, workload: Workload, member: Accelerator, network: Predictor
+) -> NDArray[np.int64]:
+    """Simulated cycles of a member's pick and of what the network ranks next, int64 (k,); empty: none is legal."""
+    places = family.held_by(member)
+    if len(places) > _JUDGED:
+        places = places[np.argpartition(family.given.estimate[places], _JUDGED)[:_JUDGED]]
+    given = family.at(member, places)
+    # What the closed form lets through mostly lowers, so the network's own opinion of that is not asked.
+    order = np.argsort(network.judge(ScheduleSpace(workload, member), given).cost, kind="stable")
+    length = given.summary[order[:1], space_kind(DEFAULT_KIND).families.SUMMARY.index("instructions")].sum()
+    few = max(1, min(_TIMED, int(_INSTRUCTIONS / max(length, 1.0))))
+    for part in (order[:few], order[few : few + _MORE]):
+        cycles = backend(DEFAULT_KIND).measure_batch(workload, member, given.values[part]).cycles
+        if (cycles > 0).any():
+            return cycles[cycles > 0]
+    return np.empty(0, dtype=np.int64)
+
+
+def label_family(workload: Workload, members: Sequence[Accelerator], networks: Mapping[str, Predictor]) -> Labels:
+    """The labels of a workload on a family's accelerators; none where it is too large or no schedule is legal.
+
+    ``networks``: what picks, by design.
+    """
+    rows = []
+    bounds = [engine_bound(workload, member).bound for member in members]
+    try:
+        family = space_kind(DEFAULT_KIND).families.Family.of(workload, members) if max(bounds) <= _LARGEST else None
+    except InvalidSchedule:
+        family = None
+    best = family.best(members) if family is not None else np.empty((0, 0), dtype=np.int64)
+    for member, places, bound in zip(members, best, bounds):
+        cycles = (
+            timed_best(family, workload, member, networks[member.design])
+            if family is not None and (places >= 0).all()
+            else places[:0]
+        )
+        if family is not None and len(cycles):
+            rows.append(
+                {
+                    "sizes": [getattr(member, f"log_{name}_buff_size") for name in SRAMS],
+                    "cycles": int(cycles[0]),
+                    "least": int(cycles.min()),
+                    "engine_bound": bound,
+                    "closed": family.at(member, places).summary,
+                }
+            )
+    return Labels.of_family(workload, members[0], rows)
+
+
+def collect_labels(
+    workloads: Sequence[Workload], networks: Mapping[str, Predictor], out: str | Path, shards: int, seed: int = 1
+) -> int:
+    """Label families in shards 0 to ``shards`` - 1 of a folder, going on from those that are there; Ctrl-C loses one.
+
+    Returns:
+        Pairs labelled in this run.
+
+    Raises:
+        CorpusError: a folder of another collection, or that another process writes; a full disk.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CorpusError(f"cannot write to {folder}: {error.strerror}") from error
+    text = repr([seed, [workload_text(one) for one in workloads], sorted((d, digest(n)) for d, n in networks.items())])
+    origin = hashlib.sha256(text.encode()).hexdigest()
+    paths = [folder / f"labels-{number:05d}.h5" for number in range(shards)]
+    pairs = 0
+    with locked(folder / "labels", f"{folder}: another collection is at work there; wait for it", CorpusError):
+        there = sorted(folder.glob("labels-*.h5"))
+        if there and read_origin(there[0]) != origin:
+            raise CorpusError(f"{folder} was begun with other workloads, weights or seed; give another folder")
+        todo = [number for number, path in enumerate(paths) if not path.exists()]
+        with tqdm(total=len(todo) * FAMILIES, desc="labels", unit="family", disable=None) as bar:
+            for number in todo:
+                parts = []
+                for family in range(number * FAMILIES, (number + 1) * FAMILIES):
+                    parts.append(label_family(*draw_family(workloads, seed, family), networks))
+                    bar.update()
+                labels = Labels.joined(parts)
+                write_labels(paths[number], labels, origin)
+                pairs += len(labels)
+                bar.set_postfix(pairs=pairs)
+    return pairs
