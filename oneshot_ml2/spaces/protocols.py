@@ -117,6 +117,9 @@ class ScheduleFamily(Protocol):
     @classmethod
     def of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Self: ...
 
+    @classmethod
+    def all_of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Iterator[tuple[list[int], Self]]: ...
+
     def best(self, accelerators: Sequence[Accelerator]) -> NDArray[np.int64]:
         """Places of the best schedules of members by each of ``OBJECTIVES``, int64 (m, objectives); -1: none."""
         ...

@@ -6,7 +6,7 @@ the best schedule by a closed form is found for all sizes at once: the least of 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,13 +44,19 @@ def sizes(accelerators: Sequence[Accelerator]) -> NDArray[np.int64]:
     return np.array(rows, dtype=np.int64).reshape(-1, len(MEMORIES))
 
 
+def _with_limits(nest: Nest, limits: NDArray[np.int64]) -> Nest:
+    """A nest, changed in place, with so much of each of `MEMORIES`."""
+    nest["inp_depth"], nest["wgt_depth"], nest["acc_depth"], nest["uop_limit"] = limits.tolist()
+    return nest
+
+
 @dataclass(frozen=True)
 class Family:
     """All canonical schedules of a workload that the largest memories of a family hold.
 
     Attributes:
         workload: what is computed.
-        nest: of the member of the largest accumulators, with the largest of each other memory.
+        nest: of a member, with the largest of each of the memories.
         given: the schedules, with closed forms on that nest.
         needs: int64 (n, 4), how much of each of `MEMORIES` each keeps, elements.
     """
@@ -61,29 +67,50 @@ class Family:
     needs: NDArray[np.int64]
 
     @classmethod
-    def of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Family:
-        """The schedules for accelerators of one `family_key`.
+    def all_of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Iterator[tuple[list[int], Family]]:
+        """The families among accelerators of one block and batch: positions of the members, and their schedules.
+
+        The schedules are the same for all of them, and so listed once; closed forms are each family's own.
 
         Raises:
             NoSchedule: a workload that VTA cannot address.
-            ValueError: accelerators of several families.
+            ValueError: accelerators of several blocks or batches.
         """
-        if len({family_key(accelerator) for accelerator in accelerators}) != 1:
-            raise ValueError("a family's accelerators differ in their SRAMs alone")
+        if len({(accelerator.log_batch, accelerator.log_block) for accelerator in accelerators}) != 1:
+            raise ValueError("families of one block and batch are found together")
         widest = max(accelerators, key=lambda accelerator: (accelerator.acc_depth, accelerator.inp_depth))
-        space, nest = ScheduleSpace(workload, widest), make_nest(workload, widest)
-        inp, wgt, acc, uops = sizes(accelerators).max(axis=0).tolist()
-        nest["inp_depth"], nest["wgt_depth"], nest["acc_depth"], nest["uop_limit"] = inp, wgt, acc, uops
-        encoder = Encoder(nest, *candidates(space), len(space), 0.0)
+        limits = sizes(accelerators).max(axis=0)
+        space = ScheduleSpace(workload, widest)
+        lists = candidates(space)
+        encoder = Encoder(_with_limits(make_nest(workload, widest), limits), *lists, len(space), 0.0)
         indices, values = encoder.canonical()
         fits = encoder.fits(values)
-        given = encoder.candidates(indices[fits], values[fits])
+        indices, values = indices[fits], values[fits]
+        groups: dict[Hashable, list[int]] = {}
+        for place, accelerator in enumerate(accelerators):
+            groups.setdefault(family_key(accelerator), []).append(place)
+        for places in groups.values():
+            nest = _with_limits(make_nest(workload, accelerators[places[0]]), limits)
+            given = Encoder(nest, *lists, len(space), 0.0, tables=encoder.tables).candidates(indices, values)
+            yield places, cls._sound(workload, nest, given, limits)
+
+    @classmethod
+    def of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Family:
+        """The schedules for accelerators of one `family_key`; raises as `all_of`."""
+        found = [family for _, family in cls.all_of(workload, accelerators)]
+        if len(found) != 1:
+            raise ValueError("a family's accelerators differ in their SRAMs alone")
+        return found[0]
+
+    @classmethod
+    def _sound(cls, workload: Workload, nest: Nest, given: Candidates, limits: NDArray[np.int64]) -> Family:
+        """Without what the closed form knows to be illegal: hazards, and programs that are too long."""
         found = totals_of(given.summary)
-        # Of what is not legal the closed form tells most: hazards, and programs that are too long.
-        sound = (found["recurrence"] >= max(RECURRENCE, int(nest["acc_distance"]))) & (found["uops"] <= uops)
+        sound = (found["recurrence"] >= max(RECURRENCE, int(nest["acc_distance"]))) & (found["uops"] <= limits[-1])
         given = given.take(np.flatnonzero(sound & (found["instructions"] <= MAX_INSNS)))
-        uses = [column(given.summary, name) * depth for name, depth in zip(_USES, (inp, wgt, acc), strict=True)]
-        return cls(workload, nest, given, np.stack([*uses, column(given.summary, "uops")], axis=1).astype(np.int64))
+        uses = given.summary[:, _USE_COLUMNS] * limits[: len(_USE_COLUMNS)]
+        needs = np.concatenate([uses, column(given.summary, "uops")[:, None]], axis=1).astype(np.int64)
+        return cls(workload, nest, given, needs)
 
     def objective(self, name: str) -> NDArray[np.float64]:
         """Cycles of all schedules by one of `OBJECTIVES`, float64 (n,)."""
