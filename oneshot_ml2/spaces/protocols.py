@@ -112,7 +112,9 @@ class ScheduleFamily(Protocol):
     """All schedules of a workload for accelerators that differ in their SRAMs alone; see `full.families.Family`."""
 
     @property
-    def given(self) -> Candidates: ...
+    def guess(self) -> NDArray[np.float64]:
+        """Cycles of all schedules in closed form, float64 (n,)."""
+        ...
 
     @classmethod
     def of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Self: ...
@@ -132,8 +134,11 @@ class ScheduleFamily(Protocol):
         """Schedules at some places (k,) as candidates of a member."""
         ...
 
-    def nests(self, accelerators: Sequence[Accelerator]) -> NDArray[np.record]:
-        """The loop nests of members (m,), records of `vta.nest.DTYPE`."""
+    def closed(self, accelerators: Sequence[Accelerator]) -> NDArray[np.float64]:
+        """Closed forms of the best schedules of members by each of ``OBJECTIVES``, float64 (m, objectives, columns).
+
+        NaN where a member holds no schedule.
+        """
         ...
 
 
@@ -150,6 +155,28 @@ class Families(Protocol):
 
     def family_key(self, accelerator: Accelerator) -> Hashable:
         """What accelerators of a family have in common."""
+        ...
+
+    def nests(self, workload: Workload, accelerators: Sequence[Accelerator]) -> NDArray[np.record]:
+        """The loop nests of a workload on the accelerators of one family, records (m,) of `vta.nest.DTYPE`."""
+        ...
+
+
+class TaskEncoding(Protocol):
+    """What the task network sees of a layer on an accelerator.
+
+    ``VERSION``: of the features, ``FEATURES`` their names.
+    """
+
+    VERSION: int
+    FEATURES: tuple[str, ...]
+
+    def encode(self, nests: NDArray[np.record], closed: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Features of pairs, float32 (n, len(FEATURES)), by their loop nests and by `ScheduleFamily.closed`."""
+        ...
+
+    def reference(self, closed: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The cycles that T* is told beside, float64 (n,)."""
         ...
 
 

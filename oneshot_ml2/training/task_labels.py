@@ -1,7 +1,7 @@
 """Collects labels of the task network: the simulated cycles of the picks of (layer, accelerator) pairs.
 
 Accelerators come in families that differ in their SRAMs alone, so that a space's closed forms are computed once for
-several labels. Of a member's space the best by the closed-form estimate are judged by the network that picks, and the
+several labels. Of a member's space the best in closed form are judged by the network that picks, and the
 first few are simulated: the first one's cycles are the pick's, the least stand for T*. A family's randomness depends on
 the seed and its number alone.
 """
@@ -32,7 +32,7 @@ from oneshot_ml2.workload.base import Workload
 
 # Families of a shard, and accelerators of a family.
 FAMILIES, MEMBERS = 32, 10
-# Of a member's schedules the best by the estimate that the network judges; how many of those are simulated, and the
+# Of a member's schedules the best in closed form that the network judges; how many of those are simulated, and the
 # instructions of all of them, as long programs take long.
 _JUDGED, _TIMED, _INSTRUCTIONS = 512, 6, 60_000
 # Where none of the first few lowers, so many more are tried.
@@ -55,7 +55,7 @@ def timed_best(
     """Simulated cycles of a member's pick and of what the network ranks next, int64 (k,); empty: none is legal."""
     places = family.held_by(member)
     if len(places) > _JUDGED:
-        places = places[np.argpartition(family.given.estimate[places], _JUDGED)[:_JUDGED]]
+        places = places[np.argpartition(family.guess[places], _JUDGED)[:_JUDGED]]
     given = family.at(member, places)
     # What the closed form lets through mostly lowers, so the network's own opinion of that is not asked.
     order = np.argsort(network.judge(ScheduleSpace(workload, member), given).cost, kind="stable")
@@ -79,21 +79,18 @@ def label_family(workload: Workload, members: Sequence[Accelerator], networks: M
         family = space_kind(DEFAULT_KIND).families.Family.of(workload, members) if max(bounds) <= _LARGEST else None
     except InvalidSchedule:
         family = None
-    best = family.best(members) if family is not None else np.empty((0, 0), dtype=np.int64)
-    for member, places, bound in zip(members, best, bounds):
-        cycles = (
-            timed_best(family, workload, member, networks[member.design])
-            if family is not None and (places >= 0).all()
-            else places[:0]
-        )
-        if family is not None and len(cycles):
+    closed = family.closed(members) if family is not None else np.empty((0, 0, 0))
+    for member, forms, bound in zip(members, closed, bounds):
+        held = family is not None and not np.isnan(forms).any()
+        cycles = timed_best(family, workload, member, networks[member.design]) if family and held else ()
+        if len(cycles):
             rows.append(
                 {
                     "sizes": [getattr(member, f"log_{name}_buff_size") for name in SRAMS],
                     "cycles": int(cycles[0]),
-                    "least": int(cycles.min()),
+                    "least": int(min(cycles)),
                     "engine_bound": bound,
-                    "closed": family.at(member, places).summary,
+                    "closed": forms,
                 }
             )
     return Labels.of_family(workload, members[0], rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from oneshot_ml2.workload.base import Workload
 
 # By what the best schedule is looked for: a guess, a floor, and what it takes if nothing overlaps.
-OBJECTIVES = ("estimate", "bound", "serial")
+OBJECTIVES = ("guess", "bound", "serial")
 # Memories that a schedule keeps something in, and the columns of `SUMMARY` that say which share of a data SRAM.
 MEMORIES = ("INP", "WGT", "ACC", "micro-ops")
 _USES = ("inp_use", "wgt_use", "acc_use")
@@ -44,10 +45,33 @@ def sizes(accelerators: Sequence[Accelerator]) -> NDArray[np.int64]:
     return np.array(rows, dtype=np.int64).reshape(-1, len(MEMORIES))
 
 
+def guess_of(summary: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cycles of schedules by closed forms (n, len(SUMMARY)), float64 (n,): what takes longest, and what is before it.
+
+    `estimate`, but that a program which waits for its loads ends with its last step, and none beats its bound.
+    """
+    found = {name: column(summary, name) for name in SUMMARY}
+    begin, load = found["head"], np.maximum(found["load"], found["read_beats"])
+    waits = np.maximum(load, found["store"])
+    by_compute = found["estimate"] > begin + found["first_load"] + waits + found["tail"]
+    by_memory = begin + np.maximum(load + found["last_step"] + found["tail"], found["first_load"] + found["store"])
+    return np.maximum(found["bound"], np.where(by_compute, found["estimate"], by_memory))
+
+
 def _with_limits(nest: Nest, limits: NDArray[np.int64]) -> Nest:
     """A nest, changed in place, with so much of each of `MEMORIES`."""
     nest["inp_depth"], nest["wgt_depth"], nest["acc_depth"], nest["uop_limit"] = limits.tolist()
     return nest
+
+
+def nests(workload: Workload, accelerators: Sequence[Accelerator]) -> NDArray[np.record]:
+    """The loop nests of a workload on the accelerators of one family, records (m,) of `nest.DTYPE`."""
+    rows = np.repeat(np.array([make_nest(workload, accelerators[0])]), len(accelerators))
+    depths = dict(zip(("inp_depth", "wgt_depth", "acc_depth", "uop_limit"), sizes(accelerators).T, strict=True))
+    bits = {f"{name}_bits": [getattr(a, f"isa_{name}_bits") for a in accelerators] for name in ("inp", "wgt", "acc")}
+    for name, values in (depths | bits).items():
+        rows[name] = values
+    return rows
 
 
 @dataclass(frozen=True)
@@ -114,9 +138,16 @@ class Family:
 
     def objective(self, name: str) -> NDArray[np.float64]:
         """Cycles of all schedules by one of `OBJECTIVES`, float64 (n,)."""
+        if name == "guess":
+            return guess_of(self.given.summary)
         if name == "serial":
             return sum((column(self.given.summary, part) for part in ("compute", "load", "store")), np.float64(0.0))
         return column(self.given.summary, name)
+
+    @cached_property
+    def guess(self) -> NDArray[np.float64]:
+        """`guess_of` all schedules, float64 (n,)."""
+        return self.objective(OBJECTIVES[0])
 
     def best(self, accelerators: Sequence[Accelerator]) -> NDArray[np.int64]:
         """Places of the best schedules of members by each of `OBJECTIVES`, int64 (m, 3); -1 where none is held."""
@@ -145,17 +176,17 @@ class Family:
     def at(self, accelerator: Accelerator, places: NDArray[np.int64]) -> Candidates:
         """Schedules at some places (k,) as candidates of a member."""
         given = self.given.take(places)
-        depths = sizes([accelerator])[0, : len(_USES)]
-        given.summary[:, _USE_COLUMNS] = self.needs[places][:, : len(_USES)] / depths
+        given.summary[:, _USE_COLUMNS] = self.needs[places, : len(_USES)] / sizes([accelerator])[0, : len(_USES)]
         return given
 
-    def nests(self, accelerators: Sequence[Accelerator]) -> NDArray[np.record]:
-        """The nests of members (m,), records of `nest.DTYPE`."""
-        rows = np.repeat(np.array([self.nest]), len(accelerators))
-        depths = dict(zip(("inp_depth", "wgt_depth", "acc_depth", "uop_limit"), sizes(accelerators).T, strict=True))
-        bits = {
-            f"{name}_bits": [getattr(a, f"isa_{name}_bits") for a in accelerators] for name in ("inp", "wgt", "acc")
-        }
-        for name, values in (depths | bits).items():
-            rows[name] = values
-        return rows
+    def closed(self, accelerators: Sequence[Accelerator]) -> NDArray[np.float64]:
+        """Closed forms of the best schedules of members by each of `OBJECTIVES`, float64 (m, 3, len(SUMMARY)).
+
+        NaN where a member holds no schedule.
+        """
+        places = self.best(accelerators)
+        found = self.given.summary[places]
+        uses = self.needs[places][:, :, : len(_USES)] / sizes(accelerators)[:, None, : len(_USES)]
+        found[:, :, _USE_COLUMNS] = uses
+        found[(places < 0).any(axis=1)] = np.nan
+        return found
