@@ -139,7 +139,7 @@ def by_shape(accelerators: Sequence[Accelerator]) -> Iterator[list[int]]:
 def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]], features: int) -> None:
     """Raise WeightsError unless the tensors make up a network of so many features and one output."""
     layers = depth(tensors, _NETWORK)
-    shapes: dict[str, tuple[int, ...]] = {name: (features,) for name in ("mean", "scale", "low", "high")}
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("mean", "scale", "low", "high"), (features,))
     width = features
     for i in range(layers):
         out = 1 if i == layers - 1 else tensors.get(f"{_NETWORK}.{i}.bias", np.empty(0)).size

@@ -184,6 +184,8 @@ class Family:
 
         NaN where a member holds no schedule.
         """
+        if not len(self.given):
+            return np.full((len(accelerators), len(OBJECTIVES), len(SUMMARY)), np.nan)
         places = self.best(accelerators)
         found = self.given.summary[places]
         uses = self.needs[places][:, :, : len(_USES)] / sizes(accelerators)[:, None, : len(_USES)]
