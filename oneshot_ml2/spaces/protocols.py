@@ -111,9 +111,8 @@ class Encoding(Protocol):
 class ScheduleFamily(Protocol):
     """All schedules of a workload for accelerators that differ in their SRAMs alone; see `full.families.Family`."""
 
-    @property
-    def guess(self) -> NDArray[np.float64]:
-        """Cycles of all schedules in closed form, float64 (n,)."""
+    def objective(self, name: str) -> NDArray[np.float64]:
+        """Cycles of all schedules by one of ``OBJECTIVES``, float64 (n,)."""
         ...
 
     @classmethod

@@ -2,7 +2,8 @@
 
 Accelerators come in families that differ in their SRAMs alone, so that a space's closed forms are computed once for
 several labels. Of a member's space the best in closed form are judged by the network that picks, and the
-first few are simulated: the first one's cycles are the pick's, the least stand for T*. A family's randomness depends on
+first few are simulated, and those that closed forms put first: the first one's cycles are the pick's, the least stand
+for T*. A family's randomness depends on
 the seed and its number alone.
 """
 
@@ -32,9 +33,11 @@ from oneshot_ml2.workload.base import Workload
 
 # Families of a shard, and accelerators of a family.
 FAMILIES, MEMBERS = 32, 10
-# Of a member's schedules the best in closed form that the network judges; how many of those are simulated, and the
-# instructions of all of them, as long programs take long.
-_JUDGED, _TIMED, _INSTRUCTIONS = 512, 6, 60_000
+# Of a member's schedules the best by each guess in closed form that the network judges; how many of those are
+# simulated, and the instructions of all of them, as long programs take long.
+_JUDGED, _TIMED, _INSTRUCTIONS = 320, 6, 60_000
+# Of the best by each guess in closed form, so many are simulated, too.
+_GUESSED = 4
 # Where none of the first few lowers, so many more are tried.
 _MORE = 64
 # Tasks above are left out, as they take long: cycles of the engine bound.
@@ -49,20 +52,31 @@ def draw_family(workloads: Sequence[Workload], seed: int, number: int) -> tuple[
     return workload, [first, *(with_random_srams(rng, first) for _ in range(MEMBERS - 1))]
 
 
+def _least(places: NDArray[np.int64], values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+    """The ``k`` of some places whose values are the least, the least first."""
+    near = np.argpartition(values, k)[:k] if len(values) > k else np.arange(len(values))
+    return places[near[np.argsort(values[near], kind="stable")]]
+
+
 def timed_best(
     family: ScheduleFamily, workload: Workload, member: Accelerator, network: Predictor
 ) -> NDArray[np.int64]:
     """Simulated cycles of a member's pick and of what the network ranks next, int64 (k,); empty: none is legal."""
-    places = family.held_by(member)
-    if len(places) > _JUDGED:
-        places = places[np.argpartition(family.guess[places], _JUDGED)[:_JUDGED]]
-    given = family.at(member, places)
+    families, held = space_kind(DEFAULT_KIND).families, family.held_by(member)
+    guesses = (families.OBJECTIVES[0], families.OBJECTIVES[-1])
+    sorts = [_least(held, family.objective(name)[held], _JUDGED) for name in guesses]
+    judged = np.unique(np.concatenate(sorts))
     # What the closed form lets through mostly lowers, so the network's own opinion of that is not asked.
-    order = np.argsort(network.judge(ScheduleSpace(workload, member), given).cost, kind="stable")
-    length = given.summary[order[:1], space_kind(DEFAULT_KIND).families.SUMMARY.index("instructions")].sum()
+    scores = network.judge(ScheduleSpace(workload, member), family.at(member, judged))
+    order = judged[np.argsort(scores.cost, kind="stable")]
+    length = family.at(member, order[:1]).summary[:, families.SUMMARY.index("instructions")].sum()
     few = max(1, min(_TIMED, int(_INSTRUCTIONS / max(length, 1.0))))
-    for part in (order[:few], order[few : few + _MORE]):
-        cycles = backend(DEFAULT_KIND).measure_batch(workload, member, given.values[part]).cycles
+    more = min(_GUESSED, few)
+    # Far from what the network knows, closed forms may know better.
+    first = np.array(list(dict.fromkeys([*order[:few], *sorts[0][:more], *sorts[-1][:more]])), dtype=np.int64)
+    for part in (first, order[few : few + _MORE]):
+        values = family.at(member, part).values
+        cycles = backend(DEFAULT_KIND).measure_batch(workload, member, values).cycles
         if (cycles > 0).any():
             return cycles[cycles > 0]
     return np.empty(0, dtype=np.int64)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,8 +24,9 @@ if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
     from oneshot_ml2.workload.base import Workload
 
-# By what the best schedule is looked for: a guess, a floor, and what it takes if nothing overlaps.
-OBJECTIVES = ("guess", "bound", "serial")
+# By what the best schedule is looked for: a guess, a floor, and a guess in which what has no second buffer overlaps
+# with nothing.
+OBJECTIVES = ("guess", "bound", "cautious")
 # Memories that a schedule keeps something in, and the columns of `SUMMARY` that say which share of a data SRAM.
 MEMORIES = ("INP", "WGT", "ACC", "micro-ops")
 _USES = ("inp_use", "wgt_use", "acc_use")
@@ -56,6 +56,15 @@ def guess_of(summary: NDArray[np.float64]) -> NDArray[np.float64]:
     by_compute = found["estimate"] > begin + found["first_load"] + waits + found["tail"]
     by_memory = begin + np.maximum(load + found["last_step"] + found["tail"], found["first_load"] + found["store"])
     return np.maximum(found["bound"], np.where(by_compute, found["estimate"], by_memory))
+
+
+def cautious_of(summary: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`guess_of` schedules, float64 (n,), where loads into what has no second buffer overlap with nothing."""
+    found = {name: column(summary, name) for name in ("head", "first_load", "compute", "load", "tail")}
+    alone, exposed = column(summary, "serial_load"), column(summary, "exposed_store")
+    waits = found["load"] + found["compute"] * np.minimum(alone / np.maximum(found["load"], 1.0), 1.0)
+    work = np.maximum(found["compute"] + alone + exposed, waits)
+    return np.maximum(guess_of(summary), np.where(alone + exposed > 0, found["head"] + work + found["tail"], 0.0))
 
 
 def _with_limits(nest: Nest, limits: NDArray[np.int64]) -> Nest:
@@ -138,16 +147,8 @@ class Family:
 
     def objective(self, name: str) -> NDArray[np.float64]:
         """Cycles of all schedules by one of `OBJECTIVES`, float64 (n,)."""
-        if name == "guess":
-            return guess_of(self.given.summary)
-        if name == "serial":
-            return sum((column(self.given.summary, part) for part in ("compute", "load", "store")), np.float64(0.0))
-        return column(self.given.summary, name)
-
-    @cached_property
-    def guess(self) -> NDArray[np.float64]:
-        """`guess_of` all schedules, float64 (n,)."""
-        return self.objective(OBJECTIVES[0])
+        found = {"guess": guess_of, "cautious": cautious_of}.get(name)
+        return column(self.given.summary, name) if found is None else found(self.given.summary)
 
     def best(self, accelerators: Sequence[Accelerator]) -> NDArray[np.int64]:
         """Places of the best schedules of members by each of `OBJECTIVES`, int64 (m, 3); -1 where none is held."""

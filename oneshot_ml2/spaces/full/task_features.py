@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from oneshot_ml2.spaces.full.families import OBJECTIVES, guess_of
+from oneshot_ml2.spaces.full.families import OBJECTIVES, cautious_of, guess_of
 from oneshot_ml2.spaces.full.features import ACCELERATOR_LOGS, FLAGS, WORKLOAD_LOGS
 from oneshot_ml2.spaces.full.totals import SUMMARY
 from oneshot_ml2.vta.hls_keys import TICKS
@@ -24,6 +24,18 @@ _OF_RTL = ("burst", "latency")
 _USES = ("inp_use", "wgt_use", "acc_use")
 _COUNTS = ("loads", "gemms", "steps", "tiles", "instructions")
 _CYCLES = tuple(name for name in SUMMARY if name not in (*_USES, *_COUNTS, "uops", "recurrence"))
+# Of the schedule that is the best where what has no second buffer overlaps with nothing.
+_OF_SAFE = (
+    "compute",
+    "load",
+    "store",
+    "read_beats",
+    "first_load",
+    "last_step",
+    "serial_load",
+    "exposed_store",
+    "loads",
+)
 _LINEAR_LIMIT = 4.0
 # Cycles that an instruction or a row may cost, about.
 _EACH = 16.0
@@ -42,6 +54,8 @@ FEATURES = (
     "log elements of a load",
     *(f"log least {name}" for name in OBJECTIVES[1:]),
     *(f"log guess at the least {name}" for name in OBJECTIVES[1:]),
+    "log cautious at the least guess",
+    *(f"log {name} at the least cautious" for name in _OF_SAFE),
 )
 
 
@@ -78,7 +92,9 @@ def encode(nests: NDArray[np.record], closed: NDArray[np.float64]) -> NDArray[np
     columns += [np.minimum(likely["recurrence"], 8.0), likely["uops"] / nests["uop_limit"]]
     columns += [_share((1.0 - hls) * nests["latency"] * likely["loads"], whole)]
     columns += [np.log2((1.0 + likely["inp_beats"] + likely["wgt_beats"]) / (1.0 + likely["loads"]))]
-    serial = sum((closed[:, :, SUMMARY.index(part)] for part in ("compute", "load", "store")), np.float64(0.0))
-    columns += [_share(closed[:, 1, SUMMARY.index("bound")], whole), _share(serial[:, 2], whole)]
-    columns += [_share(guess_of(closed[:, place]), whole) for place in (1, 2)]
+    floor, safe = closed[:, 1], closed[:, 2]
+    columns += [_share(floor[:, SUMMARY.index("bound")], whole), _share(cautious_of(safe), whole)]
+    columns += [_share(guess_of(floor), whole), _share(guess_of(safe), whole), _share(cautious_of(closed[:, 0]), whole)]
+    for name in _OF_SAFE:
+        columns += [_share(safe[:, SUMMARY.index(name)], whole)]
     return np.stack(columns, axis=1).astype(np.float32)
