@@ -11,7 +11,7 @@ from oneshot_ml2.codesign.fpga import FPGAS
 from oneshot_ml2.codesign.front import OBJECTIVES
 from oneshot_ml2.codesign.page import page
 from oneshot_ml2.common.errors import OneShotError
-from oneshot_ml2.common.files import check_output, write_whole
+from oneshot_ml2.common.files import check_writable, write_whole
 from oneshot_ml2.vta.accelerator import DESIGNS
 
 
@@ -40,8 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Search, print, write; raises OneShotError for what the user can mend."""
     if args.output is not None:
-        check_output(args.output, "-o")
-        Path(args.output).mkdir(parents=True, exist_ok=True)
+        check_writable(Path(args.output), "-o")
     if args.clock is not None and not 1 <= args.clock <= 10_000:
         raise OneShotError(f"--clock is {args.clock}; allowed: 1 to 10000 (MHz)")
     found = codesign(
