@@ -192,9 +192,9 @@ def report(rows: list[dict[str, Any]], grid: int) -> str:
     lines = [
         "# Searches for an accelerator",
         "",
-        f"`python benchmarks/codesign.py`. Design regret: time of the best that was evaluated beside the least of all "
-        f"{grid:,} evaluated members of the grid that a budget holds, - 1; medians of {_SEEDS} seeds. Ours is the order "
-        "that the task network gives: its first choice is one evaluation.",
+        f"`python benchmarks/codesign.py`. Design regret: time of the best that was evaluated beside the least "
+        f"of all {grid:,} evaluated members of the grid that a budget holds, - 1; medians of {_SEEDS} seeds. Ours is the "
+        "order that the task network gives: its first choice is one evaluation.",
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),
@@ -224,9 +224,7 @@ def compare(model: Model, budget: Budget, table: Table) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--models", nargs="+", default=list(MODELS), metavar="MODEL", help=f"default {' '.join(MODELS)}"
-    )
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=f"default {' '.join(MODELS)}")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="members that are evaluated (default: all)")
     parser.add_argument("--fpga", choices=list(FPGAS), help="only the budgets of this one")
     parser.add_argument("--out", default=str(RESULTS / "codesign"), metavar="PATH", help="of .jsonl and .md")

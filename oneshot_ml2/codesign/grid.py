@@ -14,7 +14,7 @@ from typing import Any
 
 from oneshot_ml2.common.errors import AcceleratorError, OneShotError
 from oneshot_ml2.common.reading import read_json, whole_number
-from oneshot_ml2.vta.accelerator import DESIGNS, Accelerator
+from oneshot_ml2.vta.accelerator import DESIGNS, Accelerator, sram_fields
 from oneshot_ml2.vta.hls_keys import KEYS, HlsTiming
 
 # Of each design the log2 of every size: of the block, the batch, the bus's bits, and of the elements of each SRAM.
@@ -58,18 +58,13 @@ def members(design: str, lists: Mapping[str, Sequence[int]], base: Accelerator |
     for block, batch, bus, uop, inp, wgt, acc in itertools.product(*(lists[name] or (-1,) for name in AXES)):
         sizes = (uop + 2, inp + batch + block, wgt + 2 * block, (acc if acc >= 0 else inp) + batch + block + 2)
         try:
-            core = dataclasses.replace(start, log_batch=batch, log_block=block, bus_bits=1 << bus, **_srams(sizes))
+            core = dataclasses.replace(
+                start, log_batch=batch, log_block=block, bus_bits=1 << bus, **sram_fields(*sizes)
+            )
         except AcceleratorError:
             continue
         if legal(core):
             yield dataclasses.replace(core, name=name_of(core))
-
-
-def _srams(sizes: Sequence[int]) -> dict[str, int]:
-    """Fields of an accelerator with SRAMs of other sizes, log2 of their bytes."""
-    names = ("uop", "inp", "wgt", "acc")
-    derived = dict.fromkeys(("uop_depth", *(f"isa_{name}_bits" for name in names)), 0)
-    return derived | {f"log_{name}_buff_size": size for name, size in zip(names, sizes, strict=True)}
 
 
 def name_of(accelerator: Accelerator) -> str:
@@ -120,10 +115,10 @@ def _product(path: Path, data: Mapping[str, Any], design: str) -> list[Accelerat
     strange = sorted(data.keys() - set(allowed))
     if strange:
         raise OneShotError(f"{path}: unknown {', '.join(strange)}; allowed: {', '.join(allowed)}")
-    lists = {key: value if isinstance(value, list) else [value] for key, value in (_STOCK | data).items()}
+    lists = {key: value if isinstance(value, list) else [value] for key, value in {**_STOCK, **data}.items()}
     try:
-        for key, values in lists.items():
-            for value in values:
+        for key, given in lists.items():
+            for value in given:
                 whole_number(value, key, 0)
     except ValueError as error:
         raise OneShotError(f"{path}: {error}") from error

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,27 +88,35 @@ def label_family(workload: Workload, members: Sequence[Accelerator], networks: M
 
     ``networks``: what picks, by design.
     """
-    rows = []
     bounds = [engine_bound(workload, member).bound for member in members]
+    rows = [] if max(bounds) > _LARGEST else _rows(workload, members, bounds, networks)
+    return Labels.of_family(workload, members[0], rows)
+
+
+def _rows(
+    workload: Workload, members: Sequence[Accelerator], bounds: Sequence[int], networks: Mapping[str, Predictor]
+) -> list[dict[str, Any]]:
+    """Of each member that has a label its columns of `Labels`."""
     try:
-        family = space_kind(DEFAULT_KIND).families.Family.of(workload, members) if max(bounds) <= _LARGEST else None
+        family = space_kind(DEFAULT_KIND).families.Family.of(workload, members)
     except InvalidSchedule:
-        family = None
-    closed = family.closed(members) if family is not None else np.empty((0, 0, 0))
-    for member, forms, bound in zip(members, closed, bounds):
-        held = family is not None and not np.isnan(forms).any()
-        cycles = timed_best(family, workload, member, networks[member.design]) if family and held else ()
+        return []
+    rows = []
+    for member, forms, bound in zip(members, family.closed(members), bounds, strict=True):
+        cycles = np.empty(0, dtype=np.int64)
+        if not np.isnan(forms).any():
+            cycles = timed_best(family, workload, member, networks[member.design])
         if len(cycles):
             rows.append(
                 {
                     "sizes": [getattr(member, f"log_{name}_buff_size") for name in SRAMS],
-                    "cycles": int(cycles[0]),
-                    "least": int(min(cycles)),
+                    "cycles": cycles[0],
+                    "least": cycles.min(),
                     "engine_bound": bound,
                     "closed": forms,
                 }
             )
-    return Labels.of_family(workload, members[0], rows)
+    return rows
 
 
 def collect_labels(

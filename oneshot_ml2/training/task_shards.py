@@ -84,9 +84,9 @@ class Labels:
             name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS if name != "family"
         }
         family = np.concatenate([part.family + first for part, first in zip(parts, firsts)]).astype(np.int32)
-        names = ("workloads", "accelerators")
-        texts = ([one for part in parts for one in getattr(part, name)] for name in names)
-        return cls(*texts, family, **columns)
+        workloads = [workload for part in parts for workload in part.workloads]
+        accelerators = [accelerator for part in parts for accelerator in part.accelerators]
+        return cls(workloads, accelerators, family, **columns)
 
     def members(self, family: int) -> list[Accelerator]:
         """The accelerators of a family's pairs."""

@@ -146,7 +146,7 @@ class TaskModule(nn.Module):
         x = (features - self.mean) / self.scale
         for layer in list(self.task)[:-1]:
             x = F.relu(layer(x))
-        return self.task[-1](x)[:, 0]  # type: ignore[no-any-return]
+        return self.task[-1](x)[:, 0]
 
 
 def figures(network: TaskNetwork, data: TaskData, places: NDArray[np.int64]) -> dict[str, float]:
@@ -200,7 +200,7 @@ def train_tasks(
     for epoch in range(settings.epochs):
         order = torch.randperm(len(places))
         total = 0.0
-        for number, chosen in enumerate(order.split(settings.batch)):
+        for number, chosen in enumerate(torch.split(order, settings.batch)):
             step = epoch * steps + number
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * step / (steps * settings.epochs)))
