@@ -193,8 +193,8 @@ def report(rows: list[dict[str, Any]], grid: int) -> str:
         "# Searches for an accelerator",
         "",
         f"`python benchmarks/codesign.py`. Design regret: time of the best that was evaluated beside the least "
-        f"of all {grid:,} evaluated members of the grid that a budget holds, - 1; medians of {_SEEDS} seeds. Ours is the "
-        "order that the task network gives: its first choice is one evaluation.",
+        f"of all {grid:,} evaluated members of the grid that a budget holds, - 1; medians of {_SEEDS} seeds. Ours is "
+        "the order that the task network gives: its first choice is one evaluation.",
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),

@@ -1,6 +1,6 @@
 """Train the task network on the labels that `collect_tasks.py` left:
 
-    python train/tasks.py --labels corpus/tasks --out pretrained/tasks@1
+    python train/tasks.py --labels corpus/tasks corpus/tasks-stock --out pretrained/tasks@1
 
 A few minutes on two cores for 100,000 pairs.
 """
@@ -20,7 +20,7 @@ from oneshot_ml2.training.tasks import SETS, TaskSettings, make_task_data, train
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--labels", required=True, metavar="FOLDER", help="shards of labels")
+    parser.add_argument("--labels", required=True, nargs="+", metavar="FOLDER", help="shards of labels")
     parser.add_argument("--out", required=True, metavar="FILE", help="weights, with a card beside them")
     parser.add_argument(
         "--settings", default=str(Path(__file__).with_suffix(".toml")), metavar="FILE", help="default train/tasks.toml"
@@ -28,7 +28,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         settings = read_settings(args.settings, TaskSettings)
-        labels = read_all(args.labels)
+        labels = read_all(*args.labels)
         digest = hashlib.sha256(labels.least.tobytes() + labels.sizes.tobytes() + labels.closed.tobytes()).hexdigest()
         network = train_tasks(make_task_data(labels), settings, {"corpus": [digest]}, print)
         network.save(args.out)

@@ -9,6 +9,7 @@ the seed and its number alone.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from oneshot_ml2.training.task_shards import SRAMS, Labels, read_origin, write_l
 from oneshot_ml2.vta.accelerator import DESIGNS, Accelerator
 from oneshot_ml2.vta.bound import engine_bound
 from oneshot_ml2.vta.drawn import random_accelerator, with_random_srams
+from oneshot_ml2.vta.hls_keys import HlsTiming
 from oneshot_ml2.vta.reasons import InvalidSchedule
 from oneshot_ml2.workload.base import Workload
 
@@ -45,11 +47,19 @@ _MORE = 64
 _LARGEST = 6_000_000
 
 
-def draw_family(workloads: Sequence[Workload], seed: int, number: int) -> tuple[Workload, list[Accelerator]]:
-    """A workload and `MEMBERS` accelerators that differ in their SRAMs alone."""
+def draw_family(
+    workloads: Sequence[Workload], seed: int, number: int, stock: float = 0.0
+) -> tuple[Workload, list[Accelerator]]:
+    """A workload and `MEMBERS` accelerators that differ in their SRAMs alone.
+
+    ``stock``: the share of families whose memory, or rates, are the design's defaults, as those of a grid are.
+    """
     rng = np.random.default_rng([seed, number])
     workload = workloads[int(rng.integers(len(workloads)))]
     first = random_accelerator(rng, DESIGNS[int(rng.integers(len(DESIGNS)))])
+    if stock and rng.random() < stock:
+        defaults: dict[str, Any] = {"hls": HlsTiming()} if first.hls else {"memory_latency": 16, "burst_len_bits": 8}
+        first = dataclasses.replace(first, **defaults)
     return workload, [first, *(with_random_srams(rng, first) for _ in range(MEMBERS - 1))]
 
 
@@ -120,9 +130,16 @@ def _rows(
 
 
 def collect_labels(
-    workloads: Sequence[Workload], networks: Mapping[str, Predictor], out: str | Path, shards: int, seed: int = 1
+    workloads: Sequence[Workload],
+    networks: Mapping[str, Predictor],
+    out: str | Path,
+    shards: int,
+    seed: int = 1,
+    stock: float = 0.0,
 ) -> int:
     """Label families in shards 0 to ``shards`` - 1 of a folder, going on from those that are there; Ctrl-C loses one.
+
+    ``stock``: see `draw_family`.
 
     Returns:
         Pairs labelled in this run.
@@ -135,7 +152,9 @@ def collect_labels(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CorpusError(f"cannot write to {folder}: {error.strerror}") from error
-    text = repr([seed, [workload_text(one) for one in workloads], sorted((d, digest(n)) for d, n in networks.items())])
+    text = repr(
+        [seed, stock, [workload_text(one) for one in workloads], sorted((d, digest(n)) for d, n in networks.items())]
+    )
     origin = hashlib.sha256(text.encode()).hexdigest()
     paths = [folder / f"labels-{number:05d}.h5" for number in range(shards)]
     pairs = 0
@@ -148,7 +167,7 @@ def collect_labels(
             for number in todo:
                 parts = []
                 for family in range(number * FAMILIES, (number + 1) * FAMILIES):
-                    parts.append(label_family(*draw_family(workloads, seed, family), networks))
+                    parts.append(label_family(*draw_family(workloads, seed, family, stock), networks))
                     bar.update()
                 labels = Labels.joined(parts)
                 write_labels(paths[number], labels, origin)

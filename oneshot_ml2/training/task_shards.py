@@ -185,13 +185,16 @@ def read_labels(path: Path) -> Labels:
     )
 
 
-def read_all(folder: str | Path) -> Labels:
-    """The pairs of all shards of a folder.
+def read_all(*folders: str | Path) -> Labels:
+    """The pairs of all shards of some folders.
 
     Raises:
-        CorpusError: no shards, or one that `read_labels` refuses.
+        CorpusError: a folder without shards, or one that `read_labels` refuses.
     """
-    paths = sorted(Path(folder).glob("labels-*.h5"))
-    if not paths:
-        raise CorpusError(f"{folder}: no labels (labels-*.h5) in it; collect some first")
+    paths = []
+    for folder in folders:
+        found = sorted(Path(folder).glob("labels-*.h5"))
+        if not found:
+            raise CorpusError(f"{folder}: no labels (labels-*.h5) in it; collect some first")
+        paths += found
     return Labels.joined([read_labels(path) for path in paths])
