@@ -29,6 +29,7 @@ from oneshot_ml2.codesign.grid import default_grid
 from oneshot_ml2.codesign.models import Model, read_model
 from oneshot_ml2.codesign.resources import Budget, budget_of, resources_of
 from oneshot_ml2.codesign.sweep import sweep
+from oneshot_ml2.common import metrics
 from oneshot_ml2.common.json_lines import open_lines
 from oneshot_ml2.network.tasks import load_tasks
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -186,8 +187,8 @@ def table_of(
     return Table(np.array(knobs, dtype=np.int64), np.array(ms), np.array(guesses))
 
 
-def report(rows: list[dict[str, Any]], grid: int) -> str:
-    """The report in Markdown."""
+def report(rows: list[dict[str, Any]], told: list[str], grid: int) -> str:
+    """The report in Markdown; ``told``: lines on the predictions."""
     head = ["model", "budget", "members", "search", *(f"after {n}" for n in EVALUATIONS), "to 1 %"]
     lines = [
         "# Searches for an accelerator",
@@ -202,7 +203,14 @@ def report(rows: list[dict[str, Any]], grid: int) -> str:
     for row in rows:
         figures = [f"{value:.2%}" for value in row["regret"]]
         lines.append("| " + " | ".join([*map(str, row["key"]), *figures, f"{row['needed']:g}"]) + " |")
+    lines += ["", "Error of the predicted time of a model over these members, and order:", "", *told]
     return "\n".join(lines) + "\n"
+
+
+def errors_of(table: Table) -> str:
+    """How far the network's predictions of the members' times are off, and how it orders them."""
+    off = np.abs(table.predicted / table.ms - 1)
+    return f"{off.mean():.2%} (median {np.median(off):.2%}), tau {metrics.kendall_tau(table.ms, table.predicted):.4f}"
 
 
 def compare(model: Model, budget: Budget, table: Table) -> list[dict[str, Any]]:
@@ -241,14 +249,15 @@ def main() -> None:
     # Only those of which every model's evaluation is there.
     chips = [chip for chip in chips if all((model.name, chip.name) in known for model in models)]
     network = load_tasks()
-    rows = []
+    rows, told = [], []
     for model in models:
         predicted = sweep([model], chips, network, progress=True)[0]
         for budget in budgets:
             table = table_of(model, chips, known, predicted, budget)
             if len(table.ms):
                 rows += compare(model, budget, table)
-    text = report(rows, len(chips))
+                told.append(f"- {model.name}, {budget.fpga.name}, {budget.bram36:g} BRAM36: {errors_of(table)}")
+    text = report(rows, told, len(chips))
     Path(f"{args.out}.md").write_text(text, encoding="utf-8")
     print(text)
     print(json.dumps({"members": len(chips), "grid": len(every)}))
