@@ -42,6 +42,7 @@ class TaskSettings:
         batch: pairs of a step.
         learning_rate, weight_decay: AdamW; the rate falls as a cosine.
         average: decay of the exponential average of the weights that is kept.
+        dropout: share of the hidden units that a step leaves out.
         huber: residual in log T* beyond which the loss grows linearly.
         held_layers, held_accelerators: shares that are kept for validation.
         seed: of everything random.
@@ -53,17 +54,18 @@ class TaskSettings:
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     average: float = 0.998
+    dropout: float = 0.0
     huber: float = 0.01
     held_layers: float = 0.1
     held_accelerators: float = 0.1
     seed: int = 1
 
     def __post_init__(self) -> None:
-        shares = (self.held_layers, self.held_accelerators)
+        shares = (self.held_layers, self.held_accelerators, self.dropout)
         if not self.widths or min(*self.widths, self.epochs, self.batch) < 1:
             raise OneShotError("training settings: widths, epochs and batch are at least 1")
         if not all(0 <= share < 1 for share in shares):
-            raise OneShotError("training settings: held_layers and held_accelerators are shares below 1")
+            raise OneShotError("training settings: held_layers, held_accelerators and dropout are shares below 1")
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class TaskModule(nn.Module):
         super().__init__()
         widths = [len(mean), *settings.widths, 1]
         self.task = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        self.dropout = nn.Dropout(settings.dropout)
         self.register_buffer("mean", torch.from_numpy(mean))
         self.register_buffer("scale", torch.from_numpy(scale))
 
@@ -145,7 +148,7 @@ class TaskModule(nn.Module):
         """log(T* / reference), (n,), of features (n, F)."""
         x = (features - self.mean) / self.scale
         for layer in list(self.task)[:-1]:
-            x = F.relu(layer(x))
+            x = self.dropout(F.relu(layer(x)))
         return self.task[-1](x)[:, 0]
 
 
