@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from oneshot_ml2.common.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from oneshot_ml2.codesign.design import Codesign as Codesign
+    from oneshot_ml2.codesign.design import codesign as codesign
     from oneshot_ml2.common.errors import AcceleratorError as AcceleratorError
     from oneshot_ml2.common.errors import CorpusError as CorpusError
     from oneshot_ml2.common.errors import DeviceError as DeviceError
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 # Module -> the names that it lends the package.
 _EXPORTS = {
+    "codesign.design": ("Codesign", "codesign"),
     "common.errors": (
         "AcceleratorError",
         "CorpusError",

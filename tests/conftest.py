@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -15,6 +17,21 @@ import pytest
 from oneshot_ml2.commands import main
 
 RunCommand = Callable[..., tuple[int, str, str]]
+Browse = Callable[..., str]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--enable-logging=stderr",
+    "--virtual-time-budget=3000",
+)
 
 
 def noted(events: list[str], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,3 +112,27 @@ def run_command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of `networks.small_corpus`."""
     return networks.small_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Browse:
+    """Load a page in headless Chromium and return its document; the browser must have no complaint."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on PATH (Debian: apt-get install chromium)")
+
+    def load(path: Path, fragment: str = "", *flags: str) -> str:
+        done = subprocess.run(
+            [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, "--dump-dom",
+             path.as_uri() + fragment],
+            capture_output=True, text=True, timeout=90,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "CONSOLE" not in done.stderr, done.stderr
+        document = re.search(r"<html[^>]*>", done.stdout)
+        assert document is not None, done.stderr
+        assert 'data-ready="1"' in document[0] and "data-error" not in document[0]
+        # What a model is called never ran.
+        assert "data-pwned" not in document[0]
+        return done.stdout
+
+    return load

@@ -20,7 +20,8 @@ import numpy as np
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.corpus.plan import read_plan
 from oneshot_ml2.network.errors_of_picks import KEY
-from oneshot_ml2.network.predictor import Predictor, write_weights
+from oneshot_ml2.network.predictor import Predictor
+from oneshot_ml2.network.tensor_files import write_weights
 from oneshot_ml2.training.errors_of_picks import fit, observe, validation_tasks
 
 

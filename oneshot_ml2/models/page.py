@@ -7,8 +7,6 @@ the document as text, never as markup.
 
 from __future__ import annotations
 
-import html
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import ModelError
+from oneshot_ml2.common.html_page import BEGIN, rendered
 from oneshot_ml2.common.reading import parse_json
 from oneshot_ml2.common.version import __version__
 from oneshot_ml2.models import task
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from oneshot_ml2.vta.program import Program
 
 _TEMPLATE = "page.html"
-# What stands before the data in it.
-_BEGIN = '<script type="application/json" id="data">'
 # Steps of a layer's utilisation over time, and slices of its windows in full.
 _STEPS = 240
 _WINDOW = 110
@@ -66,7 +63,7 @@ def with_measured(text: str, measured: Mapping[str, Any]) -> str:
     Raises:
         ModelError: it is no such page, or that of another model.
     """
-    _, _, rest = text.partition(_BEGIN)
+    _, _, rest = text.partition(BEGIN)
     found, end, _ = rest.partition("</script>")
     again = "compile the model again"
     if not end:
@@ -80,15 +77,8 @@ def with_measured(text: str, measured: Mapping[str, Any]) -> str:
 
 
 def _rendered(content: Mapping[str, Any]) -> str:
-    data = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    # Within a script element nothing but these can end it, or start a comment.
-    for character in "<>&\u2028\u2029":
-        data = data.replace(character, f"\\u{ord(character):04x}")
     template = (resources.files("oneshot_ml2.models") / _TEMPLATE).read_text(encoding="utf-8")
-    title = html.escape(f"{content['model']} on {content['accelerator']}: compiled")
-    before, _, rest = template.partition("@TITLE@")
-    between, _, after = rest.partition("@DATA@")
-    return f"{before}{title}{between}{data}{after}"
+    return rendered(template, f"{content['model']} on {content['accelerator']}: compiled", content)
 
 
 def _data(content: Mapping[str, Any], programs: Mapping[str, Program]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ the part that sees the task is computed once for all schedules, so that a schedu
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import OneShotError, WeightsError
-from oneshot_ml2.common.files import write_whole
 from oneshot_ml2.common.parallel import in_parallel, one_blas_thread
 from oneshot_ml2.network import calibration
 from oneshot_ml2.network.card import read_card
+from oneshot_ml2.network.tensor_files import check_tensors, read_tensors, save_tensors
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 
 if TYPE_CHECKING:
@@ -264,16 +263,10 @@ class Predictor:
         Raises:
             WeightsError: the files cannot be written.
         """
-        from safetensors.numpy import save
-
-        path = Path(path).with_suffix(".safetensors")
         head = {"format": FORMAT, "space": self.kind, "feature_version": str(self.seen.version)}
         if self.calibration is not None:
             head["calibration_version"] = str(calibration.VERSION)
-        content = save({name: np.ascontiguousarray(t) for name, t in self.tensors.items()}, metadata=head)
-        text = json.dumps(self.card, indent=1, sort_keys=True) + "\n"
-        for target, data in ((path, content), (path.with_suffix(".json"), text.encode())):
-            write_weights(target, data)
+        save_tensors(Path(path), self.tensors, head, self.card)
 
     @classmethod
     def load(cls, path: str | Path) -> Predictor:
@@ -282,19 +275,8 @@ class Predictor:
         Raises:
             WeightsError: no such file, a truncated or foreign one, or weights of another feature version.
         """
-        from safetensors import SafetensorError, safe_open
-
         path = Path(path)
-        if path.suffix != ".safetensors":
-            raise WeightsError(f"{path}: not weights (*.safetensors); {_ADVICE}")
-        try:
-            with safe_open(str(path), framework="numpy") as file:
-                head = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, SafetensorError, ValueError) as error:
-            raise WeightsError(f"cannot read weights {path}: {error}; {_ADVICE}") from error
-        if head.get("format") != FORMAT:
-            raise WeightsError(f"{path}: no weights of oneshot-ml2; {_ADVICE}")
+        head, tensors = read_tensors(path, FORMAT, _ADVICE)
         kind, version = head.get("space", DEFAULT_KIND), head.get("feature_version")
         try:
             features = space_kind(kind).features
@@ -376,22 +358,4 @@ def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]], known: FeatureSe
             out = len(OUTPUTS) if i == layers - 1 else tensors.get(f"{name}.bias", np.empty(0)).size
             shapes |= {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
             width = out
-    for name in set(shapes) | set(tensors):
-        tensor = tensors.get(name)
-        if tensor is None or tensor.shape != shapes.get(name) or tensor.dtype != np.float32:
-            raise WeightsError(f"{path}: tensor {name!r} does not fit the network; {_ADVICE}")
-        if not np.isfinite(tensor).all():
-            raise WeightsError(f"{path}: tensor {name!r} holds values that are not finite; {_ADVICE}")
-
-
-def write_weights(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, in a folder that is made if need be.
-
-    Raises:
-        WeightsError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
-    except OSError as error:
-        raise WeightsError(f"cannot write {path}: {error.strerror or error}") from error
+    check_tensors(path, tensors, shapes, _ADVICE)

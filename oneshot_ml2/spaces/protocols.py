@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -118,6 +118,77 @@ class MeasureFaulty(Protocol):
     def __call__(
         self, workload: Workload, accelerator: Accelerator, values: NDArray[np.int64], faults: Faults
     ) -> BatchResult: ...
+
+
+class ScheduleFamily(Protocol):
+    """All schedules of a workload for accelerators that differ in their SRAMs alone; see `full.families.Family`."""
+
+    def objective(self, name: str) -> NDArray[np.float64]:
+        """Cycles of all schedules by one of ``OBJECTIVES``, float64 (n,)."""
+        ...
+
+    @classmethod
+    def of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Self: ...
+
+    @classmethod
+    def all_of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Iterator[tuple[list[int], Self]]: ...
+
+    def best(self, accelerators: Sequence[Accelerator]) -> NDArray[np.int64]:
+        """Places of the best schedules of members by each of ``OBJECTIVES``, int64 (m, objectives); -1: none."""
+        ...
+
+    def held_by(self, accelerator: Accelerator) -> NDArray[np.int64]:
+        """Places of the schedules that a member's memories hold, int64 (k,)."""
+        ...
+
+    def at(self, accelerator: Accelerator, places: NDArray[np.int64]) -> Candidates:
+        """Schedules at some places (k,) as candidates of a member."""
+        ...
+
+    def closed(self, accelerators: Sequence[Accelerator]) -> NDArray[np.float64]:
+        """Closed forms of the best schedules of members by each of ``OBJECTIVES``, float64 (m, objectives, columns).
+
+        NaN where a member holds no schedule.
+        """
+        ...
+
+
+class Families(Protocol):
+    """What is computed once for accelerators that differ in their SRAMs alone.
+
+    ``OBJECTIVES``: closed forms that the best schedule is looked for by, the likeliest first; ``SUMMARY``: columns of
+    `Candidates.summary`.
+    """
+
+    OBJECTIVES: tuple[str, ...]
+    SUMMARY: tuple[str, ...]
+    Family: type[ScheduleFamily]
+
+    def family_key(self, accelerator: Accelerator) -> Hashable:
+        """What accelerators of a family have in common."""
+        ...
+
+    def nests(self, workload: Workload, accelerators: Sequence[Accelerator]) -> NDArray[np.record]:
+        """The loop nests of a workload on the accelerators of one family, records (m,) of `vta.nest.DTYPE`."""
+        ...
+
+
+class TaskEncoding(Protocol):
+    """What the task network sees of a layer on an accelerator.
+
+    ``VERSION``: of the features, ``FEATURES`` their names.
+    """
+
+    VERSION: int
+    FEATURES: tuple[str, ...]
+
+    def encode(self, nests: NDArray[np.record], closed: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Features of pairs, float32 (n, len(FEATURES)), by their loop nests and by `ScheduleFamily.closed`."""
+        ...
+
+    def reference(self, closed: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The cycles that T* is told beside, float64 (n,)."""
+        ...
 
 
 class Boards(Protocol):

@@ -18,7 +18,7 @@ from oneshot_ml2.vta.accelerator import DESIGNS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from oneshot_ml2.spaces.protocols import Backend, Boards, Encoding
+    from oneshot_ml2.spaces.protocols import Backend, Boards, Encoding, Families, TaskEncoding
     from oneshot_ml2.vta.board import Board
     from oneshot_ml2.vta.program import Insns
 
@@ -39,6 +39,8 @@ class SpaceKind:
         features_module: of a `protocols.Encoding`; None: no network knows the space.
         weights: by design (`accelerator.DESIGNS`) the name of the shipped weights that know it; none: there are none.
         boards_module: of `protocols.Boards`; None: no calibration to a board.
+        families_module, tasks_module: of `protocols.Families` and `protocols.TaskEncoding`; None: no network tells T*
+            of a task alone, so no co-design.
         proven: whether `Candidates.bound` is proven, so that T* can be found.
     """
 
@@ -48,6 +50,8 @@ class SpaceKind:
     features_module: str | None = None
     weights: Mapping[str, str] = field(default_factory=dict)
     boards_module: str | None = None
+    families_module: str | None = None
+    tasks_module: str | None = None
     proven: bool = False
 
     @cached_property
@@ -71,6 +75,30 @@ class SpaceKind:
     def boards(self) -> Boards | None:
         """The module of what boards do to its schedules, if there is one."""
         return None if self.boards_module is None else cast("Boards", importlib.import_module(self.boards_module))
+
+    @cached_property
+    def families(self) -> Families:
+        """The module of what accelerators of different SRAMs share.
+
+        Raises:
+            OneShotError: there is none.
+        """
+        return cast("Families", self._of_tasks(self.families_module))
+
+    @cached_property
+    def tasks(self) -> TaskEncoding:
+        """The module of what the task network sees.
+
+        Raises:
+            OneShotError: there is none.
+        """
+        return cast("TaskEncoding", self._of_tasks(self.tasks_module))
+
+    def _of_tasks(self, module: str | None) -> object:
+        if module is None:
+            known = ", ".join(kind for kind, record in _KINDS.items() if record.tasks_module)
+            raise OneShotError(f"no task network knows the schedule space {self.name!r}; one knows: {known}")
+        return importlib.import_module(module)
 
     def shipped(self, design: str = DESIGNS[0]) -> str:
         """The name of the shipped weights that know it, and a design of accelerators.
@@ -137,6 +165,8 @@ register(
         features_module="oneshot_ml2.spaces.full.features",
         weights={"chisel": "default", "hls": "hls"},
         boards_module="oneshot_ml2.spaces.full.boards",
+        families_module="oneshot_ml2.spaces.full.families",
+        tasks_module="oneshot_ml2.spaces.full.task_features",
         proven=True,
     )
 )

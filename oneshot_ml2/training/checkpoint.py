@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.reading import FIGURES_DECODER, parse_json
-from oneshot_ml2.network.predictor import write_weights
+from oneshot_ml2.network.tensor_files import write_weights
 
 if TYPE_CHECKING:
     from oneshot_ml2.training.data import Data

@@ -118,6 +118,14 @@ class Accelerator:
             return dataclasses.replace(self, hls=self.hls.scaled({"read_row": factor, "store_row": factor}))
         return dataclasses.replace(self, memory_latency=min(max(1, round(self.memory_latency * factor)), 65535))
 
+    def with_srams(self, uop: int, inp: int, wgt: int, acc: int) -> Accelerator:
+        """The same with other SRAMs, log2 of their bytes; the decoder's index widths are those that they need.
+
+        Raises:
+            AcceleratorError: sizes that cannot be.
+        """
+        return dataclasses.replace(self, **sram_fields(uop, inp, wgt, acc))
+
     @property
     def design(self) -> str:
         """One of `DESIGNS`."""
@@ -331,6 +339,13 @@ class Accelerator:
         if str(name) not in names:
             raise AcceleratorError(f"{unknown('accelerator', str(name), names)}; or give a path to a VTA JSON")
         return cls.from_json(_presets().joinpath(f"{name}.json").read_text(encoding="utf-8"), name=str(name))
+
+
+def sram_fields(uop: int, inp: int, wgt: int, acc: int) -> dict[str, Any]:
+    """Fields of an `Accelerator` with SRAMs of some sizes, log2 of their bytes; index widths are as they need."""
+    given = {"uop": uop, "inp": inp, "wgt": wgt, "acc": acc}
+    derived = dict.fromkeys(("uop_depth", *(f"isa_{name}_bits" for name in given)), 0)
+    return derived | {f"log_{name}_buff_size": size for name, size in given.items()}
 
 
 def _require(key: str, value: int, low: int, high: int, why: str = "") -> None:

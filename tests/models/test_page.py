@@ -5,9 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
-import subprocess
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from conftest import Browse
 
 from oneshot_ml2.models import page as html_page
 from oneshot_ml2.network import picking
@@ -27,20 +25,6 @@ from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--enable-logging=stderr",
-    "--virtual-time-budget=3000",
-)
 PYNQ = Accelerator.load("pynq")
 EVIL = "</script><script>document.documentElement.dataset.pwned = 1</script><!--"
 IMAGE = '<img src=x onerror="document.documentElement.dataset.pwned = 1">\'&\u2028'
@@ -241,33 +225,6 @@ def test_utilisation_counts_covered_cycles() -> None:
 
 
 # With a browser ----------------------------------------------------------------------------------
-Browse = Callable[..., str]
-
-
-@pytest.fixture
-def browse(tmp_path: Path) -> Browse:
-    """Load a page in headless Chromium and return its document; the browser must have no complaint."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on PATH (Debian: apt-get install chromium)")
-
-    def load(path: Path, fragment: str = "", *flags: str) -> str:
-        done = subprocess.run(
-            [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, "--dump-dom",
-             path.as_uri() + fragment],
-            capture_output=True, text=True, timeout=90,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert "CONSOLE" not in done.stderr, done.stderr
-        document = re.search(r"<html[^>]*>", done.stdout)
-        assert document is not None, done.stderr
-        assert 'data-ready="1"' in document[0] and "data-error" not in document[0]
-        # What a model is called never ran.
-        assert "data-pwned" not in document[0]
-        return done.stdout
-
-    return load
-
-
 def rows(document: str, kind: str) -> list[dict[str, str | None]]:
     return [attributes for tag, attributes in Tags(document).tags if tag == "tr" and attributes.get("class") == kind]
 

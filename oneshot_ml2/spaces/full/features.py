@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FEATURE_VERSION, HLS_FEATURE_VERSION = 5, 6
 
 # Logarithms of fields of a nest, by name.
-_ACCELERATOR_LOGS = {
+ACCELERATOR_LOGS = {
     "batch": "batch",
     "block": "block",
     "bus bytes": "bus",
@@ -48,7 +48,7 @@ _ACCELERATOR_LOGS = {
     "micro-ops": "uop_limit",
     "instruction queue": "queue",
 }
-_WORKLOAD_LOGS = {
+WORKLOAD_LOGS = {
     "batch blocks": "nb",
     "output channel blocks": "co",
     "input channel blocks": "ci",
@@ -68,7 +68,7 @@ _WORKLOAD_LOGS = {
     "output step height": "th",
     "output step width": "tw",
 }
-_FLAGS = {
+FLAGS = {
     "channels innermost": "minor",
     "bias": "bias",
     "bias by GEMM": "bias_gemm_fits",
@@ -78,7 +78,7 @@ _FLAGS = {
     "half to even": "even",
 }
 _EXTRA = ("stage cycles", "engine bound", "compute share", "read share", "store share")
-TASK_FEATURES = (*_ACCELERATOR_LOGS, *_WORKLOAD_LOGS, *_FLAGS, *_EXTRA)
+TASK_FEATURES = (*ACCELERATOR_LOGS, *WORKLOAD_LOGS, *FLAGS, *_EXTRA)
 
 # What is cut (a knob ``tile_...``), and the extent in the nest.
 _TILES = {"co": "co", "h": "oh", "w": "ow", "ci": "ci"}
@@ -161,9 +161,9 @@ def task_features(space: ScheduleSpace, version: int = FEATURE_VERSION) -> NDArr
     check_space(space)
     nest = nest_of(space)
     bound = engine_bound(space.workload, space.accelerator)
-    logs = [*_ACCELERATOR_LOGS.values(), *_WORKLOAD_LOGS.values()]
+    logs = [*ACCELERATOR_LOGS.values(), *WORKLOAD_LOGS.values()]
     row = [math.log2(1 + nest[name]) for name in logs]
-    row += [float(nest[name]) for name in _FLAGS.values()]
+    row += [float(nest[name]) for name in FLAGS.values()]
     row += [float(space.workload.epilogue.stage_cycles), math.log2(bound.bound)]
     row += [part / bound.bound for part in (bound.compute, bound.read_beats, bound.store_cycles)]
     if version == HLS_FEATURE_VERSION:

@@ -1,0 +1,195 @@
+"""Accelerators that differ in their SRAMs alone: what no SRAM changes is computed once for all of them.
+
+A schedule's closed forms do not depend on how large the SRAMs are, only on whether they hold what it keeps in them. So
+the best schedule by a closed form is found for all sizes at once: the least of what needs no more of each memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneshot_ml2.spaces.full.axes import RECURRENCE
+from oneshot_ml2.spaces.full.features import Candidates, Encoder, candidates
+from oneshot_ml2.spaces.full.totals import SUMMARY as SUMMARY
+from oneshot_ml2.spaces.full.totals import column, totals_of
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta.nest import MAX_INSNS, PORTABLE_UOPS, Nest, make_nest
+
+if TYPE_CHECKING:
+    from oneshot_ml2.vta.accelerator import Accelerator
+    from oneshot_ml2.workload.base import Workload
+
+# By what the best schedule is looked for: a guess, a floor, and a guess in which what has no second buffer overlaps
+# with nothing.
+OBJECTIVES = ("guess", "bound", "cautious")
+# Memories that a schedule keeps something in, and the columns of `SUMMARY` that say which share of a data SRAM.
+MEMORIES = ("INP", "WGT", "ACC", "micro-ops")
+_USES = ("inp_use", "wgt_use", "acc_use")
+_USE_COLUMNS = [SUMMARY.index(name) for name in _USES]
+
+
+def family_key(accelerator: Accelerator) -> Hashable:
+    """What accelerators of one family have in common: everything that takes time, and no size of an SRAM."""
+    a = accelerator
+    return (a.log_batch, a.log_block, a.bus_bits, a.burst_len_bits, a.memory_latency, a.instruction_queue, a.hls)
+
+
+def sizes(accelerators: Sequence[Accelerator]) -> NDArray[np.int64]:
+    """How much of each of `MEMORIES` accelerators have for a program, elements, int64 (m, 4)."""
+    rows = [(a.inp_depth, a.wgt_depth, a.acc_depth, min(PORTABLE_UOPS, a.uop_depth)) for a in accelerators]
+    return np.array(rows, dtype=np.int64).reshape(-1, len(MEMORIES))
+
+
+def guess_of(summary: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cycles of schedules by closed forms (n, len(SUMMARY)), float64 (n,): what takes longest, and what is before it.
+
+    `estimate`, but that a program which waits for its loads ends with its last step, and none beats its bound.
+    """
+    found = {name: column(summary, name) for name in SUMMARY}
+    begin, load = found["head"], np.maximum(found["load"], found["read_beats"])
+    waits = np.maximum(load, found["store"])
+    by_compute = found["estimate"] > begin + found["first_load"] + waits + found["tail"]
+    by_memory = begin + np.maximum(load + found["last_step"] + found["tail"], found["first_load"] + found["store"])
+    return np.maximum(found["bound"], np.where(by_compute, found["estimate"], by_memory))
+
+
+def cautious_of(summary: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`guess_of` schedules, float64 (n,), where loads into what has no second buffer overlap with nothing."""
+    found = {name: column(summary, name) for name in ("head", "first_load", "compute", "load", "tail")}
+    alone, exposed = column(summary, "serial_load"), column(summary, "exposed_store")
+    waits = found["load"] + found["compute"] * np.minimum(alone / np.maximum(found["load"], 1.0), 1.0)
+    work = np.maximum(found["compute"] + alone + exposed, waits)
+    return np.maximum(guess_of(summary), np.where(alone + exposed > 0, found["head"] + work + found["tail"], 0.0))
+
+
+def _with_limits(nest: Nest, limits: NDArray[np.int64]) -> Nest:
+    """A nest, changed in place, with so much of each of `MEMORIES`."""
+    nest["inp_depth"], nest["wgt_depth"], nest["acc_depth"], nest["uop_limit"] = limits.tolist()
+    return nest
+
+
+def nests(workload: Workload, accelerators: Sequence[Accelerator]) -> NDArray[np.record]:
+    """The loop nests of a workload on the accelerators of one family, records (m,) of `nest.DTYPE`."""
+    rows = np.repeat(np.array([make_nest(workload, accelerators[0])]), len(accelerators))
+    depths = dict(zip(("inp_depth", "wgt_depth", "acc_depth", "uop_limit"), sizes(accelerators).T, strict=True))
+    bits = {f"{name}_bits": [getattr(a, f"isa_{name}_bits") for a in accelerators] for name in ("inp", "wgt", "acc")}
+    for name, values in (depths | bits).items():
+        rows[name] = values
+    return rows
+
+
+@dataclass(frozen=True)
+class Family:
+    """All canonical schedules of a workload that the largest memories of a family hold.
+
+    Attributes:
+        workload: what is computed.
+        nest: of a member, with the largest of each of the memories.
+        given: the schedules, with closed forms on that nest.
+        needs: int64 (n, 4), how much of each of `MEMORIES` each keeps, elements.
+    """
+
+    workload: Workload
+    nest: Nest
+    given: Candidates
+    needs: NDArray[np.int64]
+
+    @classmethod
+    def all_of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Iterator[tuple[list[int], Family]]:
+        """The families among accelerators of one block and batch: positions of the members, and their schedules.
+
+        The schedules are the same for all of them, and so listed once; closed forms are each family's own.
+
+        Raises:
+            NoSchedule: a workload that VTA cannot address.
+            ValueError: accelerators of several blocks or batches.
+        """
+        if len({(accelerator.log_batch, accelerator.log_block) for accelerator in accelerators}) != 1:
+            raise ValueError("families of one block and batch are found together")
+        widest = max(accelerators, key=lambda accelerator: (accelerator.acc_depth, accelerator.inp_depth))
+        limits = sizes(accelerators).max(axis=0)
+        space = ScheduleSpace(workload, widest)
+        lists = candidates(space)
+        encoder = Encoder(_with_limits(make_nest(workload, widest), limits), *lists, len(space), 0.0)
+        indices, values = encoder.canonical()
+        fits = encoder.fits(values)
+        indices, values = indices[fits], values[fits]
+        groups: dict[Hashable, list[int]] = {}
+        for place, accelerator in enumerate(accelerators):
+            groups.setdefault(family_key(accelerator), []).append(place)
+        for places in groups.values():
+            nest = _with_limits(make_nest(workload, accelerators[places[0]]), limits)
+            given = Encoder(nest, *lists, len(space), 0.0, tables=encoder.tables).candidates(indices, values)
+            yield places, cls._sound(workload, nest, given, limits)
+
+    @classmethod
+    def of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Family:
+        """The schedules for accelerators of one `family_key`; raises as `all_of`."""
+        found = [family for _, family in cls.all_of(workload, accelerators)]
+        if len(found) != 1:
+            raise ValueError("a family's accelerators differ in their SRAMs alone")
+        return found[0]
+
+    @classmethod
+    def _sound(cls, workload: Workload, nest: Nest, given: Candidates, limits: NDArray[np.int64]) -> Family:
+        """Without what the closed form knows to be illegal: hazards, and programs that are too long."""
+        found = totals_of(given.summary)
+        sound = (found["recurrence"] >= max(RECURRENCE, int(nest["acc_distance"]))) & (found["uops"] <= limits[-1])
+        given = given.take(np.flatnonzero(sound & (found["instructions"] <= MAX_INSNS)))
+        uses = given.summary[:, _USE_COLUMNS] * limits[: len(_USE_COLUMNS)]
+        needs = np.concatenate([uses, column(given.summary, "uops")[:, None]], axis=1).astype(np.int64)
+        return cls(workload, nest, given, needs)
+
+    def objective(self, name: str) -> NDArray[np.float64]:
+        """Cycles of all schedules by one of `OBJECTIVES`, float64 (n,)."""
+        found = {"guess": guess_of, "cautious": cautious_of}.get(name)
+        return column(self.given.summary, name) if found is None else found(self.given.summary)
+
+    def best(self, accelerators: Sequence[Accelerator]) -> NDArray[np.int64]:
+        """Places of the best schedules of members by each of `OBJECTIVES`, int64 (m, 3); -1 where none is held."""
+        wanted = sizes(accelerators)
+        levels = [np.unique(wanted[:, memory]) for memory in range(len(MEMORIES))]
+        needed = [np.searchsorted(level, need) for level, need in zip(levels, self.needs.T, strict=True)]
+        held = np.flatnonzero(np.all([at < len(level) for at, level in zip(needed, levels, strict=True)], axis=0))
+        cell = np.ravel_multi_index([at[held] for at in needed], [len(level) for level in levels])
+        member = tuple(np.searchsorted(level, want) for level, want in zip(levels, wanted.T, strict=True))
+        columns = []
+        for name in OBJECTIVES:
+            order = held[np.argsort(self.objective(name)[held], kind="stable")]
+            rank = np.empty(len(self.needs), dtype=np.int64)
+            rank[order] = np.arange(len(order))
+            least = np.full([len(level) for level in levels], len(order), dtype=np.int64)
+            np.minimum.at(least.reshape(-1), cell, rank[held])
+            for memory in range(len(MEMORIES)):
+                np.minimum.accumulate(least, axis=memory, out=least)
+            columns.append(np.append(order, -1)[least[member]])
+        return np.stack(columns, axis=1)
+
+    def held_by(self, accelerator: Accelerator) -> NDArray[np.int64]:
+        """Places of the schedules that a member's memories hold, int64 (k,)."""
+        return np.flatnonzero((self.needs <= sizes([accelerator])[0]).all(axis=1))
+
+    def at(self, accelerator: Accelerator, places: NDArray[np.int64]) -> Candidates:
+        """Schedules at some places (k,) as candidates of a member."""
+        given = self.given.take(places)
+        given.summary[:, _USE_COLUMNS] = self.needs[places, : len(_USES)] / sizes([accelerator])[0, : len(_USES)]
+        return given
+
+    def closed(self, accelerators: Sequence[Accelerator]) -> NDArray[np.float64]:
+        """Closed forms of the best schedules of members by each of `OBJECTIVES`, float64 (m, 3, len(SUMMARY)).
+
+        NaN where a member holds no schedule.
+        """
+        if not len(self.given):
+            return np.full((len(accelerators), len(OBJECTIVES), len(SUMMARY)), np.nan)
+        places = self.best(accelerators)
+        found = self.given.summary[places]
+        uses = self.needs[places][:, :, : len(_USES)] / sizes(accelerators)[:, None, : len(_USES)]
+        found[:, :, _USE_COLUMNS] = uses
+        found[(places < 0).any(axis=1)] = np.nan
+        return found
