@@ -21,6 +21,7 @@ from oneshot_ml2.spaces.registry import DEFAULT_KIND, backend, kinds
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.lists import Layer, read_layers
+from oneshot_ml2.workload.registry import operators
 
 Task: TypeAlias = tuple[Workload, Accelerator]
 
@@ -109,6 +110,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "workloads": (str, list),
     "accelerators": (str, list),
     "exclude_workloads": (str, list),
+    "exclude_operators": (str, list),
     "exclude_accelerators": (str, list),
     "space": (str,),
     "split": (str,),
@@ -181,8 +183,11 @@ def _plan(tables: Mapping[str, Any], folder: Path, overrides: Mapping[str, Any])
             raise CorpusError(f"plan: {key} is missing; give it in the plan file or as --{key}")
     counts: dict[Workload, Layer] = {}
     skipped = {layer.workload.shape_key for path in paths("exclude_workloads") for layer in read_layers(path)}
+    kinds_left_out = _operators((own | given).get("exclude_operators", []))
     for path in paths("workloads"):
         for layer in read_layers(path):
+            if layer.workload.op in kinds_left_out:
+                continue
             known = counts.get(layer.workload)
             if known is not None:
                 counts[layer.workload] = dataclasses.replace(known, count=known.count + layer.count)
@@ -205,6 +210,19 @@ def _plan(tables: Mapping[str, Any], folder: Path, overrides: Mapping[str, Any])
             values[field] = share
     values |= {key.partition(".")[2]: value for key, value in flat.items() if key.startswith("exploration.")}
     return Plan(tuple(counts.values()), tuple(chips), tasks=flat.get("tasks", len(counts)), **values)
+
+
+def _operators(given: str | list[str]) -> set[str]:
+    """Names of operators.
+
+    Raises:
+        CorpusError: an unknown one.
+    """
+    names = [given] if isinstance(given, str) else given
+    for name in names:
+        if name not in operators():
+            raise CorpusError(f"plan: {unknown('operator in exclude_operators', name, operators())}")
+    return set(names)
 
 
 def read_accelerators(paths: Sequence[Path]) -> list[Accelerator]:
