@@ -333,3 +333,11 @@ def test_kernels_of_many_taps_are_told_apart() -> None:
 def test_tile_sizes_are_all_that_even_cuts_give() -> None:
     for extent in (*range(1, 400), 65_536):
         assert full._ceilings(extent) == sorted({-(-extent // m) for m in range(1, extent + 1)}, reverse=True)
+
+
+@pytest.mark.parametrize("log_acc", range(9, 15))
+def test_tiles_are_thinned_until_the_space_is_small(log_acc: int) -> None:
+    """Thinning keeps both ends of a list: with few accumulators it once left more sizes than asked for, for ever."""
+    chip = dataclasses.replace(Accelerator.load("pynq"), log_acc_buff_size=log_acc)
+    layer = Conv2d(1, 16, 7, 7, 84 * 16, 3, 3, padding=1, epilogue=Epilogue(bias=True))
+    assert len(ScheduleSpace(layer, chip)) <= full._LIMIT

@@ -115,7 +115,8 @@ def knobs(workload: Workload, accelerator: Accelerator) -> tuple[Knob, ...]:
         if np.prod([len(v) for v in tiles.values()]) * rest <= _LIMIT:
             break
         longest = max(counts, key=lambda name: (len(tiles[name]), name))
-        counts[longest] = len(tiles[longest]) - 1
+        # Thinning keeps both ends, so it may leave more than it was asked for.
+        counts[longest] = min(counts[longest], len(tiles[longest])) - 1
     candidates = tiles | fixed
     if _recurs_always(nest, candidates):
         candidates["fold"] = (*candidates["fold"], FOLD_TAPS)
