@@ -187,6 +187,18 @@ def test_tasks_cover_and_balance():
     assert len(set(draw_tasks(make(tasks=18)))) == 18
 
 
+def test_a_plan_may_be_cut_short(project):
+    plan = make(tasks=14, first=5)
+    assert plan.drawn == draw_tasks(make(tasks=14))[:5]
+    assert plan.digest("sim") != make(tasks=14).digest("sim") == make(tasks=14, first=14).digest("sim")
+    path = project / "plan.toml"
+    path.write_text(path.read_text().replace("tasks = 6", "tasks = 6\nfirst = 2"))
+    assert len(read_plan(path).drawn) == 2
+    path.write_text(path.read_text().replace("first = 2", "first = 7"))
+    with pytest.raises(CorpusError, match="first is 7; allowed: 0 to 6"):
+        read_plan(path)
+
+
 def test_prior_follows_counts():
     favoured = [sum(w == LAYERS[0].workload for w, _ in make(tasks=8, prior=p, seed=s).drawn)
                 for p in (1.0, 0.0) for s in range(20)]  # fmt: skip
