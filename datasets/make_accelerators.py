@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from oneshot_ml2.common.errors import AcceleratorError
 from oneshot_ml2.vta.accelerator import Accelerator
-from oneshot_ml2.vta.hls_keys import RATES, TICKS, HlsTiming
+from oneshot_ml2.vta.hls_keys import KEYS, RATES, TICKS, HlsTiming, field_of
 
 FOLDER = Path(__file__).parent / "accelerators"
 SEED = 20240
@@ -58,6 +59,28 @@ HLS_NEAR = {
 }
 HLS_DISTANCES = (1, 2, 2, 2, 3, 4, 6, 8)
 OTHER_BLOCKS, OTHER_BATCHES = (2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16)
+
+
+# Every parameter of the training accelerators but the wide ones, as powers of two but for the latency: lowest, highest.
+TRAINED = {
+    "block": (3, 5), "batch": (0, 2), "bus": (6, 8), "burst": (4, 8), "latency": (1, 200), "queue": (9, 9),
+    "uop": (13, 15), "inp": (9, 12), "wgt": (7, 11), "acc": (9, 11),
+}  # fmt: skip
+# The same of what JSON allows; an SRAM's is that of its elements, and of micro-ops that of their bytes.
+LEGAL = {
+    "block": (1, 6), "batch": (0, 6), "bus": (6, 9), "burst": (1, 8), "latency": (1, 65535), "queue": (1, 16),
+    "uop": (4, 15), "inp": (1, 16), "wgt": (1, 16), "acc": (1, 11),
+}  # fmt: skip
+# How often a parameter is of all that is legal, not of what is trained on.
+_WIDE = 0.5
+
+# The wide sets, which cover what a JSON may say: their own seed; how many; candidates for each.
+WIDE_SEED = 20262
+WIDE, WIDE_HLS = 96, 60
+WIDE_CANDIDATES = 24
+# Cycles, log-uniform: what a JSON may say, up to 500 cycles; and how often a rate is the least that is allowed.
+HLS_LEGAL = {name: (0.01, 100.0 if name in ("wgt_beat", "alu_op") else 500.0) for name in RATES}
+HLS_LEAST = 0.1
 
 
 def triple(chip: Accelerator) -> tuple[int, int, int]:
@@ -127,6 +150,38 @@ def draw(
             continue
 
 
+def draw_beyond(rng: np.random.Generator) -> Accelerator:
+    """A random accelerator with a parameter or more outside of `TRAINED`, and within `LEGAL`."""
+    while True:
+        value = {}
+        for name, trained in TRAINED.items():
+            low, high = LEGAL[name] if rng.random() < _WIDE else trained
+            if name == "latency":
+                value[name] = round(float(np.exp(rng.uniform(np.log(low), np.log(high)))))
+            else:
+                value[name] = int(rng.integers(low, high, endpoint=True))
+        block, batch = value["block"], value["batch"]
+        fields = {
+            "log_batch": batch,
+            "log_block": block,
+            "log_uop_buff_size": value["uop"],
+            "log_inp_buff_size": value["inp"] + batch + block,
+            "log_wgt_buff_size": value["wgt"] + 2 * block,
+            "log_acc_buff_size": value["acc"] + batch + block + 2,
+            "bus_bits": 1 << value["bus"],
+            "burst_len_bits": value["burst"],
+            "memory_latency": value["latency"],
+            "instruction_queue": 1 << value["queue"],
+        }
+        if all(low <= value[name] <= high for name, (low, high) in TRAINED.items()):
+            continue
+        text = "_".join(f"{name}{value[name]}" for name in value)
+        try:
+            return Accelerator(**fields, name=text)
+        except AcceleratorError:
+            continue
+
+
 def legal_triples(blocks: tuple[int, ...] = BLOCKS, buses: tuple[int, ...] = BUSES) -> list[tuple[int, int, int]]:
     """Every (block, batch, bus) whose batch rows are whole bus words, or whose elements fit in one."""
     every = [(block, batch, bus) for block in blocks for batch in (1, 2, 4) for bus in buses]
@@ -190,9 +245,11 @@ def outside(rng: np.random.Generator, training: list[Accelerator]) -> list[Accel
     return chosen
 
 
-def hls_timings(rng: np.random.Generator, count: int, near: bool) -> list[HlsTiming]:
-    """Timings whose rates are a Latin hypercube, log-uniform in their ranges; ``near``: like the boards'."""
-    ranges = HLS_NEAR if near else HLS_WIDE
+def hls_timings(
+    rng: np.random.Generator, count: int, ranges: dict[str, tuple[float, float]], near: bool = False
+) -> list[HlsTiming]:
+    """Timings whose rates are a Latin hypercube, log-uniform in ``ranges`` of cycles; ``near``: updates of an
+    accumulator are as far apart as on the boards."""
     columns = {}
     for name in RATES:
         low, high = np.log(ranges[name])
@@ -242,7 +299,9 @@ def hls_set(
     return [
         as_hls(chip, timing)
         for kind, chips in enumerate(geometries)
-        for chip, timing in zip(chips, hls_timings(rng, len(chips), near=kind == 0), strict=True)
+        for chip, timing in zip(
+            chips, hls_timings(rng, len(chips), HLS_NEAR if kind == 0 else HLS_WIDE, near=kind == 0), strict=True
+        )
     ]
 
 
@@ -258,6 +317,69 @@ def hls_differences(one: Accelerator, two: Accelerator) -> int:
     """`differences`, and in how many rates two accelerators of the HLS design differ: from a ratio of 1.25 on."""
     pairs = [sorted((getattr(one.hls, name), getattr(two.hls, name))) for name in RATES]
     return differences(one, two) + sum(high >= 1.25 * low for low, high in pairs)
+
+
+def wide_place(chip: Accelerator) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Position in the unit cube of `LEGAL`; the latency's logarithm counts as the others do."""
+    depths = {
+        "uop": chip.log_uop_buff_size, "inp": chip.log_inp_depth, "wgt": chip.log_wgt_depth, "acc": chip.log_acc_depth
+    }  # fmt: skip
+    own = depths | {
+        "block": chip.log_block,
+        "batch": chip.log_batch,
+        "bus": np.log2(chip.bus_bits),
+        "burst": chip.burst_len_bits,
+        "latency": np.log(chip.memory_latency),
+        "queue": np.log2(chip.instruction_queue),
+    }
+    ranges = LEGAL | {"latency": (0, np.log(LEGAL["latency"][1]))}
+    return np.array([(own[name] - low) / (high - low) for name, (low, high) in ranges.items()])
+
+
+def wide_spread(
+    rng: np.random.Generator, count: int, allowed: Callable[[Accelerator], bool], prefix: str = ""
+) -> list[Accelerator]:
+    """``count`` accelerators of `draw_beyond` that are ``allowed``, each the farthest of some from those before it."""
+    chosen: list[Accelerator] = []
+    places = np.full((1, len(LEGAL)), 0.5)
+    while len(chosen) < count:
+        candidates = [chip for chip in (draw_beyond(rng) for _ in range(WIDE_CANDIDATES)) if allowed(chip)]
+        if not candidates:
+            continue
+        gaps = [np.abs(places - wide_place(chip)).sum(axis=1).min() for chip in candidates]
+        best = candidates[int(np.argmax(gaps))]
+        chosen.append(dataclasses.replace(best, name=f"{prefix}{len(chosen):02d}_{best.name}"))
+        places = np.array([wide_place(chip) for chip in chosen])
+    return chosen
+
+
+def wide_sets(away: list[Accelerator], hls_away: list[Accelerator]) -> tuple[list[Accelerator], list[Accelerator]]:
+    """Training accelerators of all that a JSON may say, of the RTL and of the HLS design.
+
+    None is near one of those of evaluation: ``away``, and ``hls_away`` of the HLS design; nor has one a (block, batch,
+    bus) that only accelerators of evaluation have.
+    """
+    rng = np.random.default_rng(WIDE_SEED)
+    reserved = set(RESERVED) | {triple(chip) for chip in hls_away}
+
+    def allowed(chip: Accelerator) -> bool:
+        return triple(chip) not in RESERVED and all(differences(chip, other) >= 2 for other in away)
+
+    def hls_allowed(chip: Accelerator) -> bool:
+        return triple(chip) not in reserved
+
+    wide = wide_spread(rng, WIDE, allowed)
+    timings = hls_timings(rng, WIDE_HLS, HLS_LEGAL)
+    hls = []
+    for chip, timing in zip(wide_spread(rng, WIDE_HLS, hls_allowed, "hls_"), timings, strict=True):
+        least = {
+            field_of(name): key.low
+            for name, key in KEYS.items()
+            if field_of(name) in RATES and rng.random() < HLS_LEAST
+        }
+        least["acc_distance"] = 1 << int(rng.integers(0, 7))
+        hls.append(dataclasses.replace(chip, hls=dataclasses.replace(timing, **least)))
+    return wide, hls
 
 
 def check_hls(training: list[Accelerator], held_out: list[Accelerator]) -> None:
@@ -284,6 +406,17 @@ def check(training: list[Accelerator], held_out: list[Accelerator], out: list[Ac
     assert len({beyond(chip) for chip in out}) == 7 and len(set(out)) == len(out) >= 8
 
 
+def check_wide(
+    wide: list[Accelerator], hls: list[Accelerator], away: list[Accelerator], hls_away: list[Accelerator]
+) -> None:
+    """No accelerator of the wide sets is equal to, or near, one of evaluation."""
+    assert len(set(wide)) == len(wide) == WIDE and len(set(hls)) == len(hls) == WIDE_HLS
+    assert len({chip.name for chip in wide + hls}) == len(wide + hls)
+    assert all(differences(chip, other) >= 2 for chip in wide for other in away)
+    assert all(hls_differences(chip, other) >= 3 for chip in hls for other in hls_away)
+    assert not {triple(chip) for chip in wide} & set(RESERVED)
+
+
 def main() -> None:
     """Make the sets, check them, and replace the files."""
     rng = np.random.default_rng(SEED)
@@ -295,12 +428,17 @@ def main() -> None:
     check(training, held_out, out)
     hls_training, hls_held_out = hls_sets()
     check_hls(hls_training, hls_held_out)
+    away, hls_away = held_out + out, hls_held_out + [Accelerator.load(name) for name in BOARDS]
+    wide, wide_hls = wide_sets(away, hls_held_out)
+    check_wide(wide, wide_hls, away, hls_away)
     for folder, chips in (
         ("train", training),
         ("heldout", held_out),
         ("outside", out),
         ("hls", hls_training),
         ("heldout-hls", hls_held_out),
+        ("wide", wide),
+        ("wide-hls", wide_hls),
     ):
         path = FOLDER / folder
         path.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,13 @@ def _pairs(rng: np.random.Generator, layers: list[str], chips: list[str]) -> lis
     return [(layer, chips[i]) for layer, i in zip(chosen, order, strict=False)]
 
 
-def is_new(workload: Workload, chip: Accelerator) -> bool:
-    """Whether a workload's nest on an accelerator is that of no training workload.
+def is_new(workload: Workload, chip: Accelerator, lists: Sequence[str] = ("train", "operators")) -> bool:
+    """Whether a workload's nest on an accelerator is that of no training workload of some lists.
 
     Channels count in blocks, so that layers of 240 and of 256 channels are one nest where a block has 32.
     """
     own = make_nest(workload, chip)
-    trained = (work for name in ("train", "operators") for work in _list(f"workloads/{name}.toml"))
+    trained = (work for name in lists for work in _list(f"workloads/{name}.toml"))
     return not any(own == make_nest(work, chip) for work in trained)
 
 

@@ -18,13 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from make_accelerators import draw, legal_triples
+from make_accelerators import draw, draw_beyond, legal_triples
 from make_evaluation import is_new
 from make_operators import key, random_operator
 from make_workloads import random_workload
 from tqdm import tqdm
 
-from oneshot_ml2.common.errors import AcceleratorError
 from oneshot_ml2.common.files import write_whole
 from oneshot_ml2.network.picking import legal_by_estimate
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, backend
@@ -36,18 +35,7 @@ from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.lists import read_workloads
 
 HERE = Path(__file__).parent
-# Every parameter of a training accelerator, as powers of two but for the latency: lowest and highest.
-TRAINED = {
-    "block": (3, 5), "batch": (0, 2), "bus": (6, 8), "burst": (4, 8), "latency": (1, 200), "queue": (9, 9),
-    "uop": (13, 15), "inp": (9, 12), "wgt": (7, 11), "acc": (9, 11),
-}  # fmt: skip
-# The same of what JSON allows; an SRAM's is that of its elements, and of micro-ops that of their bytes.
-LEGAL = {
-    "block": (1, 6), "batch": (0, 6), "bus": (6, 9), "burst": (1, 8), "latency": (1, 65535), "queue": (1, 16),
-    "uop": (4, 15), "inp": (1, 16), "wgt": (1, 16), "acc": (1, 11),
-}  # fmt: skip
-# How often a parameter is of all that is legal, not of what is trained on.
-_WIDE = 0.5
+TRAINED_LISTS = ("train", "operators", "small")
 # Draws of a workload for an accelerator on which many are without a legal schedule.
 _DRAWS = 4
 
@@ -57,43 +45,11 @@ def within(rng: np.random.Generator) -> Accelerator:
     return draw(rng, legal_triples())
 
 
-def beyond(rng: np.random.Generator) -> Accelerator:
-    """An accelerator with a parameter or more outside of the trained ranges."""
-    while True:
-        value = {}
-        for name, trained in TRAINED.items():
-            low, high = LEGAL[name] if rng.random() < _WIDE else trained
-            if name == "latency":
-                value[name] = round(float(np.exp(rng.uniform(np.log(low), np.log(high)))))
-            else:
-                value[name] = int(rng.integers(low, high, endpoint=True))
-        block, batch = value["block"], value["batch"]
-        fields = {
-            "log_batch": batch,
-            "log_block": block,
-            "log_uop_buff_size": value["uop"],
-            "log_inp_buff_size": value["inp"] + batch + block,
-            "log_wgt_buff_size": value["wgt"] + 2 * block,
-            "log_acc_buff_size": value["acc"] + batch + block + 2,
-            "bus_bits": 1 << value["bus"],
-            "burst_len_bits": value["burst"],
-            "memory_latency": value["latency"],
-            "instruction_queue": 1 << value["queue"],
-        }
-        if all(low <= value[name] <= high for name, (low, high) in TRAINED.items()):
-            continue
-        text = "_".join(f"{name}{value[name]}" for name in value)
-        try:
-            return Accelerator(**fields, name=text)
-        except AcceleratorError:
-            continue
-
-
 def hls(rng: np.random.Generator) -> Accelerator:
-    """One of `beyond` with the HLS design, its rates drawn evenly in the logarithm; none takes longer than 500 cycles
-    or a millisecond.
+    """One of `draw_beyond` with the HLS design, its rates drawn evenly in the logarithm; none takes longer than 500
+    cycles or a millisecond.
     """
-    chip = beyond(rng)
+    chip = draw_beyond(rng)
     rates = {}
     for name, known in KEYS.items():
         low, high = max(known.low, 1), min(known.high, 50_000 if known.unit != "ns" else 1_000_000)
@@ -102,13 +58,13 @@ def hls(rng: np.random.Generator) -> Accelerator:
     return dataclasses.replace(chip, hls=HlsTiming(**rates), name=f"hls_{chip.name}")
 
 
-GROUPS: dict[str, Callable[[np.random.Generator], Accelerator]] = {"within": within, "beyond": beyond, "hls": hls}
+GROUPS: dict[str, Callable[[np.random.Generator], Accelerator]] = {"within": within, "beyond": draw_beyond, "hls": hls}
 
 
 @functools.cache
 def trained_keys() -> set[tuple[object, ...]]:
     """Operator and shape of every workload that is trained on."""
-    lists = (read_workloads(HERE / f"workloads/{name}.toml") for name in ("train", "operators", "autotvm"))
+    lists = (read_workloads(HERE / f"workloads/{name}.toml") for name in (*TRAINED_LISTS, "autotvm"))
     return {key(workload) for layers in lists for workload in layers}
 
 
@@ -124,7 +80,7 @@ def task(rng: np.random.Generator, chips: Callable[[np.random.Generator], Accele
                 legal_by_estimate(ScheduleSpace(workload, chip), 1)
             except NoSchedule:
                 continue
-            if is_new(workload, chip):
+            if is_new(workload, chip, TRAINED_LISTS):
                 return workload, chip
 
 

@@ -9,6 +9,7 @@ is written. Run it after ``make_workloads.py``, whose lists it reads.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from make_workloads import FOLDER, LINEAR, MOST_MACS, RELU, named, write
@@ -126,7 +127,7 @@ def trained() -> dict[str, list[Workload]]:
 
 
 # Space filling -----------------------------------------------------------------------------------------------------
-def _between(rng: np.random.Generator, low: int, high: int) -> int:
+def between(rng: np.random.Generator, low: int, high: int) -> int:
     return round(float(np.exp(rng.uniform(np.log(low), np.log(high)))))
 
 
@@ -149,9 +150,9 @@ def random_operator(rng: np.random.Generator) -> Workload:
     """One of the kinds, its sizes drawn evenly in the logarithm."""
     kind = rng.choice(7, p=(0.28, 0.12, 0.12, 0.14, 0.1, 0.1, 0.14))
     while True:
-        h = _between(rng, 4, 112)
-        w = h if rng.random() < 0.75 else _between(rng, 4, 112)
-        c, k = _between(rng, 8, 1024), _between(rng, 8, 512)
+        h = between(rng, 4, 112)
+        w = h if rng.random() < 0.75 else between(rng, 4, 112)
+        c, k = between(rng, 8, 1024), between(rng, 8, 512)
         epilogue = random_epilogue(rng)
         kernel, stride = int(rng.choice((3, 3, 5, 7))), int(rng.choice((1, 1, 2)))
         workload: Workload
@@ -170,7 +171,7 @@ def random_operator(rng: np.random.Generator) -> Workload:
                 workload = Conv2dTranspose(1, c, h, w, k, size, size, step, (size - step + 1) // 2, 0, epilogue)
             elif kind == 3:
                 plain = random_epilogue(rng, residual=False)
-                pairs, inner, outputs = _between(rng, 1, 16), _between(rng, 16, 256), _between(rng, 16, 256)
+                pairs, inner, outputs = between(rng, 1, 16), between(rng, 16, 256), between(rng, 16, 256)
                 workload = BatchMatmul(pairs, h * 3, inner, outputs, plain)
             elif kind == 4:
                 size = int(rng.choice((2, 3, 3)))
@@ -192,12 +193,18 @@ def key(workload: Workload) -> tuple[object, ...]:
     return workload.op, workload.shape_key
 
 
-def filling(rng: np.random.Generator, count: int, forbidden: set[tuple[object, ...]]) -> list[Workload]:
-    """``count`` random workloads of different keys, none forbidden."""
+def filling(
+    rng: np.random.Generator,
+    count: int,
+    forbidden: set[tuple[object, ...]],
+    draw: Callable[[np.random.Generator], Workload] = random_operator,
+    new: Callable[[Workload], bool] = lambda workload: True,
+) -> list[Workload]:
+    """``count`` random workloads of different keys, none forbidden, all ``new``."""
     found: dict[tuple[object, ...], Workload] = {}
     while len(found) < count:
-        workload = random_operator(rng)
-        if key(workload) not in forbidden:
+        workload = draw(rng)
+        if key(workload) not in forbidden and new(workload):
             found.setdefault(key(workload), workload)
     return list(found.values())
 

@@ -21,6 +21,7 @@ from oneshot_ml2.spaces.registry import DEFAULT_KIND, backend, kinds
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.workload.base import Workload
 from oneshot_ml2.workload.lists import Layer, read_layers
+from oneshot_ml2.workload.registry import operators
 
 Task: TypeAlias = tuple[Workload, Accelerator]
 
@@ -33,6 +34,7 @@ class Plan:
         layers: the workloads, different ones, with how often each occurs (the task prior).
         accelerators: different ones.
         tasks: number of (workload, accelerator) pairs; every workload occurs at least once.
+        first: so many of them are measured, the first in their mixed order; 0: all.
         samples: schedules per task; fewer where the space holds fewer.
         space: kind of schedule space.
         split: what the tasks are for; stored with each.
@@ -61,6 +63,7 @@ class Plan:
     crossover: float = 0.3
     invalid_share: float = 0.2
     shard_tasks: int = 8
+    first: int = 0
 
     def __post_init__(self) -> None:
         if not self.layers or not self.accelerators:
@@ -69,6 +72,7 @@ class Plan:
             raise CorpusError(f"plan: {unknown('schedule space', self.space, kinds())}")
         most = len(self.layers) * len(self.accelerators)
         _within("tasks", self.tasks, len(self.layers), most, "every workload once, up to every pair")
+        _within("first", self.first, 0, self.tasks)
         _within("samples", self.samples, 1, 1 << 24)
         _within("seed", self.seed, 0, (1 << 63) - 1)
         _within("shard_tasks", self.shard_tasks, 1, 1 << 16)
@@ -83,8 +87,8 @@ class Plan:
 
     @cached_property
     def drawn(self) -> list[Task]:
-        """See :func:`draw_tasks`."""
-        return draw_tasks(self)
+        """What is measured of :func:`draw_tasks`."""
+        return draw_tasks(self)[: self.first or self.tasks]
 
     @cached_property
     def space_version(self) -> int:
@@ -99,8 +103,8 @@ class Plan:
     def digest(self, device: str) -> str:
         """SHA-256 of all that decides what is collected: settings, tasks, space version, device."""
         tasks = [task_id(workload, accelerator, self.space) for workload, accelerator in self.drawn]
-        # The number of tasks in a shard does not change what is measured.
-        settings = {key: value for key, value in self.settings().items() if key != "shard_tasks"}
+        # The number of tasks in a shard does not change what is measured, and the tasks themselves are told.
+        settings = {key: value for key, value in self.settings().items() if key not in ("shard_tasks", "first")}
         text = json.dumps([settings, tasks, self.space_version, device], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -114,11 +118,13 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "workloads": (str, list),
     "accelerators": (str, list),
     "exclude_workloads": (str, list),
+    "exclude_operators": (str, list),
     "exclude_accelerators": (str, list),
     "space": (str,),
     "split": (str,),
     "seed": (int,),
     "tasks": (int,),
+    "first": (int,),
     "samples": (int,),
     "invalid_share": (float, int),
     "shard_tasks": (int,),
@@ -131,6 +137,9 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "exploration.seeded": (float, int),
     "exploration.crossover": (float, int),
 }
+
+# Keys that are the plan's own fields.
+_PLAIN = ("space", "split", "seed", "first", "samples", "invalid_share", "shard_tasks")
 
 
 def read_plan(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Plan:
@@ -186,8 +195,11 @@ def _plan(tables: Mapping[str, Any], folder: Path, overrides: Mapping[str, Any])
             raise CorpusError(f"plan: {key} is missing; give it in the plan file or as --{key}")
     counts: dict[Workload, Layer] = {}
     skipped = {layer.workload.shape_key for path in paths("exclude_workloads") for layer in read_layers(path)}
+    kinds_left_out = _operators((own | given).get("exclude_operators", []))
     for path in paths("workloads"):
         for layer in read_layers(path):
+            if layer.workload.op in kinds_left_out:
+                continue
             known = counts.get(layer.workload)
             if known is not None:
                 counts[layer.workload] = dataclasses.replace(known, count=known.count + layer.count)
@@ -196,9 +208,7 @@ def _plan(tables: Mapping[str, Any], folder: Path, overrides: Mapping[str, Any])
     unwanted = set(read_accelerators(paths("exclude_accelerators")))
     chips = [chip for chip in read_accelerators(paths("accelerators")) if chip not in unwanted]
     flat = own | given
-    values: dict[str, Any] = {
-        key: flat[key] for key in ("space", "split", "seed", "samples", "invalid_share", "shard_tasks") if key in flat
-    }
+    values: dict[str, Any] = {key: flat[key] for key in _PLAIN if key in flat}
     for field, name, rest in (
         ("prior", "task_draw.prior", "task_draw.uniform"),
         ("explore", "samplers.explore", "samplers.random"),
@@ -210,6 +220,19 @@ def _plan(tables: Mapping[str, Any], folder: Path, overrides: Mapping[str, Any])
             values[field] = share
     values |= {key.partition(".")[2]: value for key, value in flat.items() if key.startswith("exploration.")}
     return Plan(tuple(counts.values()), tuple(chips), tasks=flat.get("tasks", len(counts)), **values)
+
+
+def _operators(given: str | list[str]) -> set[str]:
+    """Names of operators.
+
+    Raises:
+        CorpusError: an unknown one.
+    """
+    names = [given] if isinstance(given, str) else given
+    for name in names:
+        if name not in operators():
+            raise CorpusError(f"plan: {unknown('operator in exclude_operators', name, operators())}")
+    return set(names)
 
 
 def read_accelerators(paths: Sequence[Path]) -> list[Accelerator]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
     from oneshot_ml2.corpus.plan import Plan, Task
 
 _RANDOM, _EXPLORE = (SAMPLERS.index(name) for name in ("random", "explore"))
-# Spaces up to this size are listed whole; of larger ones schedules are drawn until enough are canonical.
+# Spaces up to this size are listed whole; of larger ones schedules are drawn, those that are canonical are used. Where
+# so many draws do not bring enough, as hardly one is legal, all that the SRAMs hold are listed.
 _LISTED = 1 << 16
 _DRAW = 1 << 13
-_DRAWS = 256
+_DRAWS = 4
+# Draws whose best by the closed-form estimate seed the exploration.
+_GUESSED = 8
 # Spread (log) of the noise on closed-form estimates that seed the exploration.
 _BLUR = 0.03
 # A device that fails at so many schedules, and at no other of a batch, is taken to be gone.
@@ -41,6 +45,7 @@ class _Sampler:
         self.free_knobs = np.flatnonzero(self.radix > 1)
         self.indices = np.empty(0, dtype=np.int64)
         self.sampler = np.empty(0, dtype=np.uint8)
+        self._scarce = False
         self.result = BatchResult(
             np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.int64), np.empty((0, 3), dtype=np.int64)
         )
@@ -48,7 +53,10 @@ class _Sampler:
     def run(self) -> None:
         """Measure the plan's samples of the task."""
         explored = round(self.plan.samples * self.plan.explore)
-        self._measure(self._fill(self._uniform(), self.plan.samples - explored), _RANDOM)
+        drawn = self._fill(self._uniform(), self.plan.samples - explored)
+        self._measure(drawn, _RANDOM)
+        if len(drawn) < self.plan.samples - explored and not (self.result.reason == Reason.VALID).any():
+            return  # All that may be legal have been looked at.
         seeded = round(explored * self.plan.seeded)
         self._measure(self._fill(self._promising(), seeded), _EXPLORE)
         for chunk in np.array_split(np.arange(explored - seeded), self.plan.rounds):
@@ -65,35 +73,52 @@ class _Sampler:
             _, first = np.unique(batch, return_index=True)
             batch = batch[np.sort(first)]
             batch = batch[~np.isin(batch, self.indices) & ~np.isin(batch, picked)]
+            # Telling validity costs about as much as measuring: look at few more than are needed, but not for long.
+            few = max(2 * (n - len(picked)), 64)
             while len(batch) and len(picked) < n:
-                # Telling validity costs about as much as measuring: look at few more than are needed.
-                few = max(2 * (n - len(picked)), 64)
-                part, batch = batch[:few], batch[few:]
+                part, batch, few = batch[:few], batch[few:], 2 * few
                 invalid = self.space.validity(part) != Reason.VALID
                 keep = np.flatnonzero(~invalid | (np.cumsum(invalid) <= invalid_left))[: n - len(picked)]
                 invalid_left -= int(invalid[keep].sum())
                 picked = np.concatenate([picked, part[keep]])
         return picked
 
+    def _drawn(self) -> Iterator[NDArray[np.int64]]:
+        """Canonical schedules of a large space, uniformly, again and again."""
+        while True:
+            # A canonical schedule is its own alias, so that what remains is uniform over canonical ones.
+            drawn = self.rng.integers(0, len(self.space), size=_DRAW)
+            yield drawn[self.space.canonical(drawn) == drawn]
+
+    @cached_property
+    def _fitting(self) -> NDArray[np.int64]:
+        """The canonical schedules that the SRAMs hold: all legal ones are among them."""
+        self._scarce = True
+        return self.space.record.features.all_candidates(self.space, fitting=True).indices
+
     def _uniform(self) -> Iterator[NDArray[np.int64]]:
-        """Canonical schedules, uniformly."""
-        size = len(self.space)
+        """Canonical schedules, uniformly; in the end all that may be legal."""
         if self.among is not None:
             yield self.rng.permutation(self.among)
             return
-        if size <= _LISTED:
+        if len(self.space) <= _LISTED:
             yield self.rng.permutation(self.space.table())
             return
-        for _ in range(_DRAWS):
-            # A canonical schedule is its own alias, so that what remains is uniform over canonical ones.
-            drawn = self.rng.integers(0, size, size=_DRAW)
-            yield drawn[self.space.canonical(drawn) == drawn]
+        yield from itertools.islice(self._drawn(), _DRAWS)
+        yield self.rng.permutation(self._fitting)
 
     def _promising(self) -> Iterator[NDArray[np.int64]]:
         """Canonical schedules in order of their closed-form estimate, blurred so that near ties mix."""
-        candidates = np.concatenate(list(itertools.islice(self._uniform(), 8)))
+        if len(self.space) <= _LISTED:
+            yield self._guessed(self.space.table())
+            return
+        if not self._scarce:
+            yield self._guessed(np.concatenate(list(itertools.islice(self._drawn(), _GUESSED))))
+        yield self._guessed(self._fitting)
+
+    def _guessed(self, candidates: NDArray[np.int64]) -> NDArray[np.int64]:
         guess = self.space.estimate(candidates) * self.rng.lognormal(0.0, _BLUR, size=len(candidates))
-        yield candidates[np.argsort(guess, kind="stable")]
+        return candidates[np.argsort(guess, kind="stable")]
 
     def _children(self) -> Iterator[NDArray[np.int64]]:
         """Canonical schedules bred from the fastest measured ones."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import json
 import os
@@ -25,8 +26,10 @@ from oneshot_ml2.corpus.manage import verify_corpus
 from oneshot_ml2.corpus.plan import Plan, _flat, draw_tasks, make_plan, read_plan
 from oneshot_ml2.corpus.read import open_corpus
 from oneshot_ml2.devices.registry import open_device
+from oneshot_ml2.evaluation.optimum import Task, read_tasks
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.nest import make_nest
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
@@ -115,6 +118,16 @@ def test_plan_excludes_by_shape_and_accelerator(project):
     assert [chip.name for chip in plan.accelerators] == ["pynq", "ultra96"]
 
 
+def test_plan_excludes_operators(project):
+    text = (project / "plan.toml").read_text().replace("tasks = 6", "tasks = 2")
+    for given in ('"dense"', '["dense", "max_pool2d"]'):
+        (project / "plan.toml").write_text(f"exclude_operators = {given}\n{text}")
+        assert [layer.workload.op for layer in read_plan(project / "plan.toml").layers] == ["conv2d"]
+    (project / "plan.toml").write_text(f'exclude_operators = "max_pool"\n{text}')
+    with pytest.raises(CorpusError, match=r"'max_pool'.*max_pool2d"):
+        read_plan(project / "plan.toml")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -145,6 +158,24 @@ def test_shipped_plans_parse():
         _flat(tomllib.loads(path.read_text()))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wide", "wide_hls"])
+def test_no_task_of_the_wide_plans_is_of_an_evaluation_set(name):
+    folder = Path(__file__).parent.parent.parent / "datasets"
+    paths = [path for path in (folder / "evaluation").glob("*.json") if path.stem != "best_known"]
+    evaluated: dict[Accelerator, list[Task]] = {}
+    for task in (task for path in paths for task in read_tasks(path)):
+        evaluated.setdefault(task.accelerator, []).append(task)
+    nests = {chip: [make_nest(task.workload, chip) for task in tasks] for chip, tasks in evaluated.items()}
+    shapes = {task.workload.shape_key for tasks in evaluated.values() for task in tasks}
+    plan = read_plan(folder / f"plans/{name}.toml")
+    assert not {layer.workload.shape_key for layer in plan.layers} & shapes
+    assert not any(make_nest(workload, chip) in nests.get(chip, []) for workload, chip in plan.drawn)
+    trained = {chip for chip in plan.accelerators if chip in evaluated}
+    # Accelerators that both have are those of the sets of unseen workloads on seen accelerators.
+    assert len(trained) == (64 if name == "wide" else 0) and len(plan.accelerators) >= 100
+
+
 def test_tasks_cover_and_balance():
     plan = make(tasks=14)
     tasks = draw_tasks(plan)
@@ -154,6 +185,18 @@ def test_tasks_cover_and_balance():
     load = Counter(chip for _, chip in tasks)
     assert set(load) == set(CHIPS) and max(load.values()) - min(load.values()) <= 2
     assert len(set(draw_tasks(make(tasks=18)))) == 18
+
+
+def test_a_plan_may_be_cut_short(project):
+    plan = make(tasks=14, first=5)
+    assert plan.drawn == draw_tasks(make(tasks=14))[:5]
+    assert plan.digest("sim") != make(tasks=14).digest("sim") == make(tasks=14, first=14).digest("sim")
+    path = project / "plan.toml"
+    path.write_text(path.read_text().replace("tasks = 6", "tasks = 6\nfirst = 2"))
+    assert len(read_plan(path).drawn) == 2
+    path.write_text(path.read_text().replace("first = 2", "first = 7"))
+    with pytest.raises(CorpusError, match="first is 7; allowed: 0 to 6"):
+        read_plan(path)
 
 
 def test_prior_follows_counts():
@@ -198,6 +241,33 @@ def test_small_space_is_exhausted():
     plan = make(samples=5000, explore=0.0, invalid_share=1.0)
     task = sampling.collect_task((LAYERS[0].workload, CHIPS[0]), plan, open_device("sim"))
     assert len(task) == len(task.space().table()) == 729 - 2 * 81
+
+
+@pytest.mark.parametrize(
+    ("workload", "changes", "legal"),
+    [
+        (Conv2d(1, 192, 35, 35, 64, 3, 3), {"log_uop_buff_size": 5, "uop_depth": 0, "isa_uop_bits": 0}, 0),
+        (Conv2d(1, 192, 35, 35, 64, 1, 1), {"log_inp_buff_size": 4, "isa_inp_bits": 0, "instruction_queue": 4}, 16),
+    ],
+)
+def test_where_hardly_a_schedule_is_legal_all_are_found_soon(workload, changes, legal, monkeypatch):
+    chip = dataclasses.replace(CHIPS[2], **changes)
+    looked = []
+    validity = ScheduleSpace.validity
+
+    def counted(space, indices):
+        looked.append(len(indices))
+        return validity(space, indices)
+
+    monkeypatch.setattr(ScheduleSpace, "validity", counted)
+    plan = make(space="full", samples=96, seeded=0.4, rounds=2, invalid_share=0.2)
+    task = sampling.collect_task((workload, chip), plan, open_device("sim"))
+    space = task.space()
+    every = space.table()[validity(space, space.table()) == Reason.VALID]
+    assert len(every) == legal and len(task) < 96
+    assert set(space.index(task.values[task.valid])) == set(every)
+    # Twice all of them at most, where draws without end told it of a million.
+    assert sum(looked) <= 2 * len(space.table())
 
 
 def test_seeds_differ_between_tasks():

@@ -251,7 +251,7 @@ def test_fresh_tasks_are_new_legal_and_the_same_for_a_seed(tmp_path, monkeypatch
     assert [one.group for one in given] == ["within"] * 3 + ["beyond"] * 3 + ["hls"]
     assert entries[:2] == fresh.fresh(5, {"within": 2}) and entries[0] != fresh.fresh(6, {"within": 1})[0]
     network = picking.predictor_of(None)
-    lists = [read_workloads(datasets / f"workloads/{name}.toml") for name in ("train", "operators", "autotvm")]
+    lists = [read_workloads(datasets / f"workloads/{name}.toml") for name in (*fresh.TRAINED_LISTS, "autotvm")]
     trained = [workload for workloads in lists for workload in workloads]
     for one in given:
         workload, chip = one.task.workload, one.task.accelerator

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
 import re
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -318,3 +320,21 @@ def test_held_out_accelerators_are_unseen() -> None:
             assert differing >= 2
     trained = {(chip.block, chip.batch, chip.bus_bits) for chip in training}
     assert 3 * sum((chip.block, chip.batch, chip.bus_bits) not in trained for chip in held_out) >= len(held_out)
+
+
+def test_wide_accelerators_cover_what_is_legal_and_are_not_near_those_of_evaluation(monkeypatch) -> None:
+    datasets = Path(__file__).parent.parent.parent / "datasets"
+    monkeypatch.syspath_prepend(str(datasets))
+    rules = importlib.import_module("make_accelerators")
+    wide, wide_hls, held_out, outside, hls_held_out = (
+        [Accelerator.load(path) for path in sorted((datasets / "accelerators" / name).glob("*.json"))]
+        for name in ("wide", "wide-hls", "heldout", "outside", "heldout-hls")
+    )
+    boards = [Accelerator.load(name) for name in rules.BOARDS]
+    rules.check_wide(wide, wide_hls, held_out + outside, hls_held_out + boards)
+    for chips in (wide, wide_hls):
+        places = np.array([rules.wide_place(chip) for chip in chips])
+        # All but the largest INP and WGT SRAMs, which only fit an ISA with few accumulators.
+        assert (places.min(axis=0) <= 0.1).all() and (places.max(axis=0) >= 0.85).all()
+    rates = np.array([[getattr(chip.hls, name) for name in rules.RATES] for chip in wide_hls])
+    assert (rates.min(axis=0) <= 10).all() and (rates.max(axis=0) >= 8_000).all()
