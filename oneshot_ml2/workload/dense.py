@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from oneshot_ml2.workload.base import ShapeKey
     from oneshot_ml2.workload.epilogue import Tensors
 
+# Elements of a weight that the reference has in float64 at once.
+_AT_ONCE = 1 << 22
+
 
 @dataclass(frozen=True)
 class Dense(Workload):
@@ -98,8 +101,11 @@ class Dense(Workload):
             WorkloadError: a tensor is missing or has another shape or dtype.
         """
         self.check_inputs(tensors)
-        sums = tensors["data"].astype(np.float64) @ tensors["weight"].astype(np.float64).T
-        return self.epilogue.apply(sums.astype(np.int64), tensors)
+        data, weight = tensors["data"].astype(np.float64), tensors["weight"]
+        # Some rows at a time: the whole of a large weight would take eight times its memory in float64.
+        rows = max(_AT_ONCE // self.c, 1)
+        parts = [data @ weight[first : first + rows].astype(np.float64).T for first in range(0, self.k, rows)]
+        return self.epilogue.apply(np.concatenate(parts, axis=1).astype(np.int64), tensors)
 
     def __str__(self) -> str:
         return f"dense {self.n}x{self.c} -> {self.k}"

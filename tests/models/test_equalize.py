@@ -227,6 +227,16 @@ def test_channels_are_moved_only_if_calibration_shows_where_they_are(count: int,
     assert bool(way.affine.offsets) == moved
 
 
+def test_layers_of_one_weight_share_its_integers() -> None:
+    net = Net()
+    x = net.dense("x", 8)
+    weight, bias = net.nodes[-1].inputs[1:]
+    graph = net.graph(net.add("dense", net.add("tanh", x), weight, bias, shape=SHAPE))
+    found = quantize(graph, np.stack([example(SHAPE[1:], seed) for seed in range(4)])).graph
+    first, second = (node.arrays["weight"] for node in found.nodes if node.op == "int_dense")
+    assert first is second
+
+
 def test_rewriting_is_kept_only_if_it_loses_less() -> None:
     for seed in range(5):
         graph = mixed(seed)

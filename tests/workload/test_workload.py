@@ -82,8 +82,10 @@ def test_conv_reference_equals_naive_loops(conv: Conv2d) -> None:
     np.testing.assert_array_equal(result, _naive_conv(conv, tensors))
 
 
+@pytest.mark.parametrize("at_once", [1 << 22, 50])
 @pytest.mark.parametrize("epilogue", [Epilogue(), PLAIN, FULL])
-def test_dense_reference_equals_naive_loops(epilogue: Epilogue) -> None:
+def test_dense_reference_equals_naive_loops(epilogue: Epilogue, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oneshot_ml2.workload.dense._AT_ONCE", at_once)
     dense = Dense(3, 21, 5, epilogue)
     tensors = dense.random_inputs(np.random.default_rng(4))
     result = dense.reference(tensors)

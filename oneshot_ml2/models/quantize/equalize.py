@@ -76,7 +76,8 @@ class _Layer:
     @property
     def largest(self) -> NDArray[np.float32]:
         """The largest magnitude by kernel; made anew each time, as of a matrix it is as large as the weight."""
-        return np.maximum(self.weight.max(3), -self.weight.min(3))
+        magnitudes = np.abs(self.weight)
+        return magnitudes[..., 0] if self.taps == 1 else magnitudes.max(3)
 
     def along(self, values: NDArray[Any], count: int) -> NDArray[Any]:
         """What belongs to each channel, ``count`` a group, of what is of the form of `Channels.ids`.
@@ -259,7 +260,10 @@ def _fit_rows(layer: _Layer, factors: Array, least: Array, weights: Array, power
     if (outputs == FIXED).all():
         return
     back = 1 / factors[layer.inputs]
-    rows = (layer.largest * back.astype(np.float32)).max(2, keepdims=True).astype(np.float64)
+    largest = layer.largest
+    largest *= back.astype(np.float32)
+    rows = largest.max(2, keepdims=True).astype(np.float64)
+    del largest
     spread = _spread(layer, factors, power)
     now = factors[outputs]
     free = outputs != FIXED
