@@ -546,8 +546,9 @@ def extend(args: argparse.Namespace) -> None:
     """The part of the logs, or of the boards: its rows and its report."""
     name, part = ("tuning_logs", tuning_logs) if args.logs else ("tuning_boards", tuning_boards)
     with open_lines(args.out / f"{name}.jsonl", read_row) as results:
-        rows = results.entries
-        done = {(row["task"], row["tuner"], row["seed"]) for row in rows}
+        # A run of fewer trials than are asked for now is made again, and then counts no more.
+        known = {(row["task"], row["tuner"], row["seed"]): row for row in results.entries}
+        done = {key for key, row in known.items() if args.logs or row.get("trials", args.most) >= args.most}
         tuners = [tuner for tuner in part.TUNERS if tuner in args.tuners]
         if args.logs:
             chip = Accelerator.load(args.accelerator) if args.accelerator else None
@@ -556,9 +557,9 @@ def extend(args: argparse.Namespace) -> None:
             new = tuning_boards.make_rows(args.boards, args.layers, tuners, args.seeds, args.most, done)
         for row in new:
             results.append([row])
-            rows.append(row)
+            known[row["task"], row["tuner"], row["seed"]] = row
             print(part.told(row), flush=True)
-        (args.out / f"{name}.md").write_text(part.report(rows), encoding="utf-8")
+        (args.out / f"{name}.md").write_text(part.report(list(known.values())), encoding="utf-8")
 
 
 def make_rows(args: argparse.Namespace, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
