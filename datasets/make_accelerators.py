@@ -16,6 +16,7 @@ import numpy as np
 
 from oneshot_ml2.common.errors import AcceleratorError
 from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.drawn import NEAR as HLS_NEAR
 from oneshot_ml2.vta.hls_keys import KEYS, RATES, TICKS, HlsTiming, field_of
 
 FOLDER = Path(__file__).parent / "accelerators"
@@ -46,16 +47,6 @@ HLS_WIDE = {
     "compute_start": (1.0, 200.0),
     "store_start": (0.25, 100.0),
     "pad": (0.25, 30.0),
-}
-HLS_NEAR = {
-    "read_row": (30.0, 90.0),
-    "store_row": (25.0, 75.0),
-    "wgt_beat": (1.4, 3.0),
-    "alu_op": (1.4, 3.0),
-    "load_start": (1.0, 20.0),
-    "compute_start": (8.0, 45.0),
-    "store_start": (0.25, 30.0),
-    "pad": (0.7, 10.0),
 }
 HLS_DISTANCES = (1, 2, 2, 2, 3, 4, 6, 8)
 OTHER_BLOCKS, OTHER_BATCHES = (2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16)

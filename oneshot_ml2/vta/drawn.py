@@ -18,7 +18,7 @@ _BUSES = {6: 0.45, 7: 0.35, 8: 0.2}
 _DEPTHS = {"uop": (9, 13), "inp": (6, 13), "wgt": (4, 12), "acc": (5, 11)}
 _LATENCY = (4.0, 120.0)
 # Cycles, lowest and highest: near the rates of the boards that were measured (docs/hls.md), and far from them.
-_NEAR = {
+NEAR = {
     "read_row": (30.0, 90.0),
     "store_row": (25.0, 75.0),
     "wgt_beat": (1.4, 3.0),
@@ -54,7 +54,7 @@ def _between(rng: np.random.Generator, low: float, high: float) -> float:
 
 def random_timing(rng: np.random.Generator) -> HlsTiming:
     """Rates of the HLS design, log-uniform: nine of ten times like the boards'."""
-    ranges = _NEAR if rng.random() < _SHARE_NEAR else _FAR
+    ranges = NEAR if rng.random() < _SHARE_NEAR else _FAR
     rates = {name: round(TICKS * _between(rng, *ends)) for name, ends in ranges.items()}
     return HlsTiming(**rates, acc_distance=int(rng.choice((1, 2, 2, 2, 3, 4))))
 
