@@ -63,7 +63,8 @@ def _pinned(entry: Mapping[str, Any], layer: Layer, chip: Accelerator, weights: 
         schedule = Schedule(kind, tuple(entry["schedule"].items()))
         index = space.index_of(schedule)
         program = space.lower(index)
-        scores = picking.predictor_of(weights, design=chip.design).score(space, np.array([index]))
+        network = picking.knowing(picking.predictor_of(weights, design=chip.design), space)
+        scores = network.score(space, np.array([index]))
         return picking.as_pick(space, index, program, scores, "pinned", begin)
     except (OneShotError, AttributeError) as error:
         raise ModelError(f"the schedule given for layer {layer.name} does not fit: {error}") from error

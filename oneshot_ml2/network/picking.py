@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from oneshot_ml2.common.errors import WeightsError
 from oneshot_ml2.network.errors_of_picks import PickErrors
 from oneshot_ml2.network.predictor import Predictor, Scores
 from oneshot_ml2.network.weights import load_pretrained
@@ -47,6 +48,10 @@ _LEGAL = 1024
 _GAP = 0.2
 # Picks that are made at the same time.
 _AT_ONCE = 2
+# Where a card names the shipped weights that know what lies far outside of the trained ranges; and how far that is, in
+# powers of two: nearer, what was trained there is as good (docs/evaluation.md).
+BEYOND = "beyond"
+_FAR = 1.5
 # Picks that are kept for the next model.
 _KEPT = 1024
 
@@ -140,6 +145,22 @@ def predictor_of(
     return load_pretrained(weights or space_kind(kind).shipped(design))
 
 
+def knowing(network: Predictor, space: ScheduleSpace) -> Predictor:
+    """The network; far outside of its trained ranges the shipped one that its card names for there, if it names one.
+
+    A network that was fitted to a board stays, as only it knows that board.
+
+    Raises:
+        WeightsError: the card names no shipped weights.
+    """
+    named = network.card.get(BEYOND)
+    if named is None or network.calibration is not None or network.octaves_outside(space) <= _FAR:
+        return network
+    if not isinstance(named, str):
+        raise WeightsError(f"the model card's {BEYOND!r} is {named!r}; use the card that came with the weights")
+    return load_pretrained(named)
+
+
 def score(space: ScheduleSpace, indices: NDArray[np.int64], weights: str | Path | Predictor | None = None) -> Scores:
     """The network's scores of schedules (n,) of a space: see `Scores`.
 
@@ -166,14 +187,15 @@ def rank(space: ScheduleSpace, network: Predictor, closed_form: bool = True) -> 
     """Score the canonical schedules of a space with the small network, and the best of them with the large one.
 
     Of a large space, those of the least proven bounds that the SRAMs hold; with ``closed_form`` false all of it, so
-    that the networks alone decide. Outside of what they were trained on it is `rank_legal`, if the closed form may.
+    that the networks alone decide. Outside of what they were trained on it is `rank_legal` of the `knowing` ones, if
+    the closed form may.
 
     Raises:
         OneShotError: a space that the network does not know.
     """
     network.check_space(space)
-    if closed_form and network.outside(space):
-        return rank_legal(space, network)
+    if closed_form and (network.outside(space) or network.ranks_legal):
+        return rank_legal(space, knowing(network, space))
     scanned = promising(space) if closed_form else network.features.all_candidates(space)
     first = network.judge(space, scanned, "scan")
     places = np.sort(best_of(first, _SHORTLIST))
@@ -289,7 +311,7 @@ def pick(
     """
     began = time.perf_counter()
     space = ScheduleSpace(workload, accelerator)
-    network = predictor_of(weights, design=accelerator.design)
+    network = knowing(predictor_of(weights, design=accelerator.design), space)
     ranking = rank(space, network)
     best = ranking.best(len(ranking.indices))
     # Mostly the very first are legal; where none of many is, the network has not seen what makes them illegal.

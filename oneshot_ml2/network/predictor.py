@@ -123,6 +123,11 @@ class Predictor:
             hint = f": the shipped weights {shipped!r} do" if shipped is not None else ""
             raise OneShotError(f"these weights know the schedule space {self.kind!r}, not {space.kind!r}{hint}")
 
+    @property
+    def ranks_legal(self) -> bool:
+        """Whether their picks are always those of `picking.rank_legal`, as their training's settings say."""
+        return bool(self.card.get("settings", {}).get("ranks_legal"))
+
     @cached_property
     def picks(self) -> dict[tuple[Workload, Accelerator], Pick]:
         """What `picking.pick_all` has picked by these weights, by workload and accelerator."""
@@ -175,13 +180,25 @@ class Predictor:
                 f"design is {design}; trained on {' and '.join(map(str, designs))}: what is predicted beside that "
                 f"design's closed form may be poor"
             )
-        for name, value in self.features.accelerator_and_workload(row, self.seen.version).items():
-            i = self.seen.task.index(name)
-            low, high = float(self.tensors["low"][i]), float(self.tensors["high"][i])
+        for name, (value, low, high) in self._ranges(row).items():
             if not low - _MARGIN <= value <= high + _MARGIN:
                 size, least, most = (_size_of(x) for x in (value, low, high))
                 found.append(f"{name} is {size}; trained on {least} to {most}: the prediction may be poor")
         return found
+
+    def octaves_outside(self, space: ScheduleSpace) -> float:
+        """How far the accelerator or the workload lies outside of what the network was trained on, in the property in
+        which it is most: powers of two; 0 within.
+        """
+        row = self.features.task_features(space, self.seen.version)
+        return max(max(low - value, value - high, 0.0) for value, low, high in self._ranges(row).values())
+
+    def _ranges(self, row: NDArray[np.float32]) -> dict[str, tuple[float, float, float]]:
+        """Of each property of accelerator and workload log2(1 + it), and the least and most that were trained on."""
+        given = self.features.accelerator_and_workload(row, self.seen.version)
+        places = {name: self.seen.task.index(name) for name in given}
+        low, high = self.tensors["low"], self.tensors["high"]
+        return {name: (given[name], float(low[i]), float(high[i])) for name, i in places.items()}
 
     def score(self, space: ScheduleSpace, indices: NDArray[np.int64], network: str = "main") -> Scores:
         """Scores of the schedules at ``indices`` (n,) of a space by one of `NETWORKS`.

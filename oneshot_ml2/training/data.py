@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -298,12 +299,14 @@ def split(
     """`split_tasks` of tasks (T,) by the shapes of their workloads and their accelerators."""
     rng = np.random.default_rng([settings.seed, 17])
     different = sorted(set(shapes))
-    chips = sorted({chip.to_json() for chip in accelerators})
+    # Corpora keep accelerators with their further keys in order; files have them in any.
+    texts = [dataclasses.replace(chip, extra=tuple(sorted(chip.extra))).to_json() for chip in accelerators]
+    chips = sorted(set(texts))
     held = rng.permutation(len(different))[: round(settings.held_workloads * len(different))]
     held_shapes = {different[i] for i in held}
     held_chips = {chips[i] for i in rng.permutation(len(chips))[: min(settings.held_accelerators, len(chips) - 1)]}
     new_shape = np.array([shape in held_shapes for shape in shapes])
-    new_chip = np.array([chip.to_json() in held_chips for chip in accelerators])
+    new_chip = np.array([text in held_chips for text in texts])
     return {
         "train": np.flatnonzero(~new_shape & ~new_chip),
         "workload": np.flatnonzero(new_shape & ~new_chip),

@@ -32,6 +32,8 @@ class Settings:
         held_workloads: share of the workload shapes kept for validation.
         held_accelerators: number of accelerators kept for validation.
         checkpoint_minutes: time between checkpoints.
+        ranks_legal: whether picks take the best of the schedules that the closed form calls legal, by both networks, as
+            those of other weights do outside of their trained ranges only.
         start: shipped weights that training starts from, whose hidden layers are as wide; empty: from random ones.
         seed: of everything random.
     """
@@ -56,6 +58,7 @@ class Settings:
     held_workloads: float = 0.06
     held_accelerators: int = 2
     checkpoint_minutes: float = 2.0
+    ranks_legal: bool = False
     start: str = ""
     seed: int = 1
 

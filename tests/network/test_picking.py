@@ -122,6 +122,7 @@ BEYOND = Accelerator(0, 4, 12, 13, 18, 12, memory_latency=60000, instruction_que
 
 def test_outside_of_the_trained_ranges_validity_is_told_exactly_and_both_networks_judge():
     network = picking.predictor_of(None)
+    network = dataclasses.replace(network, card={k: v for k, v in network.card.items() if k != picking.BEYOND})
     space = ScheduleSpace(networks.SMALL, BEYOND)
     assert network.outside(space)
     ranking = picking.rank(space, network)
@@ -134,7 +135,7 @@ def test_outside_of_the_trained_ranges_validity_is_told_exactly_and_both_network
     assert np.allclose(ranking.gap, np.abs(np.log(one.cycles) - np.log(other.cycles)), atol=1e-5)
     cautious = np.log(ranking.scores.cycles) + 0.5 * (one.spread + other.spread) / 2
     assert ranking.order[0] == cautious.argmin()
-    picked = picking.pick(networks.SMALL, BEYOND)
+    picked = picking.pick(networks.SMALL, BEYOND, network)
     assert (picked.source, picked.index) == ("network", ranking.best(1)[0])
     # Within the ranges the large network decides alone, and so it does where the networks are asked alone.
     inside = ScheduleSpace(networks.SMALL, PYNQ)
@@ -142,6 +143,28 @@ def test_outside_of_the_trained_ranges_validity_is_told_exactly_and_both_network
     assert np.array_equal(usual.scores.log_ratio, network.score(inside, usual.indices).log_ratio)
     alone = picking.rank(space, network, closed_form=False)
     assert np.array_equal(alone.scores.log_ratio, network.score(space, alone.indices).log_ratio)
+
+
+def test_far_outside_of_the_trained_ranges_the_weights_that_a_card_names_decide():
+    wide, space = picking.load_pretrained("wide"), ScheduleSpace(networks.SMALL, BEYOND)
+    assert wide.outside(space) == [] and set(wide.card["designs"]) == {"chisel", "hls"}
+    picked = picking.pick(networks.SMALL, BEYOND)
+    assert picked == picking.pick(networks.SMALL, BEYOND, "wide")
+    assert not any("trained on" in line for line in picked.warnings)
+    ranking = picking.rank_legal(space, wide)
+    assert picked.index == ranking.best(1)[0] == picking.rank(space, picking.predictor_of(None)).best(1)[0]
+    shipped = picking.predictor_of(None)
+    assert picking.knowing(shipped, ScheduleSpace(networks.SMALL, PYNQ)) is shipped
+    near = ScheduleSpace(networks.SMALL, dataclasses.replace(PYNQ, memory_latency=400))
+    assert shipped.outside(near) and 0.9 < shipped.octaves_outside(near) < 1.1
+    assert picking.knowing(shipped, near) is shipped
+    alone = dataclasses.replace(shipped, card={k: v for k, v in shipped.card.items() if k != picking.BEYOND})
+    assert picking.knowing(alone, space) is alone
+    for given, message in ((1, "card's 'beyond' is 1"), ("nowhere", "nowhere")):
+        with pytest.raises(WeightsError, match=message):
+            picking.pick(
+                networks.SMALL, BEYOND, dataclasses.replace(shipped, card=shipped.card | {picking.BEYOND: given})
+            )
 
 
 def test_networks_that_disagree_are_told():

@@ -14,6 +14,8 @@ from oneshot_ml2.network import picking
 from oneshot_ml2.network.errors_of_picks import PickErrors
 from oneshot_ml2.network.predictor import Scores
 from oneshot_ml2.training import errors_of_picks
+from oneshot_ml2.training.data import split
+from oneshot_ml2.training.settings import Settings
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.workload.conv2d import Conv2d
 
@@ -83,3 +85,18 @@ def test_the_shipped_card_s_figures_are_of_tasks_kept_out_of_training():
         errors_of_picks.validation_tasks(plans[:2], card, 40)
     known = PickErrors.of(card)
     assert 0 < known.shift < 2 and 0.5 < known.scale < 3 and card["picks"]["tasks"] > 200
+
+
+def test_a_split_does_not_depend_on_the_order_of_an_accelerators_further_keys():
+    # A corpus keeps them in order; files and presets have them in any.
+    chips = [
+        dataclasses.replace(PYNQ, memory_latency=i + 1, extra=(("TARGET", '"sim"'), ("HW_VER", '"1"')))
+        for i in range(20)
+    ]
+    chips[::2] = [dataclasses.replace(chip, extra=()) for chip in chips[::2]]
+    read = [dataclasses.replace(chip, extra=tuple(sorted(chip.extra))) for chip in chips]
+    settings = Settings(held_accelerators=7)
+    for one, other in zip(
+        split([0] * 20, chips, settings).values(), split([0] * 20, read, settings).values(), strict=True
+    ):
+        assert np.array_equal(one, other)
