@@ -46,6 +46,8 @@ _MARGIN = math.log2(1.5)
 _RISK = 2.0
 # Spreads that schedules outside of the trained ranges are taken to be slower by: a quarter to a whole one pick as well.
 _CAUTION = 0.5
+# The most that is added to a log T for it.
+_MOST_CAUTION = 50.0
 _ADVICE = "use the weights that came with this version, or train new ones with `oneshot-ml2 train`"
 
 
@@ -83,7 +85,8 @@ class Scores:
         where the prediction is uncertain and ranked with caution.
         """
         cycles = self.cycles if self.risk is None else self.cycles * np.exp(_RISK * self.risk)
-        return cycles * np.exp(self.caution * self.spread) if self.caution else cycles
+        # What is as uncertain as that is ranked last in any case.
+        return cycles * np.exp(np.minimum(self.caution * self.spread, _MOST_CAUTION)) if self.caution else cycles
 
     def gap(self, other: Scores) -> NDArray[np.float64]:
         """How far the predicted log T of another network is from this one's, float64 (n,)."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 
 import networks
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.numpy import save_file
 
 from oneshot_ml2.common.errors import OneShotError, WeightsError
 from oneshot_ml2.network import picking
-from oneshot_ml2.network.predictor import FORMAT, NETWORKS, Predictor
+from oneshot_ml2.network.predictor import FORMAT, NETWORKS, Predictor, Scores
 from oneshot_ml2.network.weights import load_pretrained
 from oneshot_ml2.spaces.full import features as full_features
 from oneshot_ml2.spaces.space import ScheduleSpace
@@ -176,3 +177,11 @@ def test_the_shipped_weights_are_those_of_the_design(kind):
         assert network.card.get("designs", ["chisel"]) == [design]
         for chip in chips:
             assert network.outside(ScheduleSpace(workload, Accelerator.load(chip), kind)) == []
+
+
+def test_the_cost_of_the_most_uncertain_is_finite():
+    one = np.ones(2, dtype=np.float32)
+    scores = Scores(one, one, np.array([0.1, 3e6], dtype=np.float32), np.array([100.0, 100.0]), caution=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isfinite(scores.cost).all() and scores.cost[0] < scores.cost[1]
