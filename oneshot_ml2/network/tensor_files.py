@@ -61,7 +61,9 @@ def read_tensors(path: Path, form: str, advice: str) -> tuple[dict[str, str], di
     except (OSError, SafetensorError, ValueError) as error:
         raise WeightsError(f"cannot read weights {path}: {error}; {advice}") from error
     if head.get("format") != form:
-        raise WeightsError(f"{path}: no weights of oneshot-ml2; {advice}")
+        found = head.get("format", "")
+        what = f"{found}, not {form}" if found.startswith("oneshot-ml2") else "no weights of oneshot-ml2"
+        raise WeightsError(f"{path}: {what}; {advice}")
     return head, tensors
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from oneshot_ml2.common.kernels import njit
+from oneshot_ml2.common.parts import part
 
 # A pass over slots: first destination, first source, and how many.
 PASS = np.dtype([(name, np.int64) for name in ("dst", "src", "count")])
@@ -61,7 +62,7 @@ def cut_windows(outputs, kernel, stride, before, end, step):  # type: ignore[no-
     return slots, outside, parts[:n_parts], passes[:n_passes]
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _group_phases(phases, stride, reach, main, groups):  # type: ignore[no-untyped-def]
     """Fill the groups of all phases but the ``main`` one; returns how many there are."""
     n = 0
@@ -77,7 +78,7 @@ def _group_phases(phases, stride, reach, main, groups):  # type: ignore[no-untyp
     return n
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _give_slots(groups, stride, before, main, slots):  # type: ignore[no-untyped-def]
     """Slots of groups from ``slots`` on; returns how many there are then.
 
@@ -93,7 +94,7 @@ def _give_slots(groups, stride, before, main, slots):  # type: ignore[no-untyped
     return slots
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _add_pass(outputs, dst, src, count, passes, n):  # type: ignore[no-untyped-def]
     """One more pass, cut where it would cross the last output's slot; returns how many there are."""
     while count > 0:
@@ -108,7 +109,7 @@ def _add_pass(outputs, dst, src, count, passes, n):  # type: ignore[no-untyped-d
     return n
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _join_phases(groups, outputs, main, blocks, passes):  # type: ignore[no-untyped-def]
     """Phases of a group into its first one, by halves; those before the main one into phase 0, the others into it."""
     n = 0
@@ -128,7 +129,7 @@ def _join_phases(groups, outputs, main, blocks, passes):  # type: ignore[no-unty
     return n
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _double_runs(outputs, whole, main, blocks, zero, passes, n):  # type: ignore[no-untyped-def]
     """Runs of ``whole`` blocks in the main phase, and the block after them that a window only begins.
 
@@ -148,7 +149,7 @@ def _double_runs(outputs, whole, main, blocks, zero, passes, n):  # type: ignore
     return n
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _add_part(slot, phases, pitch, blocks, source, phase_step, block_step, parts, n):  # type: ignore[no-untyped-def]
     """One more part unless it is empty; returns how many there are."""
     if blocks <= 0:
@@ -159,7 +160,7 @@ def _add_part(slot, phases, pitch, blocks, source, phase_step, block_step, parts
     return n + 1
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _place_main(outputs, stride, main, blocks, before, reach, step, parts):  # type: ignore[no-untyped-def]
     """Parts of the main phase: in front of the image, in it, and after it; returns how many."""
     first = max((before - main + stride - 1) // stride, 0)
@@ -176,7 +177,7 @@ def _place_main(outputs, stride, main, blocks, before, reach, step, parts):  # t
     return n
 
 
-@njit(cache=True, nogil=True)
+@part()
 def _place_group(group, stride, before, step, parts, n):  # type: ignore[no-untyped-def]
     """Parts of a group of phases: those whose first blocks lie in front of the image have as many there."""
     phase, end, pitch = group.phase, group.phase + group.phases, group.blocks - group.without

@@ -463,9 +463,9 @@ def test_what_one_layer_says_of_a_board_holds_for_another() -> None:
     assert error_of(second, other, held) < 0.5 * before
 
 
-def test_the_space_autotvm_has_no_calibration(domain: Domain, truth: Outcomes) -> None:
+def test_the_space_autotvm_is_calibrated_too(domain: Domain, truth: Outcomes) -> None:
     prior = Prior(domain, picking.predictor_of(None, "autotvm"))
-    network = prior._network
+    assert prior._network.calibration is None
     prior.observe(truth.take(slice(0, 50)))
     prior.refresh()
-    assert prior._network is network
+    assert prior._network.calibration is not None

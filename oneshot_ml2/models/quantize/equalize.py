@@ -180,13 +180,17 @@ def _movable(
             continue
         if any(user.output not in layers or user.inputs[0] != name or not _borderless(user) for user in inside):
             continue
+        # Along another axis than a layer's channels an offset is no bias.
+        if any(layers[user.output].inputs.size != ids.size for user in inside):
+            continue
         maker = producers.get(name)
-        if name in layers or (inside and name in channels.entries):
+        if (name in layers and layers[name].outputs.size == ids.size) or (inside and name in channels.entries):
             if seen.moments[name].count >= _MOVED:
                 found[name] = None
         elif maker is not None and partition.bounds(maker) is not None:
             source = maker.inputs[0]
-            if source in layers and source not in quantized and len(users[source]) == 1 and source not in graph.outputs:
+            alone = source not in quantized and len(users[source]) == 1 and source not in graph.outputs
+            if alone and source in layers and layers[source].outputs.size == ids.size:
                 found[name] = source
     return found
 
