@@ -7,7 +7,7 @@ files but what a tuner, or `finetune`, learns of the trials that it is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -252,7 +252,7 @@ def _percent(value: float | None) -> str:
 
 def _trials(runs: Sequence[dict[str, Any]], tasks: Sequence[str], tuners: Sequence[str]) -> str:
     lines = ["| layer | " + " | ".join(tuners) + " |", "|---|" + "---|" * len(tuners)]
-    medians: dict[tuple[str, str], tuple[float, float, float]] = {}
+    medians: dict[tuple[str, str], tuple[float, float]] = {}
     for task in tasks:
         cells = []
         for tuner in tuners:
@@ -262,9 +262,25 @@ def _trials(runs: Sequence[dict[str, Any]], tasks: Sequence[str], tuners: Sequen
                 continue
             to_1, to_2 = ([float(row[key] or row["trials"] + 1) for row in own] for key in ("to_1", "to_2"))
             invalid = [float(row["invalid_to_2"]) for row in own]
-            medians[task, tuner] = float(np.median(to_1)), float(np.median(to_2)), float(np.median(invalid))
+            medians[task, tuner] = float(np.median(to_2)), float(np.median(invalid))
             cells.append(f"{_median(to_1)}; {_median(to_2)}, {np.median(invalid):g}")
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    lines += against_baseline(
+        tasks, tuners, medians, (f"trials to 2 % against {BASELINE}", f"invalid ones against {BASELINE}")
+    )
+    return "\n".join(lines)
+
+
+def against_baseline(
+    tasks: Sequence[str], tuners: Sequence[str], medians: Mapping[tuple[str, str], tuple[float, float]],
+    heads: tuple[str, str],
+) -> list[str]:  # fmt: skip
+    """Two lines of a table: each tuner's trials and invalid ones against those of `BASELINE`, on what both have done.
+
+    Args:
+        medians: (task, tuner) -> trials, and invalid ones among them.
+        heads: of the two lines.
+    """
     ratios, avoided = [], []
     for tuner in tuners:
         both = [task for task in tasks if (task, tuner) in medians and (task, BASELINE) in medians]
@@ -272,13 +288,11 @@ def _trials(runs: Sequence[dict[str, Any]], tasks: Sequence[str], tuners: Sequen
             ratios.append("-")
             avoided.append("-")
             continue
-        ratio = geometric_mean([medians[task, tuner][1] / medians[task, BASELINE][1] for task in both])
-        ours, theirs = (sum(medians[task, name][2] for task in both) for name in (tuner, BASELINE))
+        ratio = geometric_mean([medians[task, tuner][0] / medians[task, BASELINE][0] for task in both])
+        ours, theirs = (sum(medians[task, name][1] for task in both) for name in (tuner, BASELINE))
         ratios.append(f"{ratio:.1%}")
         avoided.append(f"{ours / theirs - 1:+.1%}" if theirs else "-")
-    lines.append(f"| trials to 2 % against {BASELINE} | " + " | ".join(ratios) + " |")
-    lines.append(f"| invalid ones against {BASELINE} | " + " | ".join(avoided) + " |")
-    return "\n".join(lines)
+    return [f"| {head} | " + " | ".join(cells) + " |" for head, cells in zip(heads, (ratios, avoided), strict=True)]
 
 
 def told(row: dict[str, Any]) -> str:

@@ -47,7 +47,7 @@ RESULTS = Path(__file__).parent / "results"
 LAYERS = {name: layer for name, layer in resnet18_layers.LAYERS.items() if name != "C2p"}
 FULL_LAYERS = ("C2", "C4", "C10")
 FULL_DEVICES = ("sim", "perturbed:paged:1", "perturbed:faulty:1")
-BASELINE = "autotvm"
+BASELINE = tuning_logs.BASELINE
 # Tuner -> whether validity is hidden from it; one that has the exact check before a trial is a row of its own.
 AUTOTVM_TUNERS = (
     "random", BASELINE, "rieber+autotvm", "validity+autotvm", "ml2-scratch", "ml2-scratch checked", "ml2-warm",
@@ -299,7 +299,7 @@ def trials_table(rows: list[dict[str, Any]], kind: str, device: str, tuners: tup
     chosen = [row for row in rows if row["task"].startswith(f"{kind} {device} ") and row.get("batch") == 10]
     layers = [layer for layer in LAYERS if any(row["task"].endswith(f" {layer}") for row in chosen)]
     most = MOST[kind]
-    found: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
+    medians: dict[tuple[str, str], tuple[float, float]] = {}
     lines = ["| layer | " + " | ".join(tuners) + " |", "|---|" + "---|" * len(tuners)]
     for layer in layers:
         cells = []
@@ -311,27 +311,13 @@ def trials_table(rows: list[dict[str, Any]], kind: str, device: str, tuners: tup
             # A run that never got there counts as one trial more than there were.
             trials = [float(row["to_1"] or most + 1) for row in runs]
             invalid = [float(row["invalid_to_1"]) for row in runs]
-            found[layer, tuner] = trials, invalid
             low, middle, high = _quartiles(trials)
+            medians[layer, tuner] = middle, float(np.median(invalid))
             shown = f"{_shown(middle, most)} ({_shown(low, most)}-{_shown(high, most)})"
             cells.append(f"{shown}, {np.median(invalid):g}")
         lines.append(f"| {layer} | " + " | ".join(cells) + " |")
-    ratios, avoided = [], []
-    for tuner in tuners:
-        both = [layer for layer in layers if (layer, tuner) in found and (layer, BASELINE) in found]
-        if not both:
-            ratios.append("-")
-            avoided.append("-")
-            continue
-        ratio = geometric_mean(
-            [np.median(found[layer, tuner][0]) / np.median(found[layer, BASELINE][0]) for layer in both]
-        )
-        ours = sum(float(np.median(found[layer, tuner][1])) for layer in both)
-        theirs = sum(float(np.median(found[layer, BASELINE][1])) for layer in both)
-        ratios.append(f"{ratio:.1%}")
-        avoided.append(f"{ours / theirs - 1:+.1%}" if theirs else "-")
-    lines.append("| trials against " + BASELINE + " | " + " | ".join(ratios) + " |")
-    lines.append("| invalid trials against " + BASELINE + " | " + " | ".join(avoided) + " |")
+    heads = (f"trials against {BASELINE}", f"invalid trials against {BASELINE}")
+    lines += tuning_logs.against_baseline(layers, tuners, medians, heads)
     return "\n".join(lines)
 
 
