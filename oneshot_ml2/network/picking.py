@@ -171,15 +171,19 @@ def score(space: ScheduleSpace, indices: NDArray[np.int64], weights: str | Path 
     return predictor_of(weights, space.kind, space.accelerator.design).score(space, indices)
 
 
-def promising(space: ScheduleSpace) -> Candidates:
+def promising(space: ScheduleSpace, waits: bool = False) -> Candidates:
     """Canonical schedules that the SRAMs hold, of the least proven bounds if there are many.
+
+    ``waits``: of the least closed forms that know what modules wait for, which a bound cannot.
 
     Raises:
         OneShotError: a space that there are no features for.
     """
-    given = space.record.features.all_candidates(space, fitting=True)
+    features = space.record.features
+    given = features.all_candidates(space, fitting=True)
     if len(given) > _SCANNED:
-        given = given.take(np.sort(np.argpartition(given.bound, _SCANNED)[:_SCANNED]))
+        least = features.waiting(space, given) if waits else given.bound
+        given = given.take(np.sort(np.argpartition(least, _SCANNED)[:_SCANNED]))
     return given
 
 
@@ -212,7 +216,7 @@ def rank_legal(space: ScheduleSpace, network: Predictor) -> Ranking:
     Raises:
         OneShotError: a space that the network does not know.
     """
-    scanned = promising(space)
+    scanned = promising(space, bool(network.seen.beside))
     order = np.argsort(network.judge(space, scanned, "scan").cost, kind="stable")
     legal = order[:0]
     # Telling it of all takes long where programs are.

@@ -1,7 +1,8 @@
 """The networks: validity and latency of schedules, conditioned on the accelerator. Inference only, in numpy.
 
 Two of the same form share their inputs: ``scan``, small enough for a whole space, and ``main``, which judges the best
-of its scores. A schedule's latency is predicted as log(T / LB), LB its proven lower bound. The first layer is split:
+of its scores. A schedule's latency is predicted as log(T / LB), LB its proven lower bound, by some weights beside a
+closed-form guess that is one of their features (`FeatureSet.beside`). The first layer is split:
 the part that sees the task is computed once for all schedules, so that a schedule costs only its own features.
 """
 
@@ -256,6 +257,7 @@ class Predictor:
         own = np.vstack([first[len(task) : -1], task @ first[: len(task)] + first[-1]])
         layers = (own, *others, last)
         outputs = np.empty((len(bound), len(OUTPUTS)), dtype=np.float32)
+        beside = self.seen.schedule.index(self.seen.beside) if self.seen.beside else None
 
         def part(begin: int, end: int) -> None:
             rows = min(end - begin, _CHUNK)
@@ -268,7 +270,10 @@ class Predictor:
                 for weight, buffer in zip(layers[:-1], hidden, strict=True):
                     np.matmul(x, weight, out=buffer[:n, :-1])
                     x = np.maximum(buffer[:n], 0.0, out=buffer[:n])
-                np.matmul(x, last, out=outputs[start : start + n])
+                out = outputs[start : start + n]
+                np.matmul(x, last, out=out)
+                if beside is not None:
+                    out[:, OUTPUTS.index("log(T / LB)")] += np.float32(math.log(2)) * features[:n, beside]
 
         with one_blas_thread():
             in_parallel(part, len(bound))

@@ -37,11 +37,16 @@ class Schedule:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The features that weights of a version see: names of a task's and of a schedule's, in order."""
+    """The features that weights of a version see: names of a task's and of a schedule's, in order.
+
+    ``beside``: the feature of a schedule, log2 of some cycles over LB, whose cycles they predict latencies beside;
+    empty: beside LB itself.
+    """
 
     version: int
     task: tuple[str, ...]
     schedule: tuple[str, ...]
+    beside: str = ""
 
     @property
     def all(self) -> tuple[str, ...]:

@@ -111,6 +111,11 @@ class Encoding(Protocol):
 
     def candidates_at(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates: ...
 
+    def waiting(self, space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
+        """A guess of the cycles of candidates of a space, float64 (n,), with all that closed forms know of waiting:
+        for accelerators of which no network knows much."""
+        ...
+
 
 class MeasureFaulty(Protocol):
     """What `Backend.measure_batch` does, on a board with faults."""

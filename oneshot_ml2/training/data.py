@@ -36,8 +36,8 @@ class Data:
 
     ``tasks``: float32 (T, task features); ``schedules``: float32 (n, schedule features); ``valid``: bool (n,);
     ``timed``: bool (n,), valid and measured; ``guided``: bool (n,), drawn by exploration;
-    ``log_bound``: float32 (n,), log LB; ``log_ratio``: float32 (n,),
-    log(T / LB), 0 where not timed; ``shapes`` and
+    ``log_bound``: float32 (n,), log LB, or of what `FeatureSet.beside` says; ``log_ratio``: float32 (n,),
+    log(T / LB), or beside the same, 0 where not timed; ``shapes`` and
     ``accelerators``: what each task's workload and accelerator are, as hashable keys; ``digests``: of the corpora;
     ``kind``: of the schedule spaces; ``version``: of the features, None: the space's ``FEATURE_VERSION``.
     """
@@ -93,9 +93,17 @@ _COLUMNS = {
 }
 
 
-def _version_of(corpora: Sequence[Corpus]) -> int:
-    """The version of the features that tell the accelerators of corpora apart."""
+def _version_of(corpora: Sequence[Corpus], settings: Settings) -> int:
+    """The version of the features that tell the accelerators of corpora apart, or that `Settings.waits` asks for.
+
+    Raises:
+        CorpusError: a space that has no such features.
+    """
     features = space_kind(corpora[0].kind).features
+    if settings.waits:
+        if (version := max(features.FEATURE_SETS)) == features.HLS_FEATURE_VERSION:
+            raise CorpusError(f"the space {corpora[0].kind!r} knows nothing of waiting; train without `waits`")
+        return version
     hls = any(corpus.accelerator(t).hls is not None for corpus in corpora for t in range(len(corpus)))
     return features.HLS_FEATURE_VERSION if hls else features.FEATURE_VERSION
 
@@ -116,14 +124,17 @@ def _columns_of(task: TaskSamples, version: int, validity_samples: int, seed: in
     encoder = features.Encoder.of(space, version)
     given = encoder.candidates(np.arange(len(values)), values)
     encoder.encode(given, block)
-    ratio = np.where(timed, np.log(np.maximum(cycles, 1) / given.bound), 0.0)
+    bound, seen = given.bound, features.FEATURE_SETS[version]
+    if seen.beside:
+        bound = bound * np.exp2(block[:, seen.schedule.index(seen.beside)].astype(np.float64))
+    ratio = np.where(timed, np.log(np.maximum(cycles, 1) / bound), 0.0)
     columns = {
         "task": features.task_features(space, version),
         "schedules": block,
         "valid": valid,
         "timed": timed,
         "guided": guided,
-        "log_bound": np.log(given.bound),
+        "log_bound": np.log(bound),
         "log_ratio": ratio,
     }
     return {name: column.astype(_COLUMNS.get(name, np.float32)) for name, column in columns.items()}
@@ -196,7 +207,8 @@ def read_data(paths: Sequence[str | Path], settings: Settings) -> Data:
     tasks = itertools.chain.from_iterable(corpora)
     try:
         digests = [corpus.digest for corpus in corpora]
-        return make_data(tasks, digests, settings.validity_samples, settings.seed, _version_of(corpora))
+        version = _version_of(corpora, settings)
+        return make_data(tasks, digests, settings.validity_samples, settings.seed, version)
     finally:
         for corpus in corpora:
             corpus.close()
@@ -213,7 +225,7 @@ def write_features(paths: Sequence[str | Path], settings: Settings, folder: str 
     corpora = _open_all(paths)
     try:
         digests = [corpus.digest for corpus in corpora]
-        kind, version = corpora[0].kind, _version_of(corpora)
+        kind, version = corpora[0].kind, _version_of(corpora, settings)
         made_of = [kind, version, digests, settings.validity_samples, settings.seed]
         head = folder / "head.json"
         if _made_of(head) == made_of:

@@ -100,7 +100,8 @@ def standardisation(data: Data, tasks: NDArray[np.int64]) -> tuple[NDArray[np.fl
 def start_from(network: Network, weights: Predictor, seen: FeatureSet) -> None:
     """Make a network, which sees ``seen``, say what weights say; what they do not see counts for nothing yet.
 
-    A feature that is constant in the network's data is taken to be what it was on average in that of the weights.
+    A feature that is constant in the network's data is taken to be what it was on average in that of the weights. Where
+    latencies are predicted beside other cycles than those weights', the network predicts just these at first.
 
     Raises:
         OneShotError: weights that see other features, or whose hidden layers are of other widths.
@@ -123,6 +124,12 @@ def start_from(network: Network, weights: Predictor, seen: FeatureSet) -> None:
             key: tensor for key, tensor in weights.tensors.items() if key.startswith(f"{name}.")
         }
         given |= {f"{name}.0.weight": widened, f"{name}.0.bias": given[f"{name}.0.bias"] + first @ shift}
+        if seen.beside != weights.seen.beside:
+            # The weights are shared with others.
+            last, latency = len(getattr(network, name)) - 1, OUTPUTS.index("log(T / LB)")
+            for key in (f"{name}.{last}.weight", f"{name}.{last}.bias"):
+                given[key] = given[key].copy()
+                given[key][latency] = 0.0
         own = {key: tuple(tensor.shape) for key, tensor in state.items() if key.startswith(f"{name}.")}
         if own != {key: tensor.shape for key, tensor in given.items()}:
             raise OneShotError(

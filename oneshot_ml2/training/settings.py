@@ -34,6 +34,7 @@ class Settings:
         checkpoint_minutes: time between checkpoints.
         ranks_legal: whether picks take the best of the schedules that the closed form calls legal, by both networks, as
             those of other weights do outside of their trained ranges only.
+        waits: whether the features tell what modules wait for, and latencies are predicted beside that closed form's.
         start: shipped weights that training starts from, whose hidden layers are as wide; empty: from random ones.
         seed: of everything random.
     """
@@ -59,6 +60,7 @@ class Settings:
     held_accelerators: int = 2
     checkpoint_minutes: float = 2.0
     ranks_legal: bool = False
+    waits: bool = False
     start: str = ""
     seed: int = 1
 

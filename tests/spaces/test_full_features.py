@@ -117,11 +117,12 @@ def encoded(space: ScheduleSpace, indices: np.ndarray, version: int) -> np.ndarr
 
 
 def test_features_of_the_hls_design_come_after_the_others() -> None:
+    versions = (full_features.FEATURE_VERSION, full_features.HLS_FEATURE_VERSION)
     for space in (*HLS_SPACES, SPACES[0]):
         indices = drawn(space)
-        old, new = (encoded(space, indices, version) for version in full_features.FEATURE_SETS)
+        old, new = (encoded(space, indices, version) for version in versions)
         assert np.array_equal(new[:, : old.shape[1]], old) and np.isfinite(new).all()
-        tasks = [full_features.task_features(space, version) for version in full_features.FEATURE_SETS]
+        tasks = [full_features.task_features(space, version) for version in versions]
         names = full_features.FEATURE_SETS[full_features.HLS_FEATURE_VERSION].task
         named = dict(zip(names, tasks[1].tolist(), strict=True))
         rest = [i for i, name in enumerate(names[: len(tasks[0])]) if name not in ("burst beats", "memory latency")]
@@ -132,6 +133,23 @@ def test_features_of_the_hls_design_come_after_the_others() -> None:
         assert named["read row cycles"] == pytest.approx(rows)
         shown = full_features.accelerator_and_workload(tasks[1], full_features.HLS_FEATURE_VERSION)
         assert "pad cycles" in shown and "HLS design" not in shown
+
+
+def test_features_of_waiting_come_last() -> None:
+    for space in (*HLS_SPACES, *SPACES):
+        indices = drawn(space)
+        old, new = (
+            encoded(space, indices, version)
+            for version in (full_features.HLS_FEATURE_VERSION, full_features.WAITS_FEATURE_VERSION)
+        )
+        seen = full_features.FEATURE_SETS[full_features.WAITS_FEATURE_VERSION]
+        assert np.array_equal(new[:, : old.shape[1]], old) and np.isfinite(new).all()
+        given = full_features.candidates_at(space, indices)
+        guess = given.bound * np.exp2(new[:, seen.schedule.index(seen.beside)].astype(np.float64))
+        assert np.allclose(guess, full_features.waiting(space, given), rtol=1e-5)
+        assert (guess >= given.bound * 0.999).all()
+        if space.accelerator.hls is not None:
+            assert np.array_equal(full_features.waiting(space, given), given.estimate)
 
 
 def test_rows_and_pads_of_the_closed_form_are_the_program_s() -> None:

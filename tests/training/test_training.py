@@ -25,7 +25,7 @@ from oneshot_ml2.training import data as training_data
 from oneshot_ml2.training import loop, processes
 from oneshot_ml2.training.checkpoint import load_checkpoint, save_checkpoint
 from oneshot_ml2.training.data import Data
-from oneshot_ml2.training.network import Network, start_from
+from oneshot_ml2.training.network import Network, start_from, to_predictor
 from oneshot_ml2.training.settings import Settings, read_settings
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.reasons import Reason
@@ -260,6 +260,39 @@ def test_a_network_starts_from_weights_that_see_less(data: Data):
         start_from(Network(SETTINGS, mean.astype(np.float32), scale.astype(np.float32)), weights, seen)
     with pytest.raises(OneShotError, match="see other features"):
         start_from(begun, networks.random_network(version=version), data.seen)
+
+
+def test_a_network_that_predicts_beside_waiting_starts_from_what_waiting_alone_tells(data: Data):
+    version = full_features.WAITS_FEATURE_VERSION
+    weights = networks.random_network(widths=(16, 8))
+    seen = full_features.FEATURE_SETS[version]
+    settings = Settings(scan=(16, 8), main=(16, 8))
+    begun = Network(settings, np.zeros(len(seen.all), np.float32), np.ones(len(seen.all), np.float32))
+    start_from(begun, weights, seen)
+    network = to_predictor(begun, *(np.zeros(len(seen.task), np.float32) for _ in range(2)), {}, version=version)
+    space = ScheduleSpace(networks.SMALL, Accelerator.load("pynq"))
+    given = full_features.candidates_at(space, np.random.default_rng(2).integers(0, len(space), size=300))
+    for name in NETWORKS:
+        assert np.allclose(network.judge(space, given, name).cycles, full_features.waiting(space, given), rtol=1e-4)
+    # The weights are what they were, and validity is told as they tell it.
+    assert weights.tensors["main.2.bias"][OUTPUTS.index("log(T / LB)")] != 0
+    assert np.abs(network.judge(space, given).p_valid - 0.5).max() > 0.01
+
+
+def test_latencies_are_learnt_beside_waiting_where_the_settings_say_so(small_corpus: Path, tmp_path: Path):
+    settings = dataclasses.replace(SETTINGS, epochs=1, waits=True)
+    made = training_data.read_data([small_corpus], settings)
+    plain = training_data.read_data([small_corpus], SETTINGS)
+    assert made.seen.version == full_features.WAITS_FEATURE_VERSION
+    assert np.allclose(made.log_bound + made.log_ratio, plain.log_bound + plain.log_ratio, atol=1e-4)
+    timed = made.timed
+    assert np.abs(made.log_ratio[timed]).mean() < np.abs(plain.log_ratio[timed]).mean()
+    network = loop.train(made, settings, tmp_path / "weights")
+    loaded = Predictor.load(tmp_path / "weights.safetensors")
+    assert loaded.seen == made.seen and network.seen.beside
+    space = ScheduleSpace(networks.SMALL, Accelerator.load("pynq"))
+    scores = loaded.score(space, np.arange(50))
+    assert (scores.cycles >= scores.bound).all()
 
 
 def test_corpora_of_the_hls_design_bring_its_features(tmp_path: Path):

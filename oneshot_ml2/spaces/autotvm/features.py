@@ -289,3 +289,8 @@ def all_candidates(space: ScheduleSpace, fitting: bool = False) -> Candidates:
 def candidates_at(space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates:
     """The schedules at some indices (n,); aliases by the values of those that stand for them."""
     return Encoder.of(space).candidates_at(indices)
+
+
+def waiting(space: ScheduleSpace, given: base.Candidates) -> NDArray[np.float64]:
+    """A guess of the cycles of candidates of a space, float64 (n,): their `Candidates.estimate`."""
+    return given.estimate

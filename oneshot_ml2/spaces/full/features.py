@@ -19,7 +19,7 @@ from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.common.kernels import njit
 from oneshot_ml2.common.parallel import in_parallel
 from oneshot_ml2.spaces import base, designs
-from oneshot_ml2.spaces.full import canonical, totals
+from oneshot_ml2.spaces.full import canonical, totals, waits
 from oneshot_ml2.spaces.full.axes import RECURRENCE
 from oneshot_ml2.spaces.full.geometry import Geometries, geometry_table
 from oneshot_ml2.spaces.full.knobs import KNOBS, schedules
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from oneshot_ml2.spaces.space import ScheduleSpace
 
 # Raised whenever a feature changes its meaning; weights of another version are refused. The second is of the features
-# of weights that know the HLS design: the same, and more.
-FEATURE_VERSION, HLS_FEATURE_VERSION = 5, 6
+# of weights that know the HLS design: the same, and more. The third is of weights that know what the RTL's modules wait
+# for, too, and predict latencies beside the guess that `waits` makes.
+FEATURE_VERSION, HLS_FEATURE_VERSION, WAITS_FEATURE_VERSION = 5, 6, 7
 
 # Logarithms of fields of a nest, by name.
 ACCELERATOR_LOGS = {
@@ -114,8 +115,17 @@ _HLS_SCHEDULE_FEATURES = (
     "log recurrence / accumulator distance",
     "recurs within the accumulator distance",
 )
+_BESIDE = f"log {waits.WAITS[0]} / bound"
+_WAIT_FEATURES = (
+    _BESIDE,
+    *(f"{form} {name} / {waits.WAITS[0]}" for name in waits.WAITS[1:] for form in ("log", "linear")),
+)
 FEATURE_SETS = designs.feature_sets(
     FEATURE_VERSION, HLS_FEATURE_VERSION, TASK_FEATURES, SCHEDULE_FEATURES, _HLS_SCHEDULE_FEATURES
+)
+_OF_HLS = FEATURE_SETS[HLS_FEATURE_VERSION]
+FEATURE_SETS[WAITS_FEATURE_VERSION] = base.FeatureSet(
+    WAITS_FEATURE_VERSION, _OF_HLS.task, _OF_HLS.schedule + _WAIT_FEATURES, _BESIDE
 )
 
 _TILE_COLUMNS = np.array([KNOBS.index(f"tile_{name}") for name in _TILES], dtype=np.int64)
@@ -166,7 +176,7 @@ def task_features(space: ScheduleSpace, version: int = FEATURE_VERSION) -> NDArr
     row += [float(nest[name]) for name in FLAGS.values()]
     row += [float(space.workload.epilogue.stage_cycles), math.log2(bound.bound)]
     row += [part / bound.bound for part in (bound.compute, bound.read_beats, bound.store_cycles)]
-    if version == HLS_FEATURE_VERSION:
+    if version != FEATURE_VERSION:
         row = designs.with_design(space.accelerator, TASK_FEATURES, row)
     return np.array(row, dtype=np.float32)
 
@@ -293,6 +303,18 @@ def _encode_hls_rows(nest, summary, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def _encode_wait_rows(bound, given, out):  # type: ignore[no-untyped-def]
+    """What `WAITS_FEATURE_VERSION` adds to the features of schedules with the bounds (n,) and `waits.WAITS`
+    (n, len(WAITS)), in place."""
+    for i in range(len(out)):
+        waiting = max(given[i, 0], bound[i])
+        out[i, 0] = np.log2(waiting / max(bound[i], 1.0))
+        for c in range(1, given.shape[1]):
+            out[i, 2 * c - 1] = np.log2((1.0 + given[i, c]) / (1.0 + waiting))
+            out[i, 2 * c] = min(np.float32(given[i, c] / max(waiting, 1.0)), _LINEAR_LIMIT)
+
+
+@njit(cache=True, nogil=True)
 def _decode_canonical(nest, indices, candidates, radix, values, batch):  # type: ignore[no-untyped-def]
     """Canonical knob values (n, knobs) of mixed-radix indices (n,), in place; ``candidates``: int64 (knobs, most).
 
@@ -412,12 +434,30 @@ class Encoder:
             totals.summaries_into(self.nest, schedules(values), totals.totals_of(summary), *table)
         return Candidates(indices, values, summary)
 
+    def waits(self, given: base.Candidates) -> NDArray[np.float64]:
+        """`waits.WAITS` of candidates, float64 (n, len(WAITS)), on this thread.
+
+        On the HLS design, whose memory has no latency of its own, the guess is their `Candidates.estimate`.
+        """
+        out = np.zeros((len(given), len(waits.WAITS)))
+        if self.nest.hls:
+            out[:, 0] = given.estimate
+            return out
+        uops = np.ascontiguousarray(column(given.summary, "uops"))
+        with self._geometries() as table:
+            waits.waits_into(self.nest, schedules(given.values), uops, waits.waits_of(out), *table)
+        return out
+
     def encode(self, given: base.Candidates, out: NDArray[np.float32]) -> None:
         """The features of candidates into the first columns of float32 (n, at least so many), on this thread."""
         extents = np.array([self.nest[extent] for extent in _TILES.values()], dtype=np.int64)
         _encode_rows(self.nest, extents, given.values, given.summary, np.float32(self.log_bound), out)
-        if self.version == HLS_FEATURE_VERSION:
-            _encode_hls_rows(self.nest, given.summary, out[:, len(SCHEDULE_FEATURES) :])
+        if self.version != FEATURE_VERSION:
+            at = len(_OF_HLS.schedule)
+            _encode_hls_rows(self.nest, given.summary, out[:, len(SCHEDULE_FEATURES) : at])
+            if self.version == WAITS_FEATURE_VERSION:
+                ends = at + len(_WAIT_FEATURES)
+                _encode_wait_rows(np.ascontiguousarray(given.bound), self.waits(given), out[:, at:ends])
 
 
 def canonical_table(space: ScheduleSpace) -> NDArray[np.int64]:
@@ -447,6 +487,20 @@ def candidates_at(space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidate
 
     in_parallel(part, len(indices))
     return Candidates(indices, values, summary)
+
+
+def waiting(space: ScheduleSpace, given: base.Candidates) -> NDArray[np.float64]:
+    """A guess of the cycles of candidates of a space that knows what modules wait for, float64 (n,), on all cores; not
+    below their bound.
+    """
+    encoder, out = Encoder.of(space), np.empty(len(given))
+
+    def part(begin: int, end: int) -> None:
+        found = given.take(slice(begin, end))
+        out[begin:end] = np.maximum(encoder.waits(found)[:, 0], found.bound)
+
+    in_parallel(part, len(given))
+    return out
 
 
 def summaries(space: ScheduleSpace, indices: NDArray[np.int64]) -> NDArray[np.float64]:

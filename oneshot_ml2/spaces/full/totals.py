@@ -128,7 +128,7 @@ def _beats(nest, elements: int, size: int) -> int:  # type: ignore[no-untyped-de
 
 
 @part()
-def _stage_passes(nest):  # type: ignore[no-untyped-def]
+def stage_passes(nest):  # type: ignore[no-untyped-def]
     """(passes over a piece of an output tile before its store, cycles an element of all of them)."""
     stages = (nest.shift >= 0) + 2 * nest.clip
     if nest.even == 0:
@@ -139,7 +139,7 @@ def _stage_passes(nest):  # type: ignore[no-untyped-def]
 
 
 @part(INT(NEST, INT, INT))
-def _store_cycles(nest, elements: int, rows: int) -> int:  # type: ignore[no-untyped-def]
+def store_cycles(nest, elements: int, rows: int) -> int:  # type: ignore[no-untyped-def]
     """Cycles of storing ``elements`` in ``rows`` rows, at least."""
     beats = _beats(nest, elements, nest.inp_bytes)
     if nest.inp_bytes > nest.bus:
@@ -158,7 +158,7 @@ def _tile_gemms(schedule, geometry):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _tapered_chunks(schedule, ci, whole):  # type: ignore[no-untyped-def]
+def tapered_chunks(schedule, ci, whole):  # type: ignore[no-untyped-def]
     """Chunks of a tile that is reduced as the head says; ``whole``: of one that is not."""
     if schedule.head == HEAD_WHOLE:
         return whole
@@ -173,12 +173,12 @@ def _tapered_chunks(schedule, ci, whole):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _reduction(nest, schedule, geometry, co_tiles, sp_tiles, cuts):  # type: ignore[no-untyped-def]
+def reduction_of(nest, schedule, geometry, co_tiles, sp_tiles, cuts):  # type: ignore[no-untyped-def]
     """``cuts``: pieces of the last tile; each has the passes of a pool."""
     all_gemms, first, _ = _tile_gemms(schedule, geometry)
     groups, tiles = nest.nb * all_gemms, co_tiles * sp_tiles
     whole = ceil_div(nest.ci, schedule.tile_ci)
-    tapered = _tapered_chunks(schedule, nest.ci, whole)
+    tapered = tapered_chunks(schedule, nest.ci, whole)
     if nest.minor and INP_MODE[schedule.dataflow] != STREAM:
         steps, gemms = tiles * tapered, co_tiles * groups * tapered
         last_chunks = tapered
@@ -200,7 +200,7 @@ def _reduction(nest, schedule, geometry, co_tiles, sp_tiles, cuts):  # type: ign
 
 
 @part()
-def _loads(nest, schedule, geometry, reduction, co_tiles, sp_tiles, outputs):  # type: ignore[no-untyped-def]
+def loads_of(nest, schedule, geometry, reduction, co_tiles, sp_tiles, outputs):  # type: ignore[no-untyped-def]
     inp_mode, wgt_mode = INP_MODE[schedule.dataflow], WGT_MODE[schedule.dataflow]
     inp_beat, wgt_beat = nest.inp_bytes / nest.bus, nest.wgt_bytes / nest.bus
     ci, taps = nest.ci, nest.kh * nest.kw
@@ -231,7 +231,7 @@ def _loads(nest, schedule, geometry, reduction, co_tiles, sp_tiles, outputs):  #
 
 
 @part()
-def _drain(nest, schedule, geometry):  # type: ignore[no-untyped-def]
+def drain_of(nest, schedule, geometry):  # type: ignore[no-untyped-def]
     co, h, w = last_channels(nest, schedule), geometry.last_h, geometry.last_w
     pc, ph, pw = pieces(nest, co, h, w, schedule.drain)
     nc, nh, nw = ceil_div(co, pc), ceil_div(h, ph), ceil_div(w, pw)
@@ -240,9 +240,9 @@ def _drain(nest, schedule, geometry):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _compute(nest, schedule, geometry, gemms, tiles, co_tiles, outputs, all_cuts):  # type: ignore[no-untyped-def]
+def compute_of(nest, schedule, geometry, gemms, tiles, co_tiles, outputs, all_cuts):  # type: ignore[no-untyped-def]
     """Cycles of the compute module, and how many of them the first tile may take before its operands are there."""
-    stages, stage_cycles = _stage_passes(nest)
+    stages, stage_cycles = stage_passes(nest)
     work = nest.nb * geometry.work * nest.ci * nest.out_blocks
     gemm, start, extra = work + 7 * gemms, outputs + 7 * tiles, np.int64(0)
     first = min(schedule.tile_co, nest.co) * schedule.tile_h * schedule.tile_w + 7
@@ -273,7 +273,7 @@ def _compute(nest, schedule, geometry, gemms, tiles, co_tiles, outputs, all_cuts
 @part()
 def _instructions(nest, geometry, gemms, loads, tiles, co_tiles, all_cuts):  # type: ignore[no-untyped-def]
     """Instructions, nearly: NOPs and most loads of the opening are left out."""
-    insns = gemms + tiles * 2 + all_cuts * _stage_passes(nest)[0] + loads + all_cuts - tiles + 3
+    insns = gemms + tiles * 2 + all_cuts * stage_passes(nest)[0] + loads + all_cuts - tiles + 3
     if nest.pool:
         insns += geometry.resets * nest.nb * co_tiles - tiles
     return insns + tiles if nest.pre_shift >= 0 else insns
@@ -301,7 +301,7 @@ def _last_gemms(nest, schedule, geometry, reduction, cuts):  # type: ignore[no-u
 @part()
 def _last_step(nest, schedule, geometry, reduction, cuts):  # type: ignore[no-untyped-def]
     """Cycles that compute takes after the last operands are there."""
-    stages, stage_cycles = _stage_passes(nest)
+    stages, stage_cycles = stage_passes(nest)
     co = last_channels(nest, schedule)
     outputs = co * geometry.last_h * geometry.last_w
     cycles = stage_cycles * outputs + 7 * stages * cuts
@@ -358,7 +358,7 @@ def _note_rest(nest, schedule, geometry, sram, reduction, loads, drain, co_tiles
 @part()
 def _work_of(nest, schedule, geometry, reduction, loads, drain, co_tiles, sp_tiles, outputs):  # type: ignore[no-untyped-def]
     """What the HLS design's totals need of a program."""
-    tiles, stages = co_tiles * sp_tiles, _stage_passes(nest)[0]
+    tiles, stages = co_tiles * sp_tiles, stage_passes(nest)[0]
     operations, gemms = _last_gemms(nest, schedule, geometry, reduction, drain.cuts)
     return hls_totals.Work(
         tiles, co_tiles, sp_tiles, tiles - 1 + drain.cuts, outputs, reduction.whole, reduction.gemms,
@@ -374,22 +374,22 @@ def _summary(nest, schedule, geometry, sram, row):  # type: ignore[no-untyped-de
     co_tiles, sp_tiles = channel_tiles(nest, schedule), nest.nb * geometry.tiles
     tiles = co_tiles * sp_tiles
     outputs = nest.nb * nest.oh * nest.ow * nest.out_blocks
-    drain = _drain(nest, schedule, geometry)
-    reduction = _reduction(nest, schedule, geometry, co_tiles, sp_tiles, drain.cuts)
-    loads = _loads(nest, schedule, geometry, reduction, co_tiles, sp_tiles, outputs)
+    drain = drain_of(nest, schedule, geometry)
+    reduction = reduction_of(nest, schedule, geometry, co_tiles, sp_tiles, drain.cuts)
+    loads = loads_of(nest, schedule, geometry, reduction, co_tiles, sp_tiles, outputs)
     # Of a tile that drains before the next may start, only one piece is counted: it may be cut otherwise.
     all_cuts = tiles - 1 + drain.cuts
     gemms = reduction.gemms
-    compute, start = _compute(nest, schedule, geometry, gemms, tiles, co_tiles, outputs, all_cuts)
+    compute, start = compute_of(nest, schedule, geometry, gemms, tiles, co_tiles, outputs, all_cuts)
     insns = _instructions(nest, geometry, gemms, loads.insns, tiles, co_tiles, all_cuts)
-    head, tail = _fetch(nest, insns), _store_cycles(nest, drain.last, 1) + 3
+    head, tail = _fetch(nest, insns), store_cycles(nest, drain.last, 1) + 3
     last_step = _last_step(nest, schedule, geometry, reduction, drain.cuts)
     first_tile = geometry.work_first * nest.ci * min(schedule.tile_co, nest.co)
     if nest.pool:
         # Where each tile drains in pieces, the first store waits for the maxima of its own alone.
         maxima = 2 * geometry.work_first if schedule.acc_buffers > 1 else np.int64(0)
         first_tile = min(schedule.tile_co, nest.co) * (maxima + geometry.slots_first)
-    store = _store_cycles(nest, outputs, all_cuts)
+    store = store_cycles(nest, outputs, all_cuts)
     beats = loads.inp_beats + loads.wgt_beats
 
     bound = max(head + compute + tail, head + loads.first + compute - start - 8 + tail)
@@ -411,7 +411,7 @@ def _summary(nest, schedule, geometry, sram, row):  # type: ignore[no-untyped-de
     serial = _serial_loads(nest, schedule, loads, reduction.whole, co_tiles, sp_tiles)
     exposed = np.int64(0)
     if schedule.acc_buffers == 1 and tiles > 1:
-        exposed = (tiles - 1) * (_store_cycles(nest, drain.largest, 1) + 4)
+        exposed = (tiles - 1) * (store_cycles(nest, drain.largest, 1) + 4)
     paid, port = loads.cycles + nest.latency * loads.insns, beats + 2 * insns
 
     estimate = head + loads.first + max(compute + serial + exposed, max(paid, port)) + tail

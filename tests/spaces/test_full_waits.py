@@ -1,0 +1,81 @@
+"""What the closed form knows of waiting, against the timing of the RTL."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from oneshot_ml2.common.metrics import kendall_tau
+from oneshot_ml2.spaces.full.features import Candidates, Encoder, candidates_at, waiting
+from oneshot_ml2.spaces.full.waits import WAITS
+from oneshot_ml2.spaces.space import ScheduleSpace
+from oneshot_ml2.vta.accelerator import Accelerator
+from oneshot_ml2.vta.hls_keys import HlsTiming
+from oneshot_ml2.vta.reasons import Reason
+from oneshot_ml2.workload.base import Workload
+from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.dense import Dense
+from oneshot_ml2.workload.epilogue import Epilogue
+
+BIASED = Epilogue(bias=True, shift=8)
+CONV = Conv2d(1, 64, 20, 20, 32, 3, 3, padding=1, epilogue=BIASED)
+# Chips that no network has seen; the second has bursts of two beats on top.
+FAR = Accelerator(0, 4, 13, 13, 18, 14, memory_latency=20_000, instruction_queue=2, name="far")
+SHORT = dataclasses.replace(FAR, burst_len_bits=1, instruction_queue=4)
+NEAR = dataclasses.replace(FAR, memory_latency=300, instruction_queue=512)
+
+
+def timed(workload: Workload, chip: Accelerator, n: int, seed: int = 1) -> tuple[Candidates, NDArray[np.float64]]:
+    """Valid ones among ``n`` canonical schedules, and their cycles."""
+    space = ScheduleSpace(workload, chip)
+    indices = np.random.default_rng(seed).permutation(space.table())[:n]
+    result = space.measure(indices)
+    valid = result.reason == Reason.VALID
+    return candidates_at(space, indices[valid]), result.cycles[valid].astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    ("chip", "least", "most"),
+    [(FAR, 0.85, 0.16), (SHORT, 0.75, 0.42), (NEAR, 0.92, 0.06)],
+    ids=["queue of two", "bursts of two beats", "near"],
+)
+@pytest.mark.parametrize("workload", [CONV, Dense(4, 256, 512, epilogue=BIASED)], ids=["conv", "dense"])
+def test_schedules_are_ordered_as_by_the_timing(
+    workload: Workload, chip: Accelerator, least: float, most: float
+) -> None:
+    """``least``: Kendall's tau, ``most``: the mean error of log T."""
+    given, cycles = timed(workload, chip, 600)
+    assert len(given) > 60
+    guess = waiting(ScheduleSpace(workload, chip), given)
+    tau = kendall_tau(cycles, guess)
+    assert tau > least and np.abs(np.log(cycles / guess)).mean() < most
+    # What knows nothing of queues and fetching orders them worse.
+    assert tau > kendall_tau(cycles, given.estimate) + 0.05
+
+
+def test_a_short_queue_makes_loads_wait_and_a_short_burst_makes_fetching_wait() -> None:
+    space = ScheduleSpace(CONV, NEAR)
+    given = candidates_at(space, space.table())
+
+    def column(name: str, **changes: int) -> NDArray[np.float64]:
+        chip = dataclasses.replace(NEAR, **changes)
+        return Encoder.of(ScheduleSpace(CONV, chip)).waits(given)[:, WAITS.index(name)]
+
+    assert (column("load_waits", instruction_queue=2) >= column("load_waits")).all()
+    assert column("load_waits", instruction_queue=2).mean() > 1.2 * column("load_waits").mean()
+    assert column("fetch_waits").mean() < 1e-3 * column("waiting").mean()
+    assert column("fetch_waits", burst_len_bits=1).mean() > 0.1 * column("waiting").mean()
+    # The hardware's own cost of both.
+    some, cycles = timed(CONV, NEAR, 200)
+    for changes in ({"instruction_queue": 2}, {"burst_len_bits": 1}):
+        worse = ScheduleSpace(CONV, dataclasses.replace(NEAR, **changes))
+        assert worse.measure(some.indices).cycles.mean() > cycles.mean()
+
+
+def test_the_hls_design_has_its_own_estimate() -> None:
+    space = ScheduleSpace(CONV, dataclasses.replace(NEAR, hls=HlsTiming()))
+    given = candidates_at(space, space.table()[:50])
+    assert np.array_equal(waiting(space, given), given.estimate)
