@@ -25,12 +25,14 @@ KEY = "picks"
 @dataclass(frozen=True)
 class PickErrors:
     """Log T of a pick is the predicted one + ``shift`` spreads + ``lean`` x the gap of the two networks' log T, with a
-    standard deviation of ``scale`` spreads. Outside of the trained ranges the gap counts as another deviation.
+    standard deviation of ``scale`` spreads, and another one of ``reach`` gaps. Outside of the trained ranges that is a
+    whole gap at least.
     """
 
     shift: float = 0.0
     lean: float = 0.0
     scale: float = 1.0
+    reach: float = 0.0
 
     @classmethod
     def of(cls, card: Mapping[str, Any]) -> PickErrors:
@@ -57,5 +59,5 @@ class PickErrors:
         ``outside``: of the trained ranges.
         """
         ratio = np.maximum(scores.log_ratio, 0.0) + self.shift * scores.spread + self.lean * gap
-        spread = np.hypot(self.scale * scores.spread, gap if outside else 0.0)
+        spread = np.hypot(self.scale * scores.spread, (max(self.reach, 1.0) if outside else self.reach) * gap)
         return replace(scores, log_ratio=ratio.astype(np.float32), spread=spread.astype(np.float32))

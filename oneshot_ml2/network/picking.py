@@ -96,7 +96,7 @@ class Ranking:
     """The best schedules of a space by the small network, judged by the large one, or by both (`rank_legal`).
 
     ``indices``: int64 (n,), ascending; ``scores``: their scores; ``scored``: how many schedules the small one scored;
-    ``gap``: float64 (n,), see `Scores.gap`.
+    ``gap``: float64 (n,), see `Scores.gap` and `by_both`.
     """
 
     indices: NDArray[np.int64]
@@ -223,13 +223,22 @@ def rank_legal(space: ScheduleSpace, network: Predictor) -> Ranking:
     for part in (order[:_SHORTLIST], order[_SHORTLIST:]):
         if not len(legal):
             legal = part[legal_positions(space, scanned.indices[part], _LEGAL)]
-    return _by_both(space, network, scanned.take(np.sort(legal)), len(scanned))
+    return by_both(space, network, scanned.take(np.sort(legal)), len(scanned))
 
 
-def _by_both(space: ScheduleSpace, network: Predictor, legal: Candidates, scored: int) -> Ranking:
-    """Legal schedules, judged by both networks."""
+def by_both(space: ScheduleSpace, network: Predictor, legal: Candidates, scored: int) -> Ranking:
+    """Legal schedules, judged by both networks.
+
+    Where these know what modules wait for, no schedule is taken to be faster than that closed form says: what one of
+    them overlooks the other mostly knows. How far it is from their mean is a gap, too.
+    """
     one, other = network.judge(space, legal), network.judge(space, legal, "scan")
-    return Ranking(legal.indices, one.with_both(other), scored, one.gap(other))
+    gap = one.gap(other)
+    if not network.seen.beside or network.calibration is not None:
+        return Ranking(legal.indices, one.with_both(other), scored, gap)
+    guess = network.features.waiting(space, legal)
+    away = np.abs(0.5 * (np.log(one.cycles) + np.log(other.cycles)) - np.log(guess))
+    return Ranking(legal.indices, one.with_both(other, guess), scored, np.maximum(gap, away))
 
 
 def _fallback(space: ScheduleSpace, network: Predictor) -> Ranking:
@@ -242,7 +251,7 @@ def _fallback(space: ScheduleSpace, network: Predictor) -> Ranking:
     if len(ranking.indices):
         return ranking
     legal = np.sort(legal_by_estimate(space, _LEGAL))
-    return _by_both(space, network, network.features.candidates_at(space, legal), len(space.table()))
+    return by_both(space, network, network.features.candidates_at(space, legal), len(space.table()))
 
 
 def legal_by_estimate(space: ScheduleSpace, k: int) -> NDArray[np.int64]:

@@ -93,10 +93,15 @@ class Scores:
         """How far the predicted log T of another network is from this one's, float64 (n,)."""
         return np.abs(np.log(self.cycles) - np.log(other.cycles))
 
-    def with_both(self, other: Scores) -> Scores:
-        """Of legal schedules the mean of this network and another one of the same schedules, ranked with caution."""
+    def with_both(self, other: Scores, least: NDArray[np.float64] | None = None) -> Scores:
+        """Of legal schedules the mean of this network and another one of the same schedules, ranked with caution.
+
+        ``least``: cycles (n,) that none of them is taken to be faster than; None: LB.
+        """
         half = np.float32(0.5)
         ratio = half * (np.maximum(self.log_ratio, 0.0) + np.maximum(other.log_ratio, 0.0))
+        if least is not None:
+            ratio = np.maximum(ratio, np.log(least / self.bound).astype(np.float32))
         p_valid = np.ones_like(self.p_valid) if self.risk is None else (1.0 - self.risk).astype(np.float32)
         return Scores(p_valid, ratio, half * (self.spread + other.spread), self.bound, self.risk, _CAUTION)
 

@@ -5,6 +5,7 @@ What is learnt goes into the model card, and every later pick's prediction and s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -22,8 +23,12 @@ from oneshot_ml2.training.data import split
 from oneshot_ml2.training.settings import Settings
 from oneshot_ml2.vta.reasons import InvalidSchedule
 
+# Shares of the gap that may count as a deviation of picks far outside of all that was trained on.
+REACHES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 # The shares of a normal distribution within one and two standard deviations, and how far from each a fit may be.
 _SHARES, _FAR = (0.6827, 0.9545), (0.05, 0.03)
+# Scales that a fit tries, at most.
+_SCALES = 512
 
 
 def validation_tasks(plans: Sequence[Plan], card: dict[str, Any], most: int) -> list[Task]:
@@ -59,14 +64,16 @@ def observe(tasks: Sequence[Task], network: Predictor) -> NDArray[np.float64]:
             continue
         index = np.array([made.index])
         cycles = float(made.space.measure(index).cycles[0])
-        gap = bare.score(made.space, index).gap(bare.score(made.space, index, "scan"))
+        given = bare.features.candidates_at(made.space, index)
+        gap = picking.by_both(made.space, bare, given, 1).gap
         rows.append((np.log(cycles / made.predicted_cycles), made.spread, float(gap[0])))
     return np.array(rows).reshape(-1, 3)
 
 
-def fit(errors: NDArray[np.float64]) -> PickErrors:
+def fit(errors: NDArray[np.float64], reaches: Sequence[float] = (0.0,)) -> PickErrors:
     """What `observe` gave (n, 3), as figures: the shifts by least squares, each pick weighted by its spread; and the
-    scale that brings the shares within one and two standard deviations nearest to those of a normal distribution.
+    scale, and the one of ``reaches``, that bring the shares within one and two standard deviations nearest to those of
+    a normal distribution.
 
     Raises:
         CorpusError: fewer picks than figures.
@@ -76,10 +83,12 @@ def fit(errors: NDArray[np.float64]) -> PickErrors:
     away, spread, gap = errors.T
     terms = np.stack([np.ones(len(spread)), gap / spread], axis=1)
     shift, lean = np.linalg.lstsq(terms, away / spread, rcond=None)[0]
-    rest = np.sort(np.abs(away - shift * spread - lean * gap) / spread)
+    rest = np.abs(away - shift * spread - lean * gap)
 
-    def far(scale: float) -> float:
-        within = np.searchsorted(rest, [scale, 2 * scale], side="right") / len(rest)
-        return float(np.max(np.abs(within - _SHARES) / _FAR))
+    def far(scale: float, reach: float) -> float:
+        within = [np.mean(rest <= many * np.hypot(scale * spread, reach * gap)) for many in (1, 2)]
+        return float(np.max(np.abs(np.array(within) - _SHARES) / _FAR))
 
-    return PickErrors(*(round(float(figure), 4) for figure in (shift, lean, min(rest, key=far))))
+    scales = np.quantile(rest / spread, np.linspace(0.0, 1.0, min(len(rest), _SCALES)), method="nearest")
+    scale, reach = min(itertools.product(scales, reaches), key=lambda given: far(*given))
+    return PickErrors(*(round(float(figure), 4) for figure in (shift, lean, scale, reach)))

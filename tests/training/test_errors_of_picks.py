@@ -55,6 +55,20 @@ def test_corrected_predictions_are_calibrated_even_where_errors_have_tails():
     assert np.array_equal(wide.cycles, made.cycles) and np.allclose(wide.spread, np.hypot(made.spread, gap), rtol=1e-5)
 
 
+def test_a_gap_that_is_a_deviation_of_its_own_is_found():
+    rng = np.random.default_rng(4)
+    _, spread, gap = drawn(3000).T
+    errors = np.stack([np.hypot(1.2 * spread, 0.5 * gap) * rng.normal(size=len(gap)), spread, gap], axis=1)
+    assert errors_of_picks.fit(errors).reach == 0.0
+    found = errors_of_picks.fit(errors, errors_of_picks.REACHES)
+    assert 0.3 <= found.reach <= 0.7 and found.scale == pytest.approx(1.2, abs=0.5)
+    one = np.ones(len(errors), dtype=np.float32)
+    scores = Scores(one, one, spread.astype(np.float32), 100.0 * one.astype(np.float64))
+    made = found.corrected(scores, gap, outside=False)
+    off = np.abs(errors[:, 0] - (np.log(made.cycles) - np.log(scores.cycles)))
+    assert abs((off <= made.spread).mean() - 0.68) < 0.05 and abs((off <= 2 * made.spread).mean() - 0.95) < 0.03
+
+
 def test_nothing_is_learnt_of_too_few_picks():
     with pytest.raises(CorpusError, match="too few"):
         errors_of_picks.fit(drawn(3))
