@@ -6,8 +6,9 @@
 Picks are made and timed for tasks that the weights' training kept out; no corpus is needed, only the plans of those
 that it read. Three minutes on two cores. Weights for what lies far outside of all training learn from fresh tasks:
 
-    python datasets/make_fresh.py --seed 77 --within 0 --beyond 150 --out fresh.json
-    python train/errors_of_picks.py --weights pretrained/wide@2.safetensors --fresh fresh.json
+    python datasets/make_fresh.py --seed 11 --within 0 --beyond 100 --out fresh-11.json
+    python datasets/make_fresh.py --seed 77 --within 0 --beyond 150 --out fresh-77.json
+    python train/errors_of_picks.py --weights pretrained/wide@2.safetensors --fresh fresh-11.json fresh-77.json
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ def main() -> int:
     parser.add_argument("--weights", required=True, metavar="FILE", help="weights (*.safetensors), a card beside them")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--plans", nargs="+", metavar="FILE", help="of the corpora that they learnt from")
-    source.add_argument("--fresh", metavar="FILE.json", help="tasks that no network has seen, of make_fresh.py")
+    source.add_argument("--fresh", nargs="+", metavar="FILE.json", help="tasks that no network has seen: make_fresh.py")
     parser.add_argument("--tasks", type=int, default=320, metavar="N", help="default 320")
     args = parser.parse_args()
     try:
         network = Predictor.load(args.weights)
         if args.fresh:
-            given = [one.task for one in read_given(args.fresh)][: args.tasks]
+            given = [one.task for path in args.fresh for one in read_given(path)][: args.tasks]
             tasks = [(task.layer.workload, task.accelerator) for task in given]
         else:
             tasks = validation_tasks([read_plan(path) for path in args.plans], network.card, args.tasks)

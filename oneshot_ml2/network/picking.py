@@ -229,16 +229,14 @@ def rank_legal(space: ScheduleSpace, network: Predictor) -> Ranking:
 def by_both(space: ScheduleSpace, network: Predictor, legal: Candidates, scored: int) -> Ranking:
     """Legal schedules, judged by both networks.
 
-    Where these know what modules wait for, no schedule is taken to be faster than that closed form says: what one of
-    them overlooks the other mostly knows. How far it is from their mean is a gap, too.
+    Where these know what modules wait for, how far that closed form is from their mean is a gap, too.
     """
     one, other = network.judge(space, legal), network.judge(space, legal, "scan")
-    gap = one.gap(other)
-    if not network.seen.beside or network.calibration is not None:
-        return Ranking(legal.indices, one.with_both(other), scored, gap)
-    guess = network.features.waiting(space, legal)
-    away = np.abs(0.5 * (np.log(one.cycles) + np.log(other.cycles)) - np.log(guess))
-    return Ranking(legal.indices, one.with_both(other, guess), scored, np.maximum(gap, away))
+    knowing, gap = bool(network.seen.beside), one.gap(other)
+    if knowing:
+        guess = network.features.waiting(space, legal)
+        gap = np.maximum(gap, np.abs(0.5 * (np.log(one.cycles) + np.log(other.cycles)) - np.log(guess)))
+    return Ranking(legal.indices, one.with_both(other, knowing), scored, gap)
 
 
 def _fallback(space: ScheduleSpace, network: Predictor) -> Ranking:

@@ -47,6 +47,9 @@ _MARGIN = math.log2(1.5)
 _RISK = 2.0
 # Spreads that schedules outside of the trained ranges are taken to be slower by: a quarter to a whole one pick as well.
 _CAUTION = 0.5
+# What the log T of the large one of both networks counts for in their mean; where they know what modules wait for, and
+# rank without caution. Chosen on fresh tasks (docs/evaluation.md).
+_EQUAL, _KNOWING = 0.5, 0.7
 # The most that is added to a log T for it.
 _MOST_CAUTION = 50.0
 _ADVICE = "use the weights that came with this version, or train new ones with `oneshot-ml2 train`"
@@ -93,17 +96,16 @@ class Scores:
         """How far the predicted log T of another network is from this one's, float64 (n,)."""
         return np.abs(np.log(self.cycles) - np.log(other.cycles))
 
-    def with_both(self, other: Scores, least: NDArray[np.float64] | None = None) -> Scores:
+    def with_both(self, other: Scores, knowing: bool = False) -> Scores:
         """Of legal schedules the mean of this network and another one of the same schedules, ranked with caution.
 
-        ``least``: cycles (n,) that none of them is taken to be faster than; None: LB.
+        ``knowing``: they know what modules wait for: the large one, this, counts for more, and there is no caution.
         """
-        half = np.float32(0.5)
-        ratio = half * (np.maximum(self.log_ratio, 0.0) + np.maximum(other.log_ratio, 0.0))
-        if least is not None:
-            ratio = np.maximum(ratio, np.log(least / self.bound).astype(np.float32))
+        half, share = np.float32(0.5), np.float32(_KNOWING if knowing else _EQUAL)
+        ratio = share * np.maximum(self.log_ratio, 0.0) + (1 - share) * np.maximum(other.log_ratio, 0.0)
+        caution = 0.0 if knowing else _CAUTION
         p_valid = np.ones_like(self.p_valid) if self.risk is None else (1.0 - self.risk).astype(np.float32)
-        return Scores(p_valid, ratio, half * (self.spread + other.spread), self.bound, self.risk, _CAUTION)
+        return Scores(p_valid, ratio, half * (self.spread + other.spread), self.bound, self.risk, caution)
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,30 @@ def test_far_outside_of_the_trained_ranges_the_weights_that_a_card_names_decide(
             )
 
 
+def test_far_outside_schedules_are_chosen_and_judged_by_what_modules_wait_for(monkeypatch):
+    wide, space = picking.load_pretrained("wide"), ScheduleSpace(networks.SMALL, BEYOND)
+    assert wide.seen.beside
+    features = space.record.features
+    every = features.all_candidates(space, fitting=True)
+    guess = features.waiting(space, every)
+    # A bound knows nothing of latencies, so its best schedules are others.
+    monkeypatch.setattr(picking, "_SCANNED", 200)
+    chosen, bounded = picking.promising(space, waits=True), picking.promising(space)
+    assert sorted(features.waiting(space, chosen)) == sorted(guess)[:200]
+    assert len(np.intersect1d(chosen.indices, bounded.indices)) < 150
+    monkeypatch.undo()
+    ranking = picking.rank_legal(space, wide)
+    given = features.candidates_at(space, ranking.indices)
+    one, other = wide.judge(space, given), wide.judge(space, given, "scan")
+    waiting = features.waiting(space, given)
+    mean = np.sqrt(one.cycles * other.cycles)
+    votes = one.cycles**0.7 * other.cycles**0.3
+    assert np.allclose(ranking.scores.cycles, votes, rtol=1e-4)
+    assert ranking.order[0] == votes.argmin()
+    away = np.abs(np.log(mean) - np.log(waiting))
+    assert np.allclose(ranking.gap, np.maximum(one.gap(other), away), atol=1e-4)
+
+
 def test_networks_that_disagree_are_told():
     shipped = picking.predictor_of(None)
     assert not any("two networks" in line for line in picking.pick(networks.SMALL, PYNQ, shipped).warnings)
