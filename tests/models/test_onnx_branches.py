@@ -39,7 +39,7 @@ def model(path: Path, bound: float, first: Any, second: Any) -> Path:
 @pytest.mark.parametrize("nested", [False, True])
 def test_the_results_of_one_branch_are_taken(bound: float, nested: bool, tmp_path: Path) -> None:
     halves = {
-        "then_branch": branch("Neg", 3.0, names="ghi"), "else_branch": branch("Exp", 0.5, names="ghi"),
+        "then_branch": branch("Neg", 3.0, names="jkl"), "else_branch": branch("Exp", 0.5, names="jkl"),
     }  # fmt: skip
     inner = [helper.make_node("If", ["t"], ["v"], **halves), helper.make_node("Add", ["v", "r"], ["w"])]
     path = model(tmp_path / "m.onnx", bound, branch("Relu", 2.0, inner=inner if nested else ()), branch("Neg", 0.5))
