@@ -3,8 +3,9 @@
 Run: ``pip install -e '.[models]'``, then ``python benchmarks/quantization.py [--only NAME ...] [--steps NAME ...]``.
 The models are those of `architectures.py`, exported as `models.py` does. Each is quantized on its calibration inputs
 and held against the float model on others. ``--static`` adds onnxruntime's own static int8 (`quantize_static`: QDQ,
-default options) on the same inputs. A row is printed as soon as it is there; ``--table FILE`` also puts it into a
-table in Markdown, in place of the model's row before.
+a scale for each channel of a weight, otherwise default options) on the same inputs. A row is printed as soon as it is
+there; ``--table FILE`` also puts it into a table in Markdown. Models that have a row there are left out unless
+``--only`` names them, so the command goes on where it ended. Small files come first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,6 +26,7 @@ from models import CACHE, exported
 from numpy.typing import NDArray
 
 from oneshot_ml2.common import arrays
+from oneshot_ml2.common.files import write_whole
 from oneshot_ml2.models import execute, partition
 from oneshot_ml2.models.frontend.importer import import_model
 from oneshot_ml2.models.ir import Graph
@@ -34,6 +37,8 @@ from oneshot_ml2.models.quantize.steps import NO_STEPS, Steps
 Held: TypeAlias = list[tuple[dict[str, NDArray[Any]], list[NDArray[Any]]]]
 # Multiplications that the inputs of a model make together, about; inputs at most.
 _WORK, _MOST = 5e8, 8
+# The first opset whose operators have scales by channel.
+_PER_CHANNEL = 13
 # Every column takes a step more.
 COLUMNS = {
     "none": NO_STEPS,
@@ -73,7 +78,8 @@ def ours(graph: Graph, folder: Path, steps: Steps, held: Held) -> tuple[float, f
 
 
 def onnxruntimes(model: Architecture, folder: Path, held: Held) -> float:
-    """The error of onnxruntime's static int8."""
+    """The error of onnxruntime's static int8, a scale for each channel of a weight."""
+    import onnx.version_converter
     import onnxruntime
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -94,20 +100,44 @@ def onnxruntimes(model: Architecture, folder: Path, held: Held) -> float:
 
     with tempfile.TemporaryDirectory() as work:
         prepared, made = Path(work) / "prepared.onnx", Path(work) / "int8.onnx"
-        quant_pre_process(str(folder / "model.onnx"), str(prepared), skip_symbolic_shape=True)
-        quantize_static(str(prepared), str(made), Reader())
+        source: Any = str(folder / "model.onnx")
+        graph = onnx.load(source)
+        if any(of.domain == "" and of.version < _PER_CHANNEL for of in graph.opset_import):
+            source = onnx.version_converter.convert_version(graph, _PER_CHANNEL)
+        quant_pre_process(source, str(prepared), skip_symbolic_shape=True)
+        quantize_static(str(prepared), str(made), Reader(), per_channel=True)
         session = onnxruntime.InferenceSession(str(made), providers=["CPUExecutionProvider"])
         return relative([session.run(None, given) for given, _ in held], held)
 
 
-def tabulate(path: Path, header: list[str], row: str) -> None:
-    """Put a row into a table of that header; rows of other models stay, those of another header do not."""
-    head = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines = path.read_text().splitlines() if path.exists() else []
+def _head(header: list[str]) -> list[str]:
+    return ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+
+
+def tabulated(path: Path | None, header: list[str]) -> dict[str, str]:
+    """The rows of a table of that header by their models; those of another header do not count."""
+    lines = path.read_text().splitlines() if path is not None and path.exists() else []
+    head = _head(header)
     known = lines[len(head) :] if lines[: len(head)] == head else []
-    rows = {line.split("|")[1].strip(): line for line in (*known, row)}
-    text = [*head, *(rows[model.name] for model in ARCHITECTURES if model.name in rows)]
-    path.write_text("\n".join(text) + "\n")
+    return {line.split("|")[1].strip(): line for line in known}
+
+
+def tabulate(path: Path, header: list[str], row: str) -> None:
+    """Put a row into a table of that header; rows of other models stay."""
+    rows = tabulated(path, header) | {row.split("|")[1].strip(): row}
+    text = [*_head(header), *(rows[model.name] for model in ARCHITECTURES if model.name in rows)]
+    write_whole(path, "\n".join(text) + "\n")
+
+
+def chosen(only: Collection[str] | None, done: Collection[str], cache: Path) -> list[Architecture]:
+    """The models of a run: those that are named, or that are not done yet; those of small files first."""
+
+    def size(model: Architecture) -> float:
+        file = cache / model.name / "model.onnx"
+        return file.stat().st_size if file.exists() else np.inf
+
+    wanted = [model for model in ARCHITECTURES if (model.name in only if only else model.name not in done)]
+    return sorted(wanted, key=size)
 
 
 def main() -> None:
@@ -118,11 +148,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE, help="of exported models")
     parser.add_argument("--table", type=Path, metavar="FILE", help="the rows go there, too")
     args = parser.parse_args()
-    header = ["model", *args.steps, "CPU s", *(["onnxruntime"] if args.static else [])]
-    print("| " + " | ".join(header) + " |\n|" + " --- |" * len(header), flush=True)
-    for model in ARCHITECTURES:
-        if args.only and model.name not in args.only:
-            continue
+    header = ["model", *args.steps, "CPU s", *(["onnxruntime by channel"] if args.static else [])]
+    print("\n".join(_head(header)), flush=True)
+    for model in chosen(args.only, tabulated(args.table, header), args.cache):
         why = exported(model, args.cache, 1800, 16)
         if why:
             print(f"{model.name}: {why}", file=sys.stderr)

@@ -34,7 +34,12 @@ def save(
     return path
 
 
-BRANCH = helper.make_graph([node("Relu", ["c"], ["b"])], "b", [], [helper.make_tensor_value_info("b", 1, SHAPE)])
+BODY = helper.make_graph(
+    [node("Relu", ["v"], ["b"]), node("Identity", ["k"], ["l"])], "b",
+    [helper.make_tensor_value_info("n", TensorProto.INT64, ()),
+     helper.make_tensor_value_info("k", TensorProto.BOOL, ()), helper.make_tensor_value_info("v", 1, SHAPE)],
+    [helper.make_tensor_value_info("l", TensorProto.BOOL, ()), helper.make_tensor_value_info("b", 1, SHAPE)],
+)  # fmt: skip
 HEADS = {"q": (1, 2, 8, 16), "k": (1, 2, 16, 8)}
 # What fails at import, in TVM or in our reader -> how the message names the culprit.
 CASES: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any] | None, str]] = {
@@ -71,8 +76,8 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any] | None, str]] =
     ),
     "control flow": (
         [CONV, node("ReduceMax", ["c"], ["m"], keepdims=0), node("Cast", ["m"], ["t"], to=TensorProto.BOOL),
-         node("If", ["t"], ["y"], then_branch=BRANCH, else_branch=BRANCH, name="i")],
-        WEIGHT, None, "operator If (node 'i')",
+         node("Loop", ["", "t", "c"], ["y"], body=BODY, name="i")],
+        WEIGHT, None, "operator Loop (node 'i')",
     ),
     "quantized to 16 bits": (
         [node("QuantizeLinear", ["x", "s", "z"], ["q"], name="u"), node("DequantizeLinear", ["q", "s", "z"], ["y"])],
@@ -105,6 +110,12 @@ def test_errors_name_the_onnx_node(case: str, tmp_path: Path, capfd: pytest.Capt
     del caught
     # TVM prints about what it was doing, also natively.
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["x.1", "7", "a b", "serving_default:0"])
+def test_inputs_keep_their_names(name: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", [node("Relu", [name], ["y"])], {}, {name: SHAPE})
+    assert from_onnx.import_onnx(path).inputs == (name,)
 
 
 def test_every_binding_has_its_node(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from oneshot_ml2.common.errors import ModelError, first_line
 
 # Where onnxruntime keeps its own operators.
 MICROSOFT = "com.microsoft"
+# Elements up to which a constant may be a shape.
+_SHAPES = 1 << 10
 
 
 def check_onnx_file(path: str | Path) -> None:
@@ -97,3 +100,23 @@ def _check(model: Any, path: Path) -> None:
 def opset_of(model: Any) -> int:
     """The version of ONNX's own operators in a model."""
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+
+def without_weights(model: Any) -> Any:
+    """The model for the inference of shapes, which no large constant says anything of: these without their elements."""
+    import onnx
+
+    light = onnx.ModelProto()
+    for name in ("opset_import", "functions", "metadata_props"):
+        getattr(light, name).extend(getattr(model, name))
+    light.ir_version = model.ir_version
+    graph = light.graph
+    graph.name = model.graph.name
+    for name in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(graph, name).extend(getattr(model.graph, name))
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _SHAPES:
+            graph.initializer.append(tensor)
+        else:
+            graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    return light

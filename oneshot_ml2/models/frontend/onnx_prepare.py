@@ -5,23 +5,20 @@ float32.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 
 from oneshot_ml2.common.errors import ModelError, first_line
+from oneshot_ml2.models.frontend.onnx_branches import take_branches
 from oneshot_ml2.models.frontend.onnx_ends import cut_ends
-from oneshot_ml2.models.frontend.onnx_file import opset_of
+from oneshot_ml2.models.frontend.onnx_file import opset_of, without_weights
 from oneshot_ml2.models.frontend.onnx_masks import bound_masks
 from oneshot_ml2.models.frontend.onnx_quantized import QUANTIZED, is_quantized, to_qdq
 
 # From here on a scale of each channel can say along which axis they lie.
 _CHANNEL_SCALES = 13
-
-# Elements up to which a constant may be a shape.
-_SHAPES = 1 << 10
 
 # What is a loop when it is expanded; of constants it is computed.
 _LOOPS = ("Range", "SequenceMap")
@@ -46,10 +43,13 @@ def prepare(model: Any, known: Collection[str]) -> tuple[Any, list[str]]:
     if model.functions:
         model = inliner.inline_local_functions(model)
     model = _fold(model)
+    changes = take_branches(model)
+    if changes:
+        model = _fold(model)
     expanded = _expand(model, {*known, *QUANTIZED, *_LOOPS})
     if expanded is not model:
         model = _fold(expanded)
-    changes = _trained(model)
+    changes += _trained(model)
     if is_quantized(model):
         if opset_of(model) < _CHANNEL_SCALES:
             model = _convert(model, _CHANNEL_SCALES)
@@ -107,7 +107,7 @@ def _fold(model: Any) -> Any:
 
     try:
         # With the values of shapes, which tells more of what follows from them.
-        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True)
     except Exception as error:
         # It names the node itself.
         raise ModelError(f"its shapes cannot be inferred: {first_line(error)}") from error
@@ -132,26 +132,6 @@ def _fold(model: Any) -> Any:
         raise ModelError(f"its constants cannot be computed: {first_line(error.__cause__ or error)}") from error
     finally:
         logger.setLevel(level)
-
-
-def _without_weights(model: Any) -> Any:
-    """The model for the inference of shapes, which no large constant says anything of: these without their elements."""
-    import onnx
-
-    light = onnx.ModelProto()
-    for name in ("opset_import", "functions", "metadata_props"):
-        getattr(light, name).extend(getattr(model, name))
-    light.ir_version = model.ir_version
-    graph = light.graph
-    graph.name = model.graph.name
-    for name in ("node", "input", "output", "value_info", "sparse_initializer"):
-        getattr(graph, name).extend(getattr(model.graph, name))
-    for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) <= _SHAPES:
-            graph.initializer.append(tensor)
-        else:
-            graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-    return light
 
 
 def _trained(model: Any) -> list[str]:

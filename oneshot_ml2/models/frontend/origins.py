@@ -144,7 +144,8 @@ def import_nodes(model: Any, supported: Sequence[str]) -> Imported:
     flow = [node for node in nodes if any(entry.g.node or entry.graphs for entry in node.attribute)]
     if flow:
         raise together([not_supported(label(node), supported) for node in flow])
-    importer = Importer({}, "float32")
+    # Inputs keep the names that the file has for them.
+    importer = Importer({}, "float32", sanitize=False)
     try:
         # TVM prints the operands of what fails.
         with contextlib.redirect_stdout(io.StringIO()):
