@@ -6,9 +6,9 @@ the best schedule by a closed form is found for all sizes at once: the least of 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,15 @@ from oneshot_ml2.spaces.full.features import Candidates, Encoder, candidates
 from oneshot_ml2.spaces.full.totals import SUMMARY as SUMMARY
 from oneshot_ml2.spaces.full.totals import column, totals_of
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta.nest import MAX_INSNS, PORTABLE_UOPS, Nest, make_nest
+from oneshot_ml2.vta.nest import MAX_INSNS, PORTABLE_UOPS, Nest, channel_blocks, make_nest
 
 if TYPE_CHECKING:
     from oneshot_ml2.vta.accelerator import Accelerator
     from oneshot_ml2.workload.base import Workload
 
+Found = TypeVar("Found")
+# The knobs' candidates and how many each has, see `features.candidates`.
+Lists = tuple[NDArray[np.int64], NDArray[np.int64]]
 # By what the best schedule is looked for: a guess, a floor, and a guess in which what has no second buffer overlaps
 # with nothing.
 OBJECTIVES = ("guess", "bound", "cautious")
@@ -83,6 +86,86 @@ def nests(workload: Workload, accelerators: Sequence[Accelerator]) -> NDArray[np
     return rows
 
 
+def _listed(
+    workload: Workload, accelerators: Sequence[Accelerator]
+) -> Iterator[tuple[list[int], Nest, Candidates, Lists]]:
+    """The families among accelerators of one block and batch, as `Family.all_of`: positions of the members, the nest
+    with the largest of their memories, the schedules that those hold, legal or not, and the knobs' candidates."""
+    if len({(accelerator.log_batch, accelerator.log_block) for accelerator in accelerators}) != 1:
+        raise ValueError("families of one block and batch are found together")
+    widest = max(accelerators, key=lambda accelerator: (accelerator.acc_depth, accelerator.inp_depth))
+    limits = sizes(accelerators).max(axis=0)
+    space = ScheduleSpace(workload, widest)
+    lists = candidates(space)
+    encoder = Encoder(_with_limits(make_nest(workload, widest), limits), *lists, len(space), 0.0)
+    indices, values = encoder.canonical()
+    fits = encoder.fits(values)
+    indices, values = indices[fits], values[fits]
+    groups: dict[Hashable, list[int]] = {}
+    for place, accelerator in enumerate(accelerators):
+        groups.setdefault(family_key(accelerator), []).append(place)
+    for places in groups.values():
+        nest = _with_limits(make_nest(workload, accelerators[places[0]]), limits)
+        own = Encoder(nest, *lists, len(space), 0.0, tables=encoder.tables)
+        yield places, nest, own.candidates(indices, values), lists
+
+
+def _only(found: Iterable[Found]) -> Found:
+    """The one family among accelerators that are of one."""
+    every = list(found)
+    if len(every) != 1:
+        raise ValueError("a family's accelerators differ in their SRAMs alone")
+    return every[0]
+
+
+def _equal(lists: Lists, other: Lists) -> bool:
+    """Whether knobs have the same candidates."""
+    return all(np.array_equal(one, another) for one, another in zip(lists, other, strict=True))
+
+
+def _needs(given: Candidates, limits: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How much of each of `MEMORIES` schedules keep, int64 (n, 4), elements; ``limits``: of the nest they are on."""
+    uses = given.summary[:, _USE_COLUMNS] * limits[: len(_USE_COLUMNS)]
+    return np.concatenate([uses, column(given.summary, "uops")[:, None]], axis=1).astype(np.int64)
+
+
+def _on_member(given: Candidates, needs: NDArray[np.int64], accelerator: Accelerator) -> Candidates:
+    """Schedules of a family that need so much, changed in place, as candidates of a member."""
+    given.summary[:, _USE_COLUMNS] = needs[:, : len(_USES)] / sizes([accelerator])[0, : len(_USES)]
+    return given
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All canonical schedules of a workload, legal or not, that the largest memories of a family hold.
+
+    Attributes:
+        workload: what is computed.
+        lists: the knobs' candidates, see `features.candidates`.
+        given: the schedules, with closed forms on the largest memories.
+        needs: int64 (n, 4), how much of each of `MEMORIES` each keeps, elements.
+    """
+
+    workload: Workload
+    lists: Lists
+    given: Candidates
+    needs: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Listing:
+        """The schedules for accelerators of one `family_key`; raises as `Family.all_of`."""
+        _, _, given, lists = _only(_listed(workload, accelerators))
+        return cls(workload, lists, given, _needs(given, sizes(accelerators).max(axis=0)))
+
+    def held_by(self, accelerator: Accelerator) -> Candidates | None:
+        """`features.all_candidates` of a member that its SRAMs hold; None: its knobs have other candidates."""
+        if not _equal(candidates(ScheduleSpace(self.workload, accelerator)), self.lists):
+            return None
+        data = slice(len(_USES))
+        places = np.flatnonzero((self.needs[:, data] <= sizes([accelerator])[0, data]).all(axis=1))
+        return _on_member(self.given.take(places), self.needs[places], accelerator)
+
+
 @dataclass(frozen=True)
 class Family:
     """All canonical schedules of a workload that the largest memories of a family hold.
@@ -90,12 +173,14 @@ class Family:
     Attributes:
         workload: what is computed.
         nest: of a member, with the largest of each of the memories.
+        lists: the knobs' candidates, see `features.candidates`.
         given: the schedules, with closed forms on that nest.
         needs: int64 (n, 4), how much of each of `MEMORIES` each keeps, elements.
     """
 
     workload: Workload
     nest: Nest
+    lists: Lists
     given: Candidates
     needs: NDArray[np.int64]
 
@@ -109,41 +194,24 @@ class Family:
             NoSchedule: a workload that VTA cannot address.
             ValueError: accelerators of several blocks or batches.
         """
-        if len({(accelerator.log_batch, accelerator.log_block) for accelerator in accelerators}) != 1:
-            raise ValueError("families of one block and batch are found together")
-        widest = max(accelerators, key=lambda accelerator: (accelerator.acc_depth, accelerator.inp_depth))
         limits = sizes(accelerators).max(axis=0)
-        space = ScheduleSpace(workload, widest)
-        lists = candidates(space)
-        encoder = Encoder(_with_limits(make_nest(workload, widest), limits), *lists, len(space), 0.0)
-        indices, values = encoder.canonical()
-        fits = encoder.fits(values)
-        indices, values = indices[fits], values[fits]
-        groups: dict[Hashable, list[int]] = {}
-        for place, accelerator in enumerate(accelerators):
-            groups.setdefault(family_key(accelerator), []).append(place)
-        for places in groups.values():
-            nest = _with_limits(make_nest(workload, accelerators[places[0]]), limits)
-            given = Encoder(nest, *lists, len(space), 0.0, tables=encoder.tables).candidates(indices, values)
-            yield places, cls._sound(workload, nest, given, limits)
+        for places, nest, given, lists in _listed(workload, accelerators):
+            yield places, cls._sound(workload, nest, lists, given, limits)
 
     @classmethod
     def of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Family:
         """The schedules for accelerators of one `family_key`; raises as `all_of`."""
-        found = [family for _, family in cls.all_of(workload, accelerators)]
-        if len(found) != 1:
-            raise ValueError("a family's accelerators differ in their SRAMs alone")
-        return found[0]
+        return _only(cls.all_of(workload, accelerators))[1]
 
     @classmethod
-    def _sound(cls, workload: Workload, nest: Nest, given: Candidates, limits: NDArray[np.int64]) -> Family:
+    def _sound(
+        cls, workload: Workload, nest: Nest, lists: Lists, given: Candidates, limits: NDArray[np.int64]
+    ) -> Family:
         """Without what the closed form knows to be illegal: hazards, and programs that are too long."""
         found = totals_of(given.summary)
         sound = (found["recurrence"] >= max(RECURRENCE, int(nest["acc_distance"]))) & (found["uops"] <= limits[-1])
         given = given.take(np.flatnonzero(sound & (found["instructions"] <= MAX_INSNS)))
-        uses = given.summary[:, _USE_COLUMNS] * limits[: len(_USE_COLUMNS)]
-        needs = np.concatenate([uses, column(given.summary, "uops")[:, None]], axis=1).astype(np.int64)
-        return cls(workload, nest, given, needs)
+        return cls(workload, nest, lists, given, _needs(given, limits))
 
     def objective(self, name: str) -> NDArray[np.float64]:
         """Cycles of all schedules by one of `OBJECTIVES`, float64 (n,)."""
@@ -176,9 +244,7 @@ class Family:
 
     def at(self, accelerator: Accelerator, places: NDArray[np.int64]) -> Candidates:
         """Schedules at some places (k,) as candidates of a member."""
-        given = self.given.take(places)
-        given.summary[:, _USE_COLUMNS] = self.needs[places, : len(_USES)] / sizes([accelerator])[0, : len(_USES)]
-        return given
+        return _on_member(self.given.take(places), self.needs[places], accelerator)
 
     def closed(self, accelerators: Sequence[Accelerator]) -> NDArray[np.float64]:
         """Closed forms of the best schedules of members by each of `OBJECTIVES`, float64 (m, 3, len(SUMMARY)).
@@ -193,3 +259,40 @@ class Family:
         found[:, :, _USE_COLUMNS] = uses
         found[(places < 0).any(axis=1)] = np.nan
         return found
+
+    def floors(self, accelerators: Sequence[Accelerator]) -> NDArray[np.float64]:
+        """Cycles that no schedule which a member holds goes below, float64 (m,); infinite: it holds none."""
+        bounds = self.closed(accelerators)[:, OBJECTIVES.index("bound"), SUMMARY.index("bound")]
+        return np.where(np.isnan(bounds), np.inf, bounds)
+
+
+def floors(workload: Workload, accelerators: Sequence[Accelerator]) -> NDArray[np.float64]:
+    """Cycles that no schedule of a workload's own space on each accelerator goes below, proven, float64 (m,).
+
+    The least proven bound of the schedules that a member holds; infinite where it holds none that is legal.
+
+    Raises:
+        NoSchedule: a workload that VTA cannot address.
+    """
+    found = np.full(len(accelerators), np.inf)
+    groups: dict[Hashable, list[int]] = {}
+    for place, accelerator in enumerate(accelerators):
+        # Tiles of more channels than ACC holds are no candidates, and what is left is thinned otherwise.
+        channels = channel_blocks(workload.loops, accelerator.block).outputs
+        few = accelerator.acc_depth if accelerator.acc_depth < channels else 0
+        groups.setdefault((accelerator.log_batch, accelerator.log_block, few), []).append(place)
+    bare: dict[Hashable, list[int]] = {}
+    for places in groups.values():
+        for members, family in Family.all_of(workload, [accelerators[place] for place in places]):
+            own = [places[member] for member in members]
+            found[own] = family.floors([accelerators[place] for place in own])
+            for place in (place for place in own if np.isinf(found[place])):
+                lists = candidates(ScheduleSpace(workload, accelerators[place]))
+                if not _equal(lists, family.lists):
+                    key = family_key(accelerators[place]), *(one.tobytes() for one in lists)
+                    bare.setdefault(key, []).append(place)
+    # What holds none of the others' schedules may have another way to fold them.
+    for own in bare.values():
+        chips = [accelerators[place] for place in own]
+        found[own] = Family.of(workload, chips).floors(chips)
+    return found
