@@ -19,10 +19,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import hashlib
 import itertools
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,8 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from architectures import ARCHITECTURES
-from exporting import export
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -47,11 +43,14 @@ from oneshot_ml2.network.tasks import load_tasks
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.workload.base import Workload
+from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.epilogue import Epilogue
+from oneshot_ml2.workload.lists import Layer
+from oneshot_ml2.workload.max_pool2d import MaxPool2d
 
 RESULTS = Path(__file__).parent / "results"
-# The last is of `architectures.py`, at a size of its own.
-MODELS = ("resnet18", "bert_tiny", "mobilenet_v2", "yolov8n")
-_SIZE = 320
+# The last is `yolov3_tiny`.
+MODELS = ("resnet18", "mobilenet_v2", "bert_tiny", "yolov3_tiny")
 # FPGA, and BRAM36 that may be taken of it.
 BUDGETS: tuple[tuple[str, float | None], ...] = (("xc7z020", None), ("xc7z020", 60.0), ("xczu3eg", None))
 # Evaluations after which a search's regret is told; ours has no more than 16.
@@ -247,8 +246,7 @@ class Evaluations:
     def make(self, model: Model, chips: Sequence[Accelerator], what: str) -> None:
         """Evaluate those that are not known yet."""
         todo = [chip for chip in chips if (model.name, chip.name) not in self.known]
-        bar = tqdm(total=len(todo), desc=f"{model.name}: {what}", disable=None)
-        with bar:
+        with tqdm(total=len(todo), desc=f"{model.name}: {what}", disable=None) as bar:
             for place, real in confirm([model], todo, throughput=False, verify=True):
                 name, cycles = todo[place].name, 0 if real is None else real.cycles[model.name]
                 self.known[model.name, name] = cycles
@@ -278,15 +276,33 @@ def swept(model: Model, chips: Sequence[Accelerator], teller: Teller, folder: st
         return sweep([model], chips, teller, False, known, lambda entry: opened.append([entry]), progress=True)[0]
 
 
-def named(name: str) -> Model:
-    """A model of the zoo, or of `architectures.py`."""
-    own = next((one for one in ARCHITECTURES if one.name == name and one.source == "own"), None)
-    if own is None:
-        return read_model(name)
-    inputs = tuple(dataclasses.replace(one, shape=(*one.shape[:2], _SIZE, _SIZE)) for one in own.inputs)
-    with tempfile.TemporaryDirectory() as folder:
-        read = read_model(export(dataclasses.replace(own, inputs=inputs), Path(folder)))
-    return dataclasses.replace(read, name=name)
+def yolov3_tiny() -> Model:
+    """YOLOv3's tiny form (Redmon and Farhadi, arXiv 1804.02767) at 416 x 416 with 80 classes, as a list of layers."""
+    plain, layers = Epilogue(bias=True, shift=8, clip=(-128, 127)), list[Layer]()
+
+    def conv(size: int, channels: int, out: int, kernel: int) -> None:
+        workload = Conv2d(1, channels, size, size, out, kernel, kernel, 1, kernel // 2, 1, plain)
+        layers.append(Layer(f"conv{len(layers)}", workload))
+
+    for level, (channels, out) in enumerate(itertools.pairwise((3, 16, 32, 64, 128, 256, 512))):
+        size = 416 >> level
+        conv(size, channels, out, 3)
+        # The last one leaves the size as it is.
+        last = size == 13
+        pool = MaxPool2d(1, out, size, size, 2, 2, 1 if last else 2, (0, 0, 1, 1) if last else 0)
+        layers.append(Layer(f"pool{len(layers)}", pool))
+    for size, *rest in (
+        (13, 512, 1024, 3),
+        (13, 1024, 256, 1),
+        (13, 256, 512, 3),
+        (13, 512, 255, 1),
+        (13, 256, 128, 1),
+    ):
+        conv(size, *rest)
+    # What is joined: 128 channels, upsampled, and 256 of before.
+    conv(26, 384, 256, 3)
+    conv(26, 256, 255, 1)
+    return Model("yolov3_tiny", tuple(layers))
 
 
 def titled(budget: Budget) -> str:
@@ -431,28 +447,25 @@ def main() -> None:
     chips = [c for c in every if any(budget.holds(c, resources_of(c, budget.fpga)) for budget in budgets)]
     network = load_tasks()
     weights = hashlib.sha256(b"".join(t.tobytes() for _, t in sorted(network.tensors.items()))).hexdigest()[:12]
-    rows, told = [], []
+    rows, told, studies = [], [], []
     with evaluations(Path(f"{args.out}.jsonl")) as made:
         for name in args.models:
-            model = named(name)
-            floors = swept(model, chips, Floors(), args.sweeps, "floors")
-            study = Study(model, chips, floors, budgets, made)
+            model = yolov3_tiny() if name == "yolov3_tiny" else read_model(name)
+            studies.append(Study(model, chips, swept(model, chips, Floors(), args.sweeps, "floors"), budgets, made))
+            studies[-1].evaluate([place for place, chip in enumerate(chips) if chip.name == stock_name()], "stock")
             for budget in budgets:
-                study.prove(budget, args.margin)
-            drawn = study.drawn(args.drawn)
-            stock = [place for place, chip in enumerate(chips) if chip.name == stock_name()]
-            study.evaluate(stock, "stock")
-            study.evaluate(drawn, "drawn")
-            if args.only_table:
-                continue
-            predicted = swept(model, chips, network, args.sweeps, weights)
+                studies[-1].prove(budget, args.margin)
+        for study in studies:
+            study.evaluate(study.drawn(args.drawn), "drawn")
+        for study in [] if args.only_table else studies:
+            predicted = swept(study.model, chips, network, args.sweeps, weights)
             for budget in budgets:
                 held = study.held(budget)
                 first = np.argsort(predicted[held] * study.scale(budget, held), kind="stable")[:_OURS]
                 study.evaluate(held[first].tolist(), "ours")
                 table = study.table(budget, predicted, args.lazy)
-                rows += compare(model, budget, table)
-                told.append(errors_of(study, budget, table, drawn))
+                rows += compare(study.model, budget, table)
+                told.append(errors_of(study, budget, table, study.drawn(args.drawn)))
     if not args.only_table:
         text = report(rows, told, len(chips), len(every))
         Path(f"{args.out}.md").write_text(text, encoding="utf-8")
