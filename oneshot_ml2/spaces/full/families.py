@@ -281,13 +281,23 @@ def floors(workload: Workload, accelerators: Sequence[Accelerator]) -> NDArray[n
         channels = channel_blocks(workload.loops, accelerator.block).outputs
         few = accelerator.acc_depth if accelerator.acc_depth < channels else 0
         groups.setdefault((accelerator.log_batch, accelerator.log_block, few), []).append(place)
+    known: dict[Hashable, Lists] = {}
+
+    def lists_of(accelerator: Accelerator) -> Lists:
+        """The knobs' candidates, which no micro-op and nothing of the memory changes."""
+        a = accelerator
+        key = a.log_batch, a.log_block, a.inp_depth, a.wgt_depth, a.acc_depth, a.acc_distance
+        if key not in known:
+            known[key] = candidates(ScheduleSpace(workload, accelerator))
+        return known[key]
+
     bare: dict[Hashable, list[int]] = {}
     for places in groups.values():
         for members, family in Family.all_of(workload, [accelerators[place] for place in places]):
             own = [places[member] for member in members]
             found[own] = family.floors([accelerators[place] for place in own])
             for place in (place for place in own if np.isinf(found[place])):
-                lists = candidates(ScheduleSpace(workload, accelerators[place]))
+                lists = lists_of(accelerators[place])
                 if not _equal(lists, family.lists):
                     key = family_key(accelerators[place]), *(one.tobytes() for one in lists)
                     bare.setdefault(key, []).append(place)
