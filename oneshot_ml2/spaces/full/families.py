@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.spaces.full.axes import RECURRENCE
 from oneshot_ml2.spaces.full.features import Candidates, Encoder, candidates
+from oneshot_ml2.spaces.full.knobs import FOLD_TAPS, KNOBS
 from oneshot_ml2.spaces.full.totals import SUMMARY as SUMMARY
 from oneshot_ml2.spaces.full.totals import column, totals_of
 from oneshot_ml2.spaces.space import ScheduleSpace
@@ -33,6 +34,7 @@ OBJECTIVES = ("guess", "bound", "cautious")
 # Memories that a schedule keeps something in, and the columns of `SUMMARY` that say which share of a data SRAM.
 MEMORIES = ("INP", "WGT", "ACC", "micro-ops")
 _USES = ("inp_use", "wgt_use", "acc_use")
+_FOLD = KNOBS.index("fold")
 _USE_COLUMNS = [SUMMARY.index(name) for name in _USES]
 
 
@@ -118,11 +120,6 @@ def _only(found: Iterable[Found]) -> Found:
     return every[0]
 
 
-def _equal(lists: Lists, other: Lists) -> bool:
-    """Whether knobs have the same candidates."""
-    return all(np.array_equal(one, another) for one, another in zip(lists, other, strict=True))
-
-
 def _needs(given: Candidates, limits: NDArray[np.int64]) -> NDArray[np.int64]:
     """How much of each of `MEMORIES` schedules keep, int64 (n, 4), elements; ``limits``: of the nest they are on."""
     uses = given.summary[:, _USE_COLUMNS] * limits[: len(_USE_COLUMNS)]
@@ -159,7 +156,8 @@ class Listing:
 
     def held_by(self, accelerator: Accelerator) -> Candidates | None:
         """`features.all_candidates` of a member that its SRAMs hold; None: its knobs have other candidates."""
-        if not _equal(candidates(ScheduleSpace(self.workload, accelerator)), self.lists):
+        own = candidates(ScheduleSpace(self.workload, accelerator))
+        if not all(np.array_equal(one, other) for one, other in zip(own, self.lists, strict=True)):
             return None
         data = slice(len(_USES))
         places = np.flatnonzero((self.needs[:, data] <= sizes([accelerator])[0, data]).all(axis=1))
@@ -173,14 +171,12 @@ class Family:
     Attributes:
         workload: what is computed.
         nest: of a member, with the largest of each of the memories.
-        lists: the knobs' candidates, see `features.candidates`.
         given: the schedules, with closed forms on that nest.
         needs: int64 (n, 4), how much of each of `MEMORIES` each keeps, elements.
     """
 
     workload: Workload
     nest: Nest
-    lists: Lists
     given: Candidates
     needs: NDArray[np.int64]
 
@@ -195,8 +191,8 @@ class Family:
             ValueError: accelerators of several blocks or batches.
         """
         limits = sizes(accelerators).max(axis=0)
-        for places, nest, given, lists in _listed(workload, accelerators):
-            yield places, cls._sound(workload, nest, lists, given, limits)
+        for places, nest, given, _ in _listed(workload, accelerators):
+            yield places, cls._sound(workload, nest, given, limits)
 
     @classmethod
     def of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Family:
@@ -204,14 +200,12 @@ class Family:
         return _only(cls.all_of(workload, accelerators))[1]
 
     @classmethod
-    def _sound(
-        cls, workload: Workload, nest: Nest, lists: Lists, given: Candidates, limits: NDArray[np.int64]
-    ) -> Family:
+    def _sound(cls, workload: Workload, nest: Nest, given: Candidates, limits: NDArray[np.int64]) -> Family:
         """Without what the closed form knows to be illegal: hazards, and programs that are too long."""
         found = totals_of(given.summary)
         sound = (found["recurrence"] >= max(RECURRENCE, int(nest["acc_distance"]))) & (found["uops"] <= limits[-1])
         given = given.take(np.flatnonzero(sound & (found["instructions"] <= MAX_INSNS)))
-        return cls(workload, nest, lists, given, _needs(given, limits))
+        return cls(workload, nest, given, _needs(given, limits))
 
     def objective(self, name: str) -> NDArray[np.float64]:
         """Cycles of all schedules by one of `OBJECTIVES`, float64 (n,)."""
@@ -281,28 +275,30 @@ def floors(workload: Workload, accelerators: Sequence[Accelerator]) -> NDArray[n
         channels = channel_blocks(workload.loops, accelerator.block).outputs
         few = accelerator.acc_depth if accelerator.acc_depth < channels else 0
         groups.setdefault((accelerator.log_batch, accelerator.log_block, few), []).append(place)
-    known: dict[Hashable, Lists] = {}
-
-    def lists_of(accelerator: Accelerator) -> Lists:
-        """The knobs' candidates, which no micro-op and nothing of the memory changes."""
-        a = accelerator
-        key = a.log_batch, a.log_block, a.inp_depth, a.wgt_depth, a.acc_depth, a.acc_distance
-        if key not in known:
-            known[key] = candidates(ScheduleSpace(workload, accelerator))
-        return known[key]
-
-    bare: dict[Hashable, list[int]] = {}
     for places in groups.values():
-        for members, family in Family.all_of(workload, [accelerators[place] for place in places]):
-            own = [places[member] for member in members]
-            found[own] = family.floors([accelerators[place] for place in own])
-            for place in (place for place in own if np.isinf(found[place])):
-                lists = lists_of(accelerators[place])
-                if not _equal(lists, family.lists):
-                    key = family_key(accelerators[place]), *(one.tobytes() for one in lists)
-                    bare.setdefault(key, []).append(place)
-    # What holds none of the others' schedules may have another way to fold them.
-    for own in bare.values():
-        chips = [accelerators[place] for place in own]
-        found[own] = Family.of(workload, chips).floors(chips)
+        chips = [accelerators[place] for place in places]
+        own, bare = _floors_of_lists(workload, chips)
+        if bare:
+            own[bare] = _floors_of_lists(workload, [chips[member] for member in bare])[0]
+        found[places] = own
     return found
+
+
+def _floors_of_lists(workload: Workload, accelerators: Sequence[Accelerator]) -> tuple[NDArray[np.float64], list[int]]:
+    """`floors` of accelerators by the knobs' candidates of the widest, and those that have one more way to fold."""
+    found, bare = np.full(len(accelerators), np.inf), list[int]()
+    limits = sizes(accelerators).max(axis=0)
+    for members, nest, given, (lists, radix) in _listed(workload, accelerators):
+        chips = [accelerators[member] for member in members]
+        own = Family._sound(workload, nest, given, limits).floors(chips)
+        found[members] = own
+        data, needs = sizes(chips)[:, : len(_USES)], _needs(given, limits)[:, : len(_USES)]
+        if FOLD_TAPS in lists[_FOLD, : radix[_FOLD]]:
+            continue
+        for row in np.unique(data[np.isinf(own)], axis=0):
+            same = np.flatnonzero((data == row).all(axis=1))
+            # What holds some with more micro-ops has the same knobs, and what none fits into has no schedule.
+            if np.isinf(own[same]).all() and (needs <= row).all(axis=1).any():
+                if FOLD_TAPS in ScheduleSpace(workload, chips[same[0]]).knobs[_FOLD].values:
+                    bare += [members[place] for place in same.tolist()]
+    return found, bare
