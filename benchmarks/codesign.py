@@ -172,7 +172,7 @@ SEARCHES: dict[str, Callable[[Table, np.random.Generator], Proposals]] = {
 
 @dataclass(frozen=True)
 class Course:
-    """How a search went: regrets after each of `EVALUATIONS`, and evaluations to `_NEAR`; `_MOST`: it never got there."""
+    """How a search went: regrets after each of `EVALUATIONS`, evaluations to `_NEAR` (`_MOST`: it never got there)."""
 
     regrets: list[float]
     needed: int

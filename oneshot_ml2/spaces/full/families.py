@@ -7,7 +7,7 @@ the best schedule by a closed form is found for all sizes at once: the least of 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -179,6 +179,7 @@ class Family:
     nest: Nest
     given: Candidates
     needs: NDArray[np.int64]
+    _cycles: dict[str, NDArray[np.float64]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def all_of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Iterator[tuple[list[int], Family]]:
@@ -208,9 +209,11 @@ class Family:
         return cls(workload, nest, given, _needs(given, limits))
 
     def objective(self, name: str) -> NDArray[np.float64]:
-        """Cycles of all schedules by one of `OBJECTIVES`, float64 (n,)."""
-        found = {"guess": guess_of, "cautious": cautious_of}.get(name)
-        return column(self.given.summary, name) if found is None else found(self.given.summary)
+        """Cycles of all schedules by one of `OBJECTIVES`, float64 (n,); computed once."""
+        if name not in self._cycles:
+            found = {"guess": guess_of, "cautious": cautious_of}.get(name)
+            self._cycles[name] = column(self.given.summary, name) if found is None else found(self.given.summary)
+        return self._cycles[name]
 
     def best(self, accelerators: Sequence[Accelerator]) -> NDArray[np.int64]:
         """Places of the best schedules of members by each of `OBJECTIVES`, int64 (m, 3); -1 where none is held."""
@@ -220,16 +223,20 @@ class Family:
         held = np.flatnonzero(np.all([at < len(level) for at, level in zip(needed, levels, strict=True)], axis=0))
         cell = np.ravel_multi_index([at[held] for at in needed], [len(level) for level in levels])
         member = tuple(np.searchsorted(level, want) for level, want in zip(levels, wanted.T, strict=True))
+        shape = [len(level) for level in levels]
         columns = []
         for name in OBJECTIVES:
-            order = held[np.argsort(self.objective(name)[held], kind="stable")]
-            rank = np.empty(len(self.needs), dtype=np.int64)
-            rank[order] = np.arange(len(order))
-            least = np.full([len(level) for level in levels], len(order), dtype=np.int64)
-            np.minimum.at(least.reshape(-1), cell, rank[held])
+            cycles = self.objective(name)[held]
+            floor = np.full(int(np.prod(shape)), np.inf)
+            np.minimum.at(floor, cell, cycles)
+            # Only the best of a cell can be the best of a member.
+            first = np.flatnonzero(cycles == floor[cell])
+            first = first[np.argsort(cycles[first], kind="stable")]
+            least = np.full(shape, len(first), dtype=np.int64)
+            np.minimum.at(least.reshape(-1), cell[first], np.arange(len(first)))
             for memory in range(len(MEMORIES)):
                 np.minimum.accumulate(least, axis=memory, out=least)
-            columns.append(np.append(order, -1)[least[member]])
+            columns.append(np.append(held[first], -1)[least[member]])
         return np.stack(columns, axis=1)
 
     def held_by(self, accelerator: Accelerator) -> NDArray[np.int64]:
