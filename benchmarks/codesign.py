@@ -277,7 +277,7 @@ def swept(model: Model, chips: Sequence[Accelerator], teller: Teller, folder: st
 
 
 def yolov3_tiny() -> Model:
-    """YOLOv3's tiny form (Redmon and Farhadi, arXiv 1804.02767) at 416 x 416 with 80 classes, as a list of layers."""
+    """YOLOv3's tiny form (Redmon and Farhadi, arXiv 1804.02767) at 320 x 320 with 80 classes, as a list of layers."""
     plain, layers = Epilogue(bias=True, shift=8, clip=(-128, 127)), list[Layer]()
 
     def conv(size: int, channels: int, out: int, kernel: int) -> None:
@@ -285,23 +285,17 @@ def yolov3_tiny() -> Model:
         layers.append(Layer(f"conv{len(layers)}", workload))
 
     for level, (channels, out) in enumerate(itertools.pairwise((3, 16, 32, 64, 128, 256, 512))):
-        size = 416 >> level
+        size = 320 >> level
         conv(size, channels, out, 3)
         # The last one leaves the size as it is.
-        last = size == 13
+        last = size == 10
         pool = MaxPool2d(1, out, size, size, 2, 2, 1 if last else 2, (0, 0, 1, 1) if last else 0)
         layers.append(Layer(f"pool{len(layers)}", pool))
-    for size, *rest in (
-        (13, 512, 1024, 3),
-        (13, 1024, 256, 1),
-        (13, 256, 512, 3),
-        (13, 512, 255, 1),
-        (13, 256, 128, 1),
-    ):
-        conv(size, *rest)
+    for channels, out, kernel in ((512, 1024, 3), (1024, 256, 1), (256, 512, 3), (512, 255, 1), (256, 128, 1)):
+        conv(10, channels, out, kernel)
     # What is joined: 128 channels, upsampled, and 256 of before.
-    conv(26, 384, 256, 3)
-    conv(26, 256, 255, 1)
+    conv(20, 384, 256, 3)
+    conv(20, 256, 255, 1)
     return Model("yolov3_tiny", tuple(layers))
 
 

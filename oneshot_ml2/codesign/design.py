@@ -327,7 +327,7 @@ class _Search:
         chips = [one.accelerator for one, key in zip(members, keys, strict=True) if key not in real]
         disable = None if self.progress else True
         with tqdm(total=len(members), initial=len(real), desc="picks", unit="accelerator", disable=disable) as bar:
-            for place, made in confirm(self.models, chips, self.throughput, verify):
+            for place, made in confirm(self.models, chips, self.throughput, verify) if chips else ():
                 if made is not None:
                     log.keep(made.to_dict())
                     real[todo[place]] = made

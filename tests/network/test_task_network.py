@@ -11,9 +11,12 @@ import torch
 from task_networks import drawn_network
 
 from oneshot_ml2.common.errors import WeightsError
+from oneshot_ml2.network import picking
 from oneshot_ml2.network.tasks import TaskNetwork, by_shape, load_tasks
 from oneshot_ml2.spaces.full.families import Family, guess_of
+from oneshot_ml2.spaces.full.knobs import FOLD_TAPS, KNOBS
 from oneshot_ml2.spaces.full.task_features import FEATURES, VERSION, encode, reference
+from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.epilogue import Epilogue
@@ -36,6 +39,16 @@ def test_predictions_are_those_of_each_accelerator_alone() -> None:
 def test_what_holds_no_schedule_takes_for_ever() -> None:
     found = drawn_network().least(LAYER, [PYNQ, PYNQ.with_srams(4, 5, 9, 7)])
     assert np.isfinite(found[0]) and np.isinf(found[1])
+
+
+def test_what_only_folds_taps_in_one_more_way_has_a_prediction() -> None:
+    # One block of weights at a time: accumulators recur too soon in any other way.
+    layer = Conv2d(1, 48, 10, 10, 64, 3, 3, 1, 1, 1, Epilogue(bias=True, shift=6, clip=(0, 127)))
+    small = PYNQ.with_srams(12, 8, 12, 8)
+    space = ScheduleSpace(layer, small)
+    assert FOLD_TAPS in space.knobs[KNOBS.index("fold")].values and len(picking.legal_by_estimate(space, 1)) == 1
+    found = drawn_network().least(layer, [PYNQ, small, PYNQ.with_srams(4, 5, 9, 7)])
+    assert np.isfinite(found[:2]).all() and found[1] > found[0] and np.isinf(found[2])
 
 
 def test_a_prediction_is_the_guess_and_what_the_network_adds() -> None:

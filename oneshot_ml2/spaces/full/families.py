@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,10 +91,8 @@ def nests(workload: Workload, accelerators: Sequence[Accelerator]) -> NDArray[np
 def _listed(
     workload: Workload, accelerators: Sequence[Accelerator]
 ) -> Iterator[tuple[list[int], Nest, Candidates, Lists]]:
-    """The families among accelerators of one block and batch, as `Family.all_of`: positions of the members, the nest
-    with the largest of their memories, the schedules that those hold, legal or not, and the knobs' candidates."""
-    if len({(accelerator.log_batch, accelerator.log_block) for accelerator in accelerators}) != 1:
-        raise ValueError("families of one block and batch are found together")
+    """The families among accelerators of one block and batch: positions of the members, the nest with the largest of
+    their memories, the schedules that those hold, legal or not, and the knobs' candidates of the widest."""
     widest = max(accelerators, key=lambda accelerator: (accelerator.acc_depth, accelerator.inp_depth))
     limits = sizes(accelerators).max(axis=0)
     space = ScheduleSpace(workload, widest)
@@ -150,7 +148,7 @@ class Listing:
 
     @classmethod
     def of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Listing:
-        """The schedules for accelerators of one `family_key`; raises as `Family.all_of`."""
+        """The schedules for accelerators of one `family_key`; raises as `Family.of`."""
         _, _, given, lists = _only(_listed(workload, accelerators))
         return cls(workload, lists, given, _needs(given, sizes(accelerators).max(axis=0)))
 
@@ -162,6 +160,19 @@ class Listing:
         data = slice(len(_USES))
         places = np.flatnonzero((self.needs[:, data] <= sizes([accelerator])[0, data]).all(axis=1))
         return _on_member(self.given.take(places), self.needs[places], accelerator)
+
+
+class _Cells(NamedTuple):
+    """Schedules by how much they need of each memory, in steps between which no member's size lies.
+
+    ``held``: int64 (k,), places of those that some member holds; ``cell``: int64 (k,), of each its place in a grid of
+    ``shape``; ``member``: of each memory int64 (m,), where each member is in that grid, which holds all before it.
+    """
+
+    held: NDArray[np.int64]
+    cell: NDArray[np.int64]
+    shape: tuple[int, ...]
+    member: tuple[NDArray[np.int64], ...]
 
 
 @dataclass(frozen=True)
@@ -185,20 +196,59 @@ class Family:
     def all_of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Iterator[tuple[list[int], Family]]:
         """The families among accelerators of one block and batch: positions of the members, and their schedules.
 
-        The schedules are the same for all of them, and so listed once; closed forms are each family's own.
+        The schedules are listed once for all whose knobs have the same candidates; closed forms are each family's own.
 
         Raises:
             NoSchedule: a workload that VTA cannot address.
             ValueError: accelerators of several blocks or batches.
         """
+        if len({(accelerator.log_batch, accelerator.log_block) for accelerator in accelerators}) != 1:
+            raise ValueError("families of one block and batch are found together")
+        channels = channel_blocks(workload.loops, accelerators[0].block).outputs
+        groups: dict[int, list[int]] = {}
+        for place, accelerator in enumerate(accelerators):
+            # Tiles of more channels than ACC holds are no candidates, and what is left is thinned otherwise.
+            few = accelerator.acc_depth if accelerator.acc_depth < channels else 0
+            groups.setdefault(few, []).append(place)
+        for places in groups.values():
+            yield from cls._by_lists(workload, accelerators, places)
+
+    @classmethod
+    def _by_lists(
+        cls, workload: Workload, accelerators: Sequence[Accelerator], places: list[int]
+    ) -> Iterator[tuple[list[int], Family]]:
+        """`all_of` those at some places, whose knobs differ in one more way to fold at most."""
+        bare: list[int] = []
+        for members, family, needs, folded in cls._listed_families(workload, [accelerators[at] for at in places]):
+            own = [places[member] for member in members]
+            lacking = [] if folded else family._folding_otherwise([accelerators[at] for at in own], needs)
+            bare += [own[member] for member in lacking]
+            kept = [at for at in own if at not in set(bare)]
+            if kept:
+                yield kept, family
+        if bare:
+            yield from cls._by_lists(workload, accelerators, bare)
+
+    @classmethod
+    def _listed_families(
+        cls, workload: Workload, accelerators: Sequence[Accelerator]
+    ) -> Iterator[tuple[list[int], Family, NDArray[np.int64], bool]]:
+        """Families by the knobs of the widest: positions of the members, and their schedules; what all schedules need
+        that the largest memories hold, legal or not; and whether taps may be folded in the one more way."""
         limits = sizes(accelerators).max(axis=0)
-        for places, nest, given, _ in _listed(workload, accelerators):
-            yield places, cls._sound(workload, nest, given, limits)
+        for members, nest, given, (lists, radix) in _listed(workload, accelerators):
+            family = cls._sound(workload, nest, given, limits)
+            yield members, family, _needs(given, limits), FOLD_TAPS in lists[_FOLD, : radix[_FOLD]]
 
     @classmethod
     def of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Family:
-        """The schedules for accelerators of one `family_key`; raises as `all_of`."""
-        return _only(cls.all_of(workload, accelerators))[1]
+        """The schedules for accelerators of one `family_key`, by the knobs of the widest of them.
+
+        Raises:
+            NoSchedule: a workload that VTA cannot address.
+            ValueError: accelerators of several families.
+        """
+        return _only(cls._listed_families(workload, accelerators))[1]
 
     @classmethod
     def _sound(cls, workload: Workload, nest: Nest, given: Candidates, limits: NDArray[np.int64]) -> Family:
@@ -215,15 +265,47 @@ class Family:
             self._cycles[name] = column(self.given.summary, name) if found is None else found(self.given.summary)
         return self._cycles[name]
 
-    def best(self, accelerators: Sequence[Accelerator]) -> NDArray[np.int64]:
-        """Places of the best schedules of members by each of `OBJECTIVES`, int64 (m, 3); -1 where none is held."""
+    def _cells(self, accelerators: Sequence[Accelerator]) -> _Cells:
+        """The schedules that some member holds, by how much they need of each memory."""
         wanted = sizes(accelerators)
         levels = [np.unique(wanted[:, memory]) for memory in range(len(MEMORIES))]
         needed = [np.searchsorted(level, need) for level, need in zip(levels, self.needs.T, strict=True)]
         held = np.flatnonzero(np.all([at < len(level) for at, level in zip(needed, levels, strict=True)], axis=0))
-        cell = np.ravel_multi_index([at[held] for at in needed], [len(level) for level in levels])
+        shape = tuple(len(level) for level in levels)
         member = tuple(np.searchsorted(level, want) for level, want in zip(levels, wanted.T, strict=True))
-        shape = [len(level) for level in levels]
+        return _Cells(held, np.ravel_multi_index([at[held] for at in needed], shape), shape, member)
+
+    def holding(self, accelerators: Sequence[Accelerator]) -> NDArray[np.bool_]:
+        """Whether each member holds a schedule, bool (m,)."""
+        cells = self._cells(accelerators)
+        there = np.bincount(cells.cell, minlength=int(np.prod(cells.shape))).reshape(cells.shape) > 0
+        for memory in range(len(MEMORIES)):
+            np.logical_or.accumulate(there, axis=memory, out=there)
+        found: NDArray[np.bool_] = there[cells.member]
+        return found
+
+    def _folding_otherwise(self, accelerators: Sequence[Accelerator], needs: NDArray[np.int64]) -> list[int]:
+        """Positions of the members that hold nothing legal, and may fold taps in one more way.
+
+        ``needs``: of all schedules that the largest memories hold, legal or not.
+        """
+        loops = self.workload.loops
+        lacking = np.flatnonzero(~self.holding(accelerators))
+        if loops.height.kernel * loops.width.kernel == 1 or loops.pool or not len(lacking):
+            return []
+        data, found = sizes(accelerators)[:, : len(_USES)], list[int]()
+        for row in np.unique(data[lacking], axis=0):
+            same = np.flatnonzero((data == row).all(axis=1))
+            # What holds some with more micro-ops has the same knobs, and what none fits into has no schedule.
+            if np.isin(same, lacking).all() and (needs[:, : len(_USES)] <= row).all(axis=1).any():
+                if FOLD_TAPS in ScheduleSpace(self.workload, accelerators[int(same[0])]).knobs[_FOLD].values:
+                    found += same.tolist()
+        return found
+
+    def best(self, accelerators: Sequence[Accelerator]) -> NDArray[np.int64]:
+        """Places of the best schedules of members by each of `OBJECTIVES`, int64 (m, 3); -1 where none is held."""
+        cells = self._cells(accelerators)
+        held, cell, shape = cells.held, cells.cell, cells.shape
         columns = []
         for name in OBJECTIVES:
             cycles = self.objective(name)[held]
@@ -236,7 +318,7 @@ class Family:
             np.minimum.at(least.reshape(-1), cell[first], np.arange(len(first)))
             for memory in range(len(MEMORIES)):
                 np.minimum.accumulate(least, axis=memory, out=least)
-            columns.append(np.append(held[first], -1)[least[member]])
+            columns.append(np.append(held[first], -1)[least[cells.member]])
         return np.stack(columns, axis=1)
 
     def held_by(self, accelerator: Accelerator) -> NDArray[np.int64]:
@@ -278,34 +360,9 @@ def floors(workload: Workload, accelerators: Sequence[Accelerator]) -> NDArray[n
     found = np.full(len(accelerators), np.inf)
     groups: dict[Hashable, list[int]] = {}
     for place, accelerator in enumerate(accelerators):
-        # Tiles of more channels than ACC holds are no candidates, and what is left is thinned otherwise.
-        channels = channel_blocks(workload.loops, accelerator.block).outputs
-        few = accelerator.acc_depth if accelerator.acc_depth < channels else 0
-        groups.setdefault((accelerator.log_batch, accelerator.log_block, few), []).append(place)
+        groups.setdefault((accelerator.log_batch, accelerator.log_block), []).append(place)
     for places in groups.values():
-        chips = [accelerators[place] for place in places]
-        own, bare = _floors_of_lists(workload, chips)
-        if bare:
-            own[bare] = _floors_of_lists(workload, [chips[member] for member in bare])[0]
-        found[places] = own
+        for members, family in Family.all_of(workload, [accelerators[place] for place in places]):
+            own = [places[member] for member in members]
+            found[own] = family.floors([accelerators[place] for place in own])
     return found
-
-
-def _floors_of_lists(workload: Workload, accelerators: Sequence[Accelerator]) -> tuple[NDArray[np.float64], list[int]]:
-    """`floors` of accelerators by the knobs' candidates of the widest, and those that have one more way to fold."""
-    found, bare = np.full(len(accelerators), np.inf), list[int]()
-    limits = sizes(accelerators).max(axis=0)
-    for members, nest, given, (lists, radix) in _listed(workload, accelerators):
-        chips = [accelerators[member] for member in members]
-        own = Family._sound(workload, nest, given, limits).floors(chips)
-        found[members] = own
-        data, needs = sizes(chips)[:, : len(_USES)], _needs(given, limits)[:, : len(_USES)]
-        if FOLD_TAPS in lists[_FOLD, : radix[_FOLD]]:
-            continue
-        for row in np.unique(data[np.isinf(own)], axis=0):
-            same = np.flatnonzero((data == row).all(axis=1))
-            # What holds some with more micro-ops has the same knobs, and what none fits into has no schedule.
-            if np.isinf(own[same]).all() and (needs <= row).all(axis=1).any():
-                if FOLD_TAPS in ScheduleSpace(workload, chips[same[0]]).knobs[_FOLD].values:
-                    bare += [members[place] for place in same.tolist()]
-    return found, bare
