@@ -237,8 +237,8 @@ class Family:
         that the largest memories hold, legal or not; and whether taps may be folded in the one more way."""
         limits = sizes(accelerators).max(axis=0)
         for members, nest, given, (lists, radix) in _listed(workload, accelerators):
-            family = cls._sound(workload, nest, given, limits)
-            yield members, family, _needs(given, limits), FOLD_TAPS in lists[_FOLD, : radix[_FOLD]]
+            needs = _needs(given, limits)
+            yield members, cls._sound(workload, nest, given, needs), needs, FOLD_TAPS in lists[_FOLD, : radix[_FOLD]]
 
     @classmethod
     def of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Family:
@@ -251,12 +251,13 @@ class Family:
         return _only(cls._listed_families(workload, accelerators))[1]
 
     @classmethod
-    def _sound(cls, workload: Workload, nest: Nest, given: Candidates, limits: NDArray[np.int64]) -> Family:
+    def _sound(cls, workload: Workload, nest: Nest, given: Candidates, needs: NDArray[np.int64]) -> Family:
         """Without what the closed form knows to be illegal: hazards, and programs that are too long."""
         found = totals_of(given.summary)
-        sound = (found["recurrence"] >= max(RECURRENCE, int(nest["acc_distance"]))) & (found["uops"] <= limits[-1])
-        given = given.take(np.flatnonzero(sound & (found["instructions"] <= MAX_INSNS)))
-        return cls(workload, nest, given, _needs(given, limits))
+        sound = found["recurrence"] >= max(RECURRENCE, int(nest["acc_distance"]))
+        sound &= (found["uops"] <= int(nest["uop_limit"])) & (found["instructions"] <= MAX_INSNS)
+        places = np.flatnonzero(sound)
+        return cls(workload, nest, given.take(places), needs[places])
 
     def objective(self, name: str) -> NDArray[np.float64]:
         """Cycles of all schedules by one of `OBJECTIVES`, float64 (n,); computed once."""
