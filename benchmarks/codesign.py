@@ -56,7 +56,7 @@ BUDGETS: tuple[tuple[str, float | None], ...] = (("xc7z020", None), ("xc7z020", 
 # Evaluations after which a search's regret is told; ours has no more than 16.
 EVALUATIONS = (1, 4, 16, 64)
 _OURS = 16
-_SEEDS = 20
+_SEEDS = 10
 # What a search has to come near, as a regret, and after how many evaluations it is given up.
 _NEAR, _MOST = 0.01, 256
 # Members that are evaluated at a time.
