@@ -392,7 +392,8 @@ def report(rows: list[dict[str, Any]], told: list[str], members: int, grid: int)
         figures = [f"{value:.2%}" for value in row["regret"]]
         lines.append("| " + " | ".join([*map(str, row["key"]), *figures, f"{row['needed']:g}"]) + " |")
     columns = (
-        "model", "budget", "drawn", "error", "median", "tau", "the best", "evaluated of those that run it", "that best", "stock Pynq"
+        "model", "budget", "drawn", "error", "median", "tau", "the best", "evaluated of those that run it", "that best",
+        "stock Pynq",
     )  # fmt: skip
     lines += [
         "", "Error and order of the predicted times over members that were drawn at random, and the best of each:", "",
