@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import itertools
 import warnings
@@ -422,6 +423,7 @@ def errors_of(study: Study, budget: Budget, table: Table, drawn: Sequence[int]) 
     return "| " + " | ".join(told) + " |"
 
 
+@functools.cache
 def stock_name() -> str:
     """What the grid calls VTA's own configuration for the Pynq."""
     return name_of(Accelerator.load("pynq-hls"))
