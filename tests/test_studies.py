@@ -12,6 +12,10 @@ import networks
 import numpy as np
 import pytest
 
+from oneshot_ml2.codesign.fpga import FPGAS
+from oneshot_ml2.codesign.grid import members
+from oneshot_ml2.codesign.models import Model
+from oneshot_ml2.codesign.resources import budget_of
 from oneshot_ml2.devices.board_files import chip_keys
 from oneshot_ml2.evaluation import evaluate, optimum
 from oneshot_ml2.evaluation.optimum import Optimum, Task
@@ -302,3 +306,72 @@ def test_the_table_of_models(load, tmp_path: Path):
     assert "Over 120 s or 3 GiB: resnet18." in text
     assert "| 1,234 |" in text and "| 1 |" not in text
     assert "- vgg11 (compile): operator X is not supported" in text
+
+
+# Searches for an accelerator --------------------------------------------------------------------
+@pytest.mark.parametrize("margin", [0.0, 0.01])
+def test_the_best_member_is_known_without_evaluating_all(load, margin: float):
+    script = load("benchmarks/codesign")
+    rng = np.random.default_rng(0)
+    times = rng.uniform(1.0, 10.0, 400)
+    times[:20] = np.inf
+    floors = np.where(np.isfinite(times), times * rng.uniform(0.7, 1.0, 400), 5.0)
+    floors[:10] = np.inf
+    known, asked = np.full(400, np.nan), []
+
+    def evaluate(places: list[int]) -> None:
+        asked.extend(places)
+        known[places] = times[places]
+
+    script.until_proven(floors, lambda: known, evaluate, margin, 7)
+    assert len(asked) == len(set(asked)) < 100 and not set(asked) & set(range(10))
+    assert np.nanmin(known) == times.min()
+    # Whatever is not known is farther.
+    assert (floors[np.isnan(known)] > times.min() * (1 + margin)).all()
+    again = len(asked)
+    script.until_proven(floors, lambda: known, evaluate, margin, 7)
+    assert len(asked) == again
+
+
+def test_the_best_of_a_small_grid_is_that_of_all_evaluations(load, tmp_path: Path):
+    script = load("benchmarks/codesign")
+    lists = {
+        "block": (3, 4),
+        "batch": (0,),
+        "bus": (6,),
+        "uop": (9, 11, 13),
+        "inp": (6, 8, 10),
+        "wgt": (4, 7),
+        "acc": (),
+    }
+    chips = list(members("hls", lists))
+    model = Model("small", (Layer("a", networks.SMALL, 2),))
+    floors = script.swept(model, chips, script.Floors(), None, "floors")
+    budgets = [budget_of(FPGAS["xc7z020"], most) for most in (None, 40.0)]
+    with script.evaluations(tmp_path / "some.jsonl") as some, script.evaluations(tmp_path / "all.jsonl") as every:
+        every.make(model, chips, "all")
+        whole = every.of(model, chips)
+        assert np.isfinite(whole).any() and (floors[np.isfinite(whole)] <= whole[np.isfinite(whole)]).all()
+        study = script.Study(model, chips, floors, budgets, some)
+        for budget in budgets:
+            study.prove(budget, 0.0)
+            held = study.held(budget)
+            assert study.table(budget, whole, 0).best == (whole[held] * study.scale(budget, held)).min()
+        assert len(some.known) < len(chips)
+    with script.evaluations(tmp_path / "some.jsonl") as again:
+        assert again.known == some.known
+
+
+def test_a_search_is_told_floors_of_what_nobody_has_evaluated(load):
+    script = load("benchmarks/codesign")
+    ms, floors = np.array([2.0, np.nan, np.nan, 1.0]), np.array([1.5, 1.5, 1.005, 0.9])
+    knobs = np.arange(28, dtype=np.int64).reshape(4, 7)
+    table = script.Table(knobs, ms, floors, np.array([3.0, 1.0, 2.0, 4.0]))
+    assert [table.time(place) for place in range(4)] == [2.0, 1.5, 1.005, 1.0] and table.best == 1.0
+    course = script.course_of(table, script.ours, 0)
+    assert course.needed == 2 and course.regrets[0] == pytest.approx(0.5)
+    assert course.regrets[-1] == 0.0
+    lazy = script.Table(knobs, ms.copy(), floors, table.predicted, lambda place: 1.7 if place == 1 else None)
+    assert lazy.time(1) == 1.7 == lazy.ms[1] and lazy.time(2) == 1.005
+    for search in (script.by_chance, script.genetic, script.three_knobs):
+        assert len(script.course_of(table, search, 1).regrets) == len(script.EVALUATIONS)

@@ -321,17 +321,23 @@ class _Search:
 
     def confirmed(self, members: Sequence[Member], verify: bool, log: _Log) -> list[Member]:
         """Members by the cycles of real picks, the best first."""
+        keys = [(one.accelerator.to_json(), verify) for one in members]
+        real = {key: log.confirmed[key] for key in keys if key in log.confirmed}
+        todo = [key for key in keys if key not in real]
+        chips = [one.accelerator for one, key in zip(members, keys, strict=True) if key not in real]
+        disable = None if self.progress else True
+        with tqdm(total=len(members), initial=len(real), desc="picks", unit="accelerator", disable=disable) as bar:
+            for place, made in confirm(self.models, chips, self.throughput, verify) if chips else ():
+                if made is not None:
+                    log.keep(made.to_dict())
+                    real[todo[place]] = made
+                bar.update()
         found = []
-        for one in tqdm(members, desc="picks", unit="accelerator", disable=None if self.progress else True):
-            known = log.confirmed.get((one.accelerator.to_json(), verify))
-            real = known or confirm(self.models, one.accelerator, self.throughput, verify)
-            if real is None:
-                continue
-            if known is None:
-                log.keep(real.to_dict())
-            again = self.member(one.accelerator, one.clock, one.taken, real.cycles)
-            source = "simulated" if verify else "picked"
-            found.append(dataclasses.replace(again, source=source, parts=real.parts))
+        for one, key in zip(members, keys, strict=True):
+            if key in real:
+                again = self.member(one.accelerator, one.clock, one.taken, real[key].cycles)
+                source = "simulated" if verify else "picked"
+                found.append(dataclasses.replace(again, source=source, parts=real[key].parts))
         return sorted(found, key=lambda one: (one.value, one.taken.bram36, one.taken.dsp, one.accelerator.name))
 
     def sensitivity(self, chosen: Member) -> dict[str, list[tuple[int, float]]]:

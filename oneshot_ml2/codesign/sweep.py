@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from oneshot_ml2.codesign.models import Model
 from oneshot_ml2.common.reading import whole_number
 from oneshot_ml2.corpus.format import workload_text
-from oneshot_ml2.network.tasks import TaskNetwork, by_shape
+from oneshot_ml2.network.tasks import by_shape
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.reasons import InvalidSchedule
@@ -28,6 +28,14 @@ from oneshot_ml2.workload.base import Workload
 
 # A unit of work and of the log: the cycles of a workload on the accelerators of one block and batch.
 Known = Mapping[str, NDArray[np.float64]]
+
+
+class Teller(Protocol):
+    """What tells cycles of workloads on accelerators: `TaskNetwork`, or a floor of them."""
+
+    def least(self, workload: Workload, accelerators: Sequence[Accelerator]) -> NDArray[np.float64]:
+        """Cycles of a workload on accelerators, float64 (m,); infinite where no schedule is legal."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ def images_of(accelerator: Accelerator, throughput: bool) -> int:
 def sweep(
     models: Sequence[Model],
     accelerators: Sequence[Accelerator],
-    network: TaskNetwork,
+    network: Teller,
     throughput: bool = False,
     known: Known | None = None,
     keep: Callable[[dict[str, Any]], None] = lambda entry: None,
@@ -77,6 +85,7 @@ def sweep(
     """Predicted cycles of each model on each accelerator, float64 (models, accelerators); infinite: cannot run there.
 
     Args:
+        network: the task network, or what tells something else of a workload on accelerators.
         throughput: each accelerator gets as many images at once as it has batch rows; cycles are of all of them.
         known: cycles by `unit_key`, which are not predicted again.
         keep: told of each unit, as soon as it is done, what `read_unit` reads.

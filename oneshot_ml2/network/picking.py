@@ -171,36 +171,39 @@ def score(space: ScheduleSpace, indices: NDArray[np.int64], weights: str | Path 
     return predictor_of(weights, space.kind, space.accelerator.design).score(space, indices)
 
 
-def promising(space: ScheduleSpace, waits: bool = False) -> Candidates:
+def promising(space: ScheduleSpace, waits: bool = False, listed: Candidates | None = None) -> Candidates:
     """Canonical schedules that the SRAMs hold, of the least proven bounds if there are many.
 
     ``waits``: of the least closed forms that know what modules wait for, which a bound cannot.
+    ``listed``: all that the SRAMs hold, where they are known already: `protocols.Listing.held_by`.
 
     Raises:
         OneShotError: a space that there are no features for.
     """
     features = space.record.features
-    given = features.all_candidates(space, fitting=True)
+    given = features.all_candidates(space, fitting=True) if listed is None else listed
     if len(given) > _SCANNED:
         least = features.waiting(space, given) if waits else given.bound
         given = given.take(np.sort(np.argpartition(least, _SCANNED)[:_SCANNED]))
     return given
 
 
-def rank(space: ScheduleSpace, network: Predictor, closed_form: bool = True) -> Ranking:
+def rank(
+    space: ScheduleSpace, network: Predictor, closed_form: bool = True, listed: Candidates | None = None
+) -> Ranking:
     """Score the canonical schedules of a space with the small network, and the best of them with the large one.
 
     Of a large space, those of the least proven bounds that the SRAMs hold; with ``closed_form`` false all of it, so
     that the networks alone decide. Outside of what they were trained on it is `rank_legal` of the `knowing` ones, if
-    the closed form may.
+    the closed form may. ``listed``: see `promising`.
 
     Raises:
         OneShotError: a space that the network does not know.
     """
     network.check_space(space)
     if closed_form and (network.outside(space) or network.ranks_legal):
-        return rank_legal(space, knowing(network, space))
-    scanned = promising(space) if closed_form else network.features.all_candidates(space)
+        return rank_legal(space, knowing(network, space), listed)
+    scanned = promising(space, listed=listed) if closed_form else network.features.all_candidates(space)
     first = network.judge(space, scanned, "scan")
     places = np.sort(best_of(first, _SHORTLIST))
     near = scanned.take(places)
@@ -208,15 +211,15 @@ def rank(space: ScheduleSpace, network: Predictor, closed_form: bool = True) -> 
     return Ranking(near.indices, scores, len(scanned), scores.gap(first.take(places)))
 
 
-def rank_legal(space: ScheduleSpace, network: Predictor) -> Ranking:
+def rank_legal(space: ScheduleSpace, network: Predictor, listed: Candidates | None = None) -> Ranking:
     """What `rank` does where the networks may be wrong: validity is told by the closed form, latency by both together.
 
-    Empty if none of the `promising` schedules is legal.
+    Empty if none of the `promising` schedules is legal. ``listed``: see there.
 
     Raises:
         OneShotError: a space that the network does not know.
     """
-    scanned = promising(space, bool(network.seen.beside))
+    scanned = promising(space, bool(network.seen.beside), listed)
     order = np.argsort(network.judge(space, scanned, "scan").cost, kind="stable")
     legal = order[:0]
     # Telling it of all takes long where programs are.
@@ -239,13 +242,13 @@ def by_both(space: ScheduleSpace, network: Predictor, legal: Candidates, scored:
     return Ranking(legal.indices, one.with_both(other, knowing), scored, gap)
 
 
-def _fallback(space: ScheduleSpace, network: Predictor) -> Ranking:
+def _fallback(space: ScheduleSpace, network: Predictor, listed: Candidates | None) -> Ranking:
     """`rank_legal`, or, where nothing promising is legal, the same of the least estimates that are.
 
     Raises:
         NoSchedule: none is legal.
     """
-    ranking = rank_legal(space, network)
+    ranking = rank_legal(space, network, listed)
     if len(ranking.indices):
         return ranking
     legal = np.sort(legal_by_estimate(space, _LEGAL))
@@ -305,6 +308,7 @@ def pick(
     accelerator: Accelerator,
     weights: str | Path | Predictor | None = None,
     verify: int = 0,
+    listed: Candidates | None = None,
 ) -> Pick:
     """Pick a schedule of the default space without executing or timing anything.
 
@@ -315,6 +319,7 @@ def pick(
             `Predictor`.
         verify: if above 0, time so many of the best on the simulator and take the fastest: then no longer a
             zero-measurement pick, and its ``source`` says so.
+        listed: see `promising`.
 
     Raises:
         WeightsError: unusable weights.
@@ -323,7 +328,7 @@ def pick(
     began = time.perf_counter()
     space = ScheduleSpace(workload, accelerator)
     network = knowing(predictor_of(weights, design=accelerator.design), space)
-    ranking = rank(space, network)
+    ranking = rank(space, network, listed=listed)
     best = ranking.best(len(ranking.indices))
     # Mostly the very first are legal; where none of many is, the network has not seen what makes them illegal.
     start = first_legal(space, best)
@@ -344,7 +349,7 @@ def pick(
             continue
         break
     if program is None:
-        ranking, source = _fallback(space, network), "fallback"
+        ranking, source = _fallback(space, network, listed), "fallback"
         index = int(ranking.indices[ranking.scores.cost.argmin()])
         program = space.lower(index)
         lowered += 1

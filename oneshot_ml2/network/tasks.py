@@ -7,7 +7,7 @@ far T* is from that schedule's guess; no schedule is scored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 FORMAT = "oneshot-ml2 task network"
 NAME = "tasks"
-_NETWORK = "task"
+# The prefix of the networks' tensors.
+NETWORK = "task"
 # Predictions are kept within this of the closed form, in log T: no label was farther.
 _FARTHEST = 2.0
 _CHUNK = 1 << 12
@@ -43,8 +44,8 @@ class TaskNetwork:
     """Weights of the task network and their card.
 
     Attributes:
-        tensors: ``mean``, ``scale``, ``low``, ``high`` (F,): of the features in training; ``task.<i>.weight`` (out, in)
-            and ``task.<i>.bias``. All float32.
+        tensors: ``mean``, ``scale``, ``low``, ``high`` (F,): of the features in training; ``task<k>.<i>.weight``
+            (out, in) and ``task<k>.<i>.bias`` of each of some networks, whose mean is predicted. All float32.
         card: the model card, JSON-able.
         kind: of the schedule spaces whose T* it tells.
     """
@@ -54,25 +55,30 @@ class TaskNetwork:
     kind: str = DEFAULT_KIND
 
     @cached_property
-    def _layers(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Weights (in, out) and biases, the standardisation in the first."""
-        names = [f"{_NETWORK}.{i}" for i in range(depth(self.tensors, _NETWORK))]
-        layers = [(self.tensors[f"{name}.weight"].T, self.tensors[f"{name}.bias"]) for name in names]
-        first = layers[0][0].astype(np.float64) / self.tensors["scale"].astype(np.float64)[:, None]
-        bias = layers[0][1] - self.tensors["mean"].astype(np.float64) @ first
-        return [(first.astype(np.float32), bias.astype(np.float32)), *layers[1:]]
+    def _networks(self) -> list[list[tuple[NDArray[np.float32], NDArray[np.float32]]]]:
+        """Weights (in, out) and biases of each network's layers, the standardisation in the first."""
+        scale, mean = self.tensors["scale"].astype(np.float64), self.tensors["mean"].astype(np.float64)
+        networks = []
+        for name in networks_of(self.tensors):
+            names = [f"{name}.{i}" for i in range(depth(self.tensors, name))]
+            layers = [(self.tensors[f"{layer}.weight"].T, self.tensors[f"{layer}.bias"]) for layer in names]
+            first = layers[0][0].astype(np.float64) / scale[:, None]
+            bias = layers[0][1] - mean @ first
+            networks.append([(first.astype(np.float32), bias.astype(np.float32)), *layers[1:]])
+        return networks
 
     def log_ratio(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """log(T* / reference) of features (n, F), float64 (n,)."""
-        out = np.empty(len(features))
+        out = np.zeros(len(features))
         with one_blas_thread():
             for begin in range(0, len(features), _CHUNK):
                 # What lies outside of the trained ranges is taken for what lies at their ends.
-                x = np.clip(features[begin : begin + _CHUNK], self.tensors["low"], self.tensors["high"])
-                for weight, bias in self._layers[:-1]:
-                    x = np.maximum(x @ weight + bias, 0.0)
-                weight, bias = self._layers[-1]
-                out[begin : begin + _CHUNK] = (x @ weight + bias)[:, 0]
+                given = np.clip(features[begin : begin + _CHUNK], self.tensors["low"], self.tensors["high"])
+                for *hidden, (last, offset) in self._networks:
+                    x = given
+                    for weight, bias in hidden:
+                        x = np.maximum(x @ weight + bias, 0.0)
+                    out[begin : begin + _CHUNK] += (x @ last + offset)[:, 0] / len(self._networks)
         return np.clip(out, -_FARTHEST, _FARTHEST)
 
     def least_of(
@@ -136,15 +142,21 @@ def by_shape(accelerators: Sequence[Accelerator]) -> Iterator[list[int]]:
     yield from shapes.values()
 
 
+def networks_of(tensors: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Prefixes of the networks among named tensors, in order."""
+    found = {name.partition(".")[0] for name in tensors if name.startswith(NETWORK)}
+    return sorted(found, key=lambda name: (len(name), name))
+
+
 def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]], features: int) -> None:
-    """Raise WeightsError unless the tensors make up a network of so many features and one output."""
-    layers = depth(tensors, _NETWORK)
+    """Raise WeightsError unless the tensors make up a networks of so many features and one output."""
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("mean", "scale", "low", "high"), (features,))
-    width = features
-    for i in range(layers):
-        out = 1 if i == layers - 1 else tensors.get(f"{_NETWORK}.{i}.bias", np.empty(0)).size
-        shapes |= {f"{_NETWORK}.{i}.weight": (out, width), f"{_NETWORK}.{i}.bias": (out,)}
-        width = out
+    for name in networks_of(tensors) or [f"{NETWORK}0"]:
+        layers, width = depth(tensors, name), features
+        for i in range(max(1, layers)):
+            out = 1 if i >= layers - 1 else tensors.get(f"{name}.{i}.bias", np.empty(0)).size
+            shapes |= {f"{name}.{i}.weight": (out, width), f"{name}.{i}.bias": (out,)}
+            width = out
     check_tensors(path, tensors, shapes, _ADVICE)
 
 

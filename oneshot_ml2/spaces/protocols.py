@@ -158,6 +158,17 @@ class ScheduleFamily(Protocol):
         ...
 
 
+class Listing(Protocol):
+    """All schedules of a workload, legal or not, for accelerators of one family; see `full.families.Listing`."""
+
+    @classmethod
+    def of(cls, workload: Workload, accelerators: Sequence[Accelerator]) -> Self: ...
+
+    def held_by(self, accelerator: Accelerator) -> Candidates | None:
+        """`Encoding.all_candidates` of a member that its SRAMs hold; None: its knobs have other candidates."""
+        ...
+
+
 class Families(Protocol):
     """What is computed once for accelerators that differ in their SRAMs alone.
 
@@ -168,6 +179,7 @@ class Families(Protocol):
     OBJECTIVES: tuple[str, ...]
     SUMMARY: tuple[str, ...]
     Family: type[ScheduleFamily]
+    Listing: type[Listing]
 
     def family_key(self, accelerator: Accelerator) -> Hashable:
         """What accelerators of a family have in common."""
@@ -175,6 +187,10 @@ class Families(Protocol):
 
     def nests(self, workload: Workload, accelerators: Sequence[Accelerator]) -> NDArray[np.record]:
         """The loop nests of a workload on the accelerators of one family, records (m,) of `vta.nest.DTYPE`."""
+        ...
+
+    def floors(self, workload: Workload, accelerators: Sequence[Accelerator]) -> NDArray[np.float64]:
+        """Cycles that no schedule of a workload on each accelerator goes below, proven, float64 (m,)."""
         ...
 
 

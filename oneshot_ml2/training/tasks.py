@@ -11,7 +11,7 @@ import datetime
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from oneshot_ml2.common import metrics
 from oneshot_ml2.common.errors import OneShotError
-from oneshot_ml2.network.tasks import TaskNetwork
+from oneshot_ml2.network.tasks import NETWORK, TaskNetwork
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 from oneshot_ml2.training.checkpoint import commit
 from oneshot_ml2.training.task_shards import Labels
@@ -37,7 +37,8 @@ class TaskSettings:
     """What a training run is decided by; `train/tasks.toml` explains each.
 
     Attributes:
-        widths: of the hidden layers.
+        networks: whose mean is predicted; they differ in where they begin, and in the order of what they see.
+        widths: of the hidden layers of each.
         epochs: passes over the pairs.
         batch: pairs of a step.
         learning_rate, weight_decay: AdamW; the rate falls as a cosine.
@@ -48,6 +49,7 @@ class TaskSettings:
         seed: of everything random.
     """
 
+    networks: int = 1
     widths: tuple[int, ...] = (256, 256, 128)
     epochs: int = 80
     batch: int = 512
@@ -62,8 +64,8 @@ class TaskSettings:
 
     def __post_init__(self) -> None:
         shares = (self.held_layers, self.held_accelerators, self.dropout)
-        if not self.widths or min(*self.widths, self.epochs, self.batch) < 1:
-            raise OneShotError("training settings: widths, epochs and batch are at least 1")
+        if not self.widths or min(*self.widths, self.networks, self.epochs, self.batch) < 1:
+            raise OneShotError("training settings: networks, widths, epochs and batch are at least 1")
         if not all(0 <= share < 1 for share in shares):
             raise OneShotError("training settings: held_layers, held_accelerators and dropout are shares below 1")
 
@@ -184,43 +186,27 @@ def train_tasks(
     places = parts["train"]
     if not len(places):
         raise OneShotError("no pairs are left to train on; collect more, or keep out fewer")
-    torch.manual_seed(settings.seed)
     known = data.features[places].astype(np.float64)
     scale = known.std(axis=0)
-    scale = np.where(scale > 1e-4, scale, 1.0).astype(np.float32)
-    module = TaskModule(settings, known.mean(axis=0).astype(np.float32), scale)
-    optimizer = torch.optim.AdamW(module.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    features, target = torch.from_numpy(data.features[places]), torch.from_numpy(data.target[places])
-    average = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    steps, began = -(-len(places) // settings.batch), time.perf_counter()
-    history = []
-    low, high = data.features[places].min(axis=0), data.features[places].max(axis=0)
-
-    def network() -> TaskNetwork:
-        tensors = {name: tensor.numpy().copy() for name, tensor in average.items()}
-        return TaskNetwork(tensors | {"low": low, "high": high}, {})
-
-    for epoch in range(settings.epochs):
-        order = torch.randperm(len(places))
-        total = 0.0
-        for number, chosen in enumerate(torch.split(order, settings.batch)):
-            step = epoch * steps + number
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * step / (steps * settings.epochs)))
-            loss = F.smooth_l1_loss(module(features[chosen]), target[chosen], beta=settings.huber)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total += float(loss.detach())
-            decay = min(settings.average, (1 + step) / (10 + step))
-            with torch.no_grad():
-                for name, tensor in module.state_dict().items():
-                    average[name].lerp_(tensor, 1 - decay)
-        entry: dict[str, Any] = {"epoch": epoch + 1, "loss": total / steps}
-        if (epoch + 1) % 10 == 0 or epoch + 1 == settings.epochs:
-            entry |= {name: figures(network(), data, parts[name]) for name in SETS}
-        history.append(entry)
-        tell(_progress(entry, settings.epochs, time.perf_counter() - began))
+    shared = {
+        "mean": known.mean(axis=0).astype(np.float32),
+        "scale": np.where(scale > 1e-4, scale, 1.0).astype(np.float32),
+        "low": data.features[places].min(axis=0),
+        "high": data.features[places].max(axis=0),
+    }
+    tensors: dict[str, NDArray[np.float32]] = {}
+    history: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    for number in range(settings.networks):
+        for epoch, (loss, own) in enumerate(_epochs(data, places, settings, shared, number), 1):
+            entry: dict[str, Any] = {"network": number + 1, "epoch": epoch, "loss": loss}
+            if epoch % 10 == 0 or epoch == settings.epochs:
+                entry |= _figures(TaskNetwork(shared | _named(own, 0), {}), data, parts)
+            history.append(entry)
+            tell(_progress(entry, settings, time.perf_counter() - began))
+        tensors |= _named(own, number)
+    network = TaskNetwork(shared | tensors, {})
+    history.append({"networks": settings.networks, **_figures(network, data, parts)})
     card = {
         "what": "T* of a layer on an accelerator without a search: log(T* / least guess in closed form)",
         "feature_version": space_kind(DEFAULT_KIND).tasks.VERSION,
@@ -236,11 +222,58 @@ def train_tasks(
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
     } | origin
-    return dataclasses.replace(network(), card=card)
+    return dataclasses.replace(network, card=card)
 
 
-def _progress(entry: dict[str, Any], epochs: int, seconds: float) -> str:
+def _epochs(
+    data: TaskData,
+    places: NDArray[np.int64],
+    settings: TaskSettings,
+    shared: dict[str, NDArray[np.float32]],
+    number: int,
+) -> Iterator[tuple[float, dict[str, Tensor]]]:
+    """Train a network, and after each epoch tell its loss and the average of its weights."""
+    torch.manual_seed(settings.seed + number)
+    module = TaskModule(settings, shared["mean"], shared["scale"])
+    optimizer = torch.optim.AdamW(module.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    features, target = torch.from_numpy(data.features[places]), torch.from_numpy(data.target[places])
+    average = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    steps, step = -(-len(places) // settings.batch), 0
+    for _ in range(settings.epochs):
+        total = 0.0
+        for chosen in torch.split(torch.randperm(len(places)), settings.batch):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * step / (steps * settings.epochs)))
+            loss = F.smooth_l1_loss(module(features[chosen]), target[chosen], beta=settings.huber)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += float(loss.detach())
+            decay = min(settings.average, (1 + step) / (10 + step))
+            step += 1
+            with torch.no_grad():
+                for name, tensor in module.state_dict().items():
+                    average[name].lerp_(tensor, 1 - decay)
+        yield total / steps, average
+
+
+def _named(average: dict[str, Tensor], number: int) -> dict[str, NDArray[np.float32]]:
+    """A network's tensors as those of a place among several."""
+    own = f"{NETWORK}."
+    return {
+        name.replace(own, f"{NETWORK}{number}.", 1): tensor.numpy().copy()
+        for name, tensor in average.items()
+        if name.startswith(own)
+    }
+
+
+def _figures(network: TaskNetwork, data: TaskData, parts: dict[str, NDArray[np.int64]]) -> dict[str, dict[str, float]]:
+    return {name: figures(network, data, parts[name]) for name in SETS}
+
+
+def _progress(entry: dict[str, Any], settings: TaskSettings, seconds: float) -> str:
     text = "  ".join(
         f"{name}: {found['mape']:.2%} tau {found['tau']:.4f}" for name in SETS if (found := entry.get(name))
     )
-    return f"epoch {entry['epoch']}/{epochs} loss {entry['loss']:.5f} {seconds:.0f} s  {text}".rstrip()
+    head = f"network {entry['network']}/{settings.networks} epoch {entry['epoch']}/{settings.epochs}"
+    return f"{head} loss {entry['loss']:.5f} {seconds:.0f} s  {text}".rstrip()

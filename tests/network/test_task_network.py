@@ -11,9 +11,12 @@ import torch
 from task_networks import drawn_network
 
 from oneshot_ml2.common.errors import WeightsError
+from oneshot_ml2.network import picking
 from oneshot_ml2.network.tasks import TaskNetwork, by_shape, load_tasks
 from oneshot_ml2.spaces.full.families import Family, guess_of
-from oneshot_ml2.spaces.full.task_features import FEATURES, encode, reference
+from oneshot_ml2.spaces.full.knobs import FOLD_TAPS, KNOBS
+from oneshot_ml2.spaces.full.task_features import FEATURES, VERSION, encode, reference
+from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.epilogue import Epilogue
@@ -38,6 +41,16 @@ def test_what_holds_no_schedule_takes_for_ever() -> None:
     assert np.isfinite(found[0]) and np.isinf(found[1])
 
 
+def test_what_only_folds_taps_in_one_more_way_has_a_prediction() -> None:
+    # One block of weights at a time: accumulators recur too soon in any other way.
+    layer = Conv2d(1, 48, 10, 10, 64, 3, 3, 1, 1, 1, Epilogue(bias=True, shift=6, clip=(0, 127)))
+    small = PYNQ.with_srams(12, 8, 12, 8)
+    space = ScheduleSpace(layer, small)
+    assert FOLD_TAPS in space.knobs[KNOBS.index("fold")].values and len(picking.legal_by_estimate(space, 1)) == 1
+    found = drawn_network().least(layer, [PYNQ, small, PYNQ.with_srams(4, 5, 9, 7)])
+    assert np.isfinite(found[:2]).all() and found[1] > found[0] and np.isinf(found[2])
+
+
 def test_a_prediction_is_the_guess_and_what_the_network_adds() -> None:
     network = drawn_network()
     family = Family.of(LAYER, [PYNQ])
@@ -55,13 +68,15 @@ def test_numpy_computes_what_torch_does() -> None:
     network = drawn_network(3, 0.3)
     rng = np.random.default_rng(1)
     features = rng.normal(0, 20, (100, len(FEATURES))).astype(np.float32)
-    x = (torch.from_numpy(features) - torch.from_numpy(network.tensors["mean"])) / 10.0
-    for i in range(2):
-        x = x @ torch.from_numpy(network.tensors[f"task.{i}.weight"]).T + torch.from_numpy(
-            network.tensors[f"task.{i}.bias"]
-        )
-        x = torch.relu(x) if i == 0 else x
-    expected = np.clip(x.numpy()[:, 0], -2.0, 2.0)
+    outputs = []
+    for name in ("task0", "task1"):
+        x = (torch.from_numpy(features) - torch.from_numpy(network.tensors["mean"])) / 10.0
+        for i in range(2):
+            weight, bias = (torch.from_numpy(network.tensors[f"{name}.{i}.{what}"]) for what in ("weight", "bias"))
+            x = x @ weight.T + bias
+            x = torch.relu(x) if i == 0 else x
+        outputs.append(x.numpy()[:, 0])
+    expected = np.clip(np.mean(outputs, axis=0), -2.0, 2.0)
     np.testing.assert_allclose(network.log_ratio(features), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -85,7 +100,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert load_tasks(tmp_path / "mine.safetensors") is load_tasks(tmp_path / "mine.safetensors")
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "predictor", "shape", "nan", "version"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "predictor", "shape", "layer", "none", "nan", "version"])
 def test_weights_that_are_none(damage: str, tmp_path: Path) -> None:
     from safetensors.numpy import save
 
@@ -98,13 +113,17 @@ def test_weights_that_are_none(damage: str, tmp_path: Path) -> None:
     elif damage == "truncated":
         path.write_bytes(path.read_bytes()[:-50])
     else:
-        head["feature_version"] = "0" if damage == "version" else "1"
+        head["feature_version"] = "0" if damage == "version" else str(VERSION)
         if damage == "predictor":
             head["format"] = "oneshot-ml2 predictor"
         elif damage == "shape":
             tensors["mean"] = tensors["mean"][:-1]
+        elif damage == "layer":
+            del tensors["task1.0.bias"]
+        elif damage == "none":
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("task")}
         elif damage == "nan":
-            tensors["task.1.bias"] = np.array([np.nan], dtype=np.float32)
+            tensors["task1.1.bias"] = np.array([np.nan], dtype=np.float32)
         path.write_bytes(save(tensors, metadata=head))
     with pytest.raises(WeightsError, match=r"mine\.safetensors"):
         TaskNetwork.load(path)

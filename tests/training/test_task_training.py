@@ -11,6 +11,7 @@ import pytest
 
 from oneshot_ml2.common.errors import CorpusError, OneShotError
 from oneshot_ml2.network.picking import predictor_of
+from oneshot_ml2.network.tasks import TaskNetwork, networks_of
 from oneshot_ml2.training import task_labels
 from oneshot_ml2.training.settings import read_settings
 from oneshot_ml2.training.task_labels import collect_labels, draw_family, label_family
@@ -140,24 +141,43 @@ def test_what_is_kept_out_is_not_trained_on(folder: Path) -> None:
 
 def test_training_learns_and_is_the_same_again(folder: Path) -> None:
     data = make_task_data(read_all(folder))
-    settings = TaskSettings((16,), epochs=60, batch=8, held_layers=0.0, held_accelerators=0.0, average=0.9)
+    settings = TaskSettings(1, (16,), epochs=60, batch=8, held_layers=0.0, held_accelerators=0.0, average=0.9)
     told: list[str] = []
     network = train_tasks(data, settings, {"corpus": ["x"]}, told.append)
-    assert len(told) == 60 and told[0].startswith("epoch 1/60")
+    assert len(told) == 60 and told[0].startswith("network 1/1 epoch 1/60")
     every = np.arange(len(data))
     before = float(np.abs(np.expm1(data.target)).mean())
     assert figures(network, data, every)["mape"] < before / 2
     again = train_tasks(data, settings, {})
-    np.testing.assert_array_equal(network.tensors["task.0.weight"], again.tensors["task.0.weight"])
+    np.testing.assert_array_equal(network.tensors["task0.0.weight"], again.tensors["task0.0.weight"])
     assert network.card["corpus"] == ["x"] and network.card["split"]["train"] == len(data)
     assert figures(network, data, every[:0]) == {}
+
+
+def test_the_mean_of_several_networks(folder: Path) -> None:
+    data = make_task_data(read_all(folder))
+    settings = TaskSettings(2, (8,), epochs=5, batch=8, held_layers=0.0, held_accelerators=0.0)
+    network = train_tasks(data, settings, {})
+    assert networks_of(network.tensors) == ["task0", "task1"]
+    assert not np.array_equal(network.tensors["task0.0.weight"], network.tensors["task1.0.weight"])
+    alone = []
+    for name in ("task0", "task1"):
+        own = {
+            key.replace(name, "task0"): value
+            for key, value in network.tensors.items()
+            if "task" not in key or name in key
+        }
+        alone.append(TaskNetwork(own, {}).log_ratio(data.features))
+    np.testing.assert_allclose(network.log_ratio(data.features), np.mean(alone, axis=0), rtol=1e-6)
+    first = train_tasks(data, dataclasses.replace(settings, networks=1), {})
+    np.testing.assert_array_equal(first.tensors["task0.1.weight"], network.tensors["task0.1.weight"])
 
 
 def test_settings(tmp_path: Path) -> None:
     path = tmp_path / "tasks.toml"
     path.write_text("widths = [4]\nepochs = 2\n")
     assert read_settings(path, TaskSettings) == dataclasses.replace(TaskSettings(), widths=(4,), epochs=2)
-    for bad in ("widths = []", "epochs = 0", "held_layers = 1.5"):
+    for bad in ("widths = []", "networks = 0", "epochs = 0", "held_layers = 1.5"):
         path.write_text(bad)
         with pytest.raises(OneShotError, match="training settings"):
             read_settings(path, TaskSettings)

@@ -16,7 +16,7 @@ from oneshot_ml2.vta.hls_keys import TICKS
 from oneshot_ml2.vta.nest import HLS_RATES
 
 # Raised whenever a feature changes its meaning; weights of another version are refused.
-VERSION = 1
+VERSION = 2
 
 _SIZES = {**ACCELERATOR_LOGS, **WORKLOAD_LOGS, "accumulator distance": "acc_distance"}
 # Fields of a nest that play no part on the HLS design.
@@ -24,18 +24,6 @@ _OF_RTL = ("burst", "latency")
 _USES = ("inp_use", "wgt_use", "acc_use")
 _COUNTS = ("loads", "gemms", "steps", "tiles", "instructions")
 _CYCLES = tuple(name for name in SUMMARY if name not in (*_USES, *_COUNTS, "uops", "recurrence"))
-# Of the schedule that is the best where what has no second buffer overlaps with nothing.
-_OF_SAFE = (
-    "compute",
-    "load",
-    "store",
-    "read_beats",
-    "first_load",
-    "last_step",
-    "serial_load",
-    "exposed_store",
-    "loads",
-)
 _LINEAR_LIMIT = 4.0
 # Cycles that an instruction or a row may cost, about.
 _EACH = 16.0
@@ -55,7 +43,8 @@ FEATURES = (
     *(f"log least {name}" for name in OBJECTIVES[1:]),
     *(f"log guess at the least {name}" for name in OBJECTIVES[1:]),
     "log cautious at the least guess",
-    *(f"log {name} at the least cautious" for name in _OF_SAFE),
+    *(f"log {name} at the least {objective}" for objective in OBJECTIVES[1:] for name in (*_CYCLES, *_COUNTS)),
+    *(f"{name} at the least {objective}" for objective in OBJECTIVES[1:] for name in _USES),
 )
 
 
@@ -95,6 +84,7 @@ def encode(nests: NDArray[np.record], closed: NDArray[np.float64]) -> NDArray[np
     floor, safe = closed[:, 1], closed[:, 2]
     columns += [_share(floor[:, SUMMARY.index("bound")], whole), _share(cautious_of(safe), whole)]
     columns += [_share(guess_of(floor), whole), _share(guess_of(safe), whole), _share(cautious_of(closed[:, 0]), whole)]
-    for name in _OF_SAFE:
-        columns += [_share(safe[:, SUMMARY.index(name)], whole)]
+    others = [dict(zip(SUMMARY, closed[:, number].T, strict=True)) for number in range(1, len(OBJECTIVES))]
+    columns += [_share(other[name], whole) for other in others for name in (*_CYCLES, *_COUNTS)]
+    columns += [other[name] for other in others for name in _USES]
     return np.stack(columns, axis=1).astype(np.float32)
