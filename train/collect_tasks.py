@@ -4,7 +4,8 @@
     python train/collect_tasks.py --out corpus/tasks-stock --shards 133 --seed 2 --stock 1
 
 Layers are those of the training plans, accelerators are drawn at random in families that differ in their SRAMs alone.
-Those two are what the shipped network was trained on. A shard holds 320 pairs at most. The same command goes on where it stopped.
+Those two are what the shipped network was trained on. A shard holds 320 pairs at most. The same command goes on where
+it stopped.
 """
 
 from __future__ import annotations
