@@ -125,7 +125,7 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, run_command, monkeypa
 
 
 def test_legal_choices_are_found_behind_many_illegal_ones(known, transplants, monkeypatch):
-    def illegal_first(space, network, closed_form=True):
+    def illegal_first(space, network, closed_form=True, listed=None):
         indices = np.unique(optimum.sample_of(space))
         ranking = picking.Ranking(indices, network.score(space, indices), len(indices), np.zeros(len(indices)))
         legal = space.validity(indices) == Reason.VALID
