@@ -7,7 +7,7 @@ are listed once for all of them. Members on which a workload's loop nest is the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 
 from oneshot_ml2.codesign.models import Model
 from oneshot_ml2.codesign.sweep import images_of
+from oneshot_ml2.common.grouping import equal_places
 from oneshot_ml2.common.reading import whole_number
 from oneshot_ml2.models.costs import cost_of
 from oneshot_ml2.network import picking
@@ -85,10 +86,7 @@ def confirm(
         has no legal schedule there.
     """
     families = space_kind(DEFAULT_KIND).families
-    groups: dict[Hashable, list[int]] = {}
-    for place, accelerator in enumerate(accelerators):
-        groups.setdefault(families.family_key(accelerator), []).append(place)
-    for group in groups.values():
+    for group in equal_places(map(families.family_key, accelerators)):
         for begin in range(0, len(group), TOGETHER):
             places = group[begin : begin + TOGETHER]
             chips = [accelerators[place] for place in places]

@@ -276,8 +276,8 @@ class _Search:
         if folder is None:
             yield _Log({}, {}, lambda entry: None)
             return
-        weights = hashlib.sha256(b"".join(t.tobytes() for _, t in sorted(self.network.tensors.items()))).hexdigest()
-        what = [[model.digest for model in self.models], self.throughput, weights, [chip.to_json() for chip in chips]]
+        asked = [[model.digest for model in self.models], self.throughput]
+        what = [*asked, self.network.digest, [chip.to_json() for chip in chips]]
         header = {"format": FORMAT, "search": hashlib.sha256(json.dumps(what).encode()).hexdigest()}
 
         def read(entry: dict[str, Any]) -> tuple[str, Any]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from oneshot_ml2.codesign.models import Model
+from oneshot_ml2.common.grouping import equal_places
 from oneshot_ml2.common.reading import whole_number
 from oneshot_ml2.corpus.format import workload_text
 from oneshot_ml2.network.tasks import by_shape
@@ -139,10 +140,8 @@ def _units(
     units = []
     for shape in by_shape(accelerators):
         needed: dict[Workload, list[int]] = {}
-        groups: dict[Any, list[int]] = {}
-        for place in shape:
-            groups.setdefault(families.family_key(accelerators[place]), []).append(place)
-        for places in groups.values():
+        for group in equal_places(families.family_key(accelerators[place]) for place in shape):
+            places = [shape[number] for number in group]
             # What is computed depends on what no SRAM changes.
             chip = accelerators[places[0]]
             for number, model in enumerate(models):

@@ -7,7 +7,8 @@ far T* is from that schedule's guess; no schedule is scored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import WeightsError
+from oneshot_ml2.common.grouping import equal_places
 from oneshot_ml2.common.parallel import one_blas_thread
 from oneshot_ml2.network.card import read_card
 from oneshot_ml2.network.predictor import depth
@@ -53,6 +55,11 @@ class TaskNetwork:
     tensors: dict[str, NDArray[np.float32]]
     card: dict[str, Any]
     kind: str = DEFAULT_KIND
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights."""
+        return hashlib.sha256(b"".join(tensor.tobytes() for _, tensor in sorted(self.tensors.items()))).hexdigest()
 
     @cached_property
     def _networks(self) -> list[list[tuple[NDArray[np.float32], NDArray[np.float32]]]]:
@@ -134,12 +141,9 @@ class TaskNetwork:
         return cls(tensors, read_card(path))
 
 
-def by_shape(accelerators: Sequence[Accelerator]) -> Iterator[list[int]]:
+def by_shape(accelerators: Sequence[Accelerator]) -> list[list[int]]:
     """Positions of the accelerators of each block and batch."""
-    shapes: dict[tuple[int, int], list[int]] = {}
-    for place, accelerator in enumerate(accelerators):
-        shapes.setdefault((accelerator.log_batch, accelerator.log_block), []).append(place)
-    yield from shapes.values()
+    return equal_places((accelerator.log_batch, accelerator.log_block) for accelerator in accelerators)
 
 
 def networks_of(tensors: Mapping[str, NDArray[Any]]) -> list[str]:
@@ -149,7 +153,7 @@ def networks_of(tensors: Mapping[str, NDArray[Any]]) -> list[str]:
 
 
 def _check_shapes(path: Path, tensors: dict[str, NDArray[Any]], features: int) -> None:
-    """Raise WeightsError unless the tensors make up a networks of so many features and one output."""
+    """Raise WeightsError unless the tensors make up networks of so many features and one output."""
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("mean", "scale", "low", "high"), (features,))
     for name in networks_of(tensors) or [f"{NETWORK}0"]:
         layers, width = depth(tensors, name), features

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from oneshot_ml2.common.grouping import equal_places
 from oneshot_ml2.spaces.full.axes import RECURRENCE
 from oneshot_ml2.spaces.full.features import Candidates, Encoder, candidates
 from oneshot_ml2.spaces.full.knobs import FOLD_TAPS, KNOBS
@@ -101,10 +102,7 @@ def _listed(
     indices, values = encoder.canonical()
     fits = encoder.fits(values)
     indices, values = indices[fits], values[fits]
-    groups: dict[Hashable, list[int]] = {}
-    for place, accelerator in enumerate(accelerators):
-        groups.setdefault(family_key(accelerator), []).append(place)
-    for places in groups.values():
+    for places in equal_places(map(family_key, accelerators)):
         nest = _with_limits(make_nest(workload, accelerators[places[0]]), limits)
         own = Encoder(nest, *lists, len(space), 0.0, tables=encoder.tables)
         yield places, nest, own.candidates(indices, values), lists
@@ -205,12 +203,9 @@ class Family:
         if len({(accelerator.log_batch, accelerator.log_block) for accelerator in accelerators}) != 1:
             raise ValueError("families of one block and batch are found together")
         channels = channel_blocks(workload.loops, accelerators[0].block).outputs
-        groups: dict[int, list[int]] = {}
-        for place, accelerator in enumerate(accelerators):
-            # Tiles of more channels than ACC holds are no candidates, and what is left is thinned otherwise.
-            few = accelerator.acc_depth if accelerator.acc_depth < channels else 0
-            groups.setdefault(few, []).append(place)
-        for places in groups.values():
+        # Tiles of more channels than ACC holds are no candidates, and what is left is thinned otherwise.
+        few = (accelerator.acc_depth if accelerator.acc_depth < channels else 0 for accelerator in accelerators)
+        for places in equal_places(few):
             yield from cls._by_lists(workload, accelerators, places)
 
     @classmethod
@@ -221,9 +216,9 @@ class Family:
         bare: list[int] = []
         for members, family, needs, folded in cls._listed_families(workload, [accelerators[at] for at in places]):
             own = [places[member] for member in members]
-            lacking = [] if folded else family._folding_otherwise([accelerators[at] for at in own], needs)
-            bare += [own[member] for member in lacking]
-            kept = [at for at in own if at not in set(bare)]
+            lacking = set() if folded else family._folding_otherwise([accelerators[at] for at in own], needs)
+            bare += [at for number, at in enumerate(own) if number in lacking]
+            kept = [at for number, at in enumerate(own) if number not in lacking]
             if kept:
                 yield kept, family
         if bare:
@@ -285,7 +280,7 @@ class Family:
         found: NDArray[np.bool_] = there[cells.member]
         return found
 
-    def _folding_otherwise(self, accelerators: Sequence[Accelerator], needs: NDArray[np.int64]) -> list[int]:
+    def _folding_otherwise(self, accelerators: Sequence[Accelerator], needs: NDArray[np.int64]) -> set[int]:
         """Positions of the members that hold nothing legal, and may fold taps in one more way.
 
         ``needs``: of all schedules that the largest memories hold, legal or not.
@@ -293,14 +288,14 @@ class Family:
         loops = self.workload.loops
         lacking = np.flatnonzero(~self.holding(accelerators))
         if loops.height.kernel * loops.width.kernel == 1 or loops.pool or not len(lacking):
-            return []
-        data, found = sizes(accelerators)[:, : len(_USES)], list[int]()
+            return set()
+        data, found = sizes(accelerators)[:, : len(_USES)], set[int]()
         for row in np.unique(data[lacking], axis=0):
             same = np.flatnonzero((data == row).all(axis=1))
             # What holds some with more micro-ops has the same knobs, and what none fits into has no schedule.
             if np.isin(same, lacking).all() and (needs[:, : len(_USES)] <= row).all(axis=1).any():
                 if FOLD_TAPS in ScheduleSpace(self.workload, accelerators[int(same[0])]).knobs[_FOLD].values:
-                    found += same.tolist()
+                    found.update(same.tolist())
         return found
 
     def best(self, accelerators: Sequence[Accelerator]) -> NDArray[np.int64]:
@@ -359,10 +354,7 @@ def floors(workload: Workload, accelerators: Sequence[Accelerator]) -> NDArray[n
         NoSchedule: a workload that VTA cannot address.
     """
     found = np.full(len(accelerators), np.inf)
-    groups: dict[Hashable, list[int]] = {}
-    for place, accelerator in enumerate(accelerators):
-        groups.setdefault((accelerator.log_batch, accelerator.log_block), []).append(place)
-    for places in groups.values():
+    for places in equal_places((accelerator.log_batch, accelerator.log_block) for accelerator in accelerators):
         for members, family in Family.all_of(workload, [accelerators[place] for place in places]):
             own = [places[member] for member in members]
             found[own] = family.floors([accelerators[place] for place in own])
