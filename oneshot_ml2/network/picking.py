@@ -34,16 +34,18 @@ if TYPE_CHECKING:
 MOST_LOWERED = 8
 # How many schedules of the least proven bounds the small network scores: a slow bound cannot be fast.
 _SCANNED = 1 << 15
+# How many if the closed form that knows what modules wait for tells which: it is nearer (docs/evaluation.md).
+_SCANNED_WAITING = 1 << 13
 # How many of the best by the small network the large one judges.
 _SHORTLIST = 4096
 # Least p_valid that is trusted: what lies between an even chance and this is overrated (docs/evaluation.md).
 TRUSTED = 0.9
 # What has less p_valid is not picked, even where nothing has more.
 _HOPELESS = 1e-3
-# Of how many of those the closed-form validity is asked.
+# Of how many schedules the closed-form validity is asked first.
 _CHECKED = 256
-# Outside of the trained ranges, how many of the best legal ones by the small network both networks judge.
-_LEGAL = 1024
+# How many of the best legal ones by the small network both networks judge.
+_LEGAL = 512
 # Gap of the two networks' log T that is told: of 440 picks within the ranges none has so much.
 _GAP = 0.2
 # Picks that are made at the same time.
@@ -96,13 +98,14 @@ class Ranking:
     """The best schedules of a space by the small network, judged by the large one, or by both (`rank_legal`).
 
     ``indices``: int64 (n,), ascending; ``scores``: their scores; ``scored``: how many schedules the small one scored;
-    ``gap``: float64 (n,), see `Scores.gap` and `by_both`.
+    ``gap``: float64 (n,), see `Scores.gap` and `by_both`; ``legal``: whether the closed form calls all of them legal.
     """
 
     indices: NDArray[np.int64]
     scores: Scores
     scored: int
     gap: NDArray[np.float64]
+    legal: bool = False
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
@@ -174,7 +177,7 @@ def score(space: ScheduleSpace, indices: NDArray[np.int64], weights: str | Path 
 def promising(space: ScheduleSpace, waits: bool = False, listed: Candidates | None = None) -> Candidates:
     """Canonical schedules that the SRAMs hold, of the least proven bounds if there are many.
 
-    ``waits``: of the least closed forms that know what modules wait for, which a bound cannot.
+    ``waits``: of the least closed forms that know what modules wait for, which a bound cannot; they are kept.
     ``listed``: all that the SRAMs hold, where they are known already: `protocols.Listing.held_by`.
 
     Raises:
@@ -182,9 +185,12 @@ def promising(space: ScheduleSpace, waits: bool = False, listed: Candidates | No
     """
     features = space.record.features
     given = features.all_candidates(space, fitting=True) if listed is None else listed
-    if len(given) > _SCANNED:
+    if waits:
+        given = features.with_waits(space, given)
+    most = _SCANNED_WAITING if waits else _SCANNED
+    if len(given) > most:
         least = features.waiting(space, given) if waits else given.bound
-        given = given.take(np.sort(np.argpartition(least, _SCANNED)[:_SCANNED]))
+        given = given.take(np.sort(np.argpartition(least, most)[:most]))
     return given
 
 
@@ -220,26 +226,31 @@ def rank_legal(space: ScheduleSpace, network: Predictor, listed: Candidates | No
         OneShotError: a space that the network does not know.
     """
     scanned = promising(space, bool(network.seen.beside), listed)
-    order = np.argsort(network.judge(space, scanned, "scan").cost, kind="stable")
+    first = network.judge(space, scanned, "scan")
+    order = np.argsort(first.cost, kind="stable")
     legal = order[:0]
     # Telling it of all takes long where programs are.
     for part in (order[:_SHORTLIST], order[_SHORTLIST:]):
         if not len(legal):
             legal = part[legal_positions(space, scanned.indices[part], _LEGAL)]
-    return by_both(space, network, scanned.take(np.sort(legal)), len(scanned))
+    legal = np.sort(legal)
+    return by_both(space, network, scanned.take(legal), first.take(legal), len(scanned))
 
 
-def by_both(space: ScheduleSpace, network: Predictor, legal: Candidates, scored: int) -> Ranking:
-    """Legal schedules, judged by both networks.
+def by_both(
+    space: ScheduleSpace, network: Predictor, legal: Candidates, other: Scores | None = None, scored: int = 1
+) -> Ranking:
+    """Legal schedules, judged by both networks; ``other``: their scores by the small one, if they are known.
 
     Where these know what modules wait for, how far that closed form is from their mean is a gap, too.
     """
-    one, other = network.judge(space, legal), network.judge(space, legal, "scan")
+    one = network.judge(space, legal)
+    other = network.judge(space, legal, "scan") if other is None else other
     knowing, gap = bool(network.seen.beside), one.gap(other)
     if knowing:
         guess = network.features.waiting(space, legal)
         gap = np.maximum(gap, np.abs(0.5 * (np.log(one.cycles) + np.log(other.cycles)) - np.log(guess)))
-    return Ranking(legal.indices, one.with_both(other, knowing), scored, gap)
+    return Ranking(legal.indices, one.with_both(other, knowing), scored, gap, legal=True)
 
 
 def _fallback(space: ScheduleSpace, network: Predictor, listed: Candidates | None) -> Ranking:
@@ -252,7 +263,8 @@ def _fallback(space: ScheduleSpace, network: Predictor, listed: Candidates | Non
     if len(ranking.indices):
         return ranking
     legal = np.sort(legal_by_estimate(space, _LEGAL))
-    return by_both(space, network, network.features.candidates_at(space, legal), len(space.table()))
+    given = network.features.candidates_at(space, legal)
+    return by_both(space, network, given, scored=len(space.table()))
 
 
 def legal_by_estimate(space: ScheduleSpace, k: int) -> NDArray[np.int64]:
@@ -329,11 +341,10 @@ def pick(
     space = ScheduleSpace(workload, accelerator)
     network = knowing(predictor_of(weights, design=accelerator.design), space)
     ranking = rank(space, network, listed=listed)
-    best = ranking.best(len(ranking.indices))
-    # Mostly the very first are legal; where none of many is, the network has not seen what makes them illegal.
-    start = first_legal(space, best)
-    candidates = best[start : start + _CHECKED] if start is not None else best[:0]
-    candidates = candidates[space.validity(candidates) == Reason.VALID]
+    candidates = ranking.best(len(ranking.indices))
+    if not ranking.legal:
+        # Mostly the very first are; where none of many is, the network has not seen what makes them illegal.
+        candidates = candidates[legal_positions(space, candidates, max(verify, MOST_LOWERED))]
     source = "network"
     if verify > 0 and len(candidates):
         candidates = candidates[:verify]

@@ -111,6 +111,10 @@ class Encoding(Protocol):
 
     def candidates_at(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates: ...
 
+    def with_waits(self, space: ScheduleSpace, given: Candidates) -> Candidates:
+        """The same candidates, with what closed forms know of waiting, so that it is told only once."""
+        ...
+
     def waiting(self, space: ScheduleSpace, given: Candidates) -> NDArray[np.float64]:
         """A guess of the cycles of candidates of a space, float64 (n,), with all that closed forms know of waiting:
         for accelerators of which no network knows much."""

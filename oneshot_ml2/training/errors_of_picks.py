@@ -65,7 +65,7 @@ def observe(tasks: Sequence[Task], network: Predictor) -> NDArray[np.float64]:
         index = np.array([made.index])
         cycles = float(made.space.measure(index).cycles[0])
         given = bare.features.candidates_at(made.space, index)
-        gap = picking.by_both(made.space, bare, given, 1).gap
+        gap = picking.by_both(made.space, bare, given).gap
         rows.append((np.log(cycles / made.predicted_cycles), made.spread, float(gap[0])))
     return np.array(rows).reshape(-1, 3)
 

@@ -17,6 +17,7 @@ from oneshot_ml2.devices import registry
 from oneshot_ml2.network import picking
 from oneshot_ml2.network.errors_of_picks import PickErrors
 from oneshot_ml2.network.predictor import NETWORKS, Predictor, Scores, depth
+from oneshot_ml2.spaces.full import features as full_features
 from oneshot_ml2.spaces.full import space as full
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta import image, nest, simulator
@@ -175,6 +176,7 @@ def test_far_outside_schedules_are_chosen_and_judged_by_what_modules_wait_for(mo
     guess = features.waiting(space, every)
     # A bound knows nothing of latencies, so its best schedules are others.
     monkeypatch.setattr(picking, "_SCANNED", 200)
+    monkeypatch.setattr(picking, "_SCANNED_WAITING", 200)
     chosen, bounded = picking.promising(space, waits=True), picking.promising(space)
     assert sorted(features.waiting(space, chosen)) == sorted(guess)[:200]
     assert len(np.intersect1d(chosen.indices, bounded.indices)) < 150
@@ -189,6 +191,18 @@ def test_far_outside_schedules_are_chosen_and_judged_by_what_modules_wait_for(mo
     assert ranking.order[0] == votes.argmin()
     away = np.abs(np.log(mean) - np.log(waiting))
     assert np.allclose(ranking.gap, np.maximum(one.gap(other), away), atol=1e-4)
+
+
+def test_what_modules_wait_for_is_told_once_a_pick(monkeypatch):
+    told, waits_into = [], full_features.waits.waits_into
+    monkeypatch.setattr(
+        full_features.waits,
+        "waits_into",
+        lambda nest, batch, *rest: told.append(len(batch)) or waits_into(nest, batch, *rest),
+    )
+    wide, space = picking.load_pretrained("wide"), ScheduleSpace(networks.SMALL, BEYOND)
+    assert picking.pick(networks.SMALL, BEYOND, wide).source == "network"
+    assert sum(told) == len(full_features.all_candidates(space, fitting=True))
 
 
 def test_networks_that_disagree_are_told():

@@ -291,6 +291,11 @@ def candidates_at(space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidate
     return Encoder.of(space).candidates_at(indices)
 
 
+def with_waits(space: ScheduleSpace, given: base.Candidates) -> base.Candidates:
+    """The same candidates: nothing more is known of what modules wait for."""
+    return given
+
+
 def waiting(space: ScheduleSpace, given: base.Candidates) -> NDArray[np.float64]:
     """A guess of the cycles of candidates of a space, float64 (n,): their `Candidates.estimate`."""
     return given.estimate

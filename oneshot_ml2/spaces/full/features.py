@@ -330,7 +330,16 @@ def _decode_canonical(nest, indices, candidates, radix, values, batch):  # type:
 
 @dataclass(frozen=True)
 class Candidates(base.Candidates):
-    """Schedules of a space and what closed forms say of them; ``summary``: `SUMMARY` of each."""
+    """Schedules of a space and what closed forms say of them; ``summary``: `SUMMARY` of each; ``waited``: `waits.WAITS`
+    of each, float64 (n, len(WAITS)), where `with_waits` has told them already.
+    """
+
+    waited: NDArray[np.float64] | None = None
+
+    def take(self, places: NDArray[np.int64] | slice) -> Candidates:
+        """Those at some positions."""
+        waited = None if self.waited is None else self.waited[places]
+        return Candidates(self.indices[places], self.values[places], self.summary[places], waited)
 
     @property
     def bound(self) -> NDArray[np.float64]:
@@ -439,6 +448,8 @@ class Encoder:
 
         On the HLS design, whose memory has no latency of its own, the guess is their `Candidates.estimate`.
         """
+        if isinstance(given, Candidates) and given.waited is not None:
+            return given.waited
         out = np.zeros((len(given), len(waits.WAITS)))
         if self.nest.hls:
             out[:, 0] = given.estimate
@@ -489,18 +500,22 @@ def candidates_at(space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidate
     return Candidates(indices, values, summary)
 
 
-def waiting(space: ScheduleSpace, given: base.Candidates) -> NDArray[np.float64]:
-    """A guess of the cycles of candidates of a space that knows what modules wait for, float64 (n,), on all cores; not
-    below their bound.
-    """
-    encoder, out = Encoder.of(space), np.empty(len(given))
+def with_waits(space: ScheduleSpace, given: base.Candidates) -> Candidates:
+    """The same candidates with what modules wait for, told on all cores once for all that asks for it."""
+    encoder, out = Encoder.of(space), np.empty((len(given), len(waits.WAITS)))
 
     def part(begin: int, end: int) -> None:
-        found = given.take(slice(begin, end))
-        out[begin:end] = np.maximum(encoder.waits(found)[:, 0], found.bound)
+        out[begin:end] = encoder.waits(given.take(slice(begin, end)))
 
     in_parallel(part, len(given))
-    return out
+    return Candidates(given.indices, given.values, given.summary, out)
+
+
+def waiting(space: ScheduleSpace, given: base.Candidates) -> NDArray[np.float64]:
+    """A guess of the cycles of candidates of a space that knows what modules wait for, float64 (n,); not below their
+    bound.
+    """
+    return np.maximum(Encoder.of(space).waits(with_waits(space, given))[:, 0], given.bound)
 
 
 def summaries(space: ScheduleSpace, indices: NDArray[np.int64]) -> NDArray[np.float64]:
