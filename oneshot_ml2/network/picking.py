@@ -45,7 +45,7 @@ _HOPELESS = 1e-3
 # Of how many schedules the closed-form validity is asked first.
 _CHECKED = 256
 # How many of the best legal ones by the small network both networks judge.
-_LEGAL = 512
+_LEGAL = 128
 # Gap of the two networks' log T that is told: of 440 picks within the ranges none has so much.
 _GAP = 0.2
 # Picks that are made at the same time.
@@ -240,9 +240,10 @@ def rank_legal(space: ScheduleSpace, network: Predictor, listed: Candidates | No
 def by_both(
     space: ScheduleSpace, network: Predictor, legal: Candidates, other: Scores | None = None, scored: int = 1
 ) -> Ranking:
-    """Legal schedules, judged by both networks; ``other``: their scores by the small one, if they are known.
+    """Legal schedules, judged by both networks, and by `Predictor.advisers` unless they were fitted to a board;
+    ``other``: their scores by the small one, if they are known.
 
-    Where these know what modules wait for, how far that closed form is from their mean is a gap, too.
+    Where the networks know what modules wait for, how far that closed form is from their mean is a gap, too.
     """
     one = network.judge(space, legal)
     other = network.judge(space, legal, "scan") if other is None else other
@@ -250,7 +251,9 @@ def by_both(
     if knowing:
         guess = network.features.waiting(space, legal)
         gap = np.maximum(gap, np.abs(0.5 * (np.log(one.cycles) + np.log(other.cycles)) - np.log(guess)))
-    return Ranking(legal.indices, one.with_both(other, knowing), scored, gap, legal=True)
+    named = network.advisers if network.calibration is None else []
+    advice = [load_pretrained(name).judge(space, legal) for name in named]
+    return Ranking(legal.indices, one.with_both(other, knowing, advice), scored, gap, legal=True)
 
 
 def _fallback(space: ScheduleSpace, network: Predictor, listed: Candidates | None) -> Ranking:
@@ -296,7 +299,8 @@ def _reasons(space: ScheduleSpace, indices: NDArray[np.int64]) -> Iterator[tuple
     begin, step = 0, _CHECKED
     while begin < len(indices):
         yield begin, space.validity(indices[begin : begin + step])
-        begin, step = begin + step, min(2 * step, _SCANNED)
+        begin += step
+        step = min(begin, _SCANNED)
 
 
 def first_legal(space: ScheduleSpace, indices: NDArray[np.int64]) -> int | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -96,16 +96,20 @@ class Scores:
         """How far the predicted log T of another network is from this one's, float64 (n,)."""
         return np.abs(np.log(self.cycles) - np.log(other.cycles))
 
-    def with_both(self, other: Scores, knowing: bool = False) -> Scores:
+    def with_both(self, other: Scores, knowing: bool = False, advice: Sequence[Scores] = ()) -> Scores:
         """Of legal schedules the mean of this network and another one of the same schedules, ranked with caution.
 
         ``knowing``: they know what modules wait for: the large one, this, counts for more, and there is no caution.
+        ``advice``: of further large networks; then all count alike, and there is caution.
         """
-        half, share = np.float32(0.5), np.float32(_KNOWING if knowing else _EQUAL)
-        ratio = share * np.maximum(self.log_ratio, 0.0) + (1 - share) * np.maximum(other.log_ratio, 0.0)
-        caution = 0.0 if knowing else _CAUTION
+        votes = [self, other, *advice]
+        first = _KNOWING if knowing and not advice else _EQUAL
+        shares = np.full(len(votes), 1 / len(votes)) if advice else np.array([first, 1 - first])
+        ratio = sum(np.float32(share) * np.maximum(vote.log_ratio, 0.0) for share, vote in zip(shares, votes))
+        spread = np.mean([vote.spread for vote in votes], axis=0)
+        caution = 0.0 if knowing and not advice else _CAUTION
         p_valid = np.ones_like(self.p_valid) if self.risk is None else (1.0 - self.risk).astype(np.float32)
-        return Scores(p_valid, ratio, half * (self.spread + other.spread), self.bound, self.risk, caution)
+        return Scores(p_valid, ratio, spread, self.bound, self.risk, caution)
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,18 @@ class Predictor:
     def ranks_legal(self) -> bool:
         """Whether their picks are always those of `picking.rank_legal`, as their training's settings say."""
         return bool(self.card.get("settings", {}).get("ranks_legal"))
+
+    @property
+    def advisers(self) -> list[str]:
+        """Shipped weights whose large networks have a vote, too, when schedules known to be legal are judged.
+
+        Raises:
+            WeightsError: the card names them in another way.
+        """
+        named = self.card.get("advisers", [])
+        if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+            raise WeightsError(f"the model card's 'advisers' is {named!r}; use the card that came with the weights")
+        return named
 
     @cached_property
     def picks(self) -> dict[tuple[Workload, Accelerator], Pick]:

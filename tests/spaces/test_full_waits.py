@@ -10,15 +10,18 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.metrics import kendall_tau
 from oneshot_ml2.spaces.full.features import Candidates, Encoder, candidates_at, waiting
+from oneshot_ml2.spaces.full.knobs import BIAS_LOAD, KNOBS
 from oneshot_ml2.spaces.full.waits import WAITS
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
 from oneshot_ml2.vta.hls_keys import HlsTiming
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.workload.base import Workload
+from oneshot_ml2.workload.batch_matmul import BatchMatmul
 from oneshot_ml2.workload.conv2d import Conv2d
 from oneshot_ml2.workload.dense import Dense
 from oneshot_ml2.workload.epilogue import Epilogue
+from oneshot_ml2.workload.max_pool2d import MaxPool2d
 
 BIASED = Epilogue(bias=True, shift=8)
 CONV = Conv2d(1, 64, 20, 20, 32, 3, 3, padding=1, epilogue=BIASED)
@@ -54,6 +57,43 @@ def test_schedules_are_ordered_as_by_the_timing(
     assert tau > least and np.abs(np.log(cycles / guess)).mean() < most
     # What knows nothing of queues and fetching orders them worse.
     assert tau > kendall_tau(cycles, given.estimate) + 0.05
+
+
+@pytest.mark.parametrize(
+    ("workload", "chip", "knobs", "most"),
+    [
+        (
+            BatchMatmul(3, 72, 24, 40, epilogue=BIASED),
+            Accelerator(2, 2, 8, 15, 12, 16, bus_bits=512, memory_latency=540, name="wide"),
+            {"tile_co": 1, "tile_w": 18, "bias": BIAS_LOAD},
+            0.15,
+        ),
+        (
+            MaxPool2d(1, 96, 27, 27, 3, 3, padding=1),
+            Accelerator(4, 3, 14, 14, 17, 18, bus_bits=256, memory_latency=221, name="pool"),
+            {"inp_buffers": 1},
+            0.06,
+        ),
+        (
+            Conv2d(1, 16, 21, 21, 16, 3, 3, padding=1, epilogue=BIASED),
+            Accelerator(2, 3, 12, 14, 17, 13, bus_bits=256, memory_latency=7560, burst_len_bits=1, name="short"),
+            {},
+            0.2,
+        ),
+    ],
+    ids=["rows of biases of one beat", "a pool's only buffer", "rows of three beats in bursts of two"],
+)
+def test_what_empties_the_memory_s_queue_and_frees_a_buffer(
+    workload: Workload, chip: Accelerator, knobs: dict[str, int], most: float
+) -> None:
+    """``most``: the mean error of log T of schedules with these knobs."""
+    given, cycles = timed(workload, chip, 1500)
+    chosen = np.ones(len(given), dtype=np.bool_)
+    for name, value in knobs.items():
+        chosen &= given.values[:, KNOBS.index(name)] == value
+    assert chosen.sum() > 10
+    guess = waiting(ScheduleSpace(workload, chip), given)
+    assert np.abs(np.log(cycles / guess))[chosen].mean() < most
 
 
 @pytest.mark.parametrize(

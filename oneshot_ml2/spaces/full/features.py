@@ -477,13 +477,16 @@ def canonical_table(space: ScheduleSpace) -> NDArray[np.int64]:
 
 
 def all_candidates(space: ScheduleSpace, fitting: bool = False) -> Candidates:
-    """All canonical schedules of a space; with ``fitting`` those that the SRAMs hold."""
+    """All canonical schedules of a space; with ``fitting`` those that the SRAMs hold, and that update no accumulator
+    again too soon: no others are legal.
+    """
     encoder = Encoder.of(space)
     indices, values = encoder.canonical()
-    if fitting:
-        fits = encoder.fits(values)
-        indices, values = indices[fits], values[fits]
-    return encoder.candidates(indices, values)
+    if not fitting:
+        return encoder.candidates(indices, values)
+    fits = encoder.fits(values)
+    given = encoder.candidates(indices[fits], values[fits])
+    return given.take(np.flatnonzero(given.summary[:, _RECURRENCE] >= max(RECURRENCE, encoder.nest.acc_distance)))
 
 
 def candidates_at(space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates:

@@ -139,10 +139,19 @@ def waits_of(waits: NDArray[np.float64]) -> NDArray[Any]:
 @part()
 def _stream(nest, rows, beats):  # type: ignore[no-untyped-def]
     """Cycles that the data of a LOAD take; a burst is sent every second cycle."""
-    single = min(max(2.0 * rows - beats, 0.0), rows)
-    # The queue runs dry when every burst of it has one beat.
-    dry = np.floor(max(single - 1.0, 0.0) / TAGS) * max(nest.latency + 2.0 - TAGS, 0.0) * (single / rows)
-    return max(beats, single + beats) + dry
+    share = _singles(nest, beats / rows)
+    single = rows * share
+    # Each burst of one beat leaves the queue one burst shorter, as nothing is sent beside a last beat.
+    dry = np.floor(max(single - 1.0, 0.0) / TAGS) * max(nest.latency + 2.0 - TAGS, 0.0) * min(share, 1.0)
+    return single + beats + dry
+
+
+@part()
+def _singles(nest, beats):  # type: ignore[no-untyped-def]
+    """How many bursts of one beat a row of so many beats has, that starts where a burst may."""
+    if nest.burst == 1:
+        return beats
+    return max(0.0, 1.0 - abs(beats % nest.burst - 1.0))
 
 
 @part()
@@ -212,9 +221,9 @@ def _biases(nest, schedule, area):  # type: ignore[no-untyped-def]
     tco = min(schedule.tile_co, nest.co)
     insns, rows, _ = bias_shape(nest, tco, schedule.tile_h, schedule.tile_w)
     beats = max(nest.acc_bytes // nest.bus, 1)
-    cycles = insns * (nest.latency + 1.0)
-    if beats == 1 and nest.minor == 0:
-        cycles += insns * _stream(nest, area / insns, area / insns) - 2.0 * area
+    # What the rows take, which may be of one beat and drain the memory's queue, in place of what `totals` counts.
+    own = _stream(nest, area / insns / (tco if nest.minor else 1), area * beats / insns)
+    cycles = insns * (nest.latency + 1.0 + own) - area * (beats if nest.minor else max(beats, 2))
     several = rows > 1 or insns == 1
     return cycles, insns - 1.0, area * beats * several, float(insns * rows) * several
 
@@ -265,8 +274,9 @@ def _fetch(nest):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _windows(nest, schedule, tile, fetch, inner):  # type: ignore[no-untyped-def]
-    """The `_Windows` of a schedule; ``inner``: tiles of the inner loop."""
+def _windows(nest, schedule, tile, fetch, inner, read):  # type: ignore[no-untyped-def]
+    """The `_Windows` of a schedule; ``inner``: tiles of the inner loop; ``read``: share of a step after which its
+    operands have been read."""
     queue, last, pool = float(nest.queue), tile.end + tile.exposed, nest.pool != 0
     inp_mode, wgt_mode = INP_MODE[schedule.dataflow], WGT_MODE[schedule.dataflow]
     of_gemm = tile.step / max(tile.gemms, 1e-9)
@@ -284,7 +294,7 @@ def _windows(nest, schedule, tile, fetch, inner):  # type: ignore[no-untyped-def
         wgt_mode == STREAM and schedule.wgt_buffers == 1 and not pool
     )
     if single:
-        ring_start, ring_within = last, 0.0
+        ring_start, ring_within = last + (1.0 - read) * tile.step, (1.0 - read) * tile.step
     refill = _EVER
     if inp_mode == SET or (wgt_mode == SET and not pool):
         refill = inner * (tile.chunks * tile.step + last)
@@ -408,14 +418,17 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     loads = loads_of(nest, schedule, geometry, reduction, co_tiles, sp_tiles, outputs)
     all_cuts = tiles - 1 + drain.cuts
     compute, start = compute_of(nest, schedule, geometry, reduction.gemms, tiles, co_tiles, outputs, all_cuts)
-    gemm = nest.nb * geometry.work * nest.ci * nest.out_blocks + 7.0 * reduction.gemms
+    gemm, read = nest.nb * geometry.work * nest.ci * nest.out_blocks + 7.0 * reduction.gemms, 1.0
     if nest.pool:
         gemm += nest.nb * (geometry.work + geometry.slots) * nest.out_blocks
+        # Inputs are copied to slots; what follows are maxima of these.
+        read = 1.0 - 2.0 * nest.nb * geometry.work * nest.out_blocks / gemm
     tile = _tile(nest, schedule, reduction, compute, gemm, tiles, outputs)
     fetch = _fetch(nest)
     inputs = _input_loads(nest, schedule, geometry, loads, reduction.whole, tiles, sp_tiles)
     weights = _weight_loads(nest, schedule, loads, reduction.whole, co_tiles, sp_tiles)
-    windows = _windows(nest, schedule, tile, fetch, sp_tiles if outer_is_co(schedule.dataflow) else co_tiles)
+    inner = sp_tiles if outer_is_co(schedule.dataflow) else co_tiles
+    windows = _windows(nest, schedule, tile, fetch, inner, read)
     first_steps = tapered_chunks(schedule, nest.ci, reduction.whole) + reduction.parts - 1
     waited = _all_waits(
         nest, schedule, tile, windows, inputs, weights, reduction.whole, first_steps, co_tiles, sp_tiles
@@ -441,10 +454,13 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     # While data stream in, chunks come without a latency, until the queues are full.
     each, most = _CHUNK + fetch.beats, room / fetch.insns
     groups = max(waited.inp_insns / max(inputs.insns, 1e-9), max(waited.wgt_insns, 1.0))
-    data = waited.inp_insns * inputs.data + waited.wgt_insns * weights.data + tiles * tile.bias_beats
+    data = waited.inp_insns * inputs.beats + waited.wgt_insns * weights.beats + tiles * tile.bias_beats
     free = groups * min(data / groups / each, most)
     chunks = np.ceil(insns / fetch.insns)
     row.fetch_waits = max(chunks - 1.0 - free, 0.0) * late
+    # Those of one beat empty the memory's queue.
+    drained = groups * np.floor(min(free, chunks - 1.0) / groups * _singles(nest, fetch.beats) / TAGS)
+    row.fetch_waits += drained * max(nest.latency + 2.0 - TAGS, 0.0)
     row.waiting = guess + row.fetch_waits
     row.computing, row.loading, row.storing, row.fetching = (
         busy,
