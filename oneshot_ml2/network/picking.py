@@ -175,7 +175,7 @@ def score(space: ScheduleSpace, indices: NDArray[np.int64], weights: str | Path 
 
 
 def promising(space: ScheduleSpace, waits: bool = False, listed: Candidates | None = None) -> Candidates:
-    """Canonical schedules that the SRAMs hold, of the least proven bounds if there are many.
+    """Canonical schedules that the SRAMs hold, without hazards, of the least proven bounds if there are many.
 
     ``waits``: of the least closed forms that know what modules wait for, which a bound cannot; they are kept.
     ``listed``: all that the SRAMs hold, where they are known already: `protocols.Listing.held_by`.
@@ -184,7 +184,9 @@ def promising(space: ScheduleSpace, waits: bool = False, listed: Candidates | No
         OneShotError: a space that there are no features for.
     """
     features = space.record.features
-    given = features.all_candidates(space, fitting=True) if listed is None else listed
+    given = listed
+    if given is None:
+        given = features.without_hazards(space, features.all_candidates(space, fitting=True))
     if waits:
         given = features.with_waits(space, given)
     most = _SCANNED_WAITING if waits else _SCANNED

@@ -111,6 +111,10 @@ class Encoding(Protocol):
 
     def candidates_at(self, space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates: ...
 
+    def without_hazards(self, space: ScheduleSpace, given: Candidates) -> Candidates:
+        """The candidates that do not update an accumulator again too soon, as far as closed forms know."""
+        ...
+
     def with_waits(self, space: ScheduleSpace, given: Candidates) -> Candidates:
         """The same candidates, with what closed forms know of waiting, so that it is told only once."""
         ...

@@ -159,8 +159,8 @@ def test_shipped_plans_parse():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["wide", "wide_hls"])
-def test_no_task_of_the_wide_plans_is_of_an_evaluation_set(name):
+@pytest.mark.parametrize("name", ["second", "wide", "wide_hls"])
+def test_no_task_of_the_plans_is_of_an_evaluation_set(name):
     folder = Path(__file__).parent.parent.parent / "datasets"
     paths = [path for path in (folder / "evaluation").glob("*.json") if path.stem != "best_known"]
     evaluated: dict[Accelerator, list[Task]] = {}
@@ -173,7 +173,7 @@ def test_no_task_of_the_wide_plans_is_of_an_evaluation_set(name):
     assert not any(make_nest(workload, chip) in nests.get(chip, []) for workload, chip in plan.drawn)
     trained = {chip for chip in plan.accelerators if chip in evaluated}
     # Accelerators that both have are those of the sets of unseen workloads on seen accelerators.
-    assert len(trained) == (64 if name == "wide" else 0) and len(plan.accelerators) >= 100
+    assert len(trained) == (0 if name == "wide_hls" else 64)
 
 
 def test_tasks_cover_and_balance():

@@ -70,15 +70,35 @@ def test_a_pick_is_the_first_legal_one_of_the_ranking_and_always_the_same():
     assert picked == again
     network = picking.predictor_of(None)
     ranking = picking.rank(picked.space, network)
+    assert ranking.legal and (picked.space.validity(ranking.indices) == Reason.VALID).all()
+    assert picked.index == ranking.best(1)[0]
+    first = ranking.order[:1]
+    known = PickErrors.of(network.card).corrected(ranking.scores.take(first), ranking.gap[first], outside=False)
+    assert picked.predicted_cycles == pytest.approx(known.cycles[0])
+    # Of two networks that know what modules wait for and a third one that does not all have a vote.
+    indices, space = ranking.indices, picked.space
+    (adviser,) = network.advisers
+    scores = [network.score(space, indices), network.score(space, indices, "scan")]
+    scores.append(picking.load_pretrained(adviser).score(space, indices))
+    votes = np.mean([np.log(one.cycles) for one in scores], axis=0)
+    assert np.allclose(np.log(ranking.scores.cycles), votes, atol=1e-5)
+    cautious = votes + 0.5 * np.mean([one.spread for one in scores], axis=0)
+    assert np.allclose(ranking.scores.cost, np.exp(cautious), rtol=1e-4)
+    assert ranking.order[0] == ranking.scores.cost.argmin()
+    with pytest.raises(WeightsError, match="'advisers' is 'default@1'"):
+        picking.pick(layer, PYNQ, dataclasses.replace(network, card=network.card | {"advisers": adviser}))
+
+
+def test_weights_of_which_the_large_network_decides_pick_the_first_of_it_that_is_legal():
+    network, layer = picking.load_pretrained("default@1"), networks.LAYERS[1].workload
+    picked = picking.pick(layer, PYNQ, network)
+    ranking = picking.rank(picked.space, network)
     order = ranking.best(300)
     legal = order[picked.space.validity(order) == Reason.VALID]
-    assert picked.index == legal[0]
+    assert not ranking.legal and picked.index == legal[0]
     scores = network.score(picked.space, order)
     assert (np.diff(scores.cycles) >= 0).all()
     assert (scores.p_valid >= picking.TRUSTED).all()
-    first = np.flatnonzero(order == picked.index)
-    known = PickErrors.of(network.card).corrected(scores.take(first), ranking.gap[ranking.order[first]], outside=False)
-    assert picked.predicted_cycles == pytest.approx(known.cycles[0])
 
 
 def biased(network: Predictor, by: tuple[float, float, float], names: tuple[str, ...] = NETWORKS) -> Predictor:
@@ -92,8 +112,8 @@ def biased(network: Predictor, by: tuple[float, float, float], names: tuple[str,
 
 def test_distrust_of_everything_falls_back_to_what_the_networks_rank_first(monkeypatch):
     forbid(monkeypatch)
-    shipped = picking.predictor_of(None)
-    distrusting = biased(shipped, (-1e3, 0, 0))
+    # What is picked by `rank_legal` distrusts no schedule that is legal.
+    distrusting = biased(picking.load_pretrained("default@1"), (-1e3, 0, 0))
     picked = picking.pick(networks.SMALL, PYNQ, distrusting)
     assert picked.source == "fallback"
     space = picked.space
@@ -122,7 +142,7 @@ BEYOND = Accelerator(0, 4, 12, 13, 18, 12, memory_latency=60000, instruction_que
 
 
 def test_outside_of_the_trained_ranges_validity_is_told_exactly_and_both_networks_judge():
-    network = picking.predictor_of(None)
+    network = picking.load_pretrained("default@1")
     network = dataclasses.replace(network, card={k: v for k, v in network.card.items() if k != picking.BEYOND})
     space = ScheduleSpace(networks.SMALL, BEYOND)
     assert network.outside(space)
@@ -172,7 +192,7 @@ def test_far_outside_schedules_are_chosen_and_judged_by_what_modules_wait_for(mo
     wide, space = picking.load_pretrained("wide"), ScheduleSpace(networks.SMALL, BEYOND)
     assert wide.seen.beside
     features = space.record.features
-    every = features.all_candidates(space, fitting=True)
+    every = features.without_hazards(space, features.all_candidates(space, fitting=True))
     guess = features.waiting(space, every)
     # A bound knows nothing of latencies, so its best schedules are others.
     monkeypatch.setattr(picking, "_SCANNED", 200)
@@ -202,7 +222,11 @@ def test_what_modules_wait_for_is_told_once_a_pick(monkeypatch):
     )
     wide, space = picking.load_pretrained("wide"), ScheduleSpace(networks.SMALL, BEYOND)
     assert picking.pick(networks.SMALL, BEYOND, wide).source == "network"
-    assert sum(told) == len(full_features.all_candidates(space, fitting=True))
+    fitting = full_features.all_candidates(space, fitting=True)
+    sound = full_features.without_hazards(space, fitting)
+    assert sum(told) == len(sound) < len(fitting)
+    reasons = space.validity(np.setdiff1d(fitting.indices, sound.indices))
+    assert (reasons == Reason.ACC_HAZARD).all()
 
 
 def test_networks_that_disagree_are_told():

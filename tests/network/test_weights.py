@@ -65,4 +65,4 @@ def test_the_shipped_weights_load_by_tag():
 
 
 def test_a_network_is_loaded_once_by_whatever_name():
-    assert weights.load_pretrained("default") is weights.load_pretrained("default@1") is picking.predictor_of(None)
+    assert weights.load_pretrained("default") is weights.load_pretrained("default@2") is picking.predictor_of(None)

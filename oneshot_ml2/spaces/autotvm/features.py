@@ -286,6 +286,11 @@ def all_candidates(space: ScheduleSpace, fitting: bool = False) -> Candidates:
     return given
 
 
+def without_hazards(space: ScheduleSpace, given: base.Candidates) -> base.Candidates:
+    """The same candidates: no schedule of the space has one."""
+    return given
+
+
 def candidates_at(space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates:
     """The schedules at some indices (n,); aliases by the values of those that stand for them."""
     return Encoder.of(space).candidates_at(indices)

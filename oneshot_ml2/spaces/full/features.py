@@ -477,16 +477,18 @@ def canonical_table(space: ScheduleSpace) -> NDArray[np.int64]:
 
 
 def all_candidates(space: ScheduleSpace, fitting: bool = False) -> Candidates:
-    """All canonical schedules of a space; with ``fitting`` those that the SRAMs hold, and that update no accumulator
-    again too soon: no others are legal.
-    """
+    """All canonical schedules of a space; with ``fitting`` those that the SRAMs hold."""
     encoder = Encoder.of(space)
     indices, values = encoder.canonical()
-    if not fitting:
-        return encoder.candidates(indices, values)
-    fits = encoder.fits(values)
-    given = encoder.candidates(indices[fits], values[fits])
-    return given.take(np.flatnonzero(given.summary[:, _RECURRENCE] >= max(RECURRENCE, encoder.nest.acc_distance)))
+    if fitting:
+        fits = encoder.fits(values)
+        indices, values = indices[fits], values[fits]
+    return encoder.candidates(indices, values)
+
+
+def without_hazards(space: ScheduleSpace, given: base.Candidates) -> base.Candidates:
+    """The candidates that update no accumulator again too soon: no others are legal."""
+    return given.take(np.flatnonzero(given.summary[:, _RECURRENCE] >= max(RECURRENCE, nest_of(space).acc_distance)))
 
 
 def candidates_at(space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates:
