@@ -17,6 +17,7 @@ from oneshot_ml2.vta.hls_keys import TICKS, HlsTiming
 from oneshot_ml2.vta.program import Memory, Opcode
 from oneshot_ml2.vta.reasons import Reason
 from oneshot_ml2.workload.conv2d import Conv2d
+from oneshot_ml2.workload.dense import Dense
 
 LARGE = Conv2d(1, 128, 28, 28, 128, 3, 3, padding=1)
 SPACES = [
@@ -174,3 +175,21 @@ def test_rows_and_pads_of_the_closed_form_are_the_program_s() -> None:
             assert totals_of["wgt_rows"] <= weights["y"].sum() * HLS.read_row / TICKS * (1 + 1e-9)
             seen += pads.sum() > 0
     assert seen > 50
+
+
+@pytest.mark.parametrize(("distance", "exact"), [(0, True), (12, True), (35, False)])
+def test_what_has_a_hazard_is_left_out_and_nothing_legal(distance: int, exact: bool) -> None:
+    """Of designs whose accumulators may be updated again after 3, 12 and 35 operations."""
+    hls = HlsTiming(acc_distance=distance) if distance else None
+    chip = Accelerator(6, 3, 8, 17, 17, 18, bus_bits=256, uop_depth=64, hls=hls, name="far")
+    for workload in (Dense(1088, 64, 128), Conv2d(1, 16, 12, 12, 16, 3, 3, padding=1)):
+        space = ScheduleSpace(workload, chip)
+        given = full_features.all_candidates(space, fitting=True)
+        reasons, sound = (
+            space.validity(given.indices),
+            full_features.no_hazard(full_features.nest_of(space), given.summary),
+        )
+        assert sound[reasons == Reason.VALID].all() and (reasons == Reason.ACC_HAZARD).any()
+        if exact:
+            assert not sound[reasons == Reason.ACC_HAZARD].any()
+        assert np.array_equal(full_features.without_hazards(space, given).indices, given.indices[sound])

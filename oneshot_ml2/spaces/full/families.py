@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.common.grouping import equal_places
-from oneshot_ml2.spaces.full.axes import RECURRENCE
-from oneshot_ml2.spaces.full.features import Candidates, Encoder, candidates
+from oneshot_ml2.spaces.full.features import Candidates, Encoder, candidates, no_hazard
 from oneshot_ml2.spaces.full.knobs import FOLD_TAPS, KNOBS
 from oneshot_ml2.spaces.full.totals import SUMMARY as SUMMARY
 from oneshot_ml2.spaces.full.totals import column, totals_of
@@ -249,7 +248,7 @@ class Family:
     def _sound(cls, workload: Workload, nest: Nest, given: Candidates, needs: NDArray[np.int64]) -> Family:
         """Without what the closed form knows to be illegal: hazards, and programs that are too long."""
         found = totals_of(given.summary)
-        sound = found["recurrence"] >= max(RECURRENCE, int(nest["acc_distance"]))
+        sound = no_hazard(nest, given.summary)
         sound &= (found["uops"] <= int(nest["uop_limit"])) & (found["instructions"] <= MAX_INSNS)
         places = np.flatnonzero(sound)
         return cls(workload, nest, given.take(places), needs[places])

@@ -21,7 +21,7 @@ from oneshot_ml2.common.parallel import in_parallel
 from oneshot_ml2.spaces import base, designs
 from oneshot_ml2.spaces.full import canonical, totals, waits
 from oneshot_ml2.spaces.full.axes import RECURRENCE
-from oneshot_ml2.spaces.full.geometry import Geometries, geometry_table
+from oneshot_ml2.spaces.full.geometry import NARROW, Geometries, geometry_table
 from oneshot_ml2.spaces.full.knobs import KNOBS, schedules
 from oneshot_ml2.spaces.full.totals import SUMMARY, column
 from oneshot_ml2.spaces.registry import DEFAULT_KIND
@@ -486,9 +486,17 @@ def all_candidates(space: ScheduleSpace, fitting: bool = False) -> Candidates:
     return encoder.candidates(indices, values)
 
 
+def no_hazard(nest: Nest, summary: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether schedules of summaries (n, len(SUMMARY)) update no accumulator again too soon, bool (n,).
+
+    False is always right. What recurs after `NARROW` operations or more is not told apart by the summary.
+    """
+    return summary[:, _RECURRENCE] >= min(max(RECURRENCE, int(nest["acc_distance"])), NARROW)
+
+
 def without_hazards(space: ScheduleSpace, given: base.Candidates) -> base.Candidates:
-    """The candidates that update no accumulator again too soon: no others are legal."""
-    return given.take(np.flatnonzero(given.summary[:, _RECURRENCE] >= max(RECURRENCE, nest_of(space).acc_distance)))
+    """The candidates with `no_hazard`: no others are legal."""
+    return given.take(np.flatnonzero(no_hazard(nest_of(space), given.summary)))
 
 
 def candidates_at(space: ScheduleSpace, indices: NDArray[np.int64]) -> Candidates:
