@@ -35,8 +35,8 @@ from oneshot_ml2.models.quantize.steps import NO_STEPS, Steps
 
 # Inputs, and what they are for the outputs of the float model.
 Held: TypeAlias = list[tuple[dict[str, NDArray[Any]], list[NDArray[Any]]]]
-# Multiplications that the inputs of a model make together, about; inputs at most.
-_WORK, _MOST = 5e8, 8
+# Multiplications that the inputs of a model make together, about; inputs at least and at most.
+_WORK, _LEAST, _MOST = 2e9, 2, 8
 # The first opset whose operators have scales by channel.
 _PER_CHANNEL = 13
 # Every column takes a step more.
@@ -62,9 +62,9 @@ def relative(found: list[list[NDArray[Any]]], held: Held) -> float:
 
 
 def inputs_of(model: Architecture, graph: Graph) -> list[dict[str, NDArray[Any]]]:
-    """Inputs that nothing was calibrated on: eight, fewer of large models."""
+    """Inputs that nothing was calibrated on: eight, fewer of large models, two at least."""
     macs = sum(partition.node_macs(graph, node) for node in graph.nodes)
-    count = int(np.clip(_WORK // max(macs, 1), 1, _MOST))
+    count = int(np.clip(_WORK // max(macs, 1), _LEAST, _MOST))
     drawn = {of.name: draw(of, count, 2) for of in model.inputs}
     return [{of.name: np.split(drawn[of.name], count)[index] for of in model.inputs} for index in range(count)]
 

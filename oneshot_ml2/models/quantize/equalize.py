@@ -10,7 +10,7 @@ the choice makes the sum of both errors small, each weighed by what it does to t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,10 +32,12 @@ _TOP = HIGH / 128
 _STEP = 1 / 128
 # A channel's largest magnitude counts as at least this part of its tensor's: calibration does not show all.
 _LEAST = 2.0**-10
-# Ends the name of what is moved, but not scaled yet.
-_PRODUCT = ".moved"
 # A channel is moved if calibration shows so many of its elements; those of one image are alike.
 _MOVED = 64
+# Zeros above, below, left and right of images.
+_NO_BORDER = (0, 0, 0, 0)
+# Of what is padded, a channel's half range is at most that part of its largest magnitude.
+_ONE_SIDED = 0.75
 # Sweeps over all layers; halvings of a weight's step that are tried.
 _SWEEPS, _HALVINGS = 2, 10
 
@@ -106,10 +108,8 @@ class _Layer:
 
 def equalized(
     graph: Graph, channels: Channels, seen: Observed, quantized: Collection[str], offsets: bool = True
-) -> Iterator[Equalized]:
+) -> Equalized:
     """A float graph rewritten so that int8 loses less of it: with channels scaled, and, where any can be, also moved.
-
-    One after the other: each has a copy of all weights.
 
     Args:
         seen: what calibration data says of the values that `channels` numbers.
@@ -123,15 +123,17 @@ def equalized(
     }
     weights = _importance(graph, channels, seen.moments, layers)
     power = {name: seen.moments[name].variance for name in channels.ids}
-    movable = _movable(graph, channels, seen, quantized, layers) if offsets else {}
-    for moved in [{}, movable] if movable else [{}]:
-        spans = headroom.spans(graph, channels, seen, quantized, weights, moved)
-        yield _with_moved(graph, channels, layers, spans, weights, power, moved)
+    moved = _movable(graph, channels, seen, quantized, layers) if offsets else {}
+    spans = headroom.spans(graph, channels, seen, quantized, weights, moved)
+    borders = _borders(graph, channels, moved)
+    for name in borders:
+        spans[name] = np.minimum(spans[name][0], 0.0), np.maximum(spans[name][1], 0.0)
+    return _with_moved(graph, channels, layers, spans, weights, power, moved, borders)
 
 
 def _with_moved(
     graph: Graph, channels: Channels, layers: Mapping[str, _Layer], spans: Mapping[str, tuple[Array, Array]],
-    weights: Array, power: Mapping[str, Array], moved: Mapping[str, str | None],
+    weights: Array, power: Mapping[str, Array], moved: Mapping[str, str | None], borders: Mapping[str, tuple[int, ...]],
 ) -> Equalized:  # fmt: skip
     """The graph with its channels scaled, and those of `_movable` values ``moved`` also moved."""
     peaks = _peaks(channels, spans, moved)
@@ -156,13 +158,14 @@ def _with_moved(
         else:
             # The bound at 0 becomes the least number of int8.
             shifts[name] = shifts[source] = np.full(channels.ids[name].shape, -1.0)
-    return _rewritten(graph, channels, layers, factors, shifts, spans)
+    return _rewritten(graph, channels, layers, factors, shifts, spans, borders)
 
 
 def _movable(
     graph: Graph, channels: Channels, seen: Observed, quantized: Collection[str], layers: Mapping[str, _Layer]
 ) -> dict[str, str | None]:
-    """Values that an offset may be added to, as of what is scaled only layers without a border read them.
+    """Values that an offset may be added to, as of what is scaled only layers read them, and none of these pads. What a
+    float operator makes may be read by layers with one border: the host pads it before it adds the offset.
 
     Calibration has to show enough of a channel to tell where it is.
 
@@ -178,7 +181,10 @@ def _movable(
         inside = [user for user in users[name] if user.output in channels.taken]
         if name not in quantized or (ids == FIXED).any() or (sharing[ids] > 1).any():
             continue
-        if any(user.output not in layers or user.inputs[0] != name or not _borderless(user) for user in inside):
+        if any(user.output not in layers or user.inputs[0] != name for user in inside):
+            continue
+        border = _border(inside)
+        if border is None or (any(border) and not (name in channels.entries and _one_sided(seen.moments[name]))):
             continue
         # Along another axis than a layer's channels an offset is no bias.
         if any(layers[user.output].inputs.size != ids.size for user in inside):
@@ -195,9 +201,21 @@ def _movable(
     return found
 
 
-def _borderless(node: Node) -> bool:
-    """Whether every sum of a layer takes its whole kernel."""
-    return node.op == "dense" or (node.op == "conv2d" and not any(node.attrs["pads"]))
+def _one_sided(moments: Moments) -> bool:
+    """Whether the middle of most channels is so far from 0 that a moved channel has much finer steps."""
+    low, high = np.minimum(moments.low, 0.0), np.maximum(moments.high, 0.0)
+    reach = np.maximum(-low, high)
+    return bool(np.median((high - low) / np.where(reach > 0, 2 * reach, 1.0)) < _ONE_SIDED)
+
+
+def _border(readers: Sequence[Node]) -> tuple[int, ...] | None:
+    """The padding (top, bottom, left, right) of all layers that read a value; None: they differ, or one is of a kind
+    whose sums do not all take its whole kernel.
+    """
+    if any(node.op not in ("dense", "conv2d") for node in readers):
+        return None
+    borders = {tuple(node.attrs.get("pads", _NO_BORDER)) for node in readers} or {_NO_BORDER}
+    return borders.pop() if len(borders) == 1 else None
 
 
 def _join_bounded(channels: Channels, factors: Array, tops: Mapping[str, float]) -> None:
@@ -327,7 +345,7 @@ def _fit_inputs(
 
 def _rewritten(
     graph: Graph, channels: Channels, layers: Mapping[str, _Layer], factors: Array, shifts: Mapping[str, Array],
-    spans: Mapping[str, tuple[Array, Array]],
+    spans: Mapping[str, tuple[Array, Array]], borders: Mapping[str, tuple[int, ...]],
 ) -> Equalized:  # fmt: skip
     values, constants = dict(graph.values), dict(graph.constants)
     users = graph.users()
@@ -336,7 +354,7 @@ def _rewritten(
     nodes, shared = list[Node](), dict[Any, str]()
 
     def applied(op: str, name: str, made: str, operand: Array) -> str:
-        values[made], constant = Value(made, graph.shape(name.removesuffix(_PRODUCT))), f"{made}.{op}"
+        values[made], constant = Value(made, values[name].shape), f"{made}.{op}"
         constants[constant] = operand.astype(np.float32)
         nodes.append(Node(made, op, (name, constant), made))
         return made
@@ -345,7 +363,7 @@ def _rewritten(
         if shift is None:
             return applied("multiply", name, made, factor)
         # Moved first: what is near the offset stays exact.
-        return applied("multiply", applied("add", name, f"{name}{_PRODUCT}", shift / factor), made, factor)
+        return applied("multiply", applied("add", name, f"{name}.moved", shift / factor), made, factor)
 
     def crossed(name: str) -> None:
         """Scale a value where integers begin, or take it back where they end."""
@@ -353,7 +371,8 @@ def _rewritten(
             return
         factor, shift = of[name], shifts.get(name)
         if name in channels.entries:
-            inside[name] = affine(name, f"{name}.scaled", factor, shift)
+            padded = name if name not in borders else _padded(name, borders[name], values, nodes)
+            inside[name] = affine(padded, f"{name}.scaled", factor, shift)
         elif name in graph.outputs or any(user.output not in channels.taken for user in users[name]):
             outside[name] = affine(name, f"{name}.real", 1 / factor, None if shift is None else -shift / factor)
 
@@ -365,6 +384,8 @@ def _rewritten(
         node = dataclasses.replace(node, inputs=tuple(names.get(name, name) for name in node.inputs))
         if node.output in layers:
             layer = layers[node.output]
+            if layer.node.inputs[0] in borders:
+                node = dataclasses.replace(node, attrs={**node.attrs, "pads": _NO_BORDER})
             node = _layer(graph, node, layer, factors, before, shifts.get(node.output), constants, shared)
         elif node.output in channels.taken and node.output in of and (limits := partition.bounds(node)) is not None:
             node = _bounded(node, limits[1], of[node.output], node.output in shifts)
@@ -379,7 +400,29 @@ def _rewritten(
         for name in of
         if name in spans
     }
-    return Equalized(rewritten, Affine(scales, offsets, originals, ends), tuple(inside.values()))
+    around = {inside[name]: border for name, border in borders.items()}
+    return Equalized(rewritten, Affine(scales, offsets, originals, ends, around), tuple(inside.values()))
+
+
+def _borders(graph: Graph, channels: Channels, moved: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Of what float operators make and is moved: what the layers that read it pad."""
+    users = graph.users()
+    borders = {
+        name: _border([user for user in users[name] if user.output in channels.taken])
+        for name in channels.entries
+        if name in moved
+    }
+    return {name: border for name, border in borders.items() if border is not None and any(border)}
+
+
+def _padded(name: str, border: Sequence[int], values: dict[str, Value], nodes: list[Node]) -> str:
+    """A float value with zeros around its images."""
+    top, bottom, left, right = border
+    width, made = ((0, 0), (0, 0), (top, bottom), (left, right)), f"{name}.padded"
+    shape = tuple(size + sum(pair) for size, pair in zip(values[name].shape, width, strict=True))
+    values[made] = Value(made, shape)
+    nodes.append(Node(made, "pad_value", (name,), made, {"width": width, "value": 0.0}))
+    return made
 
 
 def _bounded(node: Node, bound: float, factor: Array, moved: bool) -> Node:
