@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.models import partition
 from oneshot_ml2.models.ir import Graph, Node, Value
 from oneshot_ml2.models.ops.registry import op_of
-from oneshot_ml2.models.quantize import headroom
+from oneshot_ml2.models.quantize import headroom, saturation
 from oneshot_ml2.models.quantize.channels import FIXED, Channels, Ids
 from oneshot_ml2.models.quantize.observe import Affine, Moments, Observed
 from oneshot_ml2.models.quantize.scales import HIGH
@@ -124,11 +124,13 @@ def equalized(
     weights = _importance(graph, channels, seen.moments, layers)
     power = {name: seen.moments[name].variance for name in channels.ids}
     moved = _movable(graph, channels, seen, quantized, layers) if offsets else {}
-    spans = headroom.spans(graph, channels, seen, quantized, weights, moved)
+    limits = saturation.limits(graph, channels, seen, quantized)
+    spans = headroom.spans(graph, channels, seen, quantized, weights, moved, limits)
     borders = _borders(graph, channels, moved)
     for name in borders:
         spans[name] = np.minimum(spans[name][0], 0.0), np.maximum(spans[name][1], 0.0)
-    return _with_moved(graph, channels, layers, spans, weights, power, moved, borders)
+    way = _with_moved(graph, channels, layers, spans, weights, power, moved, borders)
+    return dataclasses.replace(way, affine=dataclasses.replace(way.affine, limits=limits))
 
 
 def _with_moved(

@@ -8,6 +8,7 @@ rounding lose least together, each channel weighed by what an error in it does.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from oneshot_ml2.models.quantize.scales import HIGH
 if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Graph
     from oneshot_ml2.models.quantize.channels import Channels
+    from oneshot_ml2.models.quantize.saturation import Limits
 
 Array = NDArray[np.float64]
 # A channel reaches so many root mean squares; one of few elements, less than so many, what others of its tensor do.
@@ -48,13 +50,14 @@ def reach(moments: Moments, before: Moments) -> tuple[Array, Array]:
 
 def spans(
     graph: Graph, channels: Channels, seen: Observed, quantized: Collection[str], weights: Array,
-    moved: Mapping[str, str | None],
+    moved: Mapping[str, str | None], limits: Mapping[str, Limits],
 ) -> dict[str, tuple[Array, Array]]:  # fmt: skip
     """From where to where the channels of every value of ``quantized`` are taken to be.
 
     Args:
         weights: by number of `Channels.ids`, what an error in an element does.
         moved: see `equalize._movable`.
+        limits: where values matter, see `saturation`.
     """
     makers = graph.producers()
     found = {}
@@ -63,13 +66,22 @@ def spans(
             maker = makers.get(name)
             clipped = maker is not None and name in channels.taken and partition.bounds(maker) is not None
             before = maker.inputs[0] if clipped and maker is not None else name
-            value = _Value(seen.folds[name], seen.folds[before], name in moved, moved.get(name) is not None)
+            least, most = limits.get(name, (-np.inf, np.inf))
+            folds = [
+                dataclasses.replace(part, low=np.clip(part.low, least, most), high=np.clip(part.high, least, most))
+                for part in seen.folds[name]
+            ]
+            value = _Value(folds, seen.folds[before], name in moved, moved.get(name) is not None)
             low, high = value.span()
             if len(value.folds) > 1:
                 places = np.unravel_index(drawn_places(graph.shape(name), seen.samples), graph.shape(name))
-                wider, least = value.judged(seen.drawn[name], places, weights[channels.ids[name]])
-                low, high = value.widened(low, high, wider, least, channels.bounds.get(name, np.inf))
-            found[name] = low, high
+                drawn = seen.drawn[name]
+                if name in limits:
+                    ends = [np.broadcast_to(end, graph.shape(name))[places] for end in limits[name]]
+                    drawn = [np.clip(values, *ends) for values in drawn]
+                wider, narrowest = value.judged(drawn, places, weights[channels.ids[name]])
+                low, high = value.widened(low, high, wider, narrowest, channels.bounds.get(name, np.inf))
+            found[name] = np.clip(low, least, most), np.clip(high, least, most)
     return found
 
 

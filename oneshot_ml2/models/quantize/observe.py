@@ -56,7 +56,8 @@ class Affine:
     ``factors``, ``offsets``: of values of the new graph, of their rank, where they are not 1 and 0; what has an offset
     has a factor; ``originals``: value that is new -> the one that it follows from, if not from that of its name;
     ``ends``: of values with a factor, the largest magnitude that int8 has to hold; ``borders``: of values that have
-    zeros around their images first, how many (top, bottom, left, right).
+    zeros around their images first, how many (top, bottom, left, right); ``limits``: of values of the original graph,
+    from where to where they matter, see `saturation`.
     """
 
     factors: Mapping[str, Array] = field(default_factory=dict)
@@ -64,6 +65,7 @@ class Affine:
     originals: Mapping[str, str] = field(default_factory=dict)
     ends: Mapping[str, float] = field(default_factory=dict)
     borders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    limits: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
 
     def factor(self, name: str) -> Array:
         return self.factors.get(name, np.ones(()))
@@ -71,14 +73,27 @@ class Affine:
     def offset(self, name: str) -> Array:
         return self.offsets.get(name, np.zeros(()))
 
-    def padded(self, name: str, array: Array) -> Array:
-        """What a value of the original graph is before a factor and an offset make that of the new graph of it."""
+    def model(self, name: str, array: Array) -> Array:
+        """What the model has of a value of the new graph, of what the original has: as far as it matters, padded."""
+        array = self._limited(self.originals.get(name, name), array)
         top, bottom, left, right = self.borders.get(name, (0, 0, 0, 0))
         return np.pad(array, ((0, 0), (0, 0), (top, bottom), (left, right))) if name in self.borders else array
 
     def real(self, name: str, array: Array) -> Array:
-        """A value of the new graph as that of the original."""
-        return array if name not in self.factors else (array - self.offset(name)) / self.factors[name]
+        """A value of the new graph as that of the original, as far as it matters."""
+        real = array if name not in self.factors else (array - self.offset(name)) / self.factors[name]
+        return self._limited(self.originals.get(name, name), real)
+
+    def matters(self, name: str, array: Array) -> Array:
+        """A value of the new graph, as far as it matters."""
+        limits = self.limits.get(self.originals.get(name, name))
+        if limits is None:
+            return array
+        ends = (end * self.factor(name) + self.offset(name) for end in limits)
+        return np.clip(array, *ends).astype(array.dtype)
+
+    def _limited(self, name: str, array: Array) -> Array:
+        return np.clip(array, *self.limits[name]).astype(array.dtype) if name in self.limits else array
 
 
 @dataclass

@@ -98,16 +98,17 @@ def quantize(
         builder = IntegerBuilder(plain, exponents, qdq, half_even)
         integer = builder.build()
         changes += builder.changes
-        real = _as_it_is
+        real = matters = _as_it_is
         measured = losses.samples_of(integer, given)
         compared = losses.measure(integer, measured, _references(graph, tensors, measured, first))
     else:
         made, compared = _calibrated(graph, given, half_even, tell, steps)
         integer, changes, tensors = made.graph, made.changes, {}
-        plain, real = made.way.graph, made.way.affine.real
+        plain, affine = made.way.graph, made.way.affine
+        real, matters = affine.real, affine.matters
     errors, lost = compared.errors(), compared.losses()
     warned += losses.warnings(lost)
-    single = alone.find(integer, plain, given[0], real)
+    single = alone.find(integer, plain, given[0], real, matters)
     errors = tuple(dataclasses.replace(error, alone=single.errors.get(error.name)) for error in errors)
     labels = {value: graph.labels[tensor] for value, tensor in tensors.items() if tensor in graph.labels}
     kind, all_changes = "qdq" if qdq else "float", (*graph.notes, *changes)
@@ -139,8 +140,9 @@ def _calibrated(
 def _rewritten(made: Tried, reference: Reference) -> Reference:
     """What a float graph computes, by the names of the values of that which it was rewritten to."""
     affine, tensors = made.way.affine, reference.tensors
-    named = {new: affine.padded(new, tensors[old]) for new, old in affine.originals.items() if old in tensors}
-    return Reference({**tensors, **named}, reference.outputs, affine.real)
+    named = {new: tensors[old] for new, old in affine.originals.items() if old in tensors}
+    own = {name: affine.model(name, array) for name, array in {**tensors, **named}.items()}
+    return Reference(own, reference.outputs, affine.real)
 
 
 def calibration_of(graph: Graph, calibration: Given | None, seed: int) -> tuple[str, Sequence[Sample]]:
