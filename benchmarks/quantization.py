@@ -6,6 +6,9 @@ and held against the float model on others. ``--static`` adds onnxruntime's own 
 a scale for each channel of a weight, otherwise default options) on the same inputs. A row is printed as soon as it is
 there; ``--table FILE`` also puts it into a table in Markdown. Models that have a row there are left out unless
 ``--only`` names them, so the command goes on where it ended. Small files come first.
+
+``--cycles`` gives simulated cycles of all VTA layers instead, of picked schedules for ``pynq``, and how many more the
+last of the ``--steps`` takes than the first.
 """
 
 from __future__ import annotations
@@ -22,16 +25,19 @@ from typing import Any, TypeAlias
 import numpy as np
 from architectures import ARCHITECTURES, Architecture
 from exporting import draw
-from models import CACHE, exported
+from models import ACCELERATOR, CACHE, exported
 from numpy.typing import NDArray
 
 from oneshot_ml2.common import arrays
 from oneshot_ml2.common.files import write_whole
-from oneshot_ml2.models import execute, partition
+from oneshot_ml2.models import execute, partition, patches
+from oneshot_ml2.models.compile import compile as compile_model
+from oneshot_ml2.models.compile import vta_layers
 from oneshot_ml2.models.frontend.importer import import_model
 from oneshot_ml2.models.ir import Graph
 from oneshot_ml2.models.quantize.quantize import quantize
 from oneshot_ml2.models.quantize.steps import NO_STEPS, Steps
+from oneshot_ml2.vta.accelerator import Accelerator
 
 # Inputs, and what they are for the outputs of the float model.
 Held: TypeAlias = list[tuple[dict[str, NDArray[Any]], list[NDArray[Any]]]]
@@ -75,6 +81,13 @@ def ours(graph: Graph, folder: Path, steps: Steps, held: Held) -> tuple[float, f
     result = quantize(graph, folder / "calibration.npz", steps=steps)
     taken = time.process_time() - begin
     return relative([list(execute.execute(result.graph, given).values()) for given, _ in held], held), taken
+
+
+def cycles(graph: Graph, folder: Path, steps: Steps) -> int:
+    """What the layers of the integer graph take."""
+    integer = quantize(graph, folder / "calibration.npz", steps=steps).graph
+    chip = Accelerator.load(ACCELERATOR)
+    return compile_model(vta_layers(patches.over_patches(integer, chip)), chip, check=False).layer_cycles
 
 
 def onnxruntimes(model: Architecture, folder: Path, held: Held) -> float:
@@ -144,11 +157,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these models")
     parser.add_argument("--steps", nargs="+", choices=COLUMNS, default=list(COLUMNS), help="these columns")
-    parser.add_argument("--static", action="store_true", help="also onnxruntime's static int8")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--static", action="store_true", help="also onnxruntime's static int8")
+    kind.add_argument("--cycles", action="store_true", help="simulated cycles, no errors")
     parser.add_argument("--cache", type=Path, default=CACHE, help="of exported models")
     parser.add_argument("--table", type=Path, metavar="FILE", help="the rows go there, too")
     args = parser.parse_args()
-    header = ["model", *args.steps, "CPU s", *(["onnxruntime by channel"] if args.static else [])]
+    last = ["more"] if args.cycles else ["CPU s", *(["onnxruntime by channel"] if args.static else [])]
+    header = ["model", *args.steps, *last]
     print("\n".join(_head(header)), flush=True)
     for model in chosen(args.only, tabulated(args.table, header), args.cache):
         why = exported(model, args.cache, 1800, 16)
@@ -158,21 +174,36 @@ def main() -> None:
         folder = args.cache / model.name
         graph = import_model(folder / "model.onnx")
         assert isinstance(graph, Graph)
-        held = [(given, list(execute.execute(graph, given).values())) for given in inputs_of(model, graph)]
-        cells, taken = [], 0.0
-        for name in args.steps:
-            error, taken = ours(graph, folder, COLUMNS[name], held)
-            cells.append(f"{error:.2%}")
-        if args.static:
-            try:
-                cells.append(f"{onnxruntimes(model, folder, held):.2%}")
-            except Exception as error:
-                cells.append(type(error).__name__)
-        cells.insert(len(args.steps), f"{taken:.1f}")
+        if args.cycles:
+            cells = cycle_cells(graph, folder, args.steps)
+        else:
+            cells = error_cells(model, graph, folder, args.steps, args.static)
         row = "| " + " | ".join([model.name, *cells]) + " |"
         print(row, flush=True)
         if args.table is not None:
             tabulate(args.table, header, row)
+
+
+def error_cells(model: Architecture, graph: Graph, folder: Path, steps: Collection[str], static: bool) -> list[str]:
+    """The errors of a model with some steps, the time of the last, and onnxruntime's error."""
+    held = [(given, list(execute.execute(graph, given).values())) for given in inputs_of(model, graph)]
+    cells, taken = [], 0.0
+    for name in steps:
+        error, taken = ours(graph, folder, COLUMNS[name], held)
+        cells.append(f"{error:.2%}")
+    cells.append(f"{taken:.1f}")
+    if static:
+        try:
+            cells.append(f"{onnxruntimes(model, folder, held):.2%}")
+        except Exception as error:
+            cells.append(type(error).__name__)
+    return cells
+
+
+def cycle_cells(graph: Graph, folder: Path, steps: Collection[str]) -> list[str]:
+    """The cycles of a model with some steps, and how many more the last takes than the first."""
+    found = [cycles(graph, folder, COLUMNS[name]) for name in steps]
+    return [*(f"{count:,}" for count in found), f"{found[-1] / max(found[0], 1) - 1:+.2%}"]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ the choice makes the sum of both errors small, each weighed by what it does to t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.models import partition
 from oneshot_ml2.models.ir import Graph, Node, Value
 from oneshot_ml2.models.ops.registry import op_of
-from oneshot_ml2.models.quantize import headroom, saturation
+from oneshot_ml2.models.quantize import borders, headroom, saturation
 from oneshot_ml2.models.quantize.channels import FIXED, Channels, Ids
 from oneshot_ml2.models.quantize.observe import Affine, Moments, Observed
 from oneshot_ml2.models.quantize.scales import HIGH
@@ -34,10 +34,6 @@ _STEP = 1 / 128
 _LEAST = 2.0**-10
 # A channel is moved if calibration shows so many of its elements; those of one image are alike.
 _MOVED = 64
-# Zeros above, below, left and right of images.
-_NO_BORDER = (0, 0, 0, 0)
-# Of what is padded, a channel's half range is at most that part of its largest magnitude.
-_ONE_SIDED = 0.75
 # Sweeps over all layers; halvings of a weight's step that are tried.
 _SWEEPS, _HALVINGS = 2, 10
 
@@ -124,18 +120,18 @@ def equalized(
     weights = _importance(graph, channels, seen.moments, layers)
     power = {name: seen.moments[name].variance for name in channels.ids}
     moved = _movable(graph, channels, seen, quantized, layers) if offsets else {}
+    moved, around = borders.affordable(graph, channels, [layer.node for layer in layers.values()], moved)
     limits = saturation.limits(graph, channels, seen, quantized)
     spans = headroom.spans(graph, channels, seen, quantized, weights, moved, limits)
-    borders = _borders(graph, channels, moved)
-    for name in borders:
+    for name in around:
         spans[name] = np.minimum(spans[name][0], 0.0), np.maximum(spans[name][1], 0.0)
-    way = _with_moved(graph, channels, layers, spans, weights, power, moved, borders)
+    way = _with_moved(graph, channels, layers, spans, weights, power, moved, around)
     return dataclasses.replace(way, affine=dataclasses.replace(way.affine, limits=limits))
 
 
 def _with_moved(
     graph: Graph, channels: Channels, layers: Mapping[str, _Layer], spans: Mapping[str, tuple[Array, Array]],
-    weights: Array, power: Mapping[str, Array], moved: Mapping[str, str | None], borders: Mapping[str, tuple[int, ...]],
+    weights: Array, power: Mapping[str, Array], moved: Mapping[str, str | None], around: Mapping[str, tuple[int, ...]],
 ) -> Equalized:  # fmt: skip
     """The graph with its channels scaled, and those of `_movable` values ``moved`` also moved."""
     peaks = _peaks(channels, spans, moved)
@@ -160,7 +156,7 @@ def _with_moved(
         else:
             # The bound at 0 becomes the least number of int8.
             shifts[name] = shifts[source] = np.full(channels.ids[name].shape, -1.0)
-    return _rewritten(graph, channels, layers, factors, shifts, spans, borders)
+    return _rewritten(graph, channels, layers, factors, shifts, spans, around)
 
 
 def _movable(
@@ -185,8 +181,8 @@ def _movable(
             continue
         if any(user.output not in layers or user.inputs[0] != name for user in inside):
             continue
-        border = _border(inside)
-        if border is None or (any(border) and not (name in channels.entries and _one_sided(seen.moments[name]))):
+        border = borders.border_of(inside)
+        if border is None or (any(border) and not (name in channels.entries and borders.one_sided(seen.moments[name]))):
             continue
         # Along another axis than a layer's channels an offset is no bias.
         if any(layers[user.output].inputs.size != ids.size for user in inside):
@@ -201,23 +197,6 @@ def _movable(
             if alone and source in layers and layers[source].outputs.size == ids.size:
                 found[name] = source
     return found
-
-
-def _one_sided(moments: Moments) -> bool:
-    """Whether the middle of most channels is so far from 0 that a moved channel has much finer steps."""
-    low, high = np.minimum(moments.low, 0.0), np.maximum(moments.high, 0.0)
-    reach = np.maximum(-low, high)
-    return bool(np.median((high - low) / np.where(reach > 0, 2 * reach, 1.0)) < _ONE_SIDED)
-
-
-def _border(readers: Sequence[Node]) -> tuple[int, ...] | None:
-    """The padding (top, bottom, left, right) of all layers that read a value; None: they differ, or one is of a kind
-    whose sums do not all take its whole kernel.
-    """
-    if any(node.op not in ("dense", "conv2d") for node in readers):
-        return None
-    borders = {tuple(node.attrs.get("pads", _NO_BORDER)) for node in readers} or {_NO_BORDER}
-    return borders.pop() if len(borders) == 1 else None
 
 
 def _join_bounded(channels: Channels, factors: Array, tops: Mapping[str, float]) -> None:
@@ -347,7 +326,7 @@ def _fit_inputs(
 
 def _rewritten(
     graph: Graph, channels: Channels, layers: Mapping[str, _Layer], factors: Array, shifts: Mapping[str, Array],
-    spans: Mapping[str, tuple[Array, Array]], borders: Mapping[str, tuple[int, ...]],
+    spans: Mapping[str, tuple[Array, Array]], around: Mapping[str, tuple[int, ...]],
 ) -> Equalized:  # fmt: skip
     values, constants = dict(graph.values), dict(graph.constants)
     users = graph.users()
@@ -373,7 +352,7 @@ def _rewritten(
             return
         factor, shift = of[name], shifts.get(name)
         if name in channels.entries:
-            padded = name if name not in borders else _padded(name, borders[name], values, nodes)
+            padded = name if name not in around else borders.padded(name, around[name], values, nodes)
             inside[name] = affine(padded, f"{name}.scaled", factor, shift)
         elif name in graph.outputs or any(user.output not in channels.taken for user in users[name]):
             outside[name] = affine(name, f"{name}.real", 1 / factor, None if shift is None else -shift / factor)
@@ -386,8 +365,8 @@ def _rewritten(
         node = dataclasses.replace(node, inputs=tuple(names.get(name, name) for name in node.inputs))
         if node.output in layers:
             layer = layers[node.output]
-            if layer.node.inputs[0] in borders:
-                node = dataclasses.replace(node, attrs={**node.attrs, "pads": _NO_BORDER})
+            if layer.node.inputs[0] in around:
+                node = dataclasses.replace(node, attrs={**node.attrs, "pads": borders.NONE})
             node = _layer(graph, node, layer, factors, before, shifts.get(node.output), constants, shared)
         elif node.output in channels.taken and node.output in of and (limits := partition.bounds(node)) is not None:
             node = _bounded(node, limits[1], of[node.output], node.output in shifts)
@@ -402,29 +381,8 @@ def _rewritten(
         for name in of
         if name in spans
     }
-    around = {inside[name]: border for name, border in borders.items()}
-    return Equalized(rewritten, Affine(scales, offsets, originals, ends, around), tuple(inside.values()))
-
-
-def _borders(graph: Graph, channels: Channels, moved: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """Of what float operators make and is moved: what the layers that read it pad."""
-    users = graph.users()
-    borders = {
-        name: _border([user for user in users[name] if user.output in channels.taken])
-        for name in channels.entries
-        if name in moved
-    }
-    return {name: border for name, border in borders.items() if border is not None and any(border)}
-
-
-def _padded(name: str, border: Sequence[int], values: dict[str, Value], nodes: list[Node]) -> str:
-    """A float value with zeros around its images."""
-    top, bottom, left, right = border
-    width, made = ((0, 0), (0, 0), (top, bottom), (left, right)), f"{name}.padded"
-    shape = tuple(size + sum(pair) for size, pair in zip(values[name].shape, width, strict=True))
-    values[made] = Value(made, shape)
-    nodes.append(Node(made, "pad_value", (name,), made, {"width": width, "value": 0.0}))
-    return made
+    own = {inside[name]: border for name, border in around.items()}
+    return Equalized(rewritten, Affine(scales, offsets, originals, ends, own), tuple(inside.values()))
 
 
 def _bounded(node: Node, bound: float, factor: Array, moved: bool) -> Node:

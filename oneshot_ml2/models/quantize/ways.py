@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 MOVED, SCALED, PLAIN = "moved", "scaled", "plain"
 # Samples that judge take so many multiplications together, but are at least two and at most so many.
 _WORK, _LEAST, _MOST = 4e9, 2, 16
-# Less error than this is none; and by how much the logarithms of errors differ for no reason, for one sample.
-_NOTHING, _CHANCE = 1e-6, 0.1
+# Less error than this is none, as of a softmax that is certain; and by how much the logarithms of errors differ for no
+# reason, for one sample.
+_NOTHING, _CHANCE = 1e-3, 0.1
 # Means that are so many standard errors apart differ.
 _CLEARLY = 2.0
 
