@@ -254,6 +254,19 @@ def test_what_lies_around_zero_is_not_moved_to_pad_it() -> None:
     assert not rewritten(padded("tanh"), samples_of(padded("tanh"))).affine.borders
 
 
+def test_a_moved_relu_has_all_of_int8() -> None:
+    net = Net()
+    made = net.add("relu", net.dense(net.add("reshape", "x", shape=(64, 16)), 16))
+    graph = net.graph(net.dense(made, 16))
+    samples = np.concatenate([sample["x"] for sample in samples_of(graph)])
+    found = quantize(graph, samples).graph
+    assert found.values[made].exponent == -7
+    (sample,) = samples_of(graph, 1)
+    values: dict[str, Any] = {}
+    execute.execute(found, sample, values.__setitem__)
+    assert values[made].min() == -128 and values[made].max() > 32
+
+
 @pytest.mark.parametrize(("count", "moved"), [(4, False), (64, True)])
 def test_channels_are_moved_only_if_calibration_shows_where_they_are(count: int, moved: bool) -> None:
     """Four elements of a channel say little of its middle; ranges around it clipped what other samples hold."""

@@ -377,12 +377,17 @@ def _rewritten(
     originals = {new: old for old, new in (*inside.items(), *outside.items())}
     scales, offsets = ({inside.get(name, name): part for name, part in parts.items()} for parts in (of, shifts))
     ends = {
-        inside.get(name, name): float(np.abs([end * of[name] + shifts.get(name, 0.0) for end in spans[name]]).max())
+        inside.get(name, name): _reach(*(end * of[name] + shifts.get(name, 0.0) for end in spans[name]))
         for name in of
         if name in spans
     }
     own = {inside[name]: border for name, border in around.items()}
     return Equalized(rewritten, Affine(scales, offsets, originals, ends, own), tuple(inside.values()))
+
+
+def _reach(low: Array, high: Array) -> float:
+    """The largest magnitude that int8 has to hold; below 0 it has a number more."""
+    return max(float(high.max(initial=0.0)), -float(low.min(initial=0.0)) * _TOP)
 
 
 def _bounded(node: Node, bound: float, factor: Array, moved: bool) -> Node:
