@@ -254,6 +254,22 @@ def test_what_lies_around_zero_is_not_moved_to_pad_it() -> None:
     assert not rewritten(padded("tanh"), samples_of(padded("tanh"))).affine.borders
 
 
+def test_ranges_of_what_ends_below_zero_grow_upwards() -> None:
+    """What a SiLU makes: samples differ much in how far it goes up, and never by how far down."""
+    net = Net()
+    image = net.add("reshape", net.add("silu", "x"), shape=(64, 16))
+    graph = net.graph(net.dense(image, 16))
+    samples = [{"x": sample["x"] * 2.0**index} for index, sample in enumerate(samples_of(graph))]
+    way = rewritten(graph, samples)
+    (name,) = (name for name, original in way.affine.originals.items() if original == image)
+    low, high = ((end - way.affine.offset(name)) / way.affine.factor(name) for end in (-1.0, 1.0))
+    made: dict[str, Any] = {}
+    execute.execute(graph, samples[-1], made.__setitem__)
+    # About the middle, ranges that hold what is half as high again would end as far below 0 as a quarter of that.
+    assert (high > made[image].max()).mean() > 0.5
+    assert np.median(low / high) > -0.1
+
+
 def test_a_moved_relu_has_all_of_int8() -> None:
     net = Net()
     made = net.add("relu", net.dense(net.add("reshape", "x", shape=(64, 16)), 16))
