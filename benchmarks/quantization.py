@@ -8,7 +8,7 @@ there; ``--table FILE`` also puts it into a table in Markdown. Models that have 
 ``--only`` names them, so the command goes on where it ended. Small files come first.
 
 ``--cycles`` gives simulated cycles of all VTA layers instead, of picked schedules for ``pynq``, and how many more the
-last of the ``--steps`` takes than the first.
+last of the ``--steps`` takes than the first, without operators that only one of them leaves to the host.
 """
 
 from __future__ import annotations
@@ -83,11 +83,14 @@ def ours(graph: Graph, folder: Path, steps: Steps, held: Held) -> tuple[float, f
     return relative([list(execute.execute(result.graph, given).values()) for given, _ in held], held), taken
 
 
-def cycles(graph: Graph, folder: Path, steps: Steps) -> int:
-    """What the layers of the integer graph take."""
+def cycles(graph: Graph, folder: Path, steps: Steps) -> tuple[dict[str, int], set[str]]:
+    """What the layers of the integer graph take by their names; the names of all its operators."""
     integer = quantize(graph, folder / "calibration.npz", steps=steps).graph
     chip = Accelerator.load(ACCELERATOR)
-    return compile_model(vta_layers(patches.over_patches(integer, chip)), chip, check=False).layer_cycles
+    integer = patches.over_patches(integer, chip)
+    compiled = compile_model(vta_layers(integer), chip, check=False)
+    found = {layer.name: layer.count * layer.cost.cycles for layer in compiled.layers if layer.cost is not None}
+    return found, {node.name for node in integer.nodes}
 
 
 def onnxruntimes(model: Architecture, folder: Path, held: Held) -> float:
@@ -201,9 +204,16 @@ def error_cells(model: Architecture, graph: Graph, folder: Path, steps: Collecti
 
 
 def cycle_cells(graph: Graph, folder: Path, steps: Collection[str]) -> list[str]:
-    """The cycles of a model with some steps, and how many more the last takes than the first."""
+    """The cycles of a model with some steps, and how many more the last takes than the first.
+
+    Compared are layers that the VTA has in both, and what only one graph has. What the host computes in one of them (an
+    average pool, which is exact there) takes the host's time instead.
+    """
     found = [cycles(graph, folder, COLUMNS[name]) for name in steps]
-    return [*(f"{count:,}" for count in found), f"{found[-1] / max(found[0], 1) - 1:+.2%}"]
+    (first, before), (last, after) = found[0], found[-1]
+    elsewhere = (after & set(first)) - set(last) | (before & set(last)) - set(first)
+    counts = [sum(count for name, count in layers.items() if name not in elsewhere) for layers in (first, last)]
+    return [*(f"{sum(layers.values()):,}" for layers, _ in found), f"{counts[1] / max(counts[0], 1) - 1:+.2%}"]
 
 
 if __name__ == "__main__":
