@@ -283,14 +283,28 @@ def outputs_of(path: Path, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDAr
     return dict(zip(names, session.run(names, dict(inputs))))
 
 
+def inputs_of(model: Architecture) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """The calibration inputs of a model by name, and one more input."""
+    samples = {of.name: draw(of, SAMPLES + 1, 1) for of in model.inputs}
+    calibration = {of.name: samples[of.name][of.shape[0] :] for of in model.inputs}
+    return calibration, {of.name: samples[of.name][: of.shape[0]] for of in model.inputs}
+
+
+def current(model: Architecture, folder: Path) -> bool:
+    """Whether a folder holds a model with the inputs that the list gives it now."""
+    if not (folder / "output.npz").exists():
+        return False
+    with np.load(folder / "calibration.npz") as kept:
+        return all(np.array_equal(kept.get(name), array) for name, array in inputs_of(model)[0].items())
+
+
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     (model,) = (model for model in ARCHITECTURES if model.name == name)
     path = export(model, folder)
     fixed(path, model.inputs)
-    samples = {of.name: draw(of, SAMPLES + 1, 1) for of in model.inputs}
-    np.savez(folder / "calibration.npz", **{of.name: samples[of.name][of.shape[0] :] for of in model.inputs})
-    one = {of.name: samples[of.name][: of.shape[0]] for of in model.inputs}
+    calibration, one = inputs_of(model)
+    np.savez(folder / "calibration.npz", **calibration)
     np.savez(folder / "input.npz", **one)
     np.savez(folder / "output.npz", **outputs_of(path, one))
 

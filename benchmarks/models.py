@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 from architectures import ARCHITECTURES, Architecture
+from exporting import current
 
 from oneshot_ml2.common import arrays
 from oneshot_ml2.common.checkout import commit
@@ -87,9 +88,9 @@ def run(command: Sequence[str], log: Path, seconds: float, gib: float) -> Ended:
 
 
 def exported(model: Architecture, cache: Path, seconds: float, gib: float) -> str:
-    """Export a model, unless that is done; why it cannot be, or nothing."""
+    """Export a model, unless that is done, with its inputs of now; why it cannot be, or nothing."""
     folder = cache / model.name
-    if (folder / "output.npz").exists():
+    if current(model, folder):
         return ""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -6,6 +6,9 @@ and held against the float model on others. ``--static`` adds onnxruntime's own 
 a scale for each channel of a weight, otherwise default options) on the same inputs. A row is printed as soon as it is
 there; ``--table FILE`` also puts it into a table in Markdown. Models that have a row there are left out unless
 ``--only`` names them, so the command goes on where it ended. Small files come first.
+
+``--cycles`` gives simulated cycles of all VTA layers instead, of picked schedules for ``pynq``, and how many more the
+last of the ``--steps`` takes than the first, without operators that only one of them leaves to the host.
 """
 
 from __future__ import annotations
@@ -22,21 +25,24 @@ from typing import Any, TypeAlias
 import numpy as np
 from architectures import ARCHITECTURES, Architecture
 from exporting import draw
-from models import CACHE, exported
+from models import ACCELERATOR, CACHE, exported
 from numpy.typing import NDArray
 
 from oneshot_ml2.common import arrays
 from oneshot_ml2.common.files import write_whole
-from oneshot_ml2.models import execute, partition
+from oneshot_ml2.models import execute, partition, patches
+from oneshot_ml2.models.compile import compile as compile_model
+from oneshot_ml2.models.compile import vta_layers
 from oneshot_ml2.models.frontend.importer import import_model
 from oneshot_ml2.models.ir import Graph
 from oneshot_ml2.models.quantize.quantize import quantize
 from oneshot_ml2.models.quantize.steps import NO_STEPS, Steps
+from oneshot_ml2.vta.accelerator import Accelerator
 
 # Inputs, and what they are for the outputs of the float model.
 Held: TypeAlias = list[tuple[dict[str, NDArray[Any]], list[NDArray[Any]]]]
-# Multiplications that the inputs of a model make together, about; inputs at most.
-_WORK, _MOST = 5e8, 8
+# Multiplications that the inputs of a model make together, about; inputs at least and at most.
+_WORK, _LEAST, _MOST = 2e9, 2, 8
 # The first opset whose operators have scales by channel.
 _PER_CHANNEL = 13
 # Every column takes a step more.
@@ -62,9 +68,9 @@ def relative(found: list[list[NDArray[Any]]], held: Held) -> float:
 
 
 def inputs_of(model: Architecture, graph: Graph) -> list[dict[str, NDArray[Any]]]:
-    """Inputs that nothing was calibrated on: eight, fewer of large models."""
+    """Inputs that nothing was calibrated on: eight, fewer of large models, two at least."""
     macs = sum(partition.node_macs(graph, node) for node in graph.nodes)
-    count = int(np.clip(_WORK // max(macs, 1), 1, _MOST))
+    count = int(np.clip(_WORK // max(macs, 1), _LEAST, _MOST))
     drawn = {of.name: draw(of, count, 2) for of in model.inputs}
     return [{of.name: np.split(drawn[of.name], count)[index] for of in model.inputs} for index in range(count)]
 
@@ -75,6 +81,16 @@ def ours(graph: Graph, folder: Path, steps: Steps, held: Held) -> tuple[float, f
     result = quantize(graph, folder / "calibration.npz", steps=steps)
     taken = time.process_time() - begin
     return relative([list(execute.execute(result.graph, given).values()) for given, _ in held], held), taken
+
+
+def cycles(graph: Graph, folder: Path, steps: Steps) -> tuple[dict[str, int], set[str]]:
+    """What the layers of the integer graph take by their names; the names of all its operators."""
+    integer = quantize(graph, folder / "calibration.npz", steps=steps).graph
+    chip = Accelerator.load(ACCELERATOR)
+    integer = patches.over_patches(integer, chip)
+    compiled = compile_model(vta_layers(integer), chip, check=False)
+    found = {layer.name: layer.count * layer.cost.cycles for layer in compiled.layers if layer.cost is not None}
+    return found, {node.name for node in integer.nodes}
 
 
 def onnxruntimes(model: Architecture, folder: Path, held: Held) -> float:
@@ -144,11 +160,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these models")
     parser.add_argument("--steps", nargs="+", choices=COLUMNS, default=list(COLUMNS), help="these columns")
-    parser.add_argument("--static", action="store_true", help="also onnxruntime's static int8")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--static", action="store_true", help="also onnxruntime's static int8")
+    kind.add_argument("--cycles", action="store_true", help="simulated cycles, no errors")
     parser.add_argument("--cache", type=Path, default=CACHE, help="of exported models")
     parser.add_argument("--table", type=Path, metavar="FILE", help="the rows go there, too")
     args = parser.parse_args()
-    header = ["model", *args.steps, "CPU s", *(["onnxruntime by channel"] if args.static else [])]
+    last = ["more"] if args.cycles else ["CPU s", *(["onnxruntime by channel"] if args.static else [])]
+    header = ["model", *args.steps, *last]
     print("\n".join(_head(header)), flush=True)
     for model in chosen(args.only, tabulated(args.table, header), args.cache):
         why = exported(model, args.cache, 1800, 16)
@@ -158,21 +177,43 @@ def main() -> None:
         folder = args.cache / model.name
         graph = import_model(folder / "model.onnx")
         assert isinstance(graph, Graph)
-        held = [(given, list(execute.execute(graph, given).values())) for given in inputs_of(model, graph)]
-        cells, taken = [], 0.0
-        for name in args.steps:
-            error, taken = ours(graph, folder, COLUMNS[name], held)
-            cells.append(f"{error:.2%}")
-        if args.static:
-            try:
-                cells.append(f"{onnxruntimes(model, folder, held):.2%}")
-            except Exception as error:
-                cells.append(type(error).__name__)
-        cells.insert(len(args.steps), f"{taken:.1f}")
+        if args.cycles:
+            cells = cycle_cells(graph, folder, args.steps)
+        else:
+            cells = error_cells(model, graph, folder, args.steps, args.static)
         row = "| " + " | ".join([model.name, *cells]) + " |"
         print(row, flush=True)
         if args.table is not None:
             tabulate(args.table, header, row)
+
+
+def error_cells(model: Architecture, graph: Graph, folder: Path, steps: Collection[str], static: bool) -> list[str]:
+    """The errors of a model with some steps, the time of the last, and onnxruntime's error."""
+    held = [(given, list(execute.execute(graph, given).values())) for given in inputs_of(model, graph)]
+    cells, taken = [], 0.0
+    for name in steps:
+        error, taken = ours(graph, folder, COLUMNS[name], held)
+        cells.append(f"{error:.2%}")
+    cells.append(f"{taken:.1f}")
+    if static:
+        try:
+            cells.append(f"{onnxruntimes(model, folder, held):.2%}")
+        except Exception as error:
+            cells.append(type(error).__name__)
+    return cells
+
+
+def cycle_cells(graph: Graph, folder: Path, steps: Collection[str]) -> list[str]:
+    """The cycles of a model with some steps, and how many more the last takes than the first.
+
+    Compared are layers that the VTA has in both, and what only one graph has. What the host computes in one of them (an
+    average pool, which is exact there) takes the host's time instead.
+    """
+    found = [cycles(graph, folder, COLUMNS[name]) for name in steps]
+    (first, before), (last, after) = found[0], found[-1]
+    elsewhere = (after & set(first)) - set(last) | (before & set(last)) - set(first)
+    counts = [sum(count for name, count in layers.items() if name not in elsewhere) for layers in (first, last)]
+    return [*(f"{sum(layers.values()):,}" for layers, _ in found), f"{counts[1] / max(counts[0], 1) - 1:+.2%}"]
 
 
 if __name__ == "__main__":

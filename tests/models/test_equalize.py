@@ -75,7 +75,7 @@ def rewritten(graph: Graph, samples: list[dict[str, Any]]) -> Equalized:
     quantized = calibrated(graph, dict.fromkeys(graph.values, 0))
     channels = channels_of(graph, quantized)
     seen = observed(graph, samples, lambda text: None, channels.ids)
-    return list(equalized(graph, channels, seen, quantized))[-1]
+    return equalized(graph, channels, seen, quantized)
 
 
 def samples_of(graph: Graph, count: int = 4, seed: int = 1) -> list[dict[str, Any]]:
@@ -135,7 +135,11 @@ def test_the_function_stays(seed: int) -> None:
     for a, b in zip(got.values(), want.values(), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
     for name, factor in way.affine.factors.items():
-        expected = before[way.affine.originals.get(name, name)] * factor + way.affine.offset(name)
+        original = way.affine.originals.get(name, name)
+        expected = np.asarray(before[original], np.float64)
+        if name in way.affine.borders:
+            expected = np.pad(expected, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        expected = expected * factor + way.affine.offset(name)
         # Sums of 144 products in float32 may cancel; half a step of int8 is 40 times as much.
         np.testing.assert_allclose(after[name], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
@@ -215,6 +219,68 @@ def test_the_result_of_a_layer_is_moved_for_float_operators() -> None:
     net.constants[net.nodes[-1].inputs[2]] += 20
     graph = net.graph(y)
     assert error(graph, Steps()) < 0.7 * error(graph, Steps(offsets=False))
+
+
+def padded(activation: str) -> Graph:
+    """What a float operator makes, read by layers that pad it."""
+    net = Net()
+    made = net.add(activation, net.conv("x", 16, scale=np.geomspace(2, 20, 16)))
+    return net.graph(net.add("add", net.conv(made, 16), net.conv(made, 16, 16)))
+
+
+def test_what_the_host_makes_is_moved_where_layers_pad_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = padded("silu")
+    # Of so small images zeros around them are a sixth of all products.
+    assert not rewritten(graph, samples_of(graph)).affine.borders
+    monkeypatch.setattr("oneshot_ml2.models.quantize.borders._BUDGET", 0.5)
+    samples = np.concatenate([sample["x"] for sample in samples_of(graph)])
+    moved, scaled = (
+        next(error for error in quantize(graph, samples, steps=steps).errors if error.name == "silu1.scaled.quantize")
+        for steps in (Steps(), Steps(offsets=False))
+    )
+    assert moved.alone is not None and scaled.alone is not None
+    assert moved.alone < 0.9 * scaled.alone and moved.rms < scaled.rms
+    way = rewritten(graph, samples_of(graph))
+    assert way.affine.borders == {"silu1.scaled": (1, 1, 1, 1)}
+    layers = [node for node in way.graph.nodes if node.op == "conv2d"]
+    assert [node.attrs["pads"] for node in layers] == [(1, 1, 1, 1), (0, 0, 0, 0), (0, 0, 0, 0)]
+    (sample,) = samples_of(graph, 1)
+    (want,), (got,) = (execute.execute(of, sample).values() for of in (graph, way.graph))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_what_lies_around_zero_is_not_moved_to_pad_it() -> None:
+    # Its middle is at 0, so a copy with a border would bring nothing.
+    assert not rewritten(padded("tanh"), samples_of(padded("tanh"))).affine.borders
+
+
+def test_ranges_of_what_ends_below_zero_grow_upwards() -> None:
+    """What a SiLU makes: samples differ much in how far it goes up, and never by how far down."""
+    net = Net()
+    image = net.add("reshape", net.add("silu", "x"), shape=(64, 16))
+    graph = net.graph(net.dense(image, 16))
+    samples = [{"x": sample["x"] * 2.0**index} for index, sample in enumerate(samples_of(graph))]
+    way = rewritten(graph, samples)
+    (name,) = (name for name, original in way.affine.originals.items() if original == image)
+    low, high = ((end - way.affine.offset(name)) / way.affine.factor(name) for end in (-1.0, 1.0))
+    made: dict[str, Any] = {}
+    execute.execute(graph, samples[-1], made.__setitem__)
+    # About the middle, ranges that hold what is half as high again would end as far below 0 as a quarter of that.
+    assert (high > made[image].max()).mean() > 0.5
+    assert np.median(low / high) > -0.1
+
+
+def test_a_moved_relu_has_all_of_int8() -> None:
+    net = Net()
+    made = net.add("relu", net.dense(net.add("reshape", "x", shape=(64, 16)), 16))
+    graph = net.graph(net.dense(made, 16))
+    samples = np.concatenate([sample["x"] for sample in samples_of(graph)])
+    found = quantize(graph, samples).graph
+    assert found.values[made].exponent == -7
+    (sample,) = samples_of(graph, 1)
+    values: dict[str, Any] = {}
+    execute.execute(found, sample, values.__setitem__)
+    assert values[made].min() == -128 and values[made].max() > 32
 
 
 @pytest.mark.parametrize(("count", "moved"), [(4, False), (64, True)])

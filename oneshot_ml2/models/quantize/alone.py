@@ -88,15 +88,23 @@ def run_alone(graph: Graph, sample: Sample, tensors: Mapping[str, Array], found:
     execute.execute(graph, sample, step=step)
 
 
-def find(graph: Graph, plain: Graph, sample: Sample, real: Callable[[str, Array], Array]) -> Alone:
+def find(
+    graph: Graph, plain: Graph, sample: Sample, real: Callable[[str, Array], Array],
+    matters: Callable[[str, Array], Array],
+) -> Alone:  # fmt: skip
     """What each layer of an integer graph loses alone on a sample, and what the worst of them cost.
 
     Args:
         plain: the float graph that the integer one was made of.
         real: as that of `losses.Reference`.
+        matters: (name, a tensor of ``plain``) -> it as far as its readers tell numbers apart.
     """
     values: dict[str, Array] = {}
-    execute.execute(plain, sample, values.__setitem__)
+
+    def observe(name: str, array: Array) -> None:
+        values[name] = matters(name, array)
+
+    execute.execute(plain, sample, observe)
     errors: dict[str, float] = {}
     results: dict[str, Array] = {}
 

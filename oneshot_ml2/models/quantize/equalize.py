@@ -10,7 +10,7 @@ the choice makes the sum of both errors small, each weighed by what it does to t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from oneshot_ml2.models import partition
 from oneshot_ml2.models.ir import Graph, Node, Value
 from oneshot_ml2.models.ops.registry import op_of
-from oneshot_ml2.models.quantize import headroom
+from oneshot_ml2.models.quantize import borders, headroom, saturation
 from oneshot_ml2.models.quantize.channels import FIXED, Channels, Ids
 from oneshot_ml2.models.quantize.observe import Affine, Moments, Observed
 from oneshot_ml2.models.quantize.scales import HIGH
@@ -32,8 +32,6 @@ _TOP = HIGH / 128
 _STEP = 1 / 128
 # A channel's largest magnitude counts as at least this part of its tensor's: calibration does not show all.
 _LEAST = 2.0**-10
-# Ends the name of what is moved, but not scaled yet.
-_PRODUCT = ".moved"
 # A channel is moved if calibration shows so many of its elements; those of one image are alike.
 _MOVED = 64
 # Sweeps over all layers; halvings of a weight's step that are tried.
@@ -106,10 +104,8 @@ class _Layer:
 
 def equalized(
     graph: Graph, channels: Channels, seen: Observed, quantized: Collection[str], offsets: bool = True
-) -> Iterator[Equalized]:
+) -> Equalized:
     """A float graph rewritten so that int8 loses less of it: with channels scaled, and, where any can be, also moved.
-
-    One after the other: each has a copy of all weights.
 
     Args:
         seen: what calibration data says of the values that `channels` numbers.
@@ -123,15 +119,19 @@ def equalized(
     }
     weights = _importance(graph, channels, seen.moments, layers)
     power = {name: seen.moments[name].variance for name in channels.ids}
-    movable = _movable(graph, channels, seen, quantized, layers) if offsets else {}
-    for moved in [{}, movable] if movable else [{}]:
-        spans = headroom.spans(graph, channels, seen, quantized, weights, moved)
-        yield _with_moved(graph, channels, layers, spans, weights, power, moved)
+    moved = _movable(graph, channels, seen, quantized, layers) if offsets else {}
+    moved, around = borders.affordable(graph, channels, [layer.node for layer in layers.values()], moved)
+    limits = saturation.limits(graph, channels, seen, quantized)
+    spans = headroom.spans(graph, channels, seen, quantized, weights, moved, limits)
+    for name in around:
+        spans[name] = np.minimum(spans[name][0], 0.0), np.maximum(spans[name][1], 0.0)
+    way = _with_moved(graph, channels, layers, spans, weights, power, moved, around)
+    return dataclasses.replace(way, affine=dataclasses.replace(way.affine, limits=limits))
 
 
 def _with_moved(
     graph: Graph, channels: Channels, layers: Mapping[str, _Layer], spans: Mapping[str, tuple[Array, Array]],
-    weights: Array, power: Mapping[str, Array], moved: Mapping[str, str | None],
+    weights: Array, power: Mapping[str, Array], moved: Mapping[str, str | None], around: Mapping[str, tuple[int, ...]],
 ) -> Equalized:  # fmt: skip
     """The graph with its channels scaled, and those of `_movable` values ``moved`` also moved."""
     peaks = _peaks(channels, spans, moved)
@@ -156,13 +156,14 @@ def _with_moved(
         else:
             # The bound at 0 becomes the least number of int8.
             shifts[name] = shifts[source] = np.full(channels.ids[name].shape, -1.0)
-    return _rewritten(graph, channels, layers, factors, shifts, spans)
+    return _rewritten(graph, channels, layers, factors, shifts, spans, around)
 
 
 def _movable(
     graph: Graph, channels: Channels, seen: Observed, quantized: Collection[str], layers: Mapping[str, _Layer]
 ) -> dict[str, str | None]:
-    """Values that an offset may be added to, as of what is scaled only layers without a border read them.
+    """Values that an offset may be added to, as of what is scaled only layers read them, and none of these pads. What a
+    float operator makes may be read by layers with one border: the host pads it before it adds the offset.
 
     Calibration has to show enough of a channel to tell where it is.
 
@@ -178,7 +179,10 @@ def _movable(
         inside = [user for user in users[name] if user.output in channels.taken]
         if name not in quantized or (ids == FIXED).any() or (sharing[ids] > 1).any():
             continue
-        if any(user.output not in layers or user.inputs[0] != name or not _borderless(user) for user in inside):
+        if any(user.output not in layers or user.inputs[0] != name for user in inside):
+            continue
+        border = borders.border_of(inside)
+        if border is None or (any(border) and not (name in channels.entries and borders.one_sided(seen.moments[name]))):
             continue
         # Along another axis than a layer's channels an offset is no bias.
         if any(layers[user.output].inputs.size != ids.size for user in inside):
@@ -193,11 +197,6 @@ def _movable(
             if alone and source in layers and layers[source].outputs.size == ids.size:
                 found[name] = source
     return found
-
-
-def _borderless(node: Node) -> bool:
-    """Whether every sum of a layer takes its whole kernel."""
-    return node.op == "dense" or (node.op == "conv2d" and not any(node.attrs["pads"]))
 
 
 def _join_bounded(channels: Channels, factors: Array, tops: Mapping[str, float]) -> None:
@@ -327,7 +326,7 @@ def _fit_inputs(
 
 def _rewritten(
     graph: Graph, channels: Channels, layers: Mapping[str, _Layer], factors: Array, shifts: Mapping[str, Array],
-    spans: Mapping[str, tuple[Array, Array]],
+    spans: Mapping[str, tuple[Array, Array]], around: Mapping[str, tuple[int, ...]],
 ) -> Equalized:  # fmt: skip
     values, constants = dict(graph.values), dict(graph.constants)
     users = graph.users()
@@ -336,7 +335,7 @@ def _rewritten(
     nodes, shared = list[Node](), dict[Any, str]()
 
     def applied(op: str, name: str, made: str, operand: Array) -> str:
-        values[made], constant = Value(made, graph.shape(name.removesuffix(_PRODUCT))), f"{made}.{op}"
+        values[made], constant = Value(made, values[name].shape), f"{made}.{op}"
         constants[constant] = operand.astype(np.float32)
         nodes.append(Node(made, op, (name, constant), made))
         return made
@@ -345,7 +344,7 @@ def _rewritten(
         if shift is None:
             return applied("multiply", name, made, factor)
         # Moved first: what is near the offset stays exact.
-        return applied("multiply", applied("add", name, f"{name}{_PRODUCT}", shift / factor), made, factor)
+        return applied("multiply", applied("add", name, f"{name}.moved", shift / factor), made, factor)
 
     def crossed(name: str) -> None:
         """Scale a value where integers begin, or take it back where they end."""
@@ -353,7 +352,8 @@ def _rewritten(
             return
         factor, shift = of[name], shifts.get(name)
         if name in channels.entries:
-            inside[name] = affine(name, f"{name}.scaled", factor, shift)
+            padded = name if name not in around else borders.padded(name, around[name], values, nodes)
+            inside[name] = affine(padded, f"{name}.scaled", factor, shift)
         elif name in graph.outputs or any(user.output not in channels.taken for user in users[name]):
             outside[name] = affine(name, f"{name}.real", 1 / factor, None if shift is None else -shift / factor)
 
@@ -365,6 +365,8 @@ def _rewritten(
         node = dataclasses.replace(node, inputs=tuple(names.get(name, name) for name in node.inputs))
         if node.output in layers:
             layer = layers[node.output]
+            if layer.node.inputs[0] in around:
+                node = dataclasses.replace(node, attrs={**node.attrs, "pads": borders.NONE})
             node = _layer(graph, node, layer, factors, before, shifts.get(node.output), constants, shared)
         elif node.output in channels.taken and node.output in of and (limits := partition.bounds(node)) is not None:
             node = _bounded(node, limits[1], of[node.output], node.output in shifts)
@@ -375,11 +377,17 @@ def _rewritten(
     originals = {new: old for old, new in (*inside.items(), *outside.items())}
     scales, offsets = ({inside.get(name, name): part for name, part in parts.items()} for parts in (of, shifts))
     ends = {
-        inside.get(name, name): float(np.abs([end * of[name] + shifts.get(name, 0.0) for end in spans[name]]).max())
+        inside.get(name, name): _reach(*(end * of[name] + shifts.get(name, 0.0) for end in spans[name]))
         for name in of
         if name in spans
     }
-    return Equalized(rewritten, Affine(scales, offsets, originals, ends), tuple(inside.values()))
+    own = {inside[name]: border for name, border in around.items()}
+    return Equalized(rewritten, Affine(scales, offsets, originals, ends, own), tuple(inside.values()))
+
+
+def _reach(low: Array, high: Array) -> float:
+    """The largest magnitude that int8 has to hold; below 0 it has a number more."""
+    return max(float(high.max(initial=0.0)), -float(low.min(initial=0.0)) * _TOP)
 
 
 def _bounded(node: Node, bound: float, factor: Array, moved: bool) -> Node:

@@ -134,10 +134,6 @@ class Comparison:
         graph, sums = self.graph, self.sums
         return (*_parts(graph, self.makers, sums), *_tensors(graph, sums), *_outputs(graph, sums))
 
-    def worst(self) -> float:
-        """The relative error of the worst output."""
-        return max((self.sums.error((number, None)) for number in range(len(self.graph.outputs))), default=0.0)
-
 
 def measure(graph: Graph, samples: Sequence[Sample], references: Iterable[Reference]) -> Comparison:
     """An integer graph beside the model itself on inputs of the model; ``references``: what it computes of each."""

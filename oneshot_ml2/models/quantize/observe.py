@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,13 +55,17 @@ class Affine:
 
     ``factors``, ``offsets``: of values of the new graph, of their rank, where they are not 1 and 0; what has an offset
     has a factor; ``originals``: value that is new -> the one that it follows from, if not from that of its name;
-    ``ends``: of values with a factor, the largest magnitude that int8 has to hold.
+    ``ends``: of values with a factor, the largest magnitude that int8 has to hold; ``borders``: of values that have
+    zeros around their images first, how many (top, bottom, left, right); ``limits``: of values of the original graph,
+    from where to where they matter, see `saturation`.
     """
 
     factors: Mapping[str, Array] = field(default_factory=dict)
     offsets: Mapping[str, Array] = field(default_factory=dict)
     originals: Mapping[str, str] = field(default_factory=dict)
     ends: Mapping[str, float] = field(default_factory=dict)
+    borders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    limits: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
 
     def factor(self, name: str) -> Array:
         return self.factors.get(name, np.ones(()))
@@ -69,24 +73,56 @@ class Affine:
     def offset(self, name: str) -> Array:
         return self.offsets.get(name, np.zeros(()))
 
+    def model(self, name: str, array: Array) -> Array:
+        """What the model has of a value of the new graph, of what the original has: as far as it matters, padded."""
+        array = self._limited(self.originals.get(name, name), array)
+        top, bottom, left, right = self.borders.get(name, (0, 0, 0, 0))
+        return np.pad(array, ((0, 0), (0, 0), (top, bottom), (left, right))) if name in self.borders else array
+
     def real(self, name: str, array: Array) -> Array:
-        """A value of the new graph as that of the original."""
-        return array if name not in self.factors else (array - self.offset(name)) / self.factors[name]
+        """A value of the new graph as that of the original, as far as it matters."""
+        real = array if name not in self.factors else (array - self.offset(name)) / self.factors[name]
+        return self._limited(self.originals.get(name, name), real)
+
+    def matters(self, name: str, array: Array) -> Array:
+        """A value of the new graph, as far as it matters."""
+        limits = self.limits.get(self.originals.get(name, name))
+        if limits is None:
+            return array
+        ends = (end * self.factor(name) + self.offset(name) for end in limits)
+        return np.clip(array, *ends).astype(array.dtype)
+
+    def _limited(self, name: str, array: Array) -> Array:
+        return np.clip(array, *self.limits[name]).astype(array.dtype) if name in self.limits else array
 
 
 @dataclass
 class Observed:
-    """``largest``: a value's largest magnitude; ``drawn``: some of its elements, of each sample; ``moments``: by
-    channel, of values that have any; ``folds``: those of some of the samples each, sample n in part n % their number;
-    ``first``: values of the first sample that are kept.
+    """``largest``: a value's largest magnitude in each sample; ``drawn``: some of its elements, of each sample;
+    ``moments``: by channel, of values that have any; ``folds``: those of some of the samples each, sample n in part
+    n % their number; ``first``: values of the first sample that are kept; ``outputs``: those of the graph, of some
+    samples by their places; ``samples``: how many were looked at.
     """
 
-    largest: dict[str, float] = field(default_factory=dict)
+    largest: dict[str, list[float]] = field(default_factory=dict)
     drawn: dict[str, list[Array]] = field(default_factory=dict)
     moments: dict[str, Moments] = field(default_factory=dict)
     folds: dict[str, list[Moments]] = field(default_factory=dict)
     first: dict[str, Array] = field(default_factory=dict)
+    outputs: dict[int, list[Array]] = field(default_factory=dict)
     samples: int = 1
+
+    def without(self, fold: int, number: int) -> Observed:
+        """What all samples say but every ``number``th from ``fold`` on; ``number`` divides that of the parts, or is
+        that of the samples if these are fewer.
+        """
+
+        def kept(parts: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+            return {name: [at for index, at in enumerate(of) if index % number != fold] for name, of in parts.items()}
+
+        folds = kept(self.folds)
+        moments = {name: together(parts) for name, parts in folds.items()}
+        return Observed(kept(self.largest), kept(self.drawn), moments, folds, self.first, self.outputs, self.samples)
 
     def means(self, way: Affine) -> dict[str, Array]:
         """The means of the values of a rewritten graph, by channel."""
@@ -104,13 +140,13 @@ class Observed:
             if value.name in way.ends:
                 found[value.name] = holding_exponent(way.ends[value.name])
             else:
-                found[value.name] = best_exponent(np.concatenate(self.drawn[name]), self.largest[name])
+                found[value.name] = best_exponent(np.concatenate(self.drawn[name]), max(self.largest[name]))
         return found
 
 
 def observed(
     graph: Graph, samples: Sequence[Sample], tell: Callable[[str], None], ids: Mapping[str, Ids] | None = None,
-    kept: Collection[str] = (),
+    kept: Collection[str] = (), places: Collection[int] = (),
 ) -> Observed:  # fmt: skip
     """Run a float graph on all samples.
 
@@ -118,6 +154,7 @@ def observed(
         tell: told which sample is looked at.
         ids: of which values moments are wanted, and along which axes they are apart, those not 1 long.
         kept: of which values the first sample's are.
+        places: of which samples the outputs are kept.
 
     Raises:
         ModelError: a value is not finite.
@@ -138,7 +175,9 @@ def observed(
                     else:
                         parts[index % _FOLDS] = together([parts[index % _FOLDS], own])
 
-        execute.execute(graph, sample, observe)
+        outputs = execute.execute(graph, sample, observe)
+        if index in places:
+            seen.outputs[index] = [outputs[name] for name in graph.outputs]
     seen.moments = {name: together(parts) for name, parts in seen.folds.items()}
     return seen
 
@@ -148,7 +187,7 @@ def _add(seen: Observed, name: str, array: Array, samples: int) -> None:
     kept = array[array > -np.inf] if np.isneginf(array).any() else array
     if not np.isfinite(kept).all():
         raise ModelError(f"the model's tensor {name!r} is not finite on the calibration data")
-    seen.largest[name] = max(seen.largest.get(name, 0.0), float(np.abs(kept).max(initial=0.0)))
+    seen.largest.setdefault(name, []).append(float(np.abs(kept).max(initial=0.0)))
     values = drawn_values(kept, samples) if kept.size else np.zeros(1, np.float32)
     seen.drawn.setdefault(name, []).append(values)
 

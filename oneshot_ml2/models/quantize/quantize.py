@@ -21,14 +21,14 @@ from oneshot_ml2.models.ir import Graph
 from oneshot_ml2.models.quantize import alone, losses
 from oneshot_ml2.models.quantize.alone import Hurt
 from oneshot_ml2.models.quantize.channels import channels_of
-from oneshot_ml2.models.quantize.equalize import Equalized, equalized
 from oneshot_ml2.models.quantize.integer import IntegerBuilder
 from oneshot_ml2.models.quantize.losses import Comparison, LayerError, Loss, Reference
-from oneshot_ml2.models.quantize.observe import Observed, observed
+from oneshot_ml2.models.quantize.observe import observed
 from oneshot_ml2.models.quantize.qdq import calibrated, strip_qdq
 from oneshot_ml2.models.quantize.sampling import RANDOM_SAMPLES, random_samples
 from oneshot_ml2.models.quantize.steps import ALL_STEPS, Steps
 from oneshot_ml2.models.quantize.unit_rows import unit_rows
+from oneshot_ml2.models.quantize.ways import Tried, Ways, best, jury_of
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.quantize.sampling import Array, Sample
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 # How rounding treats exact ties: up, by the VTA's shift alone, or to the even neighbour.
 ROUNDINGS = ("shift", "half_even")
-# Errors on few samples are this far apart by chance: scaled channels lose less on others where they lose as much here.
-_CLEARLY = 0.8
 
 
 @dataclass(frozen=True)
@@ -100,16 +98,17 @@ def quantize(
         builder = IntegerBuilder(plain, exponents, qdq, half_even)
         integer = builder.build()
         changes += builder.changes
-        real = _as_it_is
+        real = matters = _as_it_is
         measured = losses.samples_of(integer, given)
         compared = losses.measure(integer, measured, _references(graph, tensors, measured, first))
     else:
-        best = _calibrated(graph, given, half_even, tell, steps)
-        integer, changes, compared, tensors = best.graph, best.changes, best.compared, {}
-        plain, real = best.way.graph, best.way.affine.real
+        made, compared = _calibrated(graph, given, half_even, tell, steps)
+        integer, changes, tensors = made.graph, made.changes, {}
+        plain, affine = made.way.graph, made.way.affine
+        real, matters = affine.real, affine.matters
     errors, lost = compared.errors(), compared.losses()
     warned += losses.warnings(lost)
-    single = alone.find(integer, plain, given[0], real)
+    single = alone.find(integer, plain, given[0], real, matters)
     errors = tuple(dataclasses.replace(error, alone=single.errors.get(error.name)) for error in errors)
     labels = {value: graph.labels[tensor] for value, tensor in tensors.items() if tensor in graph.labels}
     kind, all_changes = "qdq" if qdq else "float", (*graph.notes, *changes)
@@ -119,61 +118,31 @@ def quantize(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Tried:
-    """A way to quantize a float graph: the integer graph, what it changes as lines, and what it costs."""
-
-    graph: Graph
-    changes: list[str]
-    compared: Comparison
-    way: Equalized
-
-
 def _calibrated(
     graph: Graph, given: Sequence[Sample], half_even: bool, tell: Callable[[str], None], steps: Steps
-) -> _Tried:
-    """Quantize a float graph by what it computes of samples: with its channels scaled, or also moved, what loses less
-    on them; as it is if that loses clearly less.
-
-    One after the other, and only the best is kept: each holds a copy of all weights.
-    """
+) -> tuple[Tried, Comparison]:
+    """Quantize a float graph by what it computes of samples, in the way that loses least of it."""
     graph = unit_rows(graph) if steps.rows else graph
     quantized = calibrated(graph, defaultdict(int), steps)
     channels = channels_of(graph, quantized)
     # Layers whose residual is added apart get an int8 result, too.
     heads = (node.output for node in graph.nodes if node.op in partition.HEADS)
-    seen = observed(graph, given, tell, channels.ids, {*quantized, *heads, *graph.outputs})
-    plain = _built(Equalized(graph), seen, half_even, steps)
-    measured = losses.samples_of(plain.graph, given)
-    references = list(_references(graph, None, measured, seen.first))
-    _compare(plain, measured, references)
-    best = plain
-    # What masks set to minus infinity has no spread.
-    if steps.equalize and all(np.isfinite(part.low).all() for part in seen.moments.values()):
-        for way in equalized(graph, channels, seen, quantized, steps.offsets):
-            tried = _built(way, seen, half_even, steps)
-            _compare(tried, measured, references)
-            if best is plain or tried.compared.worst() <= best.compared.worst():
-                best = tried
-    return plain if plain.compared.worst() < _CLEARLY * best.compared.worst() else best
+    jury = jury_of(sum(partition.node_macs(graph, node) for node in graph.nodes), len(given))
+    seen = observed(graph, given, tell, channels.ids, {*quantized, *heads, *graph.outputs}, jury.places)
+    ways = Ways(graph, channels, quantized, steps, half_even)
+    tell("quantize: judging ways to do it")
+    made = ways.made(best(ways, seen, given, jury), seen)
+    measured = losses.samples_of(made.graph, given)
+    references = _references(graph, None, measured, seen.first)
+    return made, losses.measure(made.graph, measured, (_rewritten(made, reference) for reference in references))
 
 
-def _built(way: Equalized, seen: Observed, half_even: bool, steps: Steps) -> _Tried:
-    """Quantize a float graph that is rewritten that way."""
-    exponents = calibrated(way.graph, seen.exponents(way.graph, way.affine), steps, way.entries)
-    means = seen.means(way.affine) if steps.bias else {}
-    builder = IntegerBuilder(way.graph, exponents, False, half_even, means)
-    integer = builder.build()
-    return _Tried(integer, [*way.changes, *builder.changes], Comparison(integer), way)
-
-
-def _compare(tried: _Tried, measured: Sequence[Sample], references: Sequence[Reference]) -> None:
-    """Hold a way to quantize a float graph against what that computes of samples."""
-    affine = tried.way.affine
-    for sample, reference in zip(measured, references, strict=True):
-        tensors = reference.tensors
-        named = {new: tensors[old] for new, old in affine.originals.items() if old in tensors}
-        tried.compared.add(sample, Reference({**tensors, **named}, reference.outputs, affine.real))
+def _rewritten(made: Tried, reference: Reference) -> Reference:
+    """What a float graph computes, by the names of the values of that which it was rewritten to."""
+    affine, tensors = made.way.affine, reference.tensors
+    named = {new: tensors[old] for new, old in affine.originals.items() if old in tensors}
+    own = {name: affine.model(name, array) for name, array in {**tensors, **named}.items()}
+    return Reference(own, reference.outputs, affine.real)
 
 
 def calibration_of(graph: Graph, calibration: Given | None, seed: int) -> tuple[str, Sequence[Sample]]:

@@ -1,0 +1,76 @@
+"""The choice among ways to quantize: judged by samples that a way was not made by, and only by more than chance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from graph_models import needs
+
+from oneshot_ml2.models.ir import Graph, Node, Value
+from oneshot_ml2.models.quantize.observe import observed
+from oneshot_ml2.models.quantize.ways import Ways, best, clearly_less, jury_of
+
+needs("tvm")
+
+
+def doubled(factor: float) -> Graph:
+    """``x`` times a factor; 2 is right."""
+    values = {name: Value(name, (1, 4)) for name in ("x", "y")}
+    nodes = (Node("y", "multiply", ("x", "two"), "y", {}),)
+    return Graph("g", ("x",), ("y",), nodes, values, {"two": np.full(1, factor, np.float32)}, output_names=("y",))
+
+
+@dataclass
+class _Made:
+    graph: Graph
+
+
+@dataclass(frozen=True)
+class _Ways(Ways):
+    """Ways that are as far off as they are told to be; they note which samples they were made by."""
+
+    factors: dict[str, float] = field(default_factory=dict)
+    seen: list[list[float]] = field(default_factory=list)
+
+    def kinds(self, seen: Any) -> tuple[str, ...]:
+        return tuple(self.factors)
+
+    def made(self, kind: str, seen: Any) -> Any:
+        self.seen.append([float(array[0]) for array in seen.drawn["x"]])
+        return _Made(doubled(self.factors[kind]))
+
+
+def chosen(factors: dict[str, float], samples: int, macs: int = 0) -> tuple[str, list[list[float]]]:
+    given = [{"x": np.full((1, 4), 1.0 + index, np.float32)} for index in range(samples)]
+    jury = jury_of(macs, samples)
+    seen = observed(doubled(2.0), given, lambda text: None, {}, (), jury.places)
+    ways = _Ways(doubled(2.0), None, {}, None, False, factors)  # type: ignore[arg-type]
+    return best(ways, seen, given, jury), ways.seen
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 4, 9, 40])
+def test_what_loses_clearly_less_is_taken(samples: int) -> None:
+    assert chosen({"moved": 2.2, "scaled": 2.1, "plain": 2.21}, samples)[0] == "scaled"
+    assert chosen({"moved": 2.2, "scaled": 2.199, "plain": 2.21}, samples)[0] == "moved"
+
+
+@pytest.mark.parametrize(("samples", "macs"), [(2, 0), (4, 0), (5, 0), (20, 0), (4, 10**10), (7, 10**9)])
+def test_no_sample_judges_what_was_made_by_it(samples: int, macs: int) -> None:
+    jury = jury_of(macs, samples)
+    _, made_by = chosen({"moved": 2.2, "scaled": 2.1}, samples, macs)
+    assert len(made_by) == 2 * len(jury.parts)
+    for part, places in jury.parts.items():
+        for known in made_by[2 * part : 2 * part + 2]:
+            assert known and not {1.0 + place for place in places} & set(known)
+            assert len(known) >= samples // 2
+
+
+def test_a_difference_has_to_be_more_than_chance() -> None:
+    those = np.log([0.3, 0.1, 0.3, 0.1])
+    assert clearly_less(those - 0.2, those)
+    assert not clearly_less(those - 0.05, those)
+    # Less on average, but not on each.
+    assert not clearly_less(those + [0.5, -1.0, 0.4, -1.0], those)
