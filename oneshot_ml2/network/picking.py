@@ -247,16 +247,17 @@ def by_both(
     """Legal schedules, judged by both networks, and by `Predictor.advisers` unless they were fitted to a board;
     ``other``: their scores by the small one, if they are known.
 
-    Where the networks know what modules wait for, how far that closed form is from their mean is a gap, too.
+    The gap is that of the large network and another one that votes; without advisers, where the networks know what
+    modules wait for, also how far that closed form is from their mean.
     """
     one = network.judge(space, legal)
     other = network.judge(space, legal, "scan") if other is None else other
-    knowing, gap = bool(network.seen.beside), one.gap(other)
-    if knowing:
-        guess = network.features.waiting(space, legal)
-        gap = np.maximum(gap, np.abs(0.5 * (np.log(one.cycles) + np.log(other.cycles)) - np.log(guess)))
     named = network.advisers if network.calibration is None else []
     advice = [load_pretrained(name).judge(space, legal) for name in named]
+    knowing, gap = bool(network.seen.beside), np.max([one.gap(vote) for vote in (other, *advice)], axis=0)
+    if knowing and not advice:
+        guess = network.features.waiting(space, legal)
+        gap = np.maximum(gap, np.abs(0.5 * (np.log(one.cycles) + np.log(other.cycles)) - np.log(guess)))
     return Ranking(legal.indices, one.with_both(other, knowing, advice), scored, gap, legal=True)
 
 
