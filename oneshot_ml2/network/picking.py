@@ -228,8 +228,8 @@ def rank_legal(space: ScheduleSpace, network: Predictor, listed: Candidates | No
     Raises:
         OneShotError: a space that the network does not know.
     """
-    knowing = bool(network.seen.beside)
-    scanned, enough = promising(space, knowing, listed), _LEGAL_KNOWING if knowing else _LEGAL
+    waits = bool(network.seen.beside)
+    scanned, enough = promising(space, waits, listed), _LEGAL_KNOWING if waits else _LEGAL
     first = network.judge(space, scanned, "scan")
     order = np.argsort(first.cost, kind="stable")
     legal = order[:0]
@@ -254,11 +254,11 @@ def by_both(
     other = network.judge(space, legal, "scan") if other is None else other
     named = network.advisers if network.calibration is None else []
     advice = [load_pretrained(name).judge(space, legal) for name in named]
-    knowing, gap = bool(network.seen.beside), np.max([one.gap(vote) for vote in (other, *advice)], axis=0)
-    if knowing and not advice:
+    waits, gap = bool(network.seen.beside), np.max([one.gap(vote) for vote in (other, *advice)], axis=0)
+    if waits and not advice:
         guess = network.features.waiting(space, legal)
         gap = np.maximum(gap, np.abs(0.5 * (np.log(one.cycles) + np.log(other.cycles)) - np.log(guess)))
-    return Ranking(legal.indices, one.with_both(other, knowing, advice), scored, gap, legal=True)
+    return Ranking(legal.indices, one.with_both(other, waits, advice), scored, gap, legal=True)
 
 
 def _fallback(space: ScheduleSpace, network: Predictor, listed: Candidates | None) -> Ranking:

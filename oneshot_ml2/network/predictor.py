@@ -47,9 +47,9 @@ _MARGIN = math.log2(1.5)
 _RISK = 2.0
 # Spreads that schedules outside of the trained ranges are taken to be slower by: a quarter to a whole one pick as well.
 _CAUTION = 0.5
-# What the log T of the large one of both networks counts for in their mean; where they know what modules wait for, and
-# rank without caution. Chosen on fresh tasks (docs/evaluation.md).
-_EQUAL, _KNOWING = 0.5, 0.7
+# What the log T of the large one of both networks counts for in their mean where they know what modules wait for and
+# rank without caution; elsewhere all count alike. Chosen on fresh tasks (docs/evaluation.md).
+_KNOWING = 0.7
 # The most that is added to a log T for it.
 _MOST_CAUTION = 50.0
 _ADVICE = "use the weights that came with this version, or train new ones with `oneshot-ml2 train`"
@@ -103,11 +103,11 @@ class Scores:
         ``advice``: of further large networks; then all count alike, and there is caution.
         """
         votes = [self, other, *advice]
-        first = _KNOWING if knowing and not advice else _EQUAL
-        shares = np.full(len(votes), 1 / len(votes)) if advice else np.array([first, 1 - first])
+        alone = knowing and not advice
+        shares = [_KNOWING, 1 - _KNOWING] if alone else [1 / len(votes)] * len(votes)
         ratio = sum(np.float32(share) * np.maximum(vote.log_ratio, 0.0) for share, vote in zip(shares, votes))
         spread = np.mean([vote.spread for vote in votes], axis=0)
-        caution = 0.0 if knowing and not advice else _CAUTION
+        caution = 0.0 if alone else _CAUTION
         p_valid = np.ones_like(self.p_valid) if self.risk is None else (1.0 - self.risk).astype(np.float32)
         return Scores(p_valid, ratio, spread, self.bound, self.risk, caution)
 
