@@ -244,16 +244,15 @@ def rank_legal(space: ScheduleSpace, network: Predictor, listed: Candidates | No
 def by_both(
     space: ScheduleSpace, network: Predictor, legal: Candidates, other: Scores | None = None, scored: int = 1
 ) -> Ranking:
-    """Legal schedules, judged by both networks, and by `Predictor.advisers` unless they were fitted to a board;
-    ``other``: their scores by the small one, if they are known.
+    """Legal schedules, judged by both networks, and by `Predictor.advisers`, which are told of a board what the network
+    was told; ``other``: their scores by the small one, if they are known.
 
     The gap is that of the large network and another one that votes; without advisers, where the networks know what
     modules wait for, also how far that closed form is from their mean.
     """
     one = network.judge(space, legal)
     other = network.judge(space, legal, "scan") if other is None else other
-    named = network.advisers if network.calibration is None else []
-    advice = [load_pretrained(name).judge(space, legal) for name in named]
+    advice = [load_pretrained(name).told_as(network).judge(space, legal) for name in network.advisers]
     waits, gap = bool(network.seen.beside), np.max([one.gap(vote) for vote in (other, *advice)], axis=0)
     if waits and not advice:
         guess = network.features.waiting(space, legal)

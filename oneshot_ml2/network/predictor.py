@@ -180,6 +180,11 @@ class Predictor:
         """The networks without the calibration."""
         return replace(self, tensors=bare(self.tensors))
 
+    def told_as(self, other: Predictor) -> Predictor:
+        """These weights with the calibration of other ones: its figures are the board's, not the network's."""
+        own = {name: tensor for name, tensor in other.tensors.items() if name.startswith(calibration.PREFIX)}
+        return replace(self, tensors=bare(self.tensors) | own) if own else self
+
     @cached_property
     def _layers(self) -> dict[str, list[NDArray[np.float32]]]:
         """Each network's layers (inputs + 1, outputs), the last row the bias, the standardisation in the first."""
