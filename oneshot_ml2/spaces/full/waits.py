@@ -70,13 +70,15 @@ _EVER = 1e18
 
 
 class _Loads(NamedTuple):
-    """LOADs of a chunk: cycles of all, how many they are, rows, beats and cycles of the data of one; float64."""
+    """LOADs of a chunk: cycles of all, how many they are, rows, beats and cycles of the data of one, and latencies
+    among these; float64."""
 
     cycles: float
     insns: float
     rows: float
     beats: float
     data: float
+    dry: float
 
 
 class _Tile(NamedTuple):
@@ -84,8 +86,8 @@ class _Tile(NamedTuple):
 
     ``chunks``: steps; ``step``, ``gemms``: cycles and GEMMs of a step; ``end``, ``end_insns``: the same of what comes
     before and after the steps; ``stores``, ``store_insns``: of all its STOREs; ``exposed``: cycles that compute waits
-    for them; ``bias_beats``, ``bias_rows``: of a LOAD of biases that has several rows, else 0; ``residual``,
-    ``residual_insns``: of the LOADs of a residual.
+    for them; ``biases``, ``bias_data``, ``bias_bursts``: LOADs of biases, cycles of the data and bursts of one;
+    ``bias_beats``: beats of all of them; ``residual``, ``residual_insns``: of the LOADs of a residual.
     """
 
     chunks: float
@@ -96,8 +98,10 @@ class _Tile(NamedTuple):
     stores: float
     store_insns: float
     exposed: float
+    biases: float
+    bias_data: float
+    bias_bursts: float
     bias_beats: float
-    bias_rows: float
     residual: float
     residual_insns: float
 
@@ -112,13 +116,17 @@ class _Fetch(NamedTuple):
 
 class _Windows(NamedTuple):
     """How long compute is busy while a group may load, at a tile's start and within it: by the queue, by the rings of
-    streamed operands, and, where a tile loads a set of its own, by the set before; float64."""
+    streamed operands, and, where a tile loads a set of its own, by the set before; float64. ``second``: that of a
+    tile's second group, by both. ``single``: a streamed operand has one buffer."""
 
     queue_start: float
     queue_within: float
+    second: float
     ring_start: float
     ring_within: float
     refill: float
+    single: bool
+    single_set: bool
 
 
 class _Waited(NamedTuple):
@@ -138,12 +146,12 @@ def waits_of(waits: NDArray[np.float64]) -> NDArray[Any]:
 
 @part()
 def _stream(nest, rows, beats):  # type: ignore[no-untyped-def]
-    """Cycles that the data of a LOAD take; a burst is sent every second cycle."""
+    """Cycles that the data of a LOAD take, a burst is sent every second cycle; and latencies among them."""
     share = _singles(nest, beats / rows)
     single = rows * share
     # Each burst of one beat leaves the queue one burst shorter, as nothing is sent beside a last beat.
     dry = np.floor(max(single - 1.0, 0.0) / TAGS) * max(nest.latency + 2.0 - TAGS, 0.0) * min(share, 1.0)
-    return single + beats + dry
+    return single + beats + dry, dry
 
 
 @part()
@@ -155,12 +163,19 @@ def _singles(nest, beats):  # type: ignore[no-untyped-def]
 
 
 @part()
+def _waits(beats, bursts):  # type: ignore[no-untyped-def]
+    """Whether some of the bursts of a LOAD are in the memory's queue when another LOAD begins, that asked before them:
+    not what is short, nor bursts of one beat, beside which nothing is sent."""
+    return beats >= 2.0 * bursts and beats * (1.0 - 1.0 / bursts) >= _LOAD - 1.0
+
+
+@part()
 def _loads(nest, insns, rows, beats):  # type: ignore[no-untyped-def]
     """`_Loads` of so many instructions, rows and beats in all."""
     rows = max(rows, insns)
     beats = max(beats, rows)
-    data = _stream(nest, rows / insns, beats / insns)
-    return _Loads(insns * (nest.latency + _LOAD + data), insns, rows / insns, beats / insns, data)
+    data, dry = _stream(nest, rows / insns, beats / insns)
+    return _Loads(insns * (nest.latency + _LOAD + data), insns, rows / insns, beats / insns, data, dry)
 
 
 @part()
@@ -169,7 +184,7 @@ def _smaller(nest, loads, share):  # type: ignore[no-untyped-def]
     insns = min(loads.insns, max(1.0, loads.insns * share))
     share *= loads.insns / max(insns, 1e-9)
     data = loads.data * share
-    return _Loads(insns * (nest.latency + _LOAD + data), insns, loads.rows * share, loads.beats * share, data)
+    return _Loads(insns * (nest.latency + _LOAD + data), insns, loads.rows * share, loads.beats * share, data, loads.dry)
 
 
 @part()
@@ -193,7 +208,7 @@ def _input_loads(nest, schedule, geometry, loads, whole, tiles, sp_tiles):  # ty
 def _weight_loads(nest, schedule, loads, whole, co_tiles, sp_tiles):  # type: ignore[no-untyped-def]
     """`_Loads` of a chunk of weights; of a pool none."""
     if nest.pool:
-        return _Loads(0.0, 0.0, 1.0, 1.0, 0.0)
+        return _Loads(0.0, 0.0, 1.0, 1.0, 0.0, 0.0)
     chunks = float(whole * co_tiles * (sp_tiles if WGT_MODE[schedule.dataflow] == STREAM else 1))
     rows = 1.0 if whole == 1 else float(min(schedule.tile_co, nest.co))
     return _loads(nest, 1.0, rows, loads.wgt_beats / chunks)
@@ -212,20 +227,21 @@ def _store_time(nest, insns, rows, elements):  # type: ignore[no-untyped-def]
 
 @part()
 def _biases(nest, schedule, area):  # type: ignore[no-untyped-def]
-    """Of the biases of a tile of ``area`` outputs: (cycles beyond `totals`', instructions, beats, rows of a LOAD that
-    has several)."""
-    if nest.bias == 0:
-        return 0.0, 0.0, 0.0, 0.0
-    if schedule.bias != BIAS_LOAD:
-        return 0.0, 1.0, 0.0, 0.0
+    """Of the biases of a tile of ``area`` outputs: (cycles beyond `totals`', LOADs, cycles of the data and bursts of
+    one, beats of all)."""
+    if nest.bias == 0 or schedule.bias != BIAS_LOAD:
+        return 0.0, 0.0, 0.0, 0.0, 0.0
     tco = min(schedule.tile_co, nest.co)
-    insns, rows, _ = bias_shape(nest, tco, schedule.tile_h, schedule.tile_w)
+    insns = bias_shape(nest, tco, schedule.tile_h, schedule.tile_w)[0]
     beats = max(nest.acc_bytes // nest.bus, 1)
+    rows, data = area / insns / (tco if nest.minor else 1), area * beats / insns
     # What the rows take, which may be of one beat and drain the memory's queue, in place of what `totals` counts.
-    own = _stream(nest, area / insns / (tco if nest.minor else 1), area * beats / insns)
+    own, dry = _stream(nest, rows, data)
     cycles = insns * (nest.latency + 1.0 + own) - area * (beats if nest.minor else max(beats, 2))
-    several = rows > 1 or insns == 1
-    return cycles, insns - 1.0, area * beats * several, float(insns * rows) * several
+    bursts = rows * np.ceil(data / rows / nest.burst)
+    if dry > 0.0 or not _waits(data, bursts):
+        bursts = 0.0
+    return cycles, float(insns), own, bursts, area * beats
 
 
 @part()
@@ -243,9 +259,10 @@ def _tile(nest, schedule, reduction, compute, gemm, tiles, outputs):  # type: ig
         pc, ph, pw = pieces(nest, tco, ph, pw, schedule.drain)
     cuts = ceil_div(tco, pc) * ceil_div(schedule.tile_h, ph) * ceil_div(schedule.tile_w, pw)
     insns, rows, _, _ = output_shape(nest, pc, ph, pw)
-    bias, bias_insns, bias_beats, bias_rows = _biases(nest, schedule, area)
+    bias, biases, bias_data, bias_bursts, bias_beats = _biases(nest, schedule, area)
     end = (compute - gemm - 8.0) / tiles + 7.0 * stages * (cuts - 1) + bias
-    end_insns = 1.0 + stages * cuts + (nest.pre_shift >= 0) + nest.residual + bias_insns
+    end_insns = 1.0 + stages * cuts + (nest.pre_shift >= 0) + nest.residual + max(biases - 1.0, 0.0)
+    end_insns += nest.bias and schedule.bias != BIAS_LOAD
     stores = _store_time(nest, insns * cuts, float(insns * rows * cuts), area)
     exposed = 0.0
     if schedule.acc_buffers == 1:
@@ -258,8 +275,8 @@ def _tile(nest, schedule, reduction, compute, gemm, tiles, outputs):  # type: ig
         residual_insns = float(many)
         residual = _loads(nest, residual_insns, float(many * rows), area * nest.inp_bytes / nest.bus).cycles
     return _Tile(
-        chunks, gemm / steps, reduction.gemms / steps, end, end_insns, stores, float(insns * cuts), exposed, bias_beats,
-        bias_rows, residual, residual_insns,
+        chunks, gemm / steps, reduction.gemms / steps, end, end_insns, stores, float(insns * cuts), exposed, biases,
+        bias_data, bias_bursts, bias_beats, residual, residual_insns,
     )  # fmt: skip
 
 
@@ -281,12 +298,20 @@ def _windows(nest, schedule, tile, fetch, inner, read):  # type: ignore[no-untyp
     inp_mode, wgt_mode = INP_MODE[schedule.dataflow], WGT_MODE[schedule.dataflow]
     of_gemm = tile.step / max(tile.gemms, 1e-9)
     queue_within = min(tile.step, queue * of_gemm)
-    queue_start = last * queue / tile.end_insns
-    if queue > tile.end_insns:
+    # The last before a tile's first step are the LOADs of its biases.
+    waiting = tile.biases * (nest.latency + 1.0 + tile.bias_data)
+    if queue <= tile.biases:
+        queue_start = waiting * queue / tile.biases
+    elif queue <= tile.end_insns:
+        queue_start = waiting + (last - waiting) * (queue - tile.biases) / (tile.end_insns - tile.biases)
+    else:
         queue_start = last + (queue - tile.end_insns) * of_gemm
     if tile.store_insns > queue and schedule.acc_buffers > 1:
         # Instructions behind the STOREs come with a fetch of their own.
         queue_start = min(queue_start, queue * tile.stores / tile.store_insns - nest.latency - fetch.beats)
+    second = queue_within
+    if queue > tile.gemms:
+        second = tile.step + last * min((queue - tile.gemms) / tile.end_insns, 1.0)
     ring_start, ring_within = _EVER, _EVER
     if inp_mode == STREAM or (wgt_mode == STREAM and not pool):
         ring_start, ring_within = tile.step + last, tile.step
@@ -294,14 +319,18 @@ def _windows(nest, schedule, tile, fetch, inner, read):  # type: ignore[no-untyp
         wgt_mode == STREAM and schedule.wgt_buffers == 1 and not pool
     )
     if single:
+        second = queue_within
         ring_start, ring_within = last + (1.0 - read) * tile.step, (1.0 - read) * tile.step
     refill = _EVER
     if inp_mode == SET or (wgt_mode == SET and not pool):
         refill = inner * (tile.chunks * tile.step + last)
-    if (inp_mode == SET and schedule.inp_buffers == 1) or (wgt_mode == SET and schedule.wgt_buffers == 1 and not pool):
+    single_set = (inp_mode == SET and schedule.inp_buffers == 1) or (
+        wgt_mode == SET and schedule.wgt_buffers == 1 and not pool
+    )
+    if single_set:
         # A chunk is loaded when that of the tile before has been read.
         refill = (tile.chunks - 1.0) * tile.step + last
-    return _Windows(queue_start, queue_within, ring_start, ring_within, refill)
+    return _Windows(queue_start, queue_within, second, ring_start, ring_within, refill, single, single_set)
 
 
 @part()
@@ -313,37 +342,79 @@ def _taken(mode, outer_first, inner_first):  # type: ignore[no-untyped-def]
 
 
 @part()
+def _bias_latency(nest, tile, insns, each, last, follows):  # type: ignore[no-untyped-def]
+    """How long the LOADs of a tile's biases wait for their data; ``insns``: LOADs that may begin when the last step of
+    the tile before has been read, of ``each`` so many cycles beside the latency, and so many beats of the last burst.
+
+    The first waits as long as what is in flight by then; a further one, as long as there are LOADs left, for the data
+    of the next that found the biases' bursts in the queue; ``follows``: such a one is still there.
+    """
+    alone, other = nest.latency + _LOAD, tile.end + tile.exposed - tile.biases * (nest.latency + 1.0 + tile.bias_data)
+    before = np.floor((max(other, 0.0) + last + _LOAD) / (alone + each))
+    if before >= insns:
+        return tile.biases * alone
+    left = insns - before - 1.0
+    # While another LOAD has bursts to send, those of biases wait: at most 15 are in the queue when it ends.
+    more = min(max(np.ceil(tile.bias_bursts / (TAGS - 1.0)) - 1.0, 0.0), left)
+    first = (before + 1.0) * (alone + each) - other + more * each
+    # Where it waits longer than compute is busy, it is LOADs that tiles wait for.
+    first = min(first, max(alone, tile.chunks * tile.step + other))
+    behind = min(tile.biases - 1.0, left - more) if tile.bias_bursts > 0.0 and follows else 0.0
+    return first + behind * each + (tile.biases - 1.0 - behind) * alone
+
+
+@part()
 def _tile_waits(nest, tile, windows, inputs, weights, loads_inp, loads_wgt, streams, refills):  # type: ignore[no-untyped-def]
     """How long compute waits in a tile for what is loaded for it; ``streams``: the tiles before it load, too;
-    ``refills``: it loads a set of its own."""
+    ``refills``: it loads a set of its own. Below 0 where biases are there earlier than `_Tile` says."""
     group = loads_inp * inputs.cycles + loads_wgt * weights.cycles
     insns = loads_inp * inputs.insns + loads_wgt * weights.insns
-    start = min(windows.queue_start, tile.step + tile.end + tile.exposed) if streams else windows.queue_start
+    alone, one = nest.latency + _LOAD, tile.chunks < 1.5
+    last, early, linked, first = tile.end + tile.exposed, 0.0, 0.0, group + one * tile.residual
+    if tile.biases > 0.0 and insns > 0.0:
+        data, bias = group - insns * alone, tile.biases * tile.bias_data
+        loads = insns + one * tile.residual_insns
+        # While biases wait, as all others come first, 15 of their bursts are in the queue when another LOAD ends.
+        linked = tile.biases * np.ceil(tile.bias_bursts / (TAGS - 1.0))
+        other = tile.chunks * tile.step + last - tile.biases * (nest.latency + 1.0) - bias
+        dry = loads_inp * inputs.dry + loads_wgt * weights.dry
+        if streams:
+            burst = min(inputs.beats / inputs.rows if loads_inp else weights.beats / weights.rows, float(nest.burst))
+            of = inputs if loads_inp and (inputs.insns > 1.5 or not loads_wgt) else weights
+            follows = _waits(of.beats, of.rows * np.ceil(of.beats / of.rows / nest.burst))
+            early = tile.biases * alone - _bias_latency(nest, tile, insns, data / insns, burst, follows)
+            room = tile.end_insns + tile.chunks * tile.gemms <= nest.queue
+            if one and room and not (windows.single or (refills and windows.single_set)) and dry == 0.0:
+                held = (tile.biases - 1.0) * (data / insns + tile.bias_data)
+                if tile.biases <= loads <= linked and other + held <= data - burst:
+                    # LOADs and biases keep the memory's queue filled for each other.
+                    both = data + bias + tile.residual - tile.residual_insns * alone
+                    return both - tile.chunks * tile.step - last
+        linked = min(linked, (loads if one or windows.single else 2.0 * loads) - 1.0)
+        # One port carries both.
+        first += tile.bias_beats - min(linked, loads) * nest.latency
+    start = min(windows.queue_start, tile.step + last) if streams else windows.queue_start
     within = min(windows.queue_within, tile.step)
     if streams:
         start, within = min(start, windows.ring_start), min(within, windows.ring_within)
     if refills:
         start, within = min(start, windows.refill), min(within, windows.refill)
-    hidden, first = 0.0, group
-    if tile.bias_beats > 0.0 and tile.chunks * insns > 1.0:
-        # While biases stream into ACC the memory's queue is not empty: other LOADs pay no latency.
-        own = _LOAD + (inputs.data if loads_inp else weights.data)
-        among = min(tile.bias_rows, insns * inputs.rows) * inputs.beats / inputs.rows
-        many = (tile.bias_beats + among) / own
-        first = group - nest.latency * min(insns - 1.0, many)
-        # One port carries both.
-        first += min(tile.bias_beats, loads_inp * inputs.insns * inputs.beats + loads_wgt * weights.beats)
-        hidden = min((tile.chunks - 1.0) * insns, max(many - insns + 1.0, 0.0)) * nest.latency
-    if tile.chunks < 1.5:
-        return max(0.0, first + tile.residual - start)
-    rest = tile.chunks - 1.0
+    start -= early
+    if one:
+        return max(0.0, first - start) - early
+    rest, slack = tile.chunks - 1.0, first - start
     if not streams and group > 0.0:
         exposed = first + rest * (group - tile.step) + tile.residual - start
-        return max(max(0.0, first - start), exposed)
-    waits = (rest - 1.0) * max(0.0, group - within) + max(0.0, group + tile.residual - within)
-    if within > 0.0:
-        waits -= min(hidden, waits)
-    return max(0.0, first - start) + waits
+        return max(max(0.0, first - start), exposed) - early
+    waits = max(0.0, slack)
+    # The second group may begin when the tile before has been read, if the first is there.
+    group_two = group - max(linked - insns, 0.0) * nest.latency + (rest < 1.5) * tile.residual
+    ahead = max(windows.second - early - tile.step, 0.0) if streams and not windows.single else 0.0
+    waits += max(0.0, max(slack, -ahead) + group_two - waits - (tile.step if ahead > 0.0 else within))
+    waits += max(rest - 2.0, 0.0) * max(0.0, group - within)
+    if rest >= 1.5:
+        waits += max(0.0, group + tile.residual - within)
+    return waits - early
 
 
 @part()
@@ -351,6 +422,10 @@ def _all_waits(nest, schedule, tile, windows, inputs, weights, whole, first_step
     """The `_Waited` of all tiles: of the very first one, of those that load one operand or both, and of others."""
     inp_mode, wgt_mode = INP_MODE[schedule.dataflow], WGT_MODE[schedule.dataflow]
     outer, inner = (co_tiles, sp_tiles) if outer_is_co(schedule.dataflow) else (sp_tiles, co_tiles)
+    # Groups have inputs of their own.
+    outer_firsts, inner_firsts = (nest.groups, 1) if outer_is_co(schedule.dataflow) else (1, nest.groups)
+    if nest.depthwise:
+        outer_firsts, inner_firsts = 1, 1
     always = inp_mode == STREAM or (wgt_mode == STREAM and not nest.pool)
     # The first group of the first tile is the opening's.
     window = min(windows.queue_within, tile.step)
@@ -370,9 +445,12 @@ def _all_waits(nest, schedule, tile, windows, inputs, weights, whole, first_step
     others += tile.residual_insns
     share = min(1.0, whole / tile.chunks)
     inputs, weights = _smaller(nest, inputs, share), _smaller(nest, weights, share)
-    for kind in range(1, 4):
-        outer_first, inner_first = kind < 2, kind == 2
-        many = float((1 if outer_first else outer - 1) * (1 if inner_first else inner - 1))
+    for kind in range(4):
+        outer_first, inner_first = kind < 2, kind % 2 == 0
+        many = float(outer_firsts if outer_first else outer - outer_firsts)
+        many *= inner_firsts if inner_first else inner - inner_firsts
+        # Without the very first tile.
+        many -= kind == 0
         if many <= 0.0:
             continue
         loads_inp, loads_wgt = _taken(inp_mode, outer_first, inner_first), _taken(wgt_mode, outer_first, inner_first)
@@ -427,7 +505,7 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     fetch = _fetch(nest)
     inputs = _input_loads(nest, schedule, geometry, loads, reduction.whole, tiles, sp_tiles)
     weights = _weight_loads(nest, schedule, loads, reduction.whole, co_tiles, sp_tiles)
-    inner = sp_tiles if outer_is_co(schedule.dataflow) else co_tiles
+    inner = sp_tiles if outer_is_co(schedule.dataflow) else co_tiles / (1 if nest.depthwise else nest.groups)
     windows = _windows(nest, schedule, tile, fetch, inner, read)
     first_steps = tapered_chunks(schedule, nest.ci, reduction.whole) + reduction.parts - 1
     waited = _all_waits(
