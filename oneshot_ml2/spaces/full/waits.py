@@ -306,6 +306,8 @@ def _windows(nest, schedule, tile, fetch, inner, read):  # type: ignore[no-untyp
         queue_start = waiting + (last - waiting) * (queue - tile.biases) / (tile.end_insns - tile.biases)
     else:
         queue_start = last + (queue - tile.end_insns) * of_gemm
+        insns = tile.end_insns + tile.chunks * tile.gemms
+        queue_start = max(queue_start, queue / insns * (tile.chunks * tile.step + last))
     if tile.store_insns > queue and schedule.acc_buffers > 1:
         # Instructions behind the STOREs come with a fetch of their own.
         queue_start = min(queue_start, queue * tile.stores / tile.store_insns - nest.latency - fetch.beats)
@@ -364,9 +366,9 @@ def _bias_latency(nest, tile, insns, each, last, follows):  # type: ignore[no-un
 
 
 @part()
-def _tile_waits(nest, tile, windows, inputs, weights, loads_inp, loads_wgt, streams, refills):  # type: ignore[no-untyped-def]
+def _tile_waits(nest, tile, windows, inputs, weights, loads_inp, loads_wgt, streams, refills, each):  # type: ignore[no-untyped-def]
     """How long compute waits in a tile for what is loaded for it; ``streams``: the tiles before it load, too;
-    ``refills``: it loads a set of its own. Below 0 where biases are there earlier than `_Tile` says."""
+    ``refills``: it loads a set of its own, ``each``: as every tile does. Below 0 where biases are there earlier than `_Tile` says."""
     group = loads_inp * inputs.cycles + loads_wgt * weights.cycles
     insns = loads_inp * inputs.insns + loads_wgt * weights.insns
     alone, one = nest.latency + _LOAD, tile.chunks < 1.5
@@ -378,7 +380,7 @@ def _tile_waits(nest, tile, windows, inputs, weights, loads_inp, loads_wgt, stre
         linked = tile.biases * np.ceil(tile.bias_bursts / (TAGS - 1.0))
         other = tile.chunks * tile.step + last - tile.biases * (nest.latency + 1.0) - bias
         dry = loads_inp * inputs.dry + loads_wgt * weights.dry
-        if streams:
+        if streams or each:
             burst = min(inputs.beats / inputs.rows if loads_inp else weights.beats / weights.rows, float(nest.burst))
             of = inputs if loads_inp and (inputs.insns > 1.5 or not loads_wgt) else weights
             follows = _waits(of.beats, of.rows * np.ceil(of.beats / of.rows / nest.burst))
@@ -410,11 +412,23 @@ def _tile_waits(nest, tile, windows, inputs, weights, loads_inp, loads_wgt, stre
     # The second group may begin when the tile before has been read, if the first is there.
     group_two = group - max(linked - insns, 0.0) * nest.latency + (rest < 1.5) * tile.residual
     ahead = max(windows.second - early - tile.step, 0.0) if streams and not windows.single else 0.0
-    waits += max(0.0, max(slack, -ahead) + group_two - waits - (tile.step if ahead > 0.0 else within))
-    waits += max(rest - 2.0, 0.0) * max(0.0, group - within)
+    two = max(0.0, max(slack, -ahead) + group_two - waits - (tile.step if ahead > 0.0 else within))
+    waits += min(rest, 1.0) * two
+    waits += max(rest - (2.0 if rest >= 1.5 else 1.0), 0.0) * max(0.0, group - within)
     if rest >= 1.5:
         waits += max(0.0, group + tile.residual - within)
     return waits - early
+
+
+@part()
+def _in_chunks(tile, chunks):  # type: ignore[no-untyped-def]
+    """The tile in so many steps."""
+    share = tile.chunks / chunks
+    return _Tile(
+        chunks, tile.step * share, tile.gemms * share, tile.end, tile.end_insns, tile.stores, tile.store_insns,
+        tile.exposed, tile.biases, tile.bias_data, tile.bias_bursts, tile.bias_beats, tile.residual,
+        tile.residual_insns,
+    )  # fmt: skip
 
 
 @part()
@@ -443,6 +457,9 @@ def _all_waits(nest, schedule, tile, windows, inputs, weights, whole, first_step
     loading += group * first_steps + tile.residual
     inp_insns, wgt_insns = first_inp.insns * first_steps, first_wgt.insns * first_steps
     others += tile.residual_insns
+    if not always:
+        # Tiles that load nothing have a single step.
+        tile = _in_chunks(tile, max(float(whole), tile.chunks))
     share = min(1.0, whole / tile.chunks)
     inputs, weights = _smaller(nest, inputs, share), _smaller(nest, weights, share)
     for kind in range(4):
@@ -461,8 +478,10 @@ def _all_waits(nest, schedule, tile, windows, inputs, weights, whole, first_step
         inp_insns += many * tile.chunks * loads_inp * inputs.insns
         wgt_insns += many * tile.chunks * loads_wgt * weights.insns
         others += many * tile.residual_insns
-        streams = always or outer_first
-        waits += many * _tile_waits(nest, tile, windows, inputs, weights, loads_inp, loads_wgt, streams, inner_first)
+        streams, each = always or outer_first, inner == inner_firsts
+        waits += many * _tile_waits(
+            nest, tile, windows, inputs, weights, loads_inp, loads_wgt, streams, inner_first, each
+        )
     return _Waited(loading, inp_insns, wgt_insns, others, waits)
 
 
@@ -480,7 +499,7 @@ def _opening(nest, schedule, geometry, reduction, tile, fetch, uops, start, more
     weights = weights * nest.wgt_bytes / nest.bus
     loads += nest.latency + _LOAD + weights
     port = nest.latency + _LOAD + uops * 4.0 / nest.bus + tile.bias_beats + beats + weights
-    own = nest.latency + _LOAD + uops * 4.0 / nest.bus + start
+    own = nest.latency + _LOAD + uops * 4.0 / nest.bus + start + tile.biases * (nest.latency + 1.0 + tile.bias_data)
     if nest.bias and schedule.bias == BIAS_ADD:
         own += nest.latency + _LOAD
     return max(loads, max(own, port))
@@ -513,6 +532,7 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     )
 
     ahead = min(float(start), tile.end)
+    before = min(ahead + tile.biases * (nest.latency + 1.0 + tile.bias_data), tile.end)
     computes = reduction.gemms + tiles * tile.end_insns
     stores = tiles * tile.store_insns
     loadings = waited.inp_insns + waited.wgt_insns + waited.others
@@ -523,7 +543,7 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     busy = gemm + 8.0 + tile.end * tiles
     exposed = tile.exposed * (tiles - 1)
     beats = loads.inp_beats + loads.wgt_beats + tile.bias_beats * tiles
-    middle = max(busy - ahead + waited.waits + exposed, max(tiles * tile.stores, beats - opening))
+    middle = max(busy - before + waited.waits + exposed, max(tiles * tile.stores, beats - opening))
     guess = fetch.cycles + opening + middle + store_cycles(nest, drain.last, 1) + 3.0
 
     # As many instructions as the queues hold are ahead of what is executed.
