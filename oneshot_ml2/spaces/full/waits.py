@@ -544,7 +544,9 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     exposed = tile.exposed * (tiles - 1)
     beats = loads.inp_beats + loads.wgt_beats + tile.bias_beats * tiles
     middle = max(busy - before + waited.waits + exposed, max(tiles * tile.stores, beats - opening))
-    guess = fetch.cycles + opening + middle + store_cycles(nest, drain.last, 1) + 3.0
+    # A program may be shorter than a chunk.
+    first = fetch.cycles - fetch.beats * max(1.0 - insns / fetch.insns, 0.0)
+    guess = first + opening + middle + store_cycles(nest, drain.last, 1) + 3.0
 
     # As many instructions as the queues hold are ahead of what is executed.
     room = nest.queue * insns / max(computes, max(loadings, stores))
