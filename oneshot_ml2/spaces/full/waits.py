@@ -28,6 +28,7 @@ from oneshot_ml2.spaces.full.knobs import (
     BIAS_ADD,
     BIAS_GEMM,
     BIAS_LOAD,
+    HEAD_DOUBLING,
     INP_MODE,
     SET,
     STREAM,
@@ -432,8 +433,22 @@ def _in_chunks(tile, chunks):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _all_waits(nest, schedule, tile, windows, inputs, weights, whole, first_steps, co_tiles, sp_tiles):  # type: ignore[no-untyped-def]
-    """The `_Waited` of all tiles: of the very first one, of those that load one operand or both, and of others."""
+def _ends(schedule, ci, tapered, whole):  # type: ignore[no-untyped-def]
+    """Channels of the first and the last chunk of a tile that is reduced as the head says; the mean if all are alike."""
+    if schedule.head != HEAD_DOUBLING or tapered < 2:
+        return ci / tapered, ci / tapered
+    before, size = 0, 1
+    for _ in range(tapered - 1):
+        before += size
+        size = min(2 * size, schedule.tile_ci)
+    return 1.0, float(ci - before)
+
+
+@part()
+def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, parts, co_tiles, sp_tiles):  # type: ignore[no-untyped-def]
+    """The `_Waited` of all tiles: of the very first one, of those that load one operand or both, and of others;
+    ``whole_inp``, ``whole_wgt``: `_Loads` of a chunk of those tiles that are not reduced as the head says; ``read``:
+    see `_windows`."""
     inp_mode, wgt_mode = INP_MODE[schedule.dataflow], WGT_MODE[schedule.dataflow]
     outer, inner = (co_tiles, sp_tiles) if outer_is_co(schedule.dataflow) else (sp_tiles, co_tiles)
     # Groups have inputs of their own.
@@ -441,27 +456,31 @@ def _all_waits(nest, schedule, tile, windows, inputs, weights, whole, first_step
     if nest.depthwise:
         outer_firsts, inner_firsts = 1, 1
     always = inp_mode == STREAM or (wgt_mode == STREAM and not nest.pool)
-    # The first group of the first tile is the opening's.
-    window = min(windows.queue_within, tile.step)
+    tapered = tapered_chunks(schedule, nest.ci, whole)
+    first_steps = tapered + parts - 1
+    # The first group of the first tile is the opening's; each step hides the loads of the next one, the last none.
+    after = max(first_steps - 1, 1)
+    first = _in_chunks(tile, float(first_steps))
+    first_channels, last_channels = _ends(schedule, nest.ci, tapered, whole)
+    step = first.step * first_steps * (1.0 - last_channels / nest.ci) / after
+    windows = _windows(nest, schedule, first, fetch, inner / inner_firsts, read)
+    window = min(windows.queue_within, step)
     if always:
-        window = min(window, windows.ring_within)
+        window = min(window, windows.ring_within * step / first.step)
     # The identity and the constants of GEMMs that add are loaded with its last group.
     others = float(nest.residual)
     loading = others * (nest.latency + _LOAD + nest.wgt_bytes / nest.bus)
     if nest.bias and schedule.bias == BIAS_GEMM:
         others += 2.0
         loading += 2.0 * (nest.latency + _LOAD) + nest.out_blocks * nest.wgt_bytes / nest.bus
-    first_inp, first_wgt = _smaller(nest, inputs, whole / first_steps), _smaller(nest, weights, whole / first_steps)
-    group = first_inp.cycles + first_wgt.cycles
-    waits = (first_steps - 1) * max(0.0, group - window) + tile.residual + loading
+    inputs = _smaller(nest, whole_inp, whole / first_steps)
+    weights = _smaller(nest, whole_wgt, whole / first_steps)
+    group = inputs.cycles + weights.cycles
+    mean = group * (1.0 + (1.0 - first_channels * first_steps / nest.ci) / after)
+    waits = (first_steps - 1) * max(0.0, mean - window) + tile.residual + loading
     loading += group * first_steps + tile.residual
-    inp_insns, wgt_insns = first_inp.insns * first_steps, first_wgt.insns * first_steps
+    inp_insns, wgt_insns = inputs.insns * first_steps, weights.insns * first_steps
     others += tile.residual_insns
-    if not always:
-        # Tiles that load nothing have a single step.
-        tile = _in_chunks(tile, max(float(whole), tile.chunks))
-    share = min(1.0, whole / tile.chunks)
-    inputs, weights = _smaller(nest, inputs, share), _smaller(nest, weights, share)
     for kind in range(4):
         outer_first, inner_first = kind < 2, kind % 2 == 0
         many = float(outer_firsts if outer_first else outer - outer_firsts)
@@ -471,6 +490,13 @@ def _all_waits(nest, schedule, tile, windows, inputs, weights, whole, first_step
         if many <= 0.0:
             continue
         loads_inp, loads_wgt = _taken(inp_mode, outer_first, inner_first), _taken(wgt_mode, outer_first, inner_first)
+        # As `tiles.is_tapered` says; of many groups it is the first one alone.
+        first_co = (outer_first if outer_is_co(schedule.dataflow) else inner_first) and outer_firsts * inner_firsts == 1
+        tapers = (nest.minor and inp_mode != STREAM) or (wgt_mode != STREAM and first_co)
+        tile = _in_chunks(tile, float(tapered if tapers else whole))
+        windows = _windows(nest, schedule, tile, fetch, inner / inner_firsts, read)
+        inputs = _smaller(nest, whole_inp, whole / tile.chunks)
+        weights = _smaller(nest, whole_wgt, whole / tile.chunks)
         group = loads_inp * inputs.cycles + loads_wgt * weights.cycles
         if group + tile.residual <= 0.0:
             continue
@@ -524,11 +550,8 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     fetch = _fetch(nest)
     inputs = _input_loads(nest, schedule, geometry, loads, reduction.whole, tiles, sp_tiles)
     weights = _weight_loads(nest, schedule, loads, reduction.whole, co_tiles, sp_tiles)
-    inner = sp_tiles if outer_is_co(schedule.dataflow) else co_tiles / (1 if nest.depthwise else nest.groups)
-    windows = _windows(nest, schedule, tile, fetch, inner, read)
-    first_steps = tapered_chunks(schedule, nest.ci, reduction.whole) + reduction.parts - 1
     waited = _all_waits(
-        nest, schedule, tile, windows, inputs, weights, reduction.whole, first_steps, co_tiles, sp_tiles
+        nest, schedule, tile, fetch, inputs, weights, read, reduction.whole, reduction.parts, co_tiles, sp_tiles
     )
 
     ahead = min(float(start), tile.end)
