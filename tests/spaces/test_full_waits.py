@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.metrics import kendall_tau
 from oneshot_ml2.spaces.full.features import Candidates, Encoder, candidates_at, waiting
-from oneshot_ml2.spaces.full.knobs import BIAS_LOAD, KNOBS
+from oneshot_ml2.spaces.full.knobs import BIAS_LOAD, FLOW_SP_INP, FLOW_SP_INP_ALL_WGT, HEAD_DOUBLING, KNOBS
 from oneshot_ml2.spaces.full.waits import WAITS
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -80,10 +80,27 @@ def test_schedules_are_ordered_as_by_the_timing(
             {},
             0.2,
         ),
+        (
+            Dense(24, 256, 128, epilogue=BIASED),
+            dataclasses.replace(FAR, memory_latency=8000, instruction_queue=64),
+            {"bias": BIAS_LOAD, "wgt_buffers": 2, "dataflow": FLOW_SP_INP},
+            0.12,
+        ),
+        (BatchMatmul(6, 24, 64, 40, epilogue=BIASED), NEAR, {"dataflow": FLOW_SP_INP}, 0.03),
+        (BatchMatmul(6, 24, 64, 40, epilogue=BIASED), NEAR, {"dataflow": FLOW_SP_INP_ALL_WGT}, 0.06),
+        (Dense(8, 1024, 64), NEAR, {"head": HEAD_DOUBLING}, 0.02),
     ],
-    ids=["rows of biases of one beat", "a pool's only buffer", "rows of three beats in bursts of two"],
+    ids=[
+        "rows of biases of one beat",
+        "a pool's only buffer",
+        "rows of three beats in bursts of two",
+        "biases and weights that keep the queue filled",
+        "groups with inputs of their own",
+        "groups with inputs of their own and all weights",
+        "heads that double",
+    ],
 )
-def test_what_empties_the_memory_s_queue_and_frees_a_buffer(
+def test_what_fills_and_empties_the_memory_s_queue_and_frees_a_buffer(
     workload: Workload, chip: Accelerator, knobs: dict[str, int], most: float
 ) -> None:
     """``most``: the mean error of log T of schedules with these knobs."""

@@ -2,8 +2,8 @@
 
 `totals` says what a program consists of. Here stands who waits for whom, of the mechanisms of `vta.timing.chisel`:
 
-- A LOAD pays the memory's latency unless another client's burst waits in the memory's queue. 16 bursts may be
-  outstanding, so rows of one beat drain that queue, and the latency is paid anew for every 16 of them.
+- A LOAD pays the memory's latency unless another client's burst waits in the memory's queue: LOADs of biases, which
+  come last, and other LOADs may spare each other that, or keep the queue filled for good.
 - Instructions are fetched in order, a burst at a time, and the next burst is asked for when the last instruction has
   entered its module's queue. A queue that is full stops all: LOADs of the next step cannot start before compute has
   only as many instructions left as its queue holds, however many buffers there are.
@@ -27,26 +27,25 @@ from oneshot_ml2.spaces.full.knobs import (
     ALL,
     BIAS_ADD,
     BIAS_GEMM,
-    BIAS_LOAD,
     HEAD_DOUBLING,
     INP_MODE,
     SET,
     STREAM,
     WGT_MODE,
-    ceil_div,
     outer_is_co,
 )
-from oneshot_ml2.spaces.full.shapes import bias_shape, output_shape
-from oneshot_ml2.spaces.full.tiles import channel_tiles, pieces
-from oneshot_ml2.spaces.full.totals import (
-    compute_of,
-    drain_of,
-    loads_of,
-    reduction_of,
-    stage_passes,
-    store_cycles,
-    tapered_chunks,
+from oneshot_ml2.spaces.full.tile_times import (
+    LOAD,
+    in_chunks,
+    input_loads,
+    is_waiting,
+    singles,
+    smaller,
+    tile_of,
+    weight_loads,
 )
+from oneshot_ml2.spaces.full.tiles import channel_tiles
+from oneshot_ml2.spaces.full.totals import compute_of, drain_of, loads_of, reduction_of, store_cycles, tapered_chunks
 from oneshot_ml2.vta.timing.records import TAGS
 
 # Columns of what `waits_into` fills in, cycles: the guess; busy times of compute, of loads with their latencies, and of
@@ -64,47 +63,10 @@ WAITS = (
     "fetch_waits",
 )
 _ROW = np.dtype([(name, np.float64) for name in WAITS])
-# Cycles of a LOAD beside latency and beats, and of a chunk of instructions that comes without a latency.
-_LOAD, _CHUNK = 7.0, 14.0
+# Cycles of a chunk of instructions that comes without a latency.
+_CHUNK = 14.0
 # Longer than all windows.
 _EVER = 1e18
-
-
-class _Loads(NamedTuple):
-    """LOADs of a chunk: cycles of all, how many they are, rows, beats and cycles of the data of one, and latencies
-    among these; float64."""
-
-    cycles: float
-    insns: float
-    rows: float
-    beats: float
-    data: float
-    dry: float
-
-
-class _Tile(NamedTuple):
-    """Means over the output tiles; float64.
-
-    ``chunks``: steps; ``step``, ``gemms``: cycles and GEMMs of a step; ``end``, ``end_insns``: the same of what comes
-    before and after the steps; ``stores``, ``store_insns``: of all its STOREs; ``exposed``: cycles that compute waits
-    for them; ``biases``, ``bias_data``, ``bias_bursts``: LOADs of biases, cycles of the data and bursts of one;
-    ``bias_beats``: beats of all of them; ``residual``, ``residual_insns``: of the LOADs of a residual.
-    """
-
-    chunks: float
-    step: float
-    gemms: float
-    end: float
-    end_insns: float
-    stores: float
-    store_insns: float
-    exposed: float
-    biases: float
-    bias_data: float
-    bias_bursts: float
-    bias_beats: float
-    residual: float
-    residual_insns: float
 
 
 class _Fetch(NamedTuple):
@@ -113,6 +75,28 @@ class _Fetch(NamedTuple):
     insns: float
     beats: float
     cycles: float
+
+
+class _Group(NamedTuple):
+    """LOADs for a step: cycles of all, how many they are, their cycles without latencies, beats of the last burst of
+    one; whether one's bursts are in the memory's queue when another LOAD begins, and whether the queue runs empty while
+    they last; float64 and bool."""
+
+    cycles: float
+    insns: float
+    data: float
+    burst: float
+    is_waiting: bool
+    is_dry: bool
+
+
+class _Biased(NamedTuple):
+    """What LOADs and those of biases do to each other in a tile: how much less biases wait than `Tile` says; LOADs that
+    pay no latency, as bursts of biases wait in the memory's queue; whether both keep that queue filled; float64."""
+
+    early: float
+    linked: float
+    filled: bool
 
 
 class _Windows(NamedTuple):
@@ -143,142 +127,6 @@ class _Waited(NamedTuple):
 def waits_of(waits: NDArray[np.float64]) -> NDArray[Any]:
     """Waits (n, len(WAITS)) as records (n,) of these fields: the same memory, which is contiguous."""
     return waits.view(_ROW)[:, 0]
-
-
-@part()
-def _stream(nest, rows, beats):  # type: ignore[no-untyped-def]
-    """Cycles that the data of a LOAD take, a burst is sent every second cycle; and latencies among them."""
-    share = _singles(nest, beats / rows)
-    single = rows * share
-    # Each burst of one beat leaves the queue one burst shorter, as nothing is sent beside a last beat.
-    dry = np.floor(max(single - 1.0, 0.0) / TAGS) * max(nest.latency + 2.0 - TAGS, 0.0) * min(share, 1.0)
-    return single + beats + dry, dry
-
-
-@part()
-def _singles(nest, beats):  # type: ignore[no-untyped-def]
-    """How many bursts of one beat a row of so many beats has, that starts where a burst may."""
-    if nest.burst == 1:
-        return beats
-    return max(0.0, 1.0 - abs(beats % nest.burst - 1.0))
-
-
-@part()
-def _waits(beats, bursts):  # type: ignore[no-untyped-def]
-    """Whether some of the bursts of a LOAD are in the memory's queue when another LOAD begins, that asked before them:
-    not what is short, nor bursts of one beat, beside which nothing is sent."""
-    return beats >= 2.0 * bursts and beats * (1.0 - 1.0 / bursts) >= _LOAD - 1.0
-
-
-@part()
-def _loads(nest, insns, rows, beats):  # type: ignore[no-untyped-def]
-    """`_Loads` of so many instructions, rows and beats in all."""
-    rows = max(rows, insns)
-    beats = max(beats, rows)
-    data, dry = _stream(nest, rows / insns, beats / insns)
-    return _Loads(insns * (nest.latency + _LOAD + data), insns, rows / insns, beats / insns, data, dry)
-
-
-@part()
-def _smaller(nest, loads, share):  # type: ignore[no-untyped-def]
-    """`_Loads` of a chunk of a ``share`` of the channels."""
-    insns = min(loads.insns, max(1.0, loads.insns * share))
-    share *= loads.insns / max(insns, 1e-9)
-    data = loads.data * share
-    return _Loads(insns * (nest.latency + _LOAD + data), insns, loads.rows * share, loads.beats * share, data, loads.dry)
-
-
-@part()
-def _input_loads(nest, schedule, geometry, loads, whole, tiles, sp_tiles):  # type: ignore[no-untyped-def]
-    """`_Loads` of a chunk of inputs."""
-    chunks = float(tiles)
-    if not nest.depthwise:
-        chunks = float(whole * (tiles if INP_MODE[schedule.dataflow] == STREAM else sp_tiles * nest.groups))
-    channels = min(schedule.tile_co, nest.co) if nest.depthwise else schedule.tile_ci
-    real = max(geometry.real, 1)
-    if nest.minor:
-        rows = 1.0 if schedule.tile_ci >= nest.ci else geometry.loaded / real
-    else:
-        apart = geometry.compact - geometry.compact_apart
-        rows = ((geometry.spread_rows + geometry.compact_apart) * channels + apart) / real
-    beats = loads.inp_elements * nest.inp_bytes / nest.bus / chunks
-    return _loads(nest, max(loads.inp_insns / chunks, 1e-9), rows, beats)
-
-
-@part()
-def _weight_loads(nest, schedule, loads, whole, co_tiles, sp_tiles):  # type: ignore[no-untyped-def]
-    """`_Loads` of a chunk of weights; of a pool none."""
-    if nest.pool:
-        return _Loads(0.0, 0.0, 1.0, 1.0, 0.0, 0.0)
-    chunks = float(whole * co_tiles * (sp_tiles if WGT_MODE[schedule.dataflow] == STREAM else 1))
-    rows = 1.0 if whole == 1 else float(min(schedule.tile_co, nest.co))
-    return _loads(nest, 1.0, rows, loads.wgt_beats / chunks)
-
-
-@part()
-def _store_time(nest, insns, rows, elements):  # type: ignore[no-untyped-def]
-    """Cycles of STOREs of so many rows and elements."""
-    beats = max(np.ceil(elements * nest.inp_bytes / nest.bus / rows), 1.0)
-    bursts = max(1.0, beats / nest.burst)
-    row = beats + 4.0 * bursts
-    if nest.inp_bytes > nest.bus:
-        row = beats + beats / max(nest.block // nest.bus, 1) + 3.0 * bursts
-    return rows * row + 2.0 * insns
-
-
-@part()
-def _biases(nest, schedule, area):  # type: ignore[no-untyped-def]
-    """Of the biases of a tile of ``area`` outputs: (cycles beyond `totals`', LOADs, cycles of the data and bursts of
-    one, beats of all)."""
-    if nest.bias == 0 or schedule.bias != BIAS_LOAD:
-        return 0.0, 0.0, 0.0, 0.0, 0.0
-    tco = min(schedule.tile_co, nest.co)
-    insns = bias_shape(nest, tco, schedule.tile_h, schedule.tile_w)[0]
-    beats = max(nest.acc_bytes // nest.bus, 1)
-    rows, data = area / insns / (tco if nest.minor else 1), area * beats / insns
-    # What the rows take, which may be of one beat and drain the memory's queue, in place of what `totals` counts.
-    own, dry = _stream(nest, rows, data)
-    cycles = insns * (nest.latency + 1.0 + own) - area * (beats if nest.minor else max(beats, 2))
-    bursts = rows * np.ceil(data / rows / nest.burst)
-    if dry > 0.0 or not _waits(data, bursts):
-        bursts = 0.0
-    return cycles, float(insns), own, bursts, area * beats
-
-
-@part()
-def _tile(nest, schedule, reduction, compute, gemm, tiles, outputs):  # type: ignore[no-untyped-def]
-    """The `_Tile` of a schedule; ``gemm``: cycles of all its GEMMs."""
-    tco, area, steps = min(schedule.tile_co, nest.co), outputs / float(tiles), float(reduction.steps)
-    stages, stage_cycles = stage_passes(nest)
-    chunks = float(reduction.whole)
-    if tiles > 1:
-        first = tapered_chunks(schedule, nest.ci, reduction.whole) + reduction.parts - 1
-        chunks = (reduction.steps - first) / float(tiles - 1)
-    # Where every tile waits for its stores, each is cut into pieces.
-    pc, ph, pw = tco, schedule.tile_h, schedule.tile_w
-    if schedule.acc_buffers == 1:
-        pc, ph, pw = pieces(nest, tco, ph, pw, schedule.drain)
-    cuts = ceil_div(tco, pc) * ceil_div(schedule.tile_h, ph) * ceil_div(schedule.tile_w, pw)
-    insns, rows, _, _ = output_shape(nest, pc, ph, pw)
-    bias, biases, bias_data, bias_bursts, bias_beats = _biases(nest, schedule, area)
-    end = (compute - gemm - 8.0) / tiles + 7.0 * stages * (cuts - 1) + bias
-    end_insns = 1.0 + stages * cuts + (nest.pre_shift >= 0) + nest.residual + max(biases - 1.0, 0.0)
-    end_insns += nest.bias and schedule.bias != BIAS_LOAD
-    stores = _store_time(nest, insns * cuts, float(insns * rows * cuts), area)
-    exposed = 0.0
-    if schedule.acc_buffers == 1:
-        exposed = max(stores / cuts, stores - stage_cycles * area * (1.0 - 1.0 / cuts)) + 4.0
-    elif insns > nest.queue:
-        exposed = (insns - nest.queue) * stores / insns
-    residual, residual_insns = 0.0, 0.0
-    if nest.residual:
-        many, rows, _, _ = output_shape(nest, tco, schedule.tile_h, schedule.tile_w)
-        residual_insns = float(many)
-        residual = _loads(nest, residual_insns, float(many * rows), area * nest.inp_bytes / nest.bus).cycles
-    return _Tile(
-        chunks, gemm / steps, reduction.gemms / steps, end, end_insns, stores, float(insns * cuts), exposed, biases,
-        bias_data, bias_bursts, bias_beats, residual, residual_insns,
-    )  # fmt: skip
 
 
 @part()
@@ -345,96 +193,100 @@ def _taken(mode, outer_first, inner_first):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _bias_latency(nest, tile, insns, each, last, follows):  # type: ignore[no-untyped-def]
-    """How long the LOADs of a tile's biases wait for their data; ``insns``: LOADs that may begin when the last step of
-    the tile before has been read, of ``each`` so many cycles beside the latency, and so many beats of the last burst.
+def _group(nest, inputs, weights, loads_inp, loads_wgt):  # type: ignore[no-untyped-def]
+    """The `_Group` of one or both operands."""
+    cycles = loads_inp * inputs.cycles + loads_wgt * weights.cycles
+    insns = loads_inp * inputs.insns + loads_wgt * weights.insns
+    if insns == 0.0:
+        return _Group(0.0, 0.0, 0.0, 0.0, False, False)
+    first = inputs if loads_inp else weights
+    burst = min(first.beats / first.rows, float(nest.burst))
+    second = weights if loads_wgt and weights.insns > 0.0 and inputs.insns <= 1.5 else first
+    waiting = is_waiting(second.beats, second.rows * np.ceil(second.beats / second.rows / nest.burst))
+    dry = loads_inp * inputs.dry + loads_wgt * weights.dry > 0.0
+    return _Group(cycles, insns, cycles - insns * (nest.latency + LOAD), burst, waiting, dry)
+
+
+@part()
+def _bias_latency(nest, tile, group, other):  # type: ignore[no-untyped-def]
+    """How long the LOADs of a tile's biases wait for their data; ``other``: what compute does before them since the
+    last step, which is when the group may begin.
 
     The first waits as long as what is in flight by then; a further one, as long as there are LOADs left, for the data
-    of the next that found the biases' bursts in the queue; ``follows``: such a one is still there.
+    of the next that found the biases' bursts in the queue.
     """
-    alone, other = nest.latency + _LOAD, tile.end + tile.exposed - tile.biases * (nest.latency + 1.0 + tile.bias_data)
-    before = np.floor((max(other, 0.0) + last + _LOAD) / (alone + each))
-    if before >= insns:
+    alone, each = nest.latency + LOAD, group.data / group.insns
+    before = np.floor((max(other, 0.0) + group.burst + LOAD) / (alone + each))
+    if before >= group.insns:
         return tile.biases * alone
-    left = insns - before - 1.0
+    left = group.insns - before - 1.0
     # While another LOAD has bursts to send, those of biases wait: at most 15 are in the queue when it ends.
     more = min(max(np.ceil(tile.bias_bursts / (TAGS - 1.0)) - 1.0, 0.0), left)
     first = (before + 1.0) * (alone + each) - other + more * each
     # Where it waits longer than compute is busy, it is LOADs that tiles wait for.
     first = min(first, max(alone, tile.chunks * tile.step + other))
-    behind = min(tile.biases - 1.0, left - more) if tile.bias_bursts > 0.0 and follows else 0.0
+    behind = min(tile.biases - 1.0, left - more) if tile.bias_bursts > 0.0 and group.is_waiting else 0.0
     return first + behind * each + (tile.biases - 1.0 - behind) * alone
 
 
 @part()
-def _tile_waits(nest, tile, windows, inputs, weights, loads_inp, loads_wgt, streams, refills, each):  # type: ignore[no-untyped-def]
-    """How long compute waits in a tile for what is loaded for it; ``streams``: the tiles before it load, too;
-    ``refills``: it loads a set of its own, ``each``: as every tile does. Below 0 where biases are there earlier than `_Tile` says."""
-    group = loads_inp * inputs.cycles + loads_wgt * weights.cycles
-    insns = loads_inp * inputs.insns + loads_wgt * weights.insns
-    alone, one = nest.latency + _LOAD, tile.chunks < 1.5
-    last, early, linked, first = tile.end + tile.exposed, 0.0, 0.0, group + one * tile.residual
-    if tile.biases > 0.0 and insns > 0.0:
-        data, bias = group - insns * alone, tile.biases * tile.bias_data
-        loads = insns + one * tile.residual_insns
-        # While biases wait, as all others come first, 15 of their bursts are in the queue when another LOAD ends.
-        linked = tile.biases * np.ceil(tile.bias_bursts / (TAGS - 1.0))
-        other = tile.chunks * tile.step + last - tile.biases * (nest.latency + 1.0) - bias
-        dry = loads_inp * inputs.dry + loads_wgt * weights.dry
-        if streams or each:
-            burst = min(inputs.beats / inputs.rows if loads_inp else weights.beats / weights.rows, float(nest.burst))
-            of = inputs if loads_inp and (inputs.insns > 1.5 or not loads_wgt) else weights
-            follows = _waits(of.beats, of.rows * np.ceil(of.beats / of.rows / nest.burst))
-            early = tile.biases * alone - _bias_latency(nest, tile, insns, data / insns, burst, follows)
-            room = tile.end_insns + tile.chunks * tile.gemms <= nest.queue
-            if one and room and not (windows.single or (refills and windows.single_set)) and dry == 0.0:
-                held = (tile.biases - 1.0) * (data / insns + tile.bias_data)
-                if tile.biases <= loads <= linked and other + held <= data - burst:
-                    # LOADs and biases keep the memory's queue filled for each other.
-                    both = data + bias + tile.residual - tile.residual_insns * alone
-                    return both - tile.chunks * tile.step - last
-        linked = min(linked, (loads if one or windows.single else 2.0 * loads) - 1.0)
+def _biased(nest, tile, windows, group, each, refills):  # type: ignore[no-untyped-def]
+    """The `_Biased` of a tile; ``each``: every tile loads; ``refills``: it loads a set of its own."""
+    if tile.biases == 0.0 or group.insns == 0.0:
+        return _Biased(0.0, 0.0, False)
+    alone, bias, one = nest.latency + LOAD, tile.biases * tile.bias_data, tile.chunks < 2.0
+    loads = group.insns + one * tile.residual_insns
+    other = tile.end + tile.exposed - tile.biases * (nest.latency + 1.0) - bias
+    # While biases wait, as all others come first, 15 of their bursts are in the queue when another LOAD ends.
+    linked = tile.biases * np.ceil(tile.bias_bursts / (TAGS - 1.0))
+    early, filled = 0.0, False
+    if each:
+        early = tile.biases * alone - _bias_latency(nest, tile, group, other)
+        room = tile.end_insns + tile.chunks * tile.gemms <= nest.queue
+        if one and room and not (windows.single or (refills and windows.single_set) or group.is_dry):
+            busy = tile.step + other + (tile.biases - 1.0) * (group.data / group.insns + tile.bias_data)
+            filled = tile.biases <= loads <= linked and busy <= group.data - group.burst
+    return _Biased(early, min(linked, (loads if one or windows.single else 2.0 * loads) - 1.0), filled)
+
+
+@part()
+def _tile_waits(nest, tile, windows, group, streams, refills, each):  # type: ignore[no-untyped-def]
+    """How long compute waits in a tile for a `_Group` for each step; ``streams``: the tiles before it load, too;
+    ``refills``: it loads a set of its own, ``each``: as every tile does. Below 0 where biases are there earlier than
+    `Tile` says."""
+    last, one = tile.end + tile.exposed, tile.chunks < 2.0
+    biased = _biased(nest, tile, windows, group, streams or each, refills)
+    if biased.filled:
+        both = group.data + tile.biases * tile.bias_data + tile.residual
+        return both - tile.residual_insns * (nest.latency + LOAD) - tile.step - last
+    first = group.cycles + one * tile.residual
+    if tile.biases > 0.0 and group.insns > 0.0:
         # One port carries both.
-        first += tile.bias_beats - min(linked, loads) * nest.latency
+        first += tile.bias_beats - min(biased.linked, group.insns + one * tile.residual_insns) * nest.latency
     start = min(windows.queue_start, tile.step + last) if streams else windows.queue_start
     within = min(windows.queue_within, tile.step)
     if streams:
         start, within = min(start, windows.ring_start), min(within, windows.ring_within)
     if refills:
         start, within = min(start, windows.refill), min(within, windows.refill)
-    start -= early
-    if one:
-        return max(0.0, first - start) - early
-    rest, slack = tile.chunks - 1.0, first - start
-    if not streams and group > 0.0:
-        exposed = first + rest * (group - tile.step) + tile.residual - start
-        return max(max(0.0, first - start), exposed) - early
+    rest, slack = tile.chunks - 1.0, first - (start - biased.early)
     waits = max(0.0, slack)
+    if one:
+        return waits - biased.early
+    if not streams and group.cycles > 0.0:
+        return max(waits, slack + rest * (group.cycles - tile.step) + tile.residual) - biased.early
     # The second group may begin when the tile before has been read, if the first is there.
-    group_two = group - max(linked - insns, 0.0) * nest.latency + (rest < 1.5) * tile.residual
-    ahead = max(windows.second - early - tile.step, 0.0) if streams and not windows.single else 0.0
-    two = max(0.0, max(slack, -ahead) + group_two - waits - (tile.step if ahead > 0.0 else within))
-    waits += min(rest, 1.0) * two
-    waits += max(rest - (2.0 if rest >= 1.5 else 1.0), 0.0) * max(0.0, group - within)
-    if rest >= 1.5:
-        waits += max(0.0, group + tile.residual - within)
-    return waits - early
+    second = group.cycles - max(biased.linked - group.insns, 0.0) * nest.latency + (rest == 1.0) * tile.residual
+    ahead = max(windows.second - biased.early - tile.step, 0.0) if streams and not windows.single else 0.0
+    waits += max(0.0, max(slack, -ahead) + second - waits - (tile.step if ahead > 0.0 else within))
+    if rest > 1.0:
+        waits += (rest - 2.0) * max(0.0, group.cycles - within) + max(0.0, group.cycles + tile.residual - within)
+    return waits - biased.early
 
 
 @part()
-def _in_chunks(tile, chunks):  # type: ignore[no-untyped-def]
-    """The tile in so many steps."""
-    share = tile.chunks / chunks
-    return _Tile(
-        chunks, tile.step * share, tile.gemms * share, tile.end, tile.end_insns, tile.stores, tile.store_insns,
-        tile.exposed, tile.biases, tile.bias_data, tile.bias_bursts, tile.bias_beats, tile.residual,
-        tile.residual_insns,
-    )  # fmt: skip
-
-
-@part()
-def _ends(schedule, ci, tapered, whole):  # type: ignore[no-untyped-def]
-    """Channels of the first and the last chunk of a tile that is reduced as the head says; the mean if all are alike."""
+def _ends(schedule, ci, tapered):  # type: ignore[no-untyped-def]
+    """Channels of the first and the last chunk of a tile that is reduced as the head says; if all are alike, theirs."""
     if schedule.head != HEAD_DOUBLING or tapered < 2:
         return ci / tapered, ci / tapered
     before, size = 0, 1
@@ -445,41 +297,47 @@ def _ends(schedule, ci, tapered, whole):  # type: ignore[no-untyped-def]
 
 
 @part()
+def _first_waits(nest, schedule, tile, windows, inputs, weights, tapered, always):  # type: ignore[no-untyped-def]
+    """Waits of the very first tile behind its first group, which is the opening's; ``inputs``, ``weights``: the means
+    of its steps; ``always``: operands are streamed.
+
+    Each step hides the loads of the next one, and the last none.
+    """
+    after = max(tile.chunks - 1.0, 1.0)
+    first, last = _ends(schedule, nest.ci, tapered)
+    hidden = tile.chunks * (1.0 - last / nest.ci) / after
+    group = (inputs.cycles + weights.cycles) * (1.0 + (1.0 - first * tile.chunks / nest.ci) / after)
+    window = min(windows.queue_within, tile.step * hidden)
+    if always:
+        window = min(window, windows.ring_within * hidden)
+    return (tile.chunks - 1.0) * max(0.0, group - window) + tile.residual
+
+
+@part()
 def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, parts, co_tiles, sp_tiles):  # type: ignore[no-untyped-def]
     """The `_Waited` of all tiles: of the very first one, of those that load one operand or both, and of others;
-    ``whole_inp``, ``whole_wgt``: `_Loads` of a chunk of those tiles that are not reduced as the head says; ``read``:
-    see `_windows`."""
-    inp_mode, wgt_mode = INP_MODE[schedule.dataflow], WGT_MODE[schedule.dataflow]
-    outer, inner = (co_tiles, sp_tiles) if outer_is_co(schedule.dataflow) else (sp_tiles, co_tiles)
+    ``whole_inp``, ``whole_wgt``: `Loads` of a chunk of tiles that are not reduced as the head says; ``read``: see
+    `_windows`."""
+    inp_mode, wgt_mode, by_co = INP_MODE[schedule.dataflow], WGT_MODE[schedule.dataflow], outer_is_co(schedule.dataflow)
+    outer, inner = (co_tiles, sp_tiles) if by_co else (sp_tiles, co_tiles)
     # Groups have inputs of their own.
-    outer_firsts, inner_firsts = (nest.groups, 1) if outer_is_co(schedule.dataflow) else (1, nest.groups)
-    if nest.depthwise:
-        outer_firsts, inner_firsts = 1, 1
+    groups = 1 if nest.depthwise else nest.groups
+    outer_firsts, inner_firsts = (groups, 1) if by_co else (1, groups)
     always = inp_mode == STREAM or (wgt_mode == STREAM and not nest.pool)
     tapered = tapered_chunks(schedule, nest.ci, whole)
-    first_steps = tapered + parts - 1
-    # The first group of the first tile is the opening's; each step hides the loads of the next one, the last none.
-    after = max(first_steps - 1, 1)
-    first = _in_chunks(tile, float(first_steps))
-    first_channels, last_channels = _ends(schedule, nest.ci, tapered, whole)
-    step = first.step * first_steps * (1.0 - last_channels / nest.ci) / after
-    windows = _windows(nest, schedule, first, fetch, inner / inner_firsts, read)
-    window = min(windows.queue_within, step)
-    if always:
-        window = min(window, windows.ring_within * step / first.step)
+    steps = float(tapered + parts - 1)
+    tile = in_chunks(tile, steps)
+    windows = _windows(nest, schedule, tile, fetch, inner / inner_firsts, read)
+    inputs, weights = smaller(nest, whole_inp, whole / steps), smaller(nest, whole_wgt, whole / steps)
     # The identity and the constants of GEMMs that add are loaded with its last group.
     others = float(nest.residual)
-    loading = others * (nest.latency + _LOAD + nest.wgt_bytes / nest.bus)
+    loading = others * (nest.latency + LOAD + nest.wgt_bytes / nest.bus)
     if nest.bias and schedule.bias == BIAS_GEMM:
         others += 2.0
-        loading += 2.0 * (nest.latency + _LOAD) + nest.out_blocks * nest.wgt_bytes / nest.bus
-    inputs = _smaller(nest, whole_inp, whole / first_steps)
-    weights = _smaller(nest, whole_wgt, whole / first_steps)
-    group = inputs.cycles + weights.cycles
-    mean = group * (1.0 + (1.0 - first_channels * first_steps / nest.ci) / after)
-    waits = (first_steps - 1) * max(0.0, mean - window) + tile.residual + loading
-    loading += group * first_steps + tile.residual
-    inp_insns, wgt_insns = inputs.insns * first_steps, weights.insns * first_steps
+        loading += 2.0 * (nest.latency + LOAD) + nest.out_blocks * nest.wgt_bytes / nest.bus
+    waits = _first_waits(nest, schedule, tile, windows, inputs, weights, tapered, always) + loading
+    loading += (inputs.cycles + weights.cycles) * steps + tile.residual
+    inp_insns, wgt_insns = inputs.insns * steps, weights.insns * steps
     others += tile.residual_insns
     for kind in range(4):
         outer_first, inner_first = kind < 2, kind % 2 == 0
@@ -491,23 +349,21 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
             continue
         loads_inp, loads_wgt = _taken(inp_mode, outer_first, inner_first), _taken(wgt_mode, outer_first, inner_first)
         # As `tiles.is_tapered` says; of many groups it is the first one alone.
-        first_co = (outer_first if outer_is_co(schedule.dataflow) else inner_first) and outer_firsts * inner_firsts == 1
+        first_co = (outer_first if by_co else inner_first) and groups == 1
         tapers = (nest.minor and inp_mode != STREAM) or (wgt_mode != STREAM and first_co)
-        tile = _in_chunks(tile, float(tapered if tapers else whole))
-        windows = _windows(nest, schedule, tile, fetch, inner / inner_firsts, read)
-        inputs = _smaller(nest, whole_inp, whole / tile.chunks)
-        weights = _smaller(nest, whole_wgt, whole / tile.chunks)
-        group = loads_inp * inputs.cycles + loads_wgt * weights.cycles
-        if group + tile.residual <= 0.0:
+        tile = in_chunks(tile, float(tapered if tapers else whole))
+        share = whole / tile.chunks
+        inputs, weights = smaller(nest, whole_inp, share), smaller(nest, whole_wgt, share)
+        group = _group(nest, inputs, weights, loads_inp, loads_wgt)
+        if group.cycles + tile.residual <= 0.0:
             continue
-        loading += many * (tile.chunks * group + tile.residual)
+        loading += many * (tile.chunks * group.cycles + tile.residual)
         inp_insns += many * tile.chunks * loads_inp * inputs.insns
         wgt_insns += many * tile.chunks * loads_wgt * weights.insns
         others += many * tile.residual_insns
+        windows = _windows(nest, schedule, tile, fetch, inner / inner_firsts, read)
         streams, each = always or outer_first, inner == inner_firsts
-        waits += many * _tile_waits(
-            nest, tile, windows, inputs, weights, loads_inp, loads_wgt, streams, inner_first, each
-        )
+        waits += many * _tile_waits(nest, tile, windows, group, streams, inner_first, each)
     return _Waited(loading, inp_insns, wgt_insns, others, waits)
 
 
@@ -520,14 +376,14 @@ def _opening(nest, schedule, geometry, reduction, tile, fetch, uops, start, more
     insns = 1.0 if geometry.compact_first else float(channels)
     # What is fetched meanwhile keeps the memory's queue from running empty.
     others = (uops * 4.0 + 16.0 * fetch.insns * more) / nest.bus
-    loads = insns * (nest.latency + _LOAD) + beats - nest.latency * min(insns, others / (beats / insns + _LOAD))
+    loads = insns * (nest.latency + LOAD) + beats - nest.latency * min(insns, others / (beats / insns + LOAD))
     weights = 0.0 if nest.pool else float(reduction.part * reduction.first_chunk * nest.kh * nest.kw)
     weights = weights * nest.wgt_bytes / nest.bus
-    loads += nest.latency + _LOAD + weights
-    port = nest.latency + _LOAD + uops * 4.0 / nest.bus + tile.bias_beats + beats + weights
-    own = nest.latency + _LOAD + uops * 4.0 / nest.bus + start + tile.biases * (nest.latency + 1.0 + tile.bias_data)
+    loads += nest.latency + LOAD + weights
+    port = nest.latency + LOAD + uops * 4.0 / nest.bus + tile.bias_beats + beats + weights
+    own = nest.latency + LOAD + uops * 4.0 / nest.bus + start + tile.biases * (nest.latency + 1.0 + tile.bias_data)
     if nest.bias and schedule.bias == BIAS_ADD:
-        own += nest.latency + _LOAD
+        own += nest.latency + LOAD
     return max(loads, max(own, port))
 
 
@@ -546,10 +402,10 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
         gemm += nest.nb * (geometry.work + geometry.slots) * nest.out_blocks
         # Inputs are copied to slots; what follows are maxima of these.
         read = 1.0 - 2.0 * nest.nb * geometry.work * nest.out_blocks / gemm
-    tile = _tile(nest, schedule, reduction, compute, gemm, tiles, outputs)
+    tile = tile_of(nest, schedule, reduction, compute, gemm, tiles, outputs)
     fetch = _fetch(nest)
-    inputs = _input_loads(nest, schedule, geometry, loads, reduction.whole, tiles, sp_tiles)
-    weights = _weight_loads(nest, schedule, loads, reduction.whole, co_tiles, sp_tiles)
+    inputs = input_loads(nest, schedule, geometry, loads, reduction.whole, tiles, sp_tiles)
+    weights = weight_loads(nest, schedule, loads, reduction.whole, co_tiles, sp_tiles)
     waited = _all_waits(
         nest, schedule, tile, fetch, inputs, weights, read, reduction.whole, reduction.parts, co_tiles, sp_tiles
     )
@@ -582,7 +438,7 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     chunks = np.ceil(insns / fetch.insns)
     row.fetch_waits = max(chunks - 1.0 - free, 0.0) * late
     # Those of one beat empty the memory's queue.
-    drained = groups * np.floor(min(free, chunks - 1.0) / groups * _singles(nest, fetch.beats) / TAGS)
+    drained = groups * np.floor(min(free, chunks - 1.0) / groups * singles(nest, fetch.beats) / TAGS)
     row.fetch_waits += drained * max(nest.latency + 2.0 - TAGS, 0.0)
     row.waiting = guess + row.fetch_waits
     row.computing, row.loading, row.storing, row.fetching = (
