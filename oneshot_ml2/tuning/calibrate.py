@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oneshot_ml2.network import picking
 from oneshot_ml2.network.calibration import (
     AS_DESCRIBED,
     COSTS,
@@ -109,7 +110,7 @@ class Measured:
 class Seen:
     """What is known of n schedules before they are measured, as a board is told.
 
-    ``log_cycles``: the networks' log T; ``p_valid``; ``given``: what corrections are made of.
+    ``log_cycles``: log T by the networks that picks are made by; ``p_valid``; ``given``: what corrections are made of.
     """
 
     log_cycles: NDArray[np.float64]
@@ -148,8 +149,10 @@ class Board:
                 space = told(self.spaces[task], latency, rates)
                 candidates = self.network.features.candidates_at(space, new)
                 scores = self.network.judge(space, candidates)
-                given = given_of(space, candidates, traffic_of(space, candidates), scores.cycles)
-                figures = zip(np.log(scores.cycles), scores.p_valid.astype(np.float64), given.terms, given.traffic)
+                # Corrected is what picks are made by.
+                voted = picking.by_both(space, self.network, candidates).scores if self.network.ranks_legal else scores
+                given = given_of(space, candidates, traffic_of(space, candidates), voted.cycles)
+                figures = zip(np.log(voted.cycles), scores.p_valid.astype(np.float64), given.terms, given.traffic)
                 known.update(zip(new.tolist(), figures))
         keys = zip(measured.task.tolist(), measured.index.tolist())
         rows = [self._rows[task, (latency, rates)][index] for task, index in keys]

@@ -441,13 +441,10 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     drained = groups * np.floor(min(free, chunks - 1.0) / groups * singles(nest, fetch.beats) / TAGS)
     row.fetch_waits += drained * max(nest.latency + 2.0 - TAGS, 0.0)
     row.waiting = guess + row.fetch_waits
-    row.computing, row.loading, row.storing, row.fetching = (
-        busy,
-        waited.loading,
-        tiles * tile.stores,
-        chunks * fetch.cycles,
-    )
-    row.opening, row.load_waits, row.store_waits = opening, waited.waits, exposed
+    # Biases that are there earlier are less of compute's time.
+    row.computing, row.loading = max(busy + min(waited.waits, 0.0), 0.0), waited.loading
+    row.storing, row.fetching = tiles * tile.stores, chunks * fetch.cycles
+    row.opening, row.load_waits, row.store_waits = opening, max(waited.waits, 0.0), exposed
 
 
 @njit(cache=True, nogil=True)
