@@ -15,6 +15,7 @@ import pytest
 from oneshot_ml2.common.errors import WeightsError
 from oneshot_ml2.devices import registry
 from oneshot_ml2.network import picking
+from oneshot_ml2.network.calibration import LIMIT, Calibration
 from oneshot_ml2.network.errors_of_picks import PickErrors
 from oneshot_ml2.network.predictor import NETWORKS, Predictor, Scores, depth
 from oneshot_ml2.spaces.full import features as full_features
@@ -89,6 +90,27 @@ def test_a_pick_is_the_first_legal_one_of_the_ranking_and_always_the_same():
     assert ranking.order[0] == ranking.scores.cost.argmin()
     with pytest.raises(WeightsError, match="'advisers' is 'default@1'"):
         picking.pick(layer, PYNQ, dataclasses.replace(network, card=network.card | {"advisers": adviser}))
+
+
+def test_advisers_are_told_of_a_board_what_weights_that_were_fitted_to_it_were_told():
+    network, space = picking.predictor_of(None), ScheduleSpace(networks.LAYERS[1].workload, PYNQ)
+    costs = np.array([0.1, 0.3, 0.0, 0.0, 0.2, 0.0])
+    known = Calibration(3 * PYNQ.memory_latency, costs, np.zeros(0, LIMIT))
+    fitted = dataclasses.replace(network, tensors=network.tensors | known.to_tensors())
+    adviser = picking.load_pretrained(*network.advisers)
+    assert adviser.told_as(network) is adviser
+    legal = picking.rank(space, network).indices[:40]
+    given = space.record.features.candidates_at(space, legal)
+    voters = [
+        fitted.judge(space, given),
+        fitted.judge(space, given, "scan"),
+        adviser.told_as(fitted).judge(space, given),
+    ]
+    votes = np.mean([np.log(one.cycles) for one in voters], axis=0)
+    scores = picking.by_both(space, fitted, given).scores
+    assert np.allclose(np.log(scores.cycles), votes, atol=1e-5)
+    unfitted = picking.by_both(space, network, given).scores
+    assert (scores.cycles > 1.1 * unfitted.cycles).all()
 
 
 def test_weights_of_which_the_large_network_decides_pick_the_first_of_it_that_is_legal():

@@ -122,6 +122,19 @@ def test_no_calibration_changes_nothing(legal: np.ndarray) -> None:
     assert np.array_equal(a.cost, a.cycles)
 
 
+def test_what_is_corrected_is_what_picks_are_made_by(legal: np.ndarray) -> None:
+    measured = Measured.of([(0, index, int(Reason.VALID), 1, 1) for index in legal[:30].tolist()])
+    given = full_features.candidates_at(SPACES[0], measured.index)
+    for name in ("default@1", "default@2"):
+        network = picking.load_pretrained(name)
+        seen = Board(SPACES, network).seen(measured, CHIP.memory_latency)
+        alone, together = network.judge(SPACES[0], given), picking.by_both(SPACES[0], network, given).scores
+        voted = together if network.ranks_legal else alone
+        assert np.allclose(seen.log_cycles, np.log(voted.cycles)) and np.allclose(seen.p_valid, alone.p_valid)
+        assert network.ranks_legal == (name == "default@2")
+        assert not np.allclose(alone.cycles, together.cycles, rtol=1e-3)
+
+
 def test_a_calibration_adds_cost_and_risk(board: Board, legal: np.ndarray) -> None:
     plain, told = board.network.score(SPACES[0], legal), board.adapted(KNOWN).score(SPACES[0], legal)
     assert (told.cycles > plain.cycles).all()
