@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oneshot_ml2.models import execute
+from oneshot_ml2.models.quantize import biases
 from oneshot_ml2.models.quantize.alone import relative
 from oneshot_ml2.models.quantize.equalize import Equalized, equalized
 from oneshot_ml2.models.quantize.integer import IntegerBuilder
@@ -66,10 +67,20 @@ class Ways:
         return (MOVED, SCALED, PLAIN) if self.steps.offsets else (SCALED, PLAIN)
 
     def made(self, kind: str, seen: Observed) -> Tried:
-        """The graph quantized in one of the ways, by what samples say of it."""
+        """The graph quantized in one of the ways, by what samples say of it; nothing is moved that costs too much."""
+        still: frozenset[str] = frozenset()
+        while True:
+            tried = self._built(kind, seen, still)
+            dear = biases.too_dear(tried.graph, tried.way, self.graph)
+            if not dear:
+                return tried
+            del tried
+            still |= dear
+
+    def _built(self, kind: str, seen: Observed, still: frozenset[str]) -> Tried:
         way = Equalized(self.graph)
         if kind != PLAIN:
-            way = equalized(self.graph, self.channels, seen, self.quantized, kind == MOVED)
+            way = equalized(self.graph, self.channels, seen, self.quantized, kind == MOVED, still)
         exponents = calibrated(way.graph, seen.exponents(way.graph, way.affine), self.steps, way.entries)
         means = seen.means(way.affine) if self.steps.bias else {}
         builder = IntegerBuilder(way.graph, exponents, False, self.half_even, means)
