@@ -1,7 +1,8 @@
 """Ways to quantize a float graph, and which of them loses least on samples that it has not seen.
 
 Each has a copy of all weights, so they are made one after the other. Half of the samples say how a way does it, and the
-other half judges; then the halves change places, unless the model is large. What is chosen sees all samples.
+other half judges; then the halves change places, unless the model is large. Of few samples half says too little of what
+all will: then each is judged by what all others say. What is chosen sees all samples.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 MOVED, SCALED, PLAIN = "moved", "scaled", "plain"
 # Samples that judge take so many multiplications together, but are at least two and at most so many.
 _WORK, _LEAST, _MOST = 4e9, 2, 16
+# Samples that are halved.
+_HALVED = 8
 # Less error than this is none, as of a softmax that is certain; and by how much the logarithms of errors differ for no
 # reason, for one sample.
 _NOTHING, _CHANCE = 1e-3, 0.1
@@ -110,7 +113,9 @@ def jury_of(macs: int, samples: int) -> Jury:
         return Jury(0, {0: (0,)})
     if count < 2 * _LEAST:
         return Jury(2, {0: tuple(range(0, samples, 2))[:count]})
-    return Jury(2, {part: tuple(range(part, samples, 2))[: count // 2] for part in (0, 1)})
+    parts = 2 if samples >= _HALVED else samples
+    most = max(count // parts, 1)
+    return Jury(parts, {part: tuple(range(part, samples, parts))[:most] for part in range(min(parts, count))})
 
 
 def best(ways: Ways, seen: Observed, given: Sequence[Sample], jury: Jury) -> str:
