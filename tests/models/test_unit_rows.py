@@ -138,3 +138,16 @@ def test_small_tokens_survive_beside_a_large_one() -> None:
 
     assert error(True) < 0.1
     assert error(False) > 3 * error(True)
+
+
+def test_rows_of_a_softmax_that_a_layer_reads_too() -> None:
+    graph = attention()
+    values = {**graph.values, "z": Value("z", (1, HEADS, ROWS, 4))}
+    weight = np.random.default_rng(0).standard_normal((4, COLUMNS)).astype(np.float32)
+    nodes = (*graph.nodes, Node("z", "dense", ("p", "w"), "z"))
+    graph = dataclasses.replace(graph, nodes=nodes, values=values, constants={"w": weight}, outputs=("y", "z"))
+    sample, rewritten = samples()[0], unit_rows(graph)
+    made = [node.output for node in rewritten.nodes]
+    assert len(set(made)) == len(made) and sum(name.endswith(".unit") for name in made) == 2
+    for found, want in zip(execute.execute(rewritten, sample).values(), execute.execute(graph, sample).values()):
+        np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)

@@ -37,9 +37,9 @@ def unit_rows(graph: Graph) -> Graph:
     between float operators take rows at largest magnitudes of one.
     """
     makers = graph.producers()
-    graph = _rewritten(graph, [node.output for node in graph.nodes if _of_softmax(graph, makers, node)], _length)
+    graph = _rewritten(graph, {node.output for node in graph.nodes if _of_softmax(graph, makers, node)}, _length)
     makers, floats = graph.producers(), only_floats_read(graph)
-    return _rewritten(graph, [node.output for node in graph.nodes if _between(graph, makers, floats, node)], _largest)
+    return _rewritten(graph, {node.output for node in graph.nodes if _between(graph, makers, floats, node)}, _largest)
 
 
 def _rewritten(graph: Graph, chosen: Collection[str], sizes: Callable[..., str]) -> Graph:
@@ -63,7 +63,7 @@ def _rewritten(graph: Graph, chosen: Collection[str], sizes: Callable[..., str])
         shape, made, result = graph.shape(rows), node.output, graph.shape(node.output)
         if rows not in known:
             size = sizes(add, constants, rows, shape)
-            known[rows] = add("divide", f"{rows}.rows", (rows, size), shape), size
+            known[rows] = add("divide", f"{size}.rows", (rows, size), shape), size
         unit, size = known[rows]
         values[f"{made}{_UNIT}"] = Value(f"{made}{_UNIT}", result)
         nodes.append(dataclasses.replace(node, inputs=(unit, other), output=f"{made}{_UNIT}"))
@@ -78,16 +78,16 @@ def _length(add: Add, constants: dict[str, Array], rows: str, shape: tuple[int, 
     over = {"axes": (len(shape) - 1,), "keepdims": True}
     square = add("square", f"{rows}.squares", (rows,), shape)
     summed = add("reduce_sum", f"{rows}.sums", (square,), (*shape[:-1], 1), **over)
-    return add("sqrt", f"{rows}.sizes", (summed,), (*shape[:-1], 1))
+    return add("sqrt", f"{rows}.lengths", (summed,), (*shape[:-1], 1))
 
 
 def _largest(add: Add, constants: dict[str, Array], rows: str, shape: tuple[int, ...]) -> str:
     """The largest magnitude of each row, above 0."""
     over = {"axes": (len(shape) - 1,), "keepdims": True}
     magnitudes = add("abs", f"{rows}.magnitudes", (rows,), shape)
-    largest = add("reduce_max", f"{rows}.largest", (magnitudes,), (*shape[:-1], 1), **over)
+    largest = add("reduce_max", f"{rows}.maxima", (magnitudes,), (*shape[:-1], 1), **over)
     constants[f"{rows}.least"] = np.full(1, _LEAST, np.float32)
-    return add("maximum", f"{rows}.sizes", (largest, f"{rows}.least"), (*shape[:-1], 1))
+    return add("maximum", f"{rows}.largest", (largest, f"{rows}.least"), (*shape[:-1], 1))
 
 
 def _of_softmax(graph: Graph, makers: Mapping[str, Node], node: Node) -> bool:
