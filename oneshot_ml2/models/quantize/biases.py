@@ -77,6 +77,8 @@ def _own_bits(graph: Graph, node: Node, way: Equalized, original: Graph, head: N
     """The bits of a layer's bias without offsets."""
     if len(head.inputs) < 3:
         return 0
-    own = original.constants[head.inputs[2]] * np.ravel(way.affine.factor(head.output))
+    bias, factors = original.constants[head.inputs[2]], np.ravel(way.affine.factor(head.output))
+    # Where another layer has its channels along another axis, the factors are not those of the bias, but alike.
+    own = bias * (factors if factors.size in (1, bias.size) else factors.max())
     sums = exponent_of(graph.values[node.output]) - node.attrs["shift"]
     return int(np.abs(np.ldexp(own.astype(np.float64), -sums)).max(initial=0.0)).bit_length()
