@@ -7,8 +7,9 @@ a scale for each channel of a weight, otherwise default options) on the same inp
 there; ``--table FILE`` also puts it into a table in Markdown. Models that have a row there are left out unless
 ``--only`` names them, so the command goes on where it ended. Small files come first.
 
-``--cycles`` gives simulated cycles of all VTA layers instead, of picked schedules for ``pynq``, and how many more the
-last of the ``--steps`` takes than the first, without operators that only one of them leaves to the host.
+``--cycles`` gives simulated cycles instead, of picked schedules for ``pynq``, of the layers that VTA computes with each
+of the ``--steps``, and how many more the last takes than the first. What operators take that some of the steps leave to
+the host stands apart, for the first and for the last.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ from oneshot_ml2.vta.accelerator import Accelerator
 
 # Inputs, and what they are for the outputs of the float model.
 Held: TypeAlias = list[tuple[dict[str, NDArray[Any]], list[NDArray[Any]]]]
-# Multiplications that the inputs of a model make together, about; inputs at least and at most.
-_WORK, _LEAST, _MOST = 2e9, 2, 8
+# Multiplications that the inputs of a model make together, about; inputs at least and at most. By eight inputs, errors
+# of small models differ by a third for no reason.
+_WORK, _LEAST, _MOST = 2e9, 2, 64
 # The first opset whose operators have scales by channel.
 _PER_CHANNEL = 13
 # Every column takes a step more.
@@ -68,7 +70,7 @@ def relative(found: list[list[NDArray[Any]]], held: Held) -> float:
 
 
 def inputs_of(model: Architecture, graph: Graph) -> list[dict[str, NDArray[Any]]]:
-    """Inputs that nothing was calibrated on: eight, fewer of large models, two at least."""
+    """Inputs that nothing was calibrated on: 64, fewer of large models, two at least."""
     macs = sum(partition.node_macs(graph, node) for node in graph.nodes)
     count = int(np.clip(_WORK // max(macs, 1), _LEAST, _MOST))
     drawn = {of.name: draw(of, count, 2) for of in model.inputs}
@@ -166,7 +168,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE, help="of exported models")
     parser.add_argument("--table", type=Path, metavar="FILE", help="the rows go there, too")
     args = parser.parse_args()
-    last = ["more"] if args.cycles else ["CPU s", *(["onnxruntime by channel"] if args.static else [])]
+    last = ["CPU s", *(["onnxruntime by channel"] if args.static else [])]
+    if args.cycles:
+        last = ["more", f"apart, {args.steps[0]}", f"apart, {args.steps[-1]}"]
     header = ["model", *args.steps, *last]
     print("\n".join(_head(header)), flush=True)
     for model in chosen(args.only, tabulated(args.table, header), args.cache):
@@ -204,16 +208,16 @@ def error_cells(model: Architecture, graph: Graph, folder: Path, steps: Collecti
 
 
 def cycle_cells(graph: Graph, folder: Path, steps: Collection[str]) -> list[str]:
-    """The cycles of a model with some steps, and how many more the last takes than the first.
-
-    Compared are layers that the VTA has in both, and what only one graph has. What the host computes in one of them (an
-    average pool, which is exact there) takes the host's time instead.
+    """The cycles of a model with some steps, how many more the last takes than the first, and what these two take that
+    is not in the columns: operators that the host computes with other steps (an average pool, which is exact there).
     """
     found = [cycles(graph, folder, COLUMNS[name]) for name in steps]
-    (first, before), (last, after) = found[0], found[-1]
-    elsewhere = (after & set(first)) - set(last) | (before & set(last)) - set(first)
-    counts = [sum(count for name, count in layers.items() if name not in elsewhere) for layers in (first, last)]
-    return [*(f"{sum(layers.values()):,}" for layers, _ in found), f"{counts[1] / max(counts[0], 1) - 1:+.2%}"]
+    on_vta = {name for layers, _ in found for name in layers}
+    elsewhere = {name for layers, names in found for name in on_vta & (names - set(layers))}
+    counts = [sum(count for name, count in layers.items() if name not in elsewhere) for layers, _ in found]
+    apart = [sum(layers.get(name, 0) for name in elsewhere) for layers in (found[0][0], found[-1][0])]
+    more = f"{counts[-1] / max(counts[0], 1) - 1:+.2%}"
+    return [*(f"{count:,}" for count in counts), more, *(f"{count:,}" for count in apart)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Products of a softmax take its rows at length one: the same function, and flat rows survive int8."""
+"""Rows that the host makes go into int8 at one size: the same function, and flat rows and small tokens survive."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import pytest
 from graph_models import example
 
 from oneshot_ml2.models import execute
@@ -74,3 +75,79 @@ def test_other_products_stay() -> None:
     assert unit_rows(graph) is graph
     plain = dataclasses.replace(graph, nodes=(Node("p", "exp", ("x",), "p"), *graph.nodes[1:]))
     assert unit_rows(plain) is plain
+
+
+def feed_forward(op: str = "gelu") -> Graph:
+    """What a transformer has between two normalizations: two layers and a sum."""
+    rng = np.random.default_rng(0)
+    shapes = {"x": WIDTH, "n": WIDTH, "wide": 64, "active": 64, "narrow": WIDTH, "y": WIDTH, "z": WIDTH}
+    values = {name: Value(name, (1, ROWS, width)) for name, width in shapes.items()}
+    constants = {
+        "w1": rng.standard_normal((64, WIDTH)) / 4,
+        "w2": rng.standard_normal((WIDTH, 64)) / 8, "b2": rng.standard_normal(WIDTH) / 99,
+    }  # fmt: skip
+    nodes = (
+        Node("n", "tanh", ("x",), "n"),
+        Node("wide", "dense", ("n", "w1"), "wide"),
+        Node("active", op, ("wide",), "active"),
+        Node("narrow", "dense", ("active", "w2", "b2"), "narrow"),
+        Node("y", "add", ("narrow", "x"), "y"),
+        Node("z", "tanh", ("y",), "z"),
+    )
+    own = {name: array.astype(np.float32) for name, array in constants.items()}
+    return Graph("feed forward", ("x",), ("z",), nodes, values, own, output_names=("y",))
+
+
+def tokens(largest: float, zero: bool = False) -> list[dict[str, Any]]:
+    """Rows alike but one, which is small or as large as the others."""
+    size = np.full((ROWS, 1), 0.02, np.float32)
+    size[0], size[1] = largest, size[1] * (not zero)
+    return [{"x": example((1, ROWS, WIDTH), seed) * size} for seed in range(4)]
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_layers_of_uneven_tokens_stay_what_they_are(zero: bool) -> None:
+    graph, given = feed_forward(), tokens(5.0, zero)
+    rewritten = unit_rows(graph)
+    unit = {node.name: node for node in rewritten.nodes if node.op == "dense"}
+    assert [name for name, node in unit.items() if node.output.endswith(".unit")] == ["wide", "narrow"]
+    for sample in given:
+        values: dict[str, Any] = {}
+        found = execute.execute(rewritten, sample, values.__setitem__)["z"]
+        np.testing.assert_allclose(found, execute.execute(graph, sample)["z"], rtol=1e-4, atol=1e-5)
+        for node in unit.values():
+            sizes = np.abs(values[node.inputs[0]]).max(-1).ravel()
+            np.testing.assert_allclose(sizes, np.where(np.arange(ROWS) == 1, not zero, 1.0), rtol=1e-5)
+
+
+def test_rows_that_the_vta_makes_stay_there() -> None:
+    """With sizes the host would have to make them."""
+    names = [node.name for node in unit_rows(feed_forward("relu")).nodes if node.output.endswith(".unit")]
+    assert names == []
+
+
+def test_small_tokens_survive_beside_a_large_one() -> None:
+    graph, given = feed_forward(), tokens(5.0)
+    calibration = np.concatenate([sample["x"] for sample in given[:3]])
+    want = execute.execute(graph, given[3])["z"]
+
+    def error(rows: bool) -> float:
+        integer = quantize(graph, calibration, steps=dataclasses.replace(ALL_STEPS, rows=rows)).graph
+        (got,) = execute.execute(integer, given[3]).values()
+        return float(np.sqrt((np.square(got - want).sum(-1) / np.square(want).sum(-1)).mean()))
+
+    assert error(True) < 0.1
+    assert error(False) > 3 * error(True)
+
+
+def test_rows_of_a_softmax_that_a_layer_reads_too() -> None:
+    graph = attention()
+    values = {**graph.values, "z": Value("z", (1, HEADS, ROWS, 4))}
+    weight = np.random.default_rng(0).standard_normal((4, COLUMNS)).astype(np.float32)
+    nodes = (*graph.nodes, Node("z", "dense", ("p", "w"), "z"))
+    graph = dataclasses.replace(graph, nodes=nodes, values=values, constants={"w": weight}, outputs=("y", "z"))
+    sample, rewritten = samples()[0], unit_rows(graph)
+    made = [node.output for node in rewritten.nodes]
+    assert len(set(made)) == len(made) and sum(name.endswith(".unit") for name in made) == 2
+    for found, want in zip(execute.execute(rewritten, sample).values(), execute.execute(graph, sample).values()):
+        np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)

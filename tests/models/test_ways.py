@@ -68,6 +68,17 @@ def test_no_sample_judges_what_was_made_by_it(samples: int, macs: int) -> None:
             assert len(known) >= samples // 2
 
 
+@pytest.mark.parametrize("samples", range(2, 13))
+def test_few_samples_are_judged_by_all_others(samples: int) -> None:
+    jury = jury_of(0, samples)
+    _, made_by = chosen({"moved": 2.2, "scaled": 2.1}, samples)
+    known = samples - 1 if samples < 8 else samples // 2
+    assert len(jury.places) == samples and min(map(len, made_by)) == known
+    # A part of the samples judges large models, by what the others say.
+    assert len(jury_of(10**9, samples).places) == min(samples, 4)
+    assert len(jury_of(10**10, samples).parts) == 1
+
+
 def test_a_difference_has_to_be_more_than_chance() -> None:
     those = np.log([0.3, 0.1, 0.3, 0.1])
     assert clearly_less(those - 0.2, those)

@@ -103,14 +103,16 @@ class _Layer:
 
 
 def equalized(
-    graph: Graph, channels: Channels, seen: Observed, quantized: Collection[str], offsets: bool = True
-) -> Equalized:
+    graph: Graph, channels: Channels, seen: Observed, quantized: Collection[str], offsets: bool = True,
+    still: Collection[str] = (),
+) -> Equalized:  # fmt: skip
     """A float graph rewritten so that int8 loses less of it: with channels scaled, and, where any can be, also moved.
 
     Args:
         seen: what calibration data says of the values that `channels` numbers.
         quantized: the values that are to be int8.
         offsets: channels may be moved.
+        still: values whose channels may not.
     """
     layers = {
         node.output: _Layer(graph, node, channels)
@@ -120,6 +122,7 @@ def equalized(
     weights = _importance(graph, channels, seen.moments, layers)
     power = {name: seen.moments[name].variance for name in channels.ids}
     moved = _movable(graph, channels, seen, quantized, layers) if offsets else {}
+    moved = {name: source for name, source in moved.items() if name not in still}
     moved, around = borders.affordable(graph, channels, [layer.node for layer in layers.values()], moved)
     limits = saturation.limits(graph, channels, seen, quantized)
     spans = headroom.spans(graph, channels, seen, quantized, weights, moved, limits)

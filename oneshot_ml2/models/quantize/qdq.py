@@ -31,13 +31,12 @@ def calibrated(
     is quantized where a layer reads it, and where it is one of ``entries``. A ReLU's operand is not quantized apart
     from it.
     """
-    heads, moves = partition.HEADS, partition.KEEP_SCALE
-    integer_ops = (*heads, *moves, *(op.name for op in ops().values() if op.scales))
+    heads, moves, inside = partition.HEADS, partition.KEEP_SCALE, integer_ops()
     users, producers = graph.users(), graph.producers()
     exponents: dict[str, int] = {}
-    floats = _only_floats_read(graph, integer_ops) if steps.floats else set()
+    floats = only_floats_read(graph) if steps.floats else set()
     for name in graph.inputs:
-        if graph.values[name].limit is None and any(node.op in (*integer_ops, "add") for node in users[name]):
+        if graph.values[name].limit is None and any(node.op in (*inside, "add") for node in users[name]):
             exponents[name] = chosen[name]
     for node in graph.nodes:
         feeds_a_layer = any(user.op in heads for user in users[node.output]) or node.output in entries
@@ -54,7 +53,7 @@ def calibrated(
             # A layer can add what is quantized, too.
             for name in (*node.inputs, node.output):
                 exponents.setdefault(name, chosen[name])
-        elif feeds_a_layer or (node.op in integer_ops and not constant and (node.op in heads or all(known))):
+        elif feeds_a_layer or (node.op in inside and not constant and (node.op in heads or all(known))):
             exponents[node.output] = chosen[node.output]
     for node in graph.nodes:
         # conv2d/dense/add -> ReLU: one rounding, and one clip.
@@ -71,13 +70,18 @@ def calibrated(
     return exponents
 
 
-def _only_floats_read(graph: Graph, integer_ops: Collection[str]) -> set[str]:
+def integer_ops() -> tuple[str, ...]:
+    """Operators that compute with int8 where their operands are."""
+    return (*partition.HEADS, *partition.KEEP_SCALE, *(op.name for op in ops().values() if op.scales))
+
+
+def only_floats_read(graph: Graph) -> set[str]:
     """Values that no layer reads as they are: float operators do, or the model returns them."""
-    users = graph.users()
+    users, inside = graph.users(), integer_ops()
     found: set[str] = set()
     for node in reversed(graph.nodes):
         readers = users[node.output]
-        inner = [user for user in readers if user.op in (*integer_ops, "add")]
+        inner = [user for user in readers if user.op in (*inside, "add")]
         if all(user.output in found and user.op not in partition.HEADS for user in inner):
             if node.op != "add" or len(inner) < len(readers) or any(user.op in ("add", "concat") for user in inner):
                 found.add(node.output)

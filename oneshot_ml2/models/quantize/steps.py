@@ -11,7 +11,8 @@ class Steps:
 
     ``floats``: sums and concatenations that only float operators read are computed in float32; ``equalize``: channels
     are scaled, see `equalize`; ``bias``: a layer's bias takes back what rounding its weight adds on average;
-    ``offsets``: channels are also moved, which needs both; ``rows``: products take the rows of a softmax at length one.
+    ``offsets``: channels are also moved, which needs both; ``rows``: products and layers take rows that the host makes
+    at one size.
     """
 
     floats: bool = True

@@ -1,7 +1,8 @@
 """Ways to quantize a float graph, and which of them loses least on samples that it has not seen.
 
 Each has a copy of all weights, so they are made one after the other. Half of the samples say how a way does it, and the
-other half judges; then the halves change places, unless the model is large. What is chosen sees all samples.
+other half judges; then the halves change places, unless the model is large. Of few samples half says too little of what
+all will: then each is judged by what all others say. What is chosen sees all samples.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oneshot_ml2.models import execute
+from oneshot_ml2.models.quantize import biases
 from oneshot_ml2.models.quantize.alone import relative
 from oneshot_ml2.models.quantize.equalize import Equalized, equalized
 from oneshot_ml2.models.quantize.integer import IntegerBuilder
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 MOVED, SCALED, PLAIN = "moved", "scaled", "plain"
 # Samples that judge take so many multiplications together, but are at least two and at most so many.
 _WORK, _LEAST, _MOST = 4e9, 2, 16
+# Samples that are halved.
+_HALVED = 8
 # Less error than this is none, as of a softmax that is certain; and by how much the logarithms of errors differ for no
 # reason, for one sample.
 _NOTHING, _CHANCE = 1e-3, 0.1
@@ -66,10 +70,20 @@ class Ways:
         return (MOVED, SCALED, PLAIN) if self.steps.offsets else (SCALED, PLAIN)
 
     def made(self, kind: str, seen: Observed) -> Tried:
-        """The graph quantized in one of the ways, by what samples say of it."""
+        """The graph quantized in one of the ways, by what samples say of it; nothing is moved that costs too much."""
+        still: frozenset[str] = frozenset()
+        while True:
+            tried = self._built(kind, seen, still)
+            dear = biases.too_dear(tried.graph, tried.way, self.graph)
+            if not dear:
+                return tried
+            del tried
+            still |= dear
+
+    def _built(self, kind: str, seen: Observed, still: frozenset[str]) -> Tried:
         way = Equalized(self.graph)
         if kind != PLAIN:
-            way = equalized(self.graph, self.channels, seen, self.quantized, kind == MOVED)
+            way = equalized(self.graph, self.channels, seen, self.quantized, kind == MOVED, still)
         exponents = calibrated(way.graph, seen.exponents(way.graph, way.affine), self.steps, way.entries)
         means = seen.means(way.affine) if self.steps.bias else {}
         builder = IntegerBuilder(way.graph, exponents, False, self.half_even, means)
@@ -99,7 +113,9 @@ def jury_of(macs: int, samples: int) -> Jury:
         return Jury(0, {0: (0,)})
     if count < 2 * _LEAST:
         return Jury(2, {0: tuple(range(0, samples, 2))[:count]})
-    return Jury(2, {part: tuple(range(part, samples, 2))[: count // 2] for part in (0, 1)})
+    parts = 2 if samples >= _HALVED else samples
+    most = max(count // parts, 1)
+    return Jury(parts, {part: tuple(range(part, samples, parts))[:most] for part in range(min(parts, count))})
 
 
 def best(ways: Ways, seen: Observed, given: Sequence[Sample], jury: Jury) -> str:
