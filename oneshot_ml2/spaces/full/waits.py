@@ -221,10 +221,12 @@ def _bias_latency(nest, tile, group, other):  # type: ignore[no-untyped-def]
         return tile.biases * alone
     left = group.insns - before - 1.0
     # While another LOAD has bursts to send, those of biases wait: at most 15 are in the queue when it ends.
-    more = min(max(np.ceil(tile.bias_bursts / (TAGS - 1.0)) - 1.0, 0.0), left)
+    ends = max(np.ceil(tile.bias_bursts / (TAGS - 1.0)), 1.0)
+    more = min(ends - 1.0, left)
     first = (before + 1.0) * (alone + each) - other + more * each
-    # Where it waits longer than compute is busy, it is LOADs that tiles wait for.
-    first = min(first, max(alone, tile.chunks * tile.step + other))
+    if tile.biases * ends <= group.insns:
+        # Where it waits longer than compute is busy, it is LOADs that tiles wait for; unless biases do not keep up.
+        first = min(first, max(alone, tile.chunks * tile.step + other))
     behind = min(tile.biases - 1.0, left - more) if tile.bias_bursts > 0.0 and group.is_waiting else 0.0
     return first + behind * each + (tile.biases - 1.0 - behind) * alone
 
@@ -245,7 +247,8 @@ def _biased(nest, tile, windows, group, each, refills):  # type: ignore[no-untyp
         room = tile.end_insns + tile.chunks * tile.gemms <= nest.queue
         if one and room and not (windows.single or (refills and windows.single_set) or group.is_dry):
             busy = tile.step + other + (tile.biases - 1.0) * (group.data / group.insns + tile.bias_data)
-            filled = tile.biases <= loads <= linked and busy <= group.data - group.burst
+            # Each end of a LOAD has bursts of biases, and none are left.
+            filled = linked == np.rint(loads) and busy <= group.data - group.burst
     return _Biased(early, min(linked, (loads if one or windows.single else 2.0 * loads) - 1.0), filled)
 
 
