@@ -44,7 +44,7 @@ from oneshot_ml2.spaces.full.tile_times import (
     tile_of,
     weight_loads,
 )
-from oneshot_ml2.spaces.full.tiles import channel_tiles
+from oneshot_ml2.spaces.full.tiles import channel_tiles, last_channels
 from oneshot_ml2.spaces.full.totals import compute_of, drain_of, loads_of, reduction_of, store_cycles, tapered_chunks
 from oneshot_ml2.vta.timing.records import TAGS
 
@@ -79,13 +79,15 @@ class _Fetch(NamedTuple):
 
 class _Group(NamedTuple):
     """LOADs for a step: cycles of all, how many they are, their cycles without latencies, beats of the last burst of
-    one; whether one's bursts are in the memory's queue when another LOAD begins, and whether the queue runs empty while
-    they last; float64 and bool."""
+    the first; ``last``: cycles of the last one's data but its last burst, in the tile of the fewest channels; whether
+    one's bursts are in the memory's queue when another LOAD begins, and whether the queue runs empty while they last;
+    float64 and bool."""
 
     cycles: float
     insns: float
     data: float
     burst: float
+    last: float
     is_waiting: bool
     is_dry: bool
 
@@ -193,18 +195,23 @@ def _taken(mode, outer_first, inner_first):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _group(nest, inputs, weights, loads_inp, loads_wgt):  # type: ignore[no-untyped-def]
-    """The `_Group` of one or both operands."""
+def _group(nest, inputs, weights, loads_inp, loads_wgt, narrow):  # type: ignore[no-untyped-def]
+    """The `_Group` of one or both operands; ``narrow``: the fewest channels of a tile, as a share of others'."""
     cycles = loads_inp * inputs.cycles + loads_wgt * weights.cycles
     insns = loads_inp * inputs.insns + loads_wgt * weights.insns
     if insns == 0.0:
-        return _Group(0.0, 0.0, 0.0, 0.0, False, False)
+        return _Group(0.0, 0.0, 0.0, 0.0, 0.0, False, False)
+    with_weights = loads_wgt and weights.insns > 0.0
     first = inputs if loads_inp else weights
-    burst = min(first.beats / first.rows, float(nest.burst))
-    second = weights if loads_wgt and weights.insns > 0.0 and inputs.insns <= 1.5 else first
+    second = weights if with_weights and inputs.insns <= 1.5 else first
+    burst, last = min(first.beats / first.rows, float(nest.burst)), inputs.data
+    if with_weights:
+        last = weights.data * narrow - min(weights.beats * narrow / weights.rows, float(nest.burst))
+    else:
+        last -= burst
     waiting = is_waiting(second.beats, second.rows * np.ceil(second.beats / second.rows / nest.burst))
     dry = loads_inp * inputs.dry + loads_wgt * weights.dry > 0.0
-    return _Group(cycles, insns, cycles - insns * (nest.latency + LOAD), burst, waiting, dry)
+    return _Group(cycles, insns, cycles - insns * (nest.latency + LOAD), burst, last, waiting, dry)
 
 
 @part()
@@ -247,8 +254,8 @@ def _biased(nest, tile, windows, group, each, refills):  # type: ignore[no-untyp
         room = tile.end_insns + tile.chunks * tile.gemms <= nest.queue
         if one and room and not (windows.single or (refills and windows.single_set) or group.is_dry):
             busy = tile.step + other + (tile.biases - 1.0) * (group.data / group.insns + tile.bias_data)
-            # Each end of a LOAD has bursts of biases, and none are left.
-            filled = linked == np.rint(loads) and busy <= group.data - group.burst
+            # Each end of a LOAD has bursts of biases, none are left, and the next are there while the last one lasts.
+            filled = linked == np.rint(loads) and busy <= group.last + LOAD
     return _Biased(early, min(linked, (loads if one or windows.single else 2.0 * loads) - 1.0), filled)
 
 
@@ -327,6 +334,7 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
     groups = 1 if nest.depthwise else nest.groups
     outer_firsts, inner_firsts = (groups, 1) if by_co else (1, groups)
     always = inp_mode == STREAM or (wgt_mode == STREAM and not nest.pool)
+    narrow = last_channels(nest, schedule) / min(schedule.tile_co, nest.co)
     tapered = tapered_chunks(schedule, nest.ci, whole)
     steps = float(tapered + parts - 1)
     tile = in_chunks(tile, steps)
@@ -357,7 +365,7 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
         tile = in_chunks(tile, float(tapered if tapers else whole))
         share = whole / tile.chunks
         inputs, weights = smaller(nest, whole_inp, share), smaller(nest, whole_wgt, share)
-        group = _group(nest, inputs, weights, loads_inp, loads_wgt)
+        group = _group(nest, inputs, weights, loads_inp, loads_wgt, narrow)
         if group.cycles + tile.residual <= 0.0:
             continue
         loading += many * (tile.chunks * group.cycles + tile.residual)
