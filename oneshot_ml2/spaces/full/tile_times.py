@@ -40,7 +40,8 @@ class Tile(NamedTuple):
     ``chunks``: steps; ``step``, ``gemms``: cycles and GEMMs of a step; ``end``, ``end_insns``: the same of what comes
     before and after the steps; ``stores``, ``store_insns``: of all its STOREs; ``exposed``: cycles that compute waits
     for them; ``biases``, ``bias_data``, ``bias_bursts``: LOADs of biases, cycles of the data of one, and its bursts if
-    they are in the memory's queue when another LOAD begins, else 0; ``bias_beats``: beats of all of them; ``residual``, ``residual_insns``: of the LOADs of a residual.
+    they are in the memory's queue when another LOAD begins, else 0; ``bias_beats``: beats of all of them; ``residual``,
+    ``residual_insns``: of the LOADs of a residual.
     """
 
     chunks: float
