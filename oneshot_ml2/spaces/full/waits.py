@@ -104,7 +104,7 @@ class _Biased(NamedTuple):
 class _Windows(NamedTuple):
     """How long compute is busy while a group may load, at a tile's start and within it: by the queue, by the rings of
     streamed operands, and, where a tile loads a set of its own, by the set before; float64. ``second``: that of a
-    tile's second group, by both. ``single``: a streamed operand has one buffer."""
+    tile's second group, by both. ``single``, ``single_set``: a streamed operand, a set has one buffer."""
 
     queue_start: float
     queue_within: float
