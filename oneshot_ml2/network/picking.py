@@ -251,13 +251,22 @@ def by_both(
     modules wait for, also how far that closed form is from their mean.
     """
     one = network.judge(space, legal)
-    other = network.judge(space, legal, "scan") if other is None else other
-    advice = [load_pretrained(name).told_as(network).judge(space, legal) for name in network.advisers]
+    other, *advice = other_votes(space, network, legal, other)
     waits, gap = bool(network.seen.beside), np.max([one.gap(vote) for vote in (other, *advice)], axis=0)
     if waits and not advice:
         guess = network.features.waiting(space, legal)
         gap = np.maximum(gap, np.abs(0.5 * (np.log(one.cycles) + np.log(other.cycles)) - np.log(guess)))
     return Ranking(legal.indices, one.with_both(other, waits, advice), scored, gap, legal=True)
+
+
+def other_votes(
+    space: ScheduleSpace, network: Predictor, legal: Candidates, other: Scores | None = None
+) -> list[Scores]:
+    """Scores of schedules by all that votes beside the large network: the small one (``other``, if they are known), and
+    the large ones of advisers. See `by_both`.
+    """
+    other = network.judge(space, legal, "scan") if other is None else other
+    return [other, *(load_pretrained(name).told_as(network).judge(space, legal) for name in network.advisers)]
 
 
 def _fallback(space: ScheduleSpace, network: Predictor, listed: Candidates | None) -> Ranking:

@@ -148,9 +148,11 @@ class Board:
             if len(new):
                 space = told(self.spaces[task], latency, rates)
                 candidates = self.network.features.candidates_at(space, new)
-                scores = self.network.judge(space, candidates)
-                # Corrected is what picks are made by.
-                voted = picking.by_both(space, self.network, candidates).scores if self.network.ranks_legal else scores
+                scores = voted = self.network.judge(space, candidates)
+                if self.network.ranks_legal:
+                    # Corrected is what picks are made by.
+                    other, *advice = picking.other_votes(space, self.network, candidates)
+                    voted = scores.with_both(other, bool(self.network.seen.beside), advice)
                 given = given_of(space, candidates, traffic_of(space, candidates), voted.cycles)
                 figures = zip(np.log(voted.cycles), scores.p_valid.astype(np.float64), given.terms, given.traffic)
                 known.update(zip(new.tolist(), figures))

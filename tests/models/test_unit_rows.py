@@ -54,19 +54,20 @@ def test_the_function_stays() -> None:
         np.testing.assert_allclose(np.linalg.norm(values[product.inputs[0]], axis=-1), 1, rtol=1e-5)
 
 
+def row_error(graph: Graph, calibration: Any, sample: dict[str, Any], rows: bool) -> float:
+    """What a quantized model loses of each row, relative: small ones are as much worth as others."""
+    (want,) = execute.execute(graph, sample).values()
+    integer = quantize(graph, calibration, steps=dataclasses.replace(ALL_STEPS, rows=rows)).graph
+    (got,) = execute.execute(integer, sample).values()
+    return float(np.sqrt((np.square(got - want).sum(-1) / np.square(want).sum(-1)).mean()))
+
+
 def test_flat_rows_survive() -> None:
     graph, given = attention(), samples()
     calibration = {name: np.concatenate([sample[name] for sample in given[:2]]) for name in graph.inputs}
-    want = execute.execute(graph, given[2])["y"]
-
-    def error(rows: bool) -> float:
-        integer = quantize(graph, calibration, steps=dataclasses.replace(ALL_STEPS, rows=rows)).graph
-        (got,) = execute.execute(integer, given[2]).values()
-        # By row: flat ones make small sums, which are as much worth as others.
-        return float(np.sqrt((np.square(got - want).sum(-1) / np.square(want).sum(-1)).mean()))
-
-    assert error(True) < 0.05
-    assert error(False) > 2 * error(True)
+    error = row_error(graph, calibration, given[2], True)
+    assert error < 0.05
+    assert row_error(graph, calibration, given[2], False) > 2 * error
 
 
 def test_other_products_stay() -> None:
@@ -129,15 +130,9 @@ def test_rows_that_the_vta_makes_stay_there() -> None:
 def test_small_tokens_survive_beside_a_large_one() -> None:
     graph, given = feed_forward(), tokens(5.0)
     calibration = np.concatenate([sample["x"] for sample in given[:3]])
-    want = execute.execute(graph, given[3])["z"]
-
-    def error(rows: bool) -> float:
-        integer = quantize(graph, calibration, steps=dataclasses.replace(ALL_STEPS, rows=rows)).graph
-        (got,) = execute.execute(integer, given[3]).values()
-        return float(np.sqrt((np.square(got - want).sum(-1) / np.square(want).sum(-1)).mean()))
-
-    assert error(True) < 0.1
-    assert error(False) > 3 * error(True)
+    error = row_error(graph, calibration, given[3], True)
+    assert error < 0.1
+    assert row_error(graph, calibration, given[3], False) > 3 * error
 
 
 def test_rows_of_a_softmax_that_a_layer_reads_too() -> None:

@@ -86,7 +86,7 @@ def is_waiting(beats, bursts):  # type: ignore[no-untyped-def]
 
 
 @part()
-def loads_of_rows(nest, insns, rows, beats):  # type: ignore[no-untyped-def]
+def _loads_of_rows(nest, insns, rows, beats):  # type: ignore[no-untyped-def]
     """`Loads` of so many instructions, rows and beats in all."""
     rows = max(rows, insns)
     beats = max(beats, rows)
@@ -117,7 +117,7 @@ def input_loads(nest, schedule, geometry, loads, whole, tiles, sp_tiles):  # typ
         apart = geometry.compact - geometry.compact_apart
         rows = ((geometry.spread_rows + geometry.compact_apart) * channels + apart) / real
     beats = loads.inp_elements * nest.inp_bytes / nest.bus / chunks
-    return loads_of_rows(nest, max(loads.inp_insns / chunks, 1e-9), rows, beats)
+    return _loads_of_rows(nest, max(loads.inp_insns / chunks, 1e-9), rows, beats)
 
 
 @part()
@@ -127,7 +127,7 @@ def weight_loads(nest, schedule, loads, whole, co_tiles, sp_tiles):  # type: ign
         return Loads(0.0, 0.0, 1.0, 1.0, 0.0, 0.0)
     chunks = float(whole * co_tiles * (sp_tiles if WGT_MODE[schedule.dataflow] == STREAM else 1))
     rows = 1.0 if whole == 1 else float(min(schedule.tile_co, nest.co))
-    return loads_of_rows(nest, 1.0, rows, loads.wgt_beats / chunks)
+    return _loads_of_rows(nest, 1.0, rows, loads.wgt_beats / chunks)
 
 
 @part()
@@ -189,11 +189,17 @@ def tile_of(nest, schedule, reduction, compute, gemm, tiles, outputs):  # type: 
     if nest.residual:
         many, rows, _, _ = output_shape(nest, tco, schedule.tile_h, schedule.tile_w)
         residual_insns = float(many)
-        residual = loads_of_rows(nest, residual_insns, float(many * rows), area * nest.inp_bytes / nest.bus).cycles
+        residual = _loads_of_rows(nest, residual_insns, float(many * rows), area * nest.inp_bytes / nest.bus).cycles
     return Tile(
         chunks, gemm / steps, reduction.gemms / steps, end, end_insns, stores, float(insns * cuts), exposed, biases,
         bias_data, bias_bursts, bias_beats, residual, residual_insns,
     )  # fmt: skip
+
+
+@part()
+def bias_time(nest, tile):  # type: ignore[no-untyped-def]
+    """Cycles of the LOADs of a tile's biases, each with a latency of its own."""
+    return tile.biases * (nest.latency + 1.0 + tile.bias_data)
 
 
 @part()

@@ -36,6 +36,7 @@ from oneshot_ml2.spaces.full.knobs import (
 )
 from oneshot_ml2.spaces.full.tile_times import (
     LOAD,
+    bias_time,
     in_chunks,
     input_loads,
     is_waiting,
@@ -150,7 +151,7 @@ def _windows(nest, schedule, tile, fetch, inner, read):  # type: ignore[no-untyp
     of_gemm = tile.step / max(tile.gemms, 1e-9)
     queue_within = min(tile.step, queue * of_gemm)
     # The last before a tile's first step are the LOADs of its biases.
-    waiting = tile.biases * (nest.latency + 1.0 + tile.bias_data)
+    waiting = bias_time(nest, tile)
     if queue <= tile.biases:
         queue_start = waiting * queue / tile.biases
     elif queue <= tile.end_insns:
@@ -204,11 +205,10 @@ def _group(nest, inputs, weights, loads_inp, loads_wgt, narrow):  # type: ignore
     with_weights = loads_wgt and weights.insns > 0.0
     first = inputs if loads_inp else weights
     second = weights if with_weights and inputs.insns <= 1.5 else first
-    burst, last = min(first.beats / first.rows, float(nest.burst)), inputs.data
+    burst = min(first.beats / first.rows, float(nest.burst))
+    last = inputs.data - burst
     if with_weights:
         last = weights.data * narrow - min(weights.beats * narrow / weights.rows, float(nest.burst))
-    else:
-        last -= burst
     waiting = is_waiting(second.beats, second.rows * np.ceil(second.beats / second.rows / nest.burst))
     dry = loads_inp * inputs.dry + loads_wgt * weights.dry > 0.0
     return _Group(cycles, insns, cycles - insns * (nest.latency + LOAD), burst, last, waiting, dry)
@@ -243,9 +243,9 @@ def _biased(nest, tile, windows, group, each, refills):  # type: ignore[no-untyp
     """The `_Biased` of a tile; ``each``: every tile loads; ``refills``: it loads a set of its own."""
     if tile.biases == 0.0 or group.insns == 0.0:
         return _Biased(0.0, 0.0, False)
-    alone, bias, one = nest.latency + LOAD, tile.biases * tile.bias_data, tile.chunks < 2.0
+    alone, one = nest.latency + LOAD, tile.chunks < 2.0
     loads = group.insns + one * tile.residual_insns
-    other = tile.end + tile.exposed - tile.biases * (nest.latency + 1.0) - bias
+    other = tile.end + tile.exposed - bias_time(nest, tile)
     # While biases wait, as all others come first, 15 of their bursts are in the queue when another LOAD ends.
     linked = tile.biases * np.ceil(tile.bias_bursts / (TAGS - 1.0))
     early, filled = 0.0, False
@@ -392,7 +392,7 @@ def _opening(nest, schedule, geometry, reduction, tile, fetch, uops, start, more
     weights = weights * nest.wgt_bytes / nest.bus
     loads += nest.latency + LOAD + weights
     port = nest.latency + LOAD + uops * 4.0 / nest.bus + tile.bias_beats + beats + weights
-    own = nest.latency + LOAD + uops * 4.0 / nest.bus + start + tile.biases * (nest.latency + 1.0 + tile.bias_data)
+    own = nest.latency + LOAD + uops * 4.0 / nest.bus + start + bias_time(nest, tile)
     if nest.bias and schedule.bias == BIAS_ADD:
         own += nest.latency + LOAD
     return max(loads, max(own, port))
@@ -422,7 +422,7 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     )
 
     ahead = min(float(start), tile.end)
-    before = min(ahead + tile.biases * (nest.latency + 1.0 + tile.bias_data), tile.end)
+    before = min(ahead + bias_time(nest, tile), tile.end)
     computes = reduction.gemms + tiles * tile.end_insns
     stores = tiles * tile.store_insns
     loadings = waited.inp_insns + waited.wgt_insns + waited.others
