@@ -1,9 +1,10 @@
 """Joins the programs of consecutive layers into one submission, and moves them to other DRAM addresses.
 
 A program of the `full` space begins with the load of its micro-ops and ends with a compute NOP that waits for its last
-store, then FINISH. Where another program follows, FINISH goes, and the NOP also lets the load module go on: the first
-LOAD of inputs or weights there waits for it. So nothing of a layer is read before all of the layer before it is in
-DRAM, and no SRAM is overwritten early: compute and store work in order, and wait for each other as within a layer.
+store, then FINISH. Where another program follows, FINISH goes, and the NOP also lets the load module go on: what the
+last program wrote is loaded after it. What it did not write, as the next weights, is loaded as soon as its last GEMM is
+done: from then on the SRAMs of inputs and weights are free. The next micro-ops are loaded before the NOP, whose wait
+they fill. Compute and store work in order, and wait for each other as within a layer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import OneShotError
 from oneshot_ml2.vta import tokens
@@ -27,6 +29,7 @@ from oneshot_ml2.vta.program import (
     Uops,
     element_bytes,
     joined,
+    words_of,
 )
 
 UOPS = "uops"
@@ -69,7 +72,7 @@ def link(
     if not programs or len(programs) != len(placements):
         raise OneShotError(f"{len(programs)} programs cannot be joined with {len(placements)} placements")
     chip = programs[0].accelerator
-    align = alignment(chip)
+    align, sizes = alignment(chip), np.array(element_bytes(chip))
     parts: list[Insns] = []
     uops: list[Uops] = []
     buffers: list[Buffer] = []
@@ -81,8 +84,7 @@ def link(
         to = {**placement, UOPS: begin}
         part = relocated(program, to)
         if parts:
-            # The NOP at the end of what is there; FINISH has gone.
-            _hand_over(parts, part, number)
+            parts[-1], part = _handed_over(parts[-1], part, sizes, number)
         parts.append(part[: len(part) - (number + 1 < len(programs))])
         area = aligned(_uop_bytes(program), align)
         padded = np.zeros(area // 4, program.uops.dtype)
@@ -114,15 +116,11 @@ def relocated(program: Program, placement: Mapping[str, int]) -> Insns:
     ends = begins + [buffer.elements * int(sizes[buffer.memory]) for buffer in order]
     shifts = np.array([placement[buffer.name] for buffer in order], dtype=np.int64) - begins
     insns = program.insns.copy()
-    # Of a memory instruction with x_size 0 only the tokens count.
-    rows = np.flatnonzero(((insns["op"] == Opcode.LOAD) | (insns["op"] == Opcode.STORE)) & (insns["x"] > 0))
-    moves = insns[rows]
-    size = sizes[moves["mem"]]
-    first = moves["dram"] * size
-    last = first + ((moves["y"] - 1) * moves["stride"] + moves["x"]) * size
+    rows, first, last = _accesses(insns, sizes)
     which = np.searchsorted(begins, first, side="right") - 1
     if (which < 0).any() or (last > ends[which]).any():
         raise OneShotError("an instruction reads or writes outside of its program's buffers")
+    size = sizes[insns["mem"][rows]]
     if (shifts[which] % size).any():
         raise OneShotError("a buffer's new address does not suit its elements")
     insns["dram"][rows] += shifts[which] // size
@@ -146,12 +144,71 @@ def _check_frame(program: Program, number: int) -> None:
     raise OneShotError(f"program {number} does not end as those of the full space; it cannot be joined with others")
 
 
-def _hand_over(parts: list[Insns], insns: Insns, number: int) -> None:
-    """Let the first LOAD of the next program wait for the end of the last one; without any, compute's order does."""
-    loads = np.flatnonzero((insns["op"] == Opcode.LOAD) & ((insns["mem"] == Memory.INP) | (insns["mem"] == Memory.WGT)))
-    if not len(loads):
-        return
-    if insns["flags"][loads[0]] & Flag.POP_NEXT:
-        raise OneShotError(f"the first load of program {number} waits for compute already; it cannot be joined")
-    insns["flags"][loads[0]] |= Flag.POP_NEXT
-    parts[-1]["flags"][-1] |= Flag.PUSH_PREV
+def _accesses(insns: Insns, sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Which instructions move DRAM, and the bytes [begin, end) that each of them spans; int64 (m,) each.
+
+    Of a memory instruction with x_size 0 only the tokens count.
+    """
+    rows = np.flatnonzero(((insns["op"] == Opcode.LOAD) | (insns["op"] == Opcode.STORE)) & (insns["x"] > 0))
+    moves = insns[rows]
+    size = sizes[moves["mem"]]
+    begin = moves["dram"] * size
+    return rows, begin, begin + ((moves["y"] - 1) * moves["stride"] + moves["x"]) * size
+
+
+def _overlap(insns: Insns, others: Insns, sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of some instructions (n,) span bytes of DRAM that some of the others do, bool (n,)."""
+    found = np.zeros(len(insns), np.bool_)
+    rows, begins, ends = _accesses(insns, sizes)
+    _, firsts, lasts = _accesses(others, sizes)
+    found[rows] = ((begins[:, None] < lasts) & (firsts < ends[:, None])).any(axis=1)
+    return found
+
+
+def _on_their_way(last: Insns, gemm: int) -> Insns:
+    """The STOREs of a program that may not be in DRAM yet when its instruction ``gemm`` is done."""
+    pops = np.flatnonzero((tokens.modules(last) == tokens.COMPUTES) & (last["flags"] & Flag.POP_NEXT > 0))
+    stores = last[last["op"] == Opcode.STORE]
+    pushes = stores["flags"] & Flag.PUSH_PREV > 0
+    # The NOP of the program before takes the token of a STORE there.
+    taken = np.count_nonzero(pops <= gemm) - (len(pops) - np.count_nonzero(pushes))
+    return stores[np.cumsum(pushes) - pushes >= taken]
+
+
+def _handed_over(last: Insns, insns: Insns, sizes: NDArray[np.int64], number: int) -> tuple[Insns, Insns]:
+    """A program without FINISH and the next one, both at their addresses, as they follow each other.
+
+    Args:
+        last, insns: (m,) and (n,); the NOP that ends ``last`` goes behind the LOADs of micro-ops that begin ``insns``.
+        sizes: bytes of an element of each memory, int64.
+        number: of the next program, for errors.
+
+    Raises:
+        OneShotError: the first LOAD of ``insns`` waits for compute already.
+    """
+    last, insns = last.copy(), insns.copy()
+    loads = np.flatnonzero(tokens.modules(insns) == tokens.LOADS)
+    if len(loads):
+        # Tokens are taken in the order of their pushes: those of here before any that the program pushes itself.
+        free = loads[np.cumsum(insns["flags"][loads] & Flag.POP_NEXT) == 0]
+        if not len(free):
+            raise OneShotError(f"the first load of program {number} waits for compute already; it cannot be joined")
+        begin = stop = free[0]
+        gemms = np.flatnonzero((last["op"] == Opcode.GEMM) & (last["reset"] == 0))
+        if len(gemms) and not last["flags"][gemms[-1]] & Flag.PUSH_PREV:
+            stores = _on_their_way(last, gemms[-1])
+            # LOADs up to the first token for compute go in any order.
+            group = loads[: int(np.argmax(insns["flags"][loads] & Flag.PUSH_NEXT > 0)) + 1]
+            order = np.argsort(_overlap(insns[group], stores, sizes), kind="stable")
+            flags = insns["flags"][group]
+            words_of(insns)[group] = words_of(insns)[group[order]]
+            insns["flags"][group] = flags
+            waits = _overlap(insns[free], stores, sizes)
+            stop = free[np.argmax(waits)] if waits.any() else free[-1]
+        last["flags"][-1] |= Flag.PUSH_PREV
+        insns["flags"][stop] |= Flag.POP_NEXT
+        if stop != begin:
+            last["flags"][gemms[-1]] |= Flag.PUSH_PREV
+            insns["flags"][begin] |= Flag.POP_NEXT
+    ready = int(np.argmax((insns["op"] != Opcode.LOAD) | (insns["mem"] != Memory.UOP) | (insns["flags"] > 0)))
+    return last[:-1], joined([insns[:ready], last[-1:], insns[ready:]])
