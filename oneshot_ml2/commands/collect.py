@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workloads", metavar="FILE", help="workload list, in place of the plan's")
     parser.add_argument("--accelerators", metavar="FOLDER", help="folder of VTA JSON files, in place of the plan's")
     parser.add_argument("--tasks", type=int, help="number of (workload, accelerator) pairs, in place of the plan's")
+    parser.add_argument("--first", type=int, help="measure only so many of them, in place of the plan's; 0: all")
     parser.add_argument("--samples", type=int, help="schedules per task, in place of the plan's")
     parser.add_argument("--seed", type=int, help="seed, in place of the plan's")
     add_device(parser, "who measures")
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         OneShotError: for what the user can mend.
         KeyboardInterrupt: it was ended; says where what was finished is.
     """
-    names = ("workloads", "accelerators", "tasks", "samples", "seed")
+    names = ("workloads", "accelerators", "tasks", "first", "samples", "seed")
     overrides = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     plan = read_plan(args.plan, overrides) if args.plan else make_plan(overrides)
     workers = args.workers or (None if args.cluster else len(os.sched_getaffinity(0)))

@@ -187,13 +187,19 @@ def test_tasks_cover_and_balance():
     assert len(set(draw_tasks(make(tasks=18)))) == 18
 
 
-def test_a_plan_may_be_cut_short(project):
+def test_a_plan_may_be_cut_short(project, run_command):
     plan = make(tasks=14, first=5)
     assert plan.drawn == draw_tasks(make(tasks=14))[:5]
     assert plan.digest("sim") != make(tasks=14).digest("sim") == make(tasks=14, first=14).digest("sim")
     path = project / "plan.toml"
     path.write_text(path.read_text().replace("tasks = 6", "tasks = 6\nfirst = 2"))
     assert len(read_plan(path).drawn) == 2
+    code, printed, err = run_command(
+        "collect", "--plan", path, "--out", project / "first", "--first", "1", "--samples", "4", "--workers", "1",
+        "--quiet", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads(printed)["tasks"] == 1
     path.write_text(path.read_text().replace("first = 2", "first = 7"))
     with pytest.raises(CorpusError, match="first is 7; allowed: 0 to 6"):
         read_plan(path)
