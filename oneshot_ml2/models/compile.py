@@ -102,7 +102,7 @@ def compile(
     """
     if rounding not in quantize.ROUNDINGS:
         raise ModelError(f"rounding is {rounding!r}; allowed: {', '.join(quantize.ROUNDINGS)}")
-    chip = accelerator if isinstance(accelerator, Accelerator) else Accelerator.load(accelerator)
+    chip = Accelerator.of(accelerator)
     found = None if calibration is None else samples.find(calibration)
     judged = None if evaluate is None else samples.find(evaluate)
     quantized = None

@@ -21,12 +21,11 @@ from oneshot_ml2.network.weights import load_pretrained
 from oneshot_ml2.spaces.base import Schedule
 from oneshot_ml2.spaces.registry import DEFAULT_KIND, space_kind
 from oneshot_ml2.spaces.space import ScheduleSpace
-from oneshot_ml2.vta.accelerator import DESIGNS
+from oneshot_ml2.vta.accelerator import DESIGNS, Accelerator
 from oneshot_ml2.vta.reasons import InvalidSchedule, NoSchedule, Reason
 
 if TYPE_CHECKING:
     from oneshot_ml2.spaces.base import Candidates
-    from oneshot_ml2.vta.accelerator import Accelerator
     from oneshot_ml2.vta.program import Program
     from oneshot_ml2.workload.base import Workload
 
@@ -334,7 +333,7 @@ def legal_positions(space: ScheduleSpace, indices: NDArray[np.int64], k: int) ->
 
 def pick(
     workload: Workload,
-    accelerator: Accelerator,
+    accelerator: Accelerator | str | Path,
     weights: str | Path | Predictor | None = None,
     verify: int = 0,
     listed: Candidates | None = None,
@@ -344,6 +343,7 @@ def pick(
     The closed-form validity passes over those that the network trusts in vain, so that the first lowering succeeds.
 
     Args:
+        accelerator: one, or what `Accelerator.load` takes.
         weights: shipped weights by name (default: those of the accelerator's design), a safetensors file, or a
             `Predictor`.
         verify: if above 0, time so many of the best on the simulator and take the fastest: then no longer a
@@ -351,12 +351,13 @@ def pick(
         listed: see `promising`.
 
     Raises:
+        AcceleratorError: a name that is no accelerator's.
         WeightsError: unusable weights.
         NoSchedule: no schedule of the space is legal, or the workload is larger than VTA can address.
     """
     began = time.perf_counter()
-    space = ScheduleSpace(workload, accelerator)
-    network = knowing(predictor_of(weights, design=accelerator.design), space)
+    space = ScheduleSpace(workload, Accelerator.of(accelerator))
+    network = knowing(predictor_of(weights, design=space.accelerator.design), space)
     ranking = rank(space, network, listed=listed)
     candidates = ranking.best(len(ranking.indices))
     if not ranking.legal:

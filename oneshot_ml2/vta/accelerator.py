@@ -320,6 +320,11 @@ class Accelerator:
         return json.dumps(data, indent=2)
 
     @classmethod
+    def of(cls, given: Accelerator | str | Path) -> Accelerator:
+        """An accelerator as it is; anything else as `load` takes it."""
+        return given if isinstance(given, Accelerator) else cls.load(given)
+
+    @classmethod
     def load(cls, name: str | Path, warn: bool = True) -> Accelerator:
         """A preset by name, or a JSON file by path; ``warn``: as below, for files that describe a user's own hardware.
 

@@ -12,7 +12,7 @@ import networks
 import numpy as np
 import pytest
 
-from oneshot_ml2.common.errors import WeightsError
+from oneshot_ml2.common.errors import AcceleratorError, WeightsError
 from oneshot_ml2.devices import registry
 from oneshot_ml2.network import picking
 from oneshot_ml2.network.calibration import LIMIT, Calibration
@@ -63,6 +63,13 @@ def test_a_pick_measures_nothing_and_lowers_at_most_eight(monkeypatch, layer):
     assert 0 < picked.scored <= len(picked.space.table())
     assert picked.program.insns.shape[0] > 3
     assert picked.index == picked.space.index_of(picked.schedule)
+
+
+def test_an_accelerator_may_be_named():
+    layer = networks.LAYERS[1].workload
+    assert picking.pick(layer, "pynq") == picking.pick(layer, PYNQ)
+    with pytest.raises(AcceleratorError, match=r"pynk.*ultra96"):
+        picking.pick(layer, "pynk")
 
 
 def test_a_pick_is_the_first_legal_one_of_the_ranking_and_always_the_same():

@@ -109,7 +109,7 @@ def run_triples(seed: int, count: int) -> None:
 
 
 def test_lowered_programs_compute_the_reference() -> None:
-    run_triples(seed=1, count=200)
+    run_triples(seed=1, count=100)
 
 
 @pytest.mark.slow

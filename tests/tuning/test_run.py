@@ -117,8 +117,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], byt
     return log
 
 
+def slow(cut: int) -> object:
+    """A parameter of the slow tests."""
+    return pytest.param(cut, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize("tuner", ["random", "autotvm", "ml2-scratch", "ml2-warm", "rieber+ml2-scratch"])
-@pytest.mark.parametrize("cut", [0, 1, 137, 2500, 6001])
+@pytest.mark.parametrize("cut", [0, 1, slow(137), 2500, slow(6001)])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     tuner: str, cut: int, undisturbed: Callable[[str], bytes], tmp_path: Path
 ) -> None:
