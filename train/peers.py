@@ -23,10 +23,13 @@ def main() -> int:
     parser.add_argument("--corpus", metavar="CORPUS", nargs="+", required=True, help="files or folders of shards")
     parser.add_argument("--out", metavar="FOLDER", required=True)
     parser.add_argument("--settings", metavar="FILE", default=str(Path(__file__).with_suffix(".toml")))
+    parser.add_argument(
+        "--only", metavar="PEER", nargs="+", choices=[*peer_kinds()], default=(), help="only these of %(choices)s"
+    )
     args = parser.parse_args()
     try:
         settings = read_settings(args.settings, Settings)
-        for name in train_peers(args.corpus, settings, args.out, lambda text: print(text, flush=True)):
+        for name in train_peers(args.corpus, settings, args.out, lambda text: print(text, flush=True), args.only):
             print(f"{args.out}: {peer_kinds()[name].label}", flush=True)
         return 0
     except OneShotError as error:

@@ -186,6 +186,14 @@ def test_evaluation_has_their_rows(folder: Path):
     assert all(text.count(kind.label) == 2 for kind in peers.peer_kinds().values())
 
 
+def test_some_may_be_trained_alone(small_corpus: Path, folder: Path, tmp_path: Path):
+    assert list(peers.train_peers([small_corpus], SETTINGS, tmp_path, lambda _: None, ["xgboost"])) == ["xgboost"]
+    rows, found = read_rows([small_corpus], SETTINGS), peers.load_peers(tmp_path)
+    assert list(found) == ["xgboost"]
+    alike = peers.load_peers(folder)["xgboost"]
+    assert np.array_equal(found["xgboost"].score(rows.features, rows.own), alike.score(rows.features, rows.own))
+
+
 def test_the_committed_settings_are_the_defaults():
     assert settings.read_settings(ROOT / "train/peers.toml", Settings) == Settings()
     with pytest.raises(OneShotError, match="every: too small"):
@@ -193,7 +201,7 @@ def test_the_committed_settings_are_the_defaults():
 
 
 def test_damaged_foreign_and_missing_files_are_refused(folder: Path, tmp_path: Path):
-    with pytest.raises(OneShotError, match=r"no peer 'one-shot'; train them"):
+    with pytest.raises(OneShotError, match="no peer is there; train them"):
         peers.load_peers(tmp_path)
     with pytest.raises(CorpusError, match="absent"):
         list(peers.train_peers([tmp_path / "absent"], SETTINGS, tmp_path / "out"))

@@ -41,8 +41,8 @@ class Settings:
         seed: of everything random.
     """
 
-    every: int = 8
-    samples: int = 96
+    every: int = 1
+    samples: int = 192
     one_shot_epochs: int = 12
     one_shot_batch: int = 512
     one_shot_rate: float = 3e-4

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +55,16 @@ def _card(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def train_peers(
-    corpora: Sequence[str | Path], settings: Settings, folder: str | Path, report: Report = print
+    corpora: Sequence[str | Path],
+    settings: Settings,
+    folder: str | Path,
+    report: Report = print,
+    only: Collection[str] = (),
 ) -> Iterator[str]:
     """Train those of `peer_kinds` that ``folder`` lacks of these corpora and settings; save each when it is done.
+
+    Args:
+        only: names; none: all of them.
 
     A network's training goes on from its last epoch; ``seconds`` in its card are those of the last call.
 
@@ -81,6 +88,8 @@ def train_peers(
         "samples": len(rows.cycles),
     }
     for name, kind in peer_kinds().items():
+        if only and name not in only:
+            continue
         card = _card(folder, name)
         if card is None or {key: card.get(key) for key in run} != run:
             began = time.monotonic()
@@ -95,10 +104,10 @@ def train_peers(
 
 
 def load_peers(folder: str | Path) -> dict[str, Peer]:
-    """The peers of a folder that `train_peers` filled, by name.
+    """The peers that `train_peers` left in a folder, by name.
 
     Raises:
-        OneShotError: one is missing, damaged or of another feature version.
+        OneShotError: there is none, or one is damaged or of another feature version.
         ModuleNotFoundError: xgboost is not installed.
     """
     folder = Path(folder)
@@ -107,7 +116,7 @@ def load_peers(folder: str | Path) -> dict[str, Peer]:
     for name, kind in peer_kinds().items():
         card, path = _card(folder, name), folder / kind.file
         if card is None:
-            raise OneShotError(f"{folder}: no peer {name!r}; {advice}")
+            continue
         if card.get("feature_version") != FEATURE_VERSION:
             version = card.get("feature_version")
             raise OneShotError(f"{path}: of feature version {version}, this is {FEATURE_VERSION}; {advice}")
@@ -116,6 +125,8 @@ def load_peers(folder: str | Path) -> dict[str, Peer]:
         except (OneShotError, OSError, SafetensorError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise OneShotError(f"{path}: damaged or foreign ({reason}); {advice}") from error
+    if not peers:
+        raise OneShotError(f"{folder}: no peer is there; {advice}")
     return peers
 
 
