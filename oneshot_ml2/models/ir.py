@@ -111,7 +111,8 @@ def check_tensors(
             raise ModelError(f"input {name!r} is {array.dtype}; the model takes float32")
         if array.shape != shape:
             raise ModelError(f"input {name!r} has shape {array.shape}; the model was compiled for {shape}")
-        array = np.ascontiguousarray(array, dtype=np.float32)
+        # ``ascontiguousarray`` gives a scalar an axis.
+        array = np.asarray(array, dtype=np.float32, order="C")
         if not np.isfinite(array).all():
             raise ModelError(f"input {name!r} has infinite values or NaN")
         if limit is not None and not ((array >= 0) & (array < limit) & (array == np.rint(array))).all():

@@ -177,6 +177,7 @@ def _named(
 
 def split(data: Array | Sample | Sequence[Sample], expected: Expected) -> list[dict[str, NDArray[np.float32]]]:
     """A list of inputs, or arrays that hold many along their first axis; where that is 1, one sample may be without it.
+    Of an input that is one number: a line of them, or one for all samples.
 
     Raises:
         ModelError: names, shapes or values that are not the model's.
@@ -189,27 +190,39 @@ def split(data: Array | Sample | Sequence[Sample], expected: Expected) -> list[d
         data = dict.fromkeys(expected, data)
     if set(data) != set(expected):
         raise ModelError(f"inputs are {', '.join(data) or 'none'}; the model takes {', '.join(expected)}")
-    counts, whole = {}, {}
+    counts, whole, scalars = {}, {}, {}
     for name, (shape, _) in expected.items():
         array = np.asarray(data[name])
         if array.ndim + 1 == len(shape) and shape[0] == 1:
             array = array[np.newaxis]
         if not array.size:
             raise ModelError(f"input {name!r} has shape {array.shape}, so it is empty; give at least one sample")
+        if not shape:
+            if array.ndim > 1:
+                raise ModelError(
+                    f"input {name!r} has shape {array.shape}; it is one number a sample, so give a line of them"
+                )
+            scalars[name] = array
+            continue
         if array.ndim != len(shape) or array.shape[1:] != shape[1:] or len(array) % shape[0]:
             raise ModelError(
                 f"input {name!r} has shape {array.shape}; the model was compiled for {shape}, or any multiple of "
                 "its first axis"
             )
         counts[name], whole[name] = len(array) // shape[0], array
+    for name, array in scalars.items():
+        whole[name] = np.broadcast_to(array, (max(counts.values(), default=1),)) if array.ndim == 0 else array
+        counts[name] = len(whole[name])
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{count} of {name!r}" for name, count in counts.items())
         raise ModelError(f"different numbers of samples: {told}; give as many of each")
-    sizes = {name: shape[0] for name, (shape, _) in expected.items()}
-    return [
-        check_tensors(expected, {name: whole[name][at * size : (at + 1) * size] for name, size in sizes.items()})
-        for at in range(next(iter(counts.values()), 0))
-    ]
+
+    def part(name: str, at: int) -> Array:
+        size = expected[name][0][0] if expected[name][0] else 0
+        return whole[name][at * size : (at + 1) * size] if size else whole[name][at]
+
+    count = next(iter(counts.values()), 0)
+    return [check_tensors(expected, {name: part(name, at) for name in expected}) for at in range(count)]
 
 
 # Images ----------------------------------------------------------------------------------------

@@ -240,6 +240,35 @@ def test_dynamic_quantization_is_taken_back(tmp_path: Path) -> None:
     assert relative(computed(result.graph, inputs)[0], own) < 0.05
 
 
+@pytest.mark.parametrize("per_gate", [False, True])
+@pytest.mark.parametrize("zero", [0, 128])
+def test_an_lstm_of_dynamic_quantization_is_taken_back(zero: int, per_gate: bool, tmp_path: Path) -> None:
+    """Its weights stand transposed, in both directions, with their scales behind all other operands."""
+    steps, size, hidden = 6, 10, 8
+    rng, writer = np.random.default_rng(3), Writer(UINT8)
+    terms = []
+    for name, rows in (("w", size), ("r", hidden)):
+        array = rng.standard_normal((2, rows, 4 * hidden)).astype(np.float32) / 3
+        scale = np.abs(array).max(1 if per_gate else (1, 2)).astype(np.float32) / 127
+        integers = np.rint(array / scale.reshape(2, 1, -1)) + zero
+        kind = UINT8 if zero else INT8
+        terms.append([
+            writer.constant(name, integers.astype(kind)), writer.constant(f"{name}.s", scale),
+            writer.constant(f"{name}.z", np.full(scale.shape, zero, kind)),
+        ])  # fmt: skip
+    writer.constant("b", rng.standard_normal((2, 8 * hidden)).astype(np.float32) / 9)
+    (w, *ws), (r, *rs) = terms
+    writer.nodes.append((
+        "com.microsoft::DynamicQuantizeLSTM", ["x", w, r, "b", "", "", "", "", *ws, *rs], ["y"],
+        {"hidden_size": hidden, "direction": "bidirectional"},
+    ))  # fmt: skip
+    path = write(tmp_path / "m.onnx", writer.nodes, {"x": (steps, 1, size)}, writer.constants)
+    graph, inputs = import_onnx(path), {"x": rng.standard_normal((steps, 1, size), dtype=np.float32)}
+    assert graph.notes[0].startswith("1 operators of dynamic quantization were taken as float ones")
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(path))
+    assert relative(computed(graph, inputs)[0], session.run(None, inputs)[0]) < 0.03
+
+
 @pytest.mark.parametrize("bits", ["INT16", "UINT16", "INT4", "UINT4"])
 def test_other_numbers_of_bits_are_refused_in_one_line(bits: str, tmp_path: Path) -> None:
     from onnx import TensorProto, helper

@@ -622,6 +622,30 @@ def test_token_ids() -> None:
     same_on_the_host(result.graph, {name: ids.numpy()}, exact=False)
 
 
+def test_a_result_of_one_number(tmp_path: Path) -> None:
+    """A model that grades its input: int8 of a scalar is an array, too."""
+    rng = np.random.default_rng(4)
+    graph = Graph(
+        "grade", ("x", "s"), ("y",),
+        (
+            Node("t", "multiply", ("x", "s"), "t"),
+            Node("d", "dense", ("t", "w"), "d"),
+            Node("q", "relu", ("d",), "q"),
+            Node("y", "reshape", ("q",), "y"),
+        ),
+        {
+            "x": Value("x", (1, 8)), "s": Value("s", ()), "t": Value("t", (1, 8)), "d": Value("d", (1, 1)),
+            "q": Value("q", (1, 1)), "y": Value("y", ()),
+        },
+        {"w": rng.uniform(0, 1, (1, 8)).astype(np.float32)}, output_names=("y",),
+    )  # fmt: skip
+    x = rng.uniform(0, 1, (16, 8)).astype(np.float32)
+    result = quantize.quantize(graph, {"x": x, "s": np.float32(2)})
+    (own,), (want,) = (execute.execute(of, {"x": x[:1], "s": np.float32(2)}).values() for of in (result.graph, graph))
+    assert own.shape == () and float(own) == pytest.approx(float(want), rel=0.03)
+    assert result.graph.values["y"].exponent is not None or "y.float" in result.graph.values
+
+
 def test_transformers_from_onnx(tmp_path: Path) -> None:
     import torch
 

@@ -45,6 +45,20 @@ def test_each_input_counts_its_own_first_axis() -> None:
     assert [sample["ids"].tolist() for sample in found] == [[row] for row in ids.tolist()]
 
 
+def test_an_input_of_one_number() -> None:
+    """A line of them, or the same for all samples, as a rate of sampling is; it stays without an axis."""
+    expected: samples.Expected = {"x": ((1, 3), None), "rate": ((), None)}
+    x = example((4, 3))
+    for rate, wanted in ((np.arange(4.0), [0.0, 1, 2, 3]), (np.float32(16), [16.0] * 4)):
+        found = fitted({"x": x, "rate": rate}, expected)
+        assert [(sample["rate"].shape, float(sample["rate"])) for sample in found] == [((), at) for at in wanted]
+    assert [float(sample["s"]) for sample in fitted(np.arange(3.0), {"s": ((), None)})] == [0.0, 1.0, 2.0]
+    with pytest.raises(ModelError, match="different numbers of samples: 4 of 'x', 3 of 'rate'"):
+        fitted({"x": x, "rate": np.zeros(3)}, expected)
+    with pytest.raises(ModelError, match=r"'rate' has shape \(4, 1\); it is one number a sample"):
+        fitted({"x": x, "rate": np.zeros((4, 1))}, expected)
+
+
 def test_a_folder_of_arrays_in_the_order_of_its_names(tmp_path: Path) -> None:
     many = example((4, 3, 4, 6))
     np.save(tmp_path / "b.npy", many[3])

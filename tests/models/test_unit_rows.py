@@ -146,3 +146,117 @@ def test_rows_of_a_softmax_that_a_layer_reads_too() -> None:
     assert len(set(made)) == len(made) and sum(name.endswith(".unit") for name in made) == 2
     for found, want in zip(execute.execute(rewritten, sample).values(), execute.execute(graph, sample).values()):
         np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_an_input_that_is_turned_stay_float_until_they_are_of_one_size() -> None:
+    """An input of quiet and loud rows, turned before a layer, as that of a recurrent layer with its batch first."""
+    graph = feed_forward("tanh")
+    values = {**graph.values, "x": Value("x", (ROWS, 1, WIDTH))}
+    nodes = (
+        Node("n", "permute", ("x",), "n", {"axes": (1, 0, 2)}),
+        *(node for node in graph.nodes[1:] if node.name != "y"),
+    )
+    nodes = tuple(dataclasses.replace(node, inputs=("narrow",)) if node.name == "z" else node for node in nodes)
+    graph = dataclasses.replace(graph, nodes=nodes, values=values)
+    assert [node.name for node in unit_rows(graph).nodes if node.output.endswith(".unit")] == ["wide", "narrow"]
+    given = [{"x": sample["x"].transpose(1, 0, 2) * 9} for sample in tokens(5.0)]
+    integer = quantize(graph, np.concatenate([sample["x"] for sample in given[:3]])).graph
+    turned = next(node for node in integer.nodes if node.op == "permute")
+    assert integer.values[turned.output].exponent is None
+    assert row_error(graph, np.concatenate([sample["x"] for sample in given[:3]]), given[3], True) < 0.05
+
+
+def test_rows_that_are_bounded_before_a_logarithm() -> None:
+    """As a spectrogram's: what bounds a layer's result from below is the host's, too, and so is a sum of squares."""
+    rng = np.random.default_rng(1)
+    values = {name: Value(name, (1, ROWS, WIDTH)) for name in ("x", "s", "t", "p")}
+    values |= {name: Value(name, (1, ROWS, 8)) for name in ("mel", "floor", "y")}
+    nodes = (
+        Node("s", "square", ("x",), "s"),
+        Node("t", "square", ("x",), "t"),
+        Node("p", "add", ("s", "t"), "p"),
+        Node("mel", "dense", ("p", "w"), "mel"),
+        Node("floor", "clip", ("mel",), "floor", {"low": 1e-9, "high": float("inf")}),
+        Node("y", "log", ("floor",), "y"),
+    )
+    weight = rng.uniform(0, 1, (8, WIDTH)).astype(np.float32)
+    graph = Graph("mel", ("x",), ("y",), nodes, values, {"w": weight}, output_names=("y",))
+    assert [node.name for node in unit_rows(graph).nodes if node.output.endswith(".unit")] == ["mel"]
+    given = tokens(5.0)
+    error = row_error(graph, np.concatenate([sample["x"] for sample in given[:3]]), given[3], True)
+    assert error < 0.02
+    assert row_error(graph, np.concatenate([sample["x"] for sample in given[:3]]), given[3], False) > 5 * error
+
+
+TAPS, WINDOWS = 16, 24
+
+
+def windows(stride: int = 8, pads: tuple[int, ...] = (0, 0, 0, 0), op: str = "square", tall: bool = False) -> Graph:
+    """Two convolutions of windows of one signal, and what float operators make of them: its power."""
+    rng = np.random.default_rng(2)
+    length = (WINDOWS - 1) * stride + TAPS - sum(pads)
+
+    def form(channels: int, size: int) -> tuple[int, int, int, int]:
+        return (1, channels, size, 1) if tall else (1, channels, 1, size)
+
+    attrs = {"strides": (stride, stride), "pads": pads, "dilation": (1, 1), "groups": 1}
+    values = {name: Value(name, form(4, WINDOWS)) for name in ("c", "s", "cc", "ss", "y")}
+    values |= {name: Value(name, form(1, length)) for name in ("x", "again")}
+    constants = {name: rng.standard_normal((4, *form(1, TAPS)[1:])).astype(np.float32) for name in ("v", "w")}
+    constants["b"] = rng.standard_normal(4).astype(np.float32) / 9
+    nodes = (
+        Node("c", "conv2d", ("x", "v", "b"), "c", attrs),
+        Node("again", "reshape", ("x",), "again"),
+        Node("s", "conv2d", ("again", "w"), "s", attrs),
+        Node("cc", op, ("c",), "cc"),
+        Node("ss", op, ("s",), "ss"),
+        Node("y", "subtract", ("cc", "ss"), "y"),
+    )
+    return Graph("windows", ("x",), ("y",), nodes, values, constants, output_names=("y",))
+
+
+def signals(graph: Graph) -> list[dict[str, Any]]:
+    """Loud at the start, quiet then."""
+    shape = graph.shape("x")
+    fading = np.geomspace(1, 1e-3, max(shape), dtype=np.float32).reshape(shape)
+    return [{"x": example(shape, seed) * fading} for seed in range(4)]
+
+
+@pytest.mark.parametrize("tall", [False, True])
+@pytest.mark.parametrize(("pads", "stride"), [((0, 0, 0, 0), 8), ((0, 0, 3, 5), 5), ((0, 0, 0, 0), 16), ((0,) * 4, 20)])
+def test_windows_of_a_signal_stay_what_they_are(pads: tuple[int, ...], stride: int, tall: bool) -> None:
+    graph = windows(stride, pads=(*pads[2:], *pads[:2]) if tall else pads, tall=tall)
+    rewritten = unit_rows(graph)
+    # Both share the windows, and nothing is left that nobody reads.
+    assert all(rewritten.users()[node.output] or node.output in rewritten.outputs for node in rewritten.nodes)
+    assert sum(node.op == "concat" for node in rewritten.nodes) == (TAPS > stride)
+    assert sum(node.output.endswith(".unit") for node in rewritten.nodes) == 2
+    for sample in signals(graph):
+        (found,), (want,) = (execute.execute(of, sample).values() for of in (rewritten, graph))
+        np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-6)
+
+
+def test_quiet_windows_survive() -> None:
+    graph = dataclasses.replace(windows(), outputs=("cc", "ss"), output_names=("cc", "ss"))
+    given = signals(graph)
+    calibration = np.concatenate([sample["x"] for sample in given[:3]])
+
+    def quiet(rows: bool) -> float:
+        integer = quantize(graph, calibration, steps=dataclasses.replace(ALL_STEPS, rows=rows)).graph
+        own, want = (list(execute.execute(of, given[3]).values())[1][..., -8:] for of in (integer, graph))
+        return float(np.linalg.norm(own - want) / np.linalg.norm(want))
+
+    assert quiet(True) < 0.05
+    assert quiet(False) > 0.3
+
+
+def test_windows_that_stay() -> None:
+    """Those that overlap a lot, and those whose result the VTA reads."""
+    graph = windows(stride=1)
+    assert unit_rows(graph) is graph
+    graph = windows()
+    size = {"size": (1, 2), "strides": (1, 2), "pads": (0,) * 4, "dilation": (1, 1)}
+    nodes = (graph.nodes[0], Node("cc", "relu", ("c",), "cc"), Node("y", "max_pool2d", ("cc",), "y", size))
+    values = {**graph.values, "y": Value("y", (1, 4, 1, WINDOWS // 2))}
+    graph = dataclasses.replace(graph, nodes=nodes, values=values)
+    assert unit_rows(graph) is graph

@@ -11,6 +11,7 @@ from graph_models import needs
 
 from oneshot_ml2.models.ir import Graph, Node, Value
 from oneshot_ml2.models.quantize.observe import observed
+from oneshot_ml2.models.quantize.steps import ALL_STEPS, NO_STEPS
 from oneshot_ml2.models.quantize.ways import Ways, best, clearly_less, jury_of
 
 needs("tvm")
@@ -38,7 +39,7 @@ class _Ways(Ways):
     def kinds(self, seen: Any) -> tuple[str, ...]:
         return tuple(self.factors)
 
-    def made(self, kind: str, seen: Any) -> Any:
+    def made(self, kind: str, seen: Any, fine: bool = False) -> Any:
         self.seen.append([float(array[0]) for array in seen.drawn["x"]])
         return _Made(doubled(self.factors[kind]))
 
@@ -47,14 +48,21 @@ def chosen(factors: dict[str, float], samples: int, macs: int = 0) -> tuple[str,
     given = [{"x": np.full((1, 4), 1.0 + index, np.float32)} for index in range(samples)]
     jury = jury_of(macs, samples)
     seen = observed(doubled(2.0), given, lambda text: None, {}, (), jury.places)
-    ways = _Ways(doubled(2.0), None, {}, None, False, factors)  # type: ignore[arg-type]
-    return best(ways, seen, given, jury), ways.seen
+    ways = _Ways(doubled(2.0), None, {}, NO_STEPS, False, factors)  # type: ignore[arg-type]
+    return best(ways, seen, given, jury)[0], ways.seen
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 4, 9, 40])
 def test_what_loses_clearly_less_is_taken(samples: int) -> None:
     assert chosen({"moved": 2.2, "scaled": 2.1, "plain": 2.21}, samples)[0] == "scaled"
     assert chosen({"moved": 2.2, "scaled": 2.199, "plain": 2.21}, samples)[0] == "moved"
+
+
+def test_what_is_not_finite_is_as_bad_as_can_be() -> None:
+    """As the logarithm of what int8 rounds to 0; on one sample, or on all."""
+    infinite = float("inf")
+    assert chosen({"moved": infinite, "scaled": 2.1, "plain": infinite}, 4)[0] == "scaled"
+    assert chosen({"moved": 2.1, "scaled": infinite, "plain": float("nan")}, 4)[0] == "moved"
 
 
 @pytest.mark.parametrize(("samples", "macs"), [(2, 0), (4, 0), (5, 0), (20, 0), (4, 10**10), (7, 10**9)])
@@ -85,3 +93,23 @@ def test_a_difference_has_to_be_more_than_chance() -> None:
     assert not clearly_less(those - 0.05, those)
     # Less on average, but not on each.
     assert not clearly_less(those + [0.5, -1.0, 0.4, -1.0], those)
+
+
+@dataclass(frozen=True)
+class _Fine(_Ways):
+    """Ways whose weights can be rounded twice as well, or half as well."""
+
+    better: float = 0.5
+
+    def made(self, kind: str, seen: Any, fine: bool = False) -> Any:
+        return _Made(doubled(2 + (self.factors[kind] - 2) * (self.better if fine else 1)))
+
+
+@pytest.mark.parametrize("better", [0.5, 2.0])
+def test_weights_are_rounded_so_if_that_loses_less(better: float) -> None:
+    given = [{"x": np.full((1, 4), 1.0 + index, np.float32)} for index in range(4)]
+    jury = jury_of(0, 4)
+    seen = observed(doubled(2.0), given, lambda text: None, {}, (), jury.places)
+    for steps, wanted in ((ALL_STEPS, better < 1), (NO_STEPS, False)):
+        ways = _Fine(doubled(2.0), None, {}, steps, False, {"moved": 2.2, "scaled": 2.1}, [], better)  # type: ignore[arg-type]
+        assert best(ways, seen, given, jury) == ("scaled", wanted)

@@ -115,7 +115,9 @@ class _Rewriting:
 
 
 # All operators that have to do with quantization.
-QUANTIZED = (*_FORMS, *_INTEGER, _QUANTIZE, _DEQUANTIZE, "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
+QUANTIZED = (
+    *_FORMS, *_INTEGER, _QUANTIZE, _DEQUANTIZE, "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM",
+)  # fmt: skip
 
 
 def is_quantized(model: Any) -> bool:
@@ -288,8 +290,26 @@ def _dynamic(work: _Rewriting, node: Any) -> None:
         work.add("MatMul", [data, work.constant(array, f"{output}.weight")], product, node.name)
         if bias:
             work.add("Add", [product, bias], output)
+    elif node.op_type == "DynamicQuantizeLSTM":
+        inputs += [""] * (12 - len(inputs))
+        real = [
+            work.constant(_of_lstm(work, *(inputs[at] for at in places)), f"{output}.{places[0]}")
+            for places in ((1, 8, 9), (2, 10, 11))
+        ]
+        floating = work.helper.make_node("LSTM", [inputs[0], *real, *inputs[3:8]], list(node.output), node.name)
+        floating.attribute.extend(node.attribute)
+        work.nodes.append(floating)
     else:
         work.nodes.append(node)
+
+
+def _of_lstm(work: _Rewriting, name: str, scale: str, zero: str) -> Array:
+    """A weight of an LSTM, float32 (directions, gates, inputs), of integers (directions, inputs, gates) with a scale
+    for each direction or for each of its gates' rows.
+    """
+    integers, scales, zeros = (work.array(tensor).astype(np.float32) for tensor in (name, scale, zero))
+    form = (len(integers), 1, -1)
+    return np.ascontiguousarray(((integers - zeros.reshape(form)) * scales.reshape(form)).swapaxes(1, 2))
 
 
 def _integers(work: _Rewriting, name: str, zero: str) -> Array:

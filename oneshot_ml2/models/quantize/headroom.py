@@ -78,10 +78,12 @@ def spans(
             value = _Value(folds, seen.folds[before], name in moved, moved.get(name) is not None)
             low, high = value.span()
             if len(value.folds) > 1:
-                places = np.unravel_index(drawn_places(graph.shape(name), seen.samples), graph.shape(name))
+                shape = graph.shape(name)
+                # A scalar has no axes to be unravelled along.
+                places = np.unravel_index(drawn_places(shape, seen.samples), shape) if shape else ()
                 drawn = seen.drawn[name]
                 if name in limits:
-                    ends = [np.broadcast_to(end, graph.shape(name))[places] for end in limits[name]]
+                    ends = [np.broadcast_to(end, shape)[places] for end in limits[name]]
                     drawn = [np.clip(values, *ends) for values in drawn]
                 chosen = value.judged(drawn, places, weights[channels.ids[name]])
                 low, high = value.widened(low, high, chosen, channels.bounds.get(name, np.inf))

@@ -17,6 +17,7 @@ from oneshot_ml2.models.ir import Graph, Node, Value
 from oneshot_ml2.models.ops.numeric import SUM_LIMIT, TOO_FINE, TOO_LARGE
 from oneshot_ml2.models.ops.registry import op_of
 from oneshot_ml2.models.partition import Composite
+from oneshot_ml2.models.quantize import rounding
 from oneshot_ml2.models.quantize.qdq import single
 from oneshot_ml2.models.quantize.sampling import drawn_values
 from oneshot_ml2.models.quantize.scales import (
@@ -31,6 +32,7 @@ from oneshot_ml2.models.quantize.scales import (
 from oneshot_ml2.workload.epilogue import LARGEST_BIAS_BITS, LARGEST_RESIDUAL_SHIFT, LARGEST_SHIFT, Epilogue
 
 if TYPE_CHECKING:
+    from oneshot_ml2.models.quantize.rounding import Halves
     from oneshot_ml2.models.quantize.sampling import Array
 
 # The bias_bits that the network was trained with; a smaller number would only leave its range.
@@ -47,14 +49,16 @@ class IntegerBuilder:
         half_even: exact ties go to the even neighbour.
         means: of values of the float graph by channel, each of the value's rank; their layers' biases take back what
             rounding the weights adds.
+        rows: by the names of weights, what these are multiplied by, see `rounding`.
     """
 
     def __init__(
         self, graph: Graph, exponents: Mapping[str, int], fixed: bool, half_even: bool,
         means: Mapping[str, NDArray[np.float64]] = MappingProxyType({}),
+        rows: Mapping[str, Halves] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self.graph, self.fixed, self.half_even = graph, fixed, half_even
-        self.means = means
+        self.means, self.rows = means, rows
         self.exponents = dict(exponents)
         self.nodes: list[Node] = []
         self.values: dict[str, Value] = {}
@@ -63,6 +67,7 @@ class IntegerBuilder:
         self.weights: dict[str, tuple[NDArray[np.int8], int]] = {}
         # By constant and exponent: layers that share a float weight share the integers.
         self.rounded: dict[tuple[str, int], NDArray[np.int8]] = {}
+        self.fitted: dict[tuple[int, int], NDArray[np.int8]] = {}
         self.changes: list[str] = []
         # QDQ layers whose weights are quantized anew.
         self.requantized: list[str] = []
@@ -206,9 +211,22 @@ class IntegerBuilder:
                     self.requantized.append(node.name)
             own = (node.inputs[1], exponent)
             if own not in self.rounded:
-                self.rounded[own] = int8(array, exponent)
+                self.rounded[own] = self.fine(node, exponent)
             self.weights[node.output] = (self.rounded[own], exponent)
         return self.weights[node.output]
+
+    def fine(self, node: Node, exponent: int) -> NDArray[np.int8]:
+        """A layer's weight in int8, by what it is multiplied by, where that is known."""
+        name, plain = node.inputs[1], int8(self.graph.constants[node.inputs[1]], exponent)
+        data = self.exponents.get(node.inputs[0])
+        if name not in self.rows or data is None:
+            return plain
+        # Equal weights have the very same rows.
+        own = (id(self.rows[name]), exponent)
+        if own not in self.fitted:
+            self.fitted[own] = rounding.rounded(node, self.graph.constants[name], exponent, self.rows[name])
+        found = self.fitted[own]
+        return found if self.largest_sum(node, found, data + exponent) <= SUM_LIMIT else plain
 
     def workable(self, node: Node, exponent: int) -> int:
         """The least exponent of a float layer's weight, from ``exponent`` on, that its epilogue and sums allow."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models import execute
-from oneshot_ml2.models.ir import Graph
+from oneshot_ml2.models.ir import Graph, Node
+from oneshot_ml2.models.quantize import rounding
 from oneshot_ml2.models.quantize.sampling import drawn_values
 from oneshot_ml2.models.quantize.scales import best_exponent, holding_exponent
 
@@ -101,7 +102,7 @@ class Observed:
     """``largest``: a value's largest magnitude in each sample; ``drawn``: some of its elements, of each sample;
     ``moments``: by channel, of values that have any; ``folds``: those of some of the samples each, sample n in part
     n % their number; ``first``: values of the first sample that are kept; ``outputs``: those of the graph, of some
-    samples by their places; ``samples``: how many were looked at.
+    samples by their places; ``samples``: how many were looked at; ``rows``: by layer and sample, see `rounding`.
     """
 
     largest: dict[str, list[float]] = field(default_factory=dict)
@@ -111,6 +112,7 @@ class Observed:
     first: dict[str, Array] = field(default_factory=dict)
     outputs: dict[int, list[Array]] = field(default_factory=dict)
     samples: int = 1
+    rows: dict[str, list[Array]] = field(default_factory=dict)
 
     def without(self, fold: int, number: int) -> Observed:
         """What all samples say but every ``number``th from ``fold`` on; ``number`` divides that of the parts, or is
@@ -122,7 +124,10 @@ class Observed:
 
         folds = kept(self.folds)
         moments = {name: together(parts) for name, parts in folds.items()}
-        return Observed(kept(self.largest), kept(self.drawn), moments, folds, self.first, self.outputs, self.samples)
+        return Observed(
+            kept(self.largest), kept(self.drawn), moments, folds, self.first, self.outputs, self.samples,
+            kept(self.rows),
+        )  # fmt: skip
 
     def means(self, way: Affine) -> dict[str, Array]:
         """The means of the values of a rewritten graph, by channel."""
@@ -146,7 +151,7 @@ class Observed:
 
 def observed(
     graph: Graph, samples: Sequence[Sample], tell: Callable[[str], None], ids: Mapping[str, Ids] | None = None,
-    kept: Collection[str] = (), places: Collection[int] = (),
+    kept: Collection[str] = (), places: Collection[int] = (), fine: bool = False,
 ) -> Observed:  # fmt: skip
     """Run a float graph on all samples.
 
@@ -155,11 +160,16 @@ def observed(
         ids: of which values moments are wanted, and along which axes they are apart, those not 1 long.
         kept: of which values the first sample's are.
         places: of which samples the outputs are kept.
+        fine: some of what layers read is kept, too, see `rounding`.
 
     Raises:
         ModelError: a value is not finite.
     """
     seen = Observed(samples=len(samples))
+    layers: dict[str, list[Node]] = {}
+    for node in graph.nodes if fine else ():
+        if rounding.is_fit(graph, node):
+            layers.setdefault(node.inputs[0], []).append(node)
     for index, sample in enumerate(samples):
         tell(f"quantize: sample {index + 1} of {len(samples)}")
 
@@ -168,6 +178,9 @@ def observed(
                 seen.first[name] = array
             if array.dtype == np.float32:
                 _add(seen, name, array, len(samples))
+                for node in layers.get(name, ()):
+                    rows = rounding.rows_of(graph, node, array, len(samples))
+                    seen.rows.setdefault(node.output, []).append(rows)
                 if ids is not None and name in ids:
                     parts, own = seen.folds.setdefault(name, []), _moments(array, ids[name])
                     if index < _FOLDS:

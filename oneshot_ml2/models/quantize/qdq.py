@@ -36,7 +36,9 @@ def calibrated(
     exponents: dict[str, int] = {}
     floats = only_floats_read(graph) if steps.floats else set()
     for name in graph.inputs:
-        if graph.values[name].limit is None and any(node.op in (*inside, "add") for node in users[name]):
+        # As what a float operator makes, it stays float where only such operators read it.
+        inner = any(node.op in (*inside, "add") for node in users[name])
+        if graph.values[name].limit is None and inner and name not in floats:
             exponents[name] = chosen[name]
     for node in graph.nodes:
         feeds_a_layer = any(user.op in heads for user in users[node.output]) or node.output in entries
@@ -76,15 +78,28 @@ def integer_ops() -> tuple[str, ...]:
 
 
 def only_floats_read(graph: Graph) -> set[str]:
-    """Values that no layer reads as they are: float operators do, or the model returns them."""
+    """Values that no layer reads as they are: float operators do, or the model returns them.
+
+    Of sums only those that a float operator reads, through moves or not: others may be a layer's epilogue.
+    """
     users, inside = graph.users(), integer_ops()
-    found: set[str] = set()
-    for node in reversed(graph.nodes):
-        readers = users[node.output]
-        inner = [user for user in readers if user.op in (*inside, "add")]
+    found, computed = set[str](), set[str]()
+    makers = graph.producers()
+    for name in reversed([*graph.inputs, *(node.output for node in graph.nodes)]):
+        readers = users[name]
+        # A constant that is no layer's bias is added in float32.
+        inner = [
+            user
+            for user in readers
+            if user.op in inside or (user.op == "add" and not any(name in graph.constants for name in user.inputs))
+        ]
+        moves = [user for user in inner if user.op in partition.MOVES]
+        if len(inner) < len(readers) or any(user.output in computed for user in moves):
+            computed.add(name)
+        sums = name in makers and makers[name].op == "add"
         if all(user.output in found and user.op not in partition.HEADS for user in inner):
-            if node.op != "add" or len(inner) < len(readers) or any(user.op in ("add", "concat") for user in inner):
-                found.add(node.output)
+            if not sums or name in computed or any(user.op in ("add", "concat") for user in inner):
+                found.add(name)
     return found
 
 

@@ -128,10 +128,11 @@ def _calibrated(
     # Layers whose residual is added apart get an int8 result, too.
     heads = (node.output for node in graph.nodes if node.op in partition.HEADS)
     jury = jury_of(sum(partition.node_macs(graph, node) for node in graph.nodes), len(given))
-    seen = observed(graph, given, tell, channels.ids, {*quantized, *heads, *graph.outputs}, jury.places)
+    seen = observed(graph, given, tell, channels.ids, {*quantized, *heads, *graph.outputs}, jury.places, steps.fine)
     ways = Ways(graph, channels, quantized, steps, half_even)
     tell("quantize: judging ways to do it")
-    made = ways.made(best(ways, seen, given, jury), seen)
+    kind, fine = best(ways, seen, given, jury)
+    made = ways.made(kind, seen, fine)
     measured = losses.samples_of(made.graph, given)
     references = _references(graph, None, measured, seen.first)
     return made, losses.measure(made.graph, measured, (_rewritten(made, reference) for reference in references))

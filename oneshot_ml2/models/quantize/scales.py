@@ -57,7 +57,8 @@ def covering_exponent(largest: float) -> int:
 
 def int8(array: Array, exponent: int) -> NDArray[np.int8]:
     # Exact in float32: the scale is a power of two, and what is clipped away may as well be infinite.
-    scaled = np.ldexp(array.astype(np.float32, copy=False), -exponent)
+    # Of a scalar, functions of numpy make no array unless they are told where to put it.
+    scaled = np.asarray(np.ldexp(array.astype(np.float32, copy=False), -exponent))
     np.clip(np.rint(scaled, out=scaled), LOW, HIGH, out=scaled)
     return scaled.astype(np.int8)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oneshot_ml2.models import execute
-from oneshot_ml2.models.quantize import biases
+from oneshot_ml2.models.quantize import biases, rounding
 from oneshot_ml2.models.quantize.alone import relative
 from oneshot_ml2.models.quantize.equalize import Equalized, equalized
 from oneshot_ml2.models.quantize.integer import IntegerBuilder
@@ -39,6 +39,8 @@ _HALVED = 8
 # Less error than this is none, as of a softmax that is certain; and by how much the logarithms of errors differ for no
 # reason, for one sample.
 _NOTHING, _CHANCE = 1e-3, 0.1
+# The error of what is not finite, as of the logarithm of what int8 rounds to 0.
+_LOST = 1e3
 # Means that are so many standard errors apart differ.
 _CLEARLY = 2.0
 
@@ -69,24 +71,28 @@ class Ways:
             return (PLAIN,)
         return (MOVED, SCALED, PLAIN) if self.steps.offsets else (SCALED, PLAIN)
 
-    def made(self, kind: str, seen: Observed) -> Tried:
-        """The graph quantized in one of the ways, by what samples say of it; nothing is moved that costs too much."""
+    def made(self, kind: str, seen: Observed, fine: bool = False) -> Tried:
+        """The graph quantized in one of the ways, by what samples say of it; nothing is moved that costs too much.
+
+        ``fine``: its weights are rounded by what they are multiplied by.
+        """
         still: frozenset[str] = frozenset()
         while True:
-            tried = self._built(kind, seen, still)
+            tried = self._built(kind, seen, still, fine)
             dear = biases.too_dear(tried.graph, tried.way, self.graph)
             if not dear:
                 return tried
             del tried
             still |= dear
 
-    def _built(self, kind: str, seen: Observed, still: frozenset[str]) -> Tried:
+    def _built(self, kind: str, seen: Observed, still: frozenset[str], fine: bool) -> Tried:
         way = Equalized(self.graph)
         if kind != PLAIN:
             way = equalized(self.graph, self.channels, seen, self.quantized, kind == MOVED, still)
         exponents = calibrated(way.graph, seen.exponents(way.graph, way.affine), self.steps, way.entries)
         means = seen.means(way.affine) if self.steps.bias else {}
-        builder = IntegerBuilder(way.graph, exponents, False, self.half_even, means)
+        rows = rounding.inputs_by_weight(way.graph, seen.rows, way.affine) if fine else {}
+        builder = IntegerBuilder(way.graph, exponents, False, self.half_even, means, rows)
         integer = builder.build()
         return Tried(integer, [*way.changes, *builder.changes], way)
 
@@ -118,33 +124,40 @@ def jury_of(macs: int, samples: int) -> Jury:
     return Jury(parts, {part: tuple(range(part, samples, parts))[:most] for part in range(min(parts, count))})
 
 
-def best(ways: Ways, seen: Observed, given: Sequence[Sample], jury: Jury) -> str:
-    """The way that loses least on samples that it was not made by, of ``given``.
+def best(ways: Ways, seen: Observed, given: Sequence[Sample], jury: Jury) -> tuple[str, bool]:
+    """The way that loses least on samples that it was not made by, of ``given``, and whether it loses less with weights
+    that are rounded by what they are multiplied by.
 
     ``seen.outputs`` holds what the float graph computes of those of ``jury``.
     """
+
+    def scores(kinds: Sequence[str], fine: bool = False) -> dict[str, NDArray[np.float64]]:
+        found: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for part, places in jury.parts.items():
+            known = seen.without(part, jury.number) if jury.number else seen
+            for kind in kinds:
+                graph = ways.made(kind, known, fine).graph
+                found[kind] += [score(graph, given[place], seen.outputs[place]) for place in places]
+                del graph
+        return {kind: np.array(of) for kind, of in found.items()}
+
     kinds = ways.kinds(seen)
-    if len(kinds) == 1:
-        return kinds[0]
-    scores: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for part, places in jury.parts.items():
-        known = seen.without(part, jury.number) if jury.number else seen
-        for kind in kinds:
-            graph = ways.made(kind, known).graph
-            scores[kind] += [score(graph, given[place], seen.outputs[place]) for place in places]
-            del graph
-    chosen = kinds[0]
+    chosen, fine = kinds[0], ways.steps.fine
+    if len(kinds) == 1 and not fine:
+        return chosen, False
+    plain = scores(kinds)
     for kind in kinds[1:]:
-        if clearly_less(np.array(scores[kind]), np.array(scores[chosen])):
+        if clearly_less(plain[kind], plain[chosen]):
             chosen = kind
-    return chosen
+    return chosen, fine and bool(scores([chosen], True)[chosen].mean() < plain[chosen].mean())
 
 
 def score(graph: Graph, sample: Sample, outputs: Sequence[Array]) -> float:
     """The error of an integer graph on a sample: the mean over its outputs of the logarithms of their errors."""
     found = execute.execute(graph, sample)
     errors = [relative(found[name], own) for name, own in zip(graph.outputs, outputs, strict=True)]
-    return float(np.mean([math.log(max(error, _NOTHING)) for error in errors]))
+    limited = [min(max(error, _NOTHING), _LOST) if math.isfinite(error) else _LOST for error in errors]
+    return float(np.mean(np.log(limited)))
 
 
 def clearly_less(these: NDArray[np.float64], those: NDArray[np.float64]) -> bool:
