@@ -114,3 +114,11 @@ def test_equal_weights_stay_equal() -> None:
     rows = {name: [rng.standard_normal((3, 1, 8)).astype(np.float32) for _ in range(2)] for name in "yz"}
     found = rounding.inputs_by_weight(graph, rows, Affine())
     assert found["v"] is found["w"] and [len(half) for half in found["v"]] == [6, 6]
+
+
+@pytest.mark.parametrize("value", [0.0, np.inf, np.nan])
+def test_inputs_that_say_nothing_leave_the_nearest(value: float) -> None:
+    weight = np.random.default_rng(3).standard_normal((OUTPUTS, TAPS)).astype(np.float32)
+    rows = np.full((8, 1, TAPS), value, np.float32)
+    own = rounding.rounded(layer(weight), weight, -5, (rows, rows))
+    assert np.array_equal(own, int8(weight, -5))

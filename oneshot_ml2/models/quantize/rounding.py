@@ -108,6 +108,8 @@ def rounded(node: Node, weight: NDArray[np.float32], exponent: int, rows: Halves
     parts = np.ldexp(weight.astype(np.float32), -exponent).reshape(groups, -1, taps)
     plain = np.clip(np.rint(parts), LOW, HIGH)
     grams = [_gram(half) for half in rows]
+    if not all(np.isfinite(gram).all() for gram in grams):
+        return plain.astype(np.int8).reshape(weight.shape)
     losses = {0.0: sum(_loss(parts - plain, gram) for gram in grams)}
     for damping in _DAMPINGS:
         made = [_compensated(parts, gram, damping) for gram in grams]
