@@ -116,6 +116,7 @@ def test_equal_weights_stay_equal() -> None:
     assert found["v"] is found["w"] and [len(half) for half in found["v"]] == [6, 6]
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("value", [0.0, np.inf, np.nan])
 def test_inputs_that_say_nothing_leave_the_nearest(value: float) -> None:
     weight = np.random.default_rng(3).standard_normal((OUTPUTS, TAPS)).astype(np.float32)
