@@ -30,6 +30,8 @@ Halves = tuple[Rows, Rows]
 _LARGEST, _KEPT = 1 << 27, 1 << 19
 # What is added to variances, as parts of their mean: more where the samples say less.
 _DAMPINGS = (0.01, 0.1, 1.0)
+# Weights of so many taps are rounded before all others take over what is lost.
+_TOGETHER = 32
 
 
 def is_fit(graph: Graph, node: Node) -> bool:
@@ -119,29 +121,35 @@ def rounded(node: Node, weight: NDArray[np.float32], exponent: int, rows: Halves
     return best.astype(np.int8).reshape(weight.shape)
 
 
-def _gram(rows: Rows) -> NDArray[np.float64]:
+def _gram(rows: Rows) -> NDArray[np.float32]:
     """(groups, taps, taps)."""
     along = rows.transpose(1, 2, 0)
-    return (along @ along.transpose(0, 2, 1)).astype(np.float64)
+    return along @ along.transpose(0, 2, 1)
 
 
-def _loss(apart: NDArray[np.float32], gram: NDArray[np.float64]) -> float:
-    return float(np.einsum("gok,gkl,gol->", apart, gram.astype(np.float32), apart, optimize=True))
+def _loss(apart: NDArray[np.float32], gram: NDArray[np.float32]) -> float:
+    return float(np.einsum("gok,gkl,gol->", apart, gram, apart, optimize=True))
 
 
-def _compensated(parts: NDArray[np.float32], gram: NDArray[np.float64], damping: float) -> NDArray[np.float32]:
+def _compensated(parts: NDArray[np.float32], gram: NDArray[np.float32], damping: float) -> NDArray[np.float32]:
     """Whole numbers for weights (groups, outputs, taps), in turn from the taps of the largest inputs on."""
     taps = parts.shape[2]
     power = np.diagonal(gram, axis1=1, axis2=2)
     order = np.argsort(-power.sum(0), kind="stable")
     damped = gram[:, order][:, :, order]
     damped[:, range(taps), range(taps)] += damping * power.mean(1, keepdims=True) + 1e-12
-    back = np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1).astype(np.float32)
-    left, whole = parts[:, :, order], np.empty_like(parts)
-    for tap in range(taps):
-        whole[:, :, tap] = np.clip(np.rint(left[:, :, tap]), LOW, HIGH)
-        lost = (left[:, :, tap] - whole[:, :, tap]) / back[:, None, tap, tap]
-        left[:, :, tap + 1 :] -= lost[:, :, None] * back[:, None, tap, tap + 1 :]
-    found = np.empty_like(whole)
-    found[:, :, order] = whole
+    back = np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1)
+    # A tap's weights lie together.
+    left = np.ascontiguousarray(parts[:, :, order].transpose(0, 2, 1))
+    whole = np.empty_like(left)
+    for begin in range(0, taps, _TOGETHER):
+        end = min(begin + _TOGETHER, taps)
+        lost = np.empty_like(left[:, begin:end])
+        for tap in range(begin, end):
+            whole[:, tap] = np.clip(np.rint(left[:, tap]), LOW, HIGH)
+            lost[:, tap - begin] = (left[:, tap] - whole[:, tap]) / back[:, tap, tap, None]
+            left[:, tap + 1 : end] -= back[:, tap, tap + 1 : end, None] * lost[:, tap - begin, None]
+        left[:, end:] -= back[:, begin:end, end:].transpose(0, 2, 1) @ lost
+    found = np.empty_like(parts)
+    found[:, :, order] = whole.transpose(0, 2, 1)
     return found
