@@ -1,8 +1,8 @@
 """Train the predictors that `oneshot-ml2 evaluate --peers` compares with:
 
-    python train/peers.py --corpus corpus/train corpus/operators corpus/more --out runs/peers
+    python train/peers.py --corpus corpus/equal --out runs/peers
 
-Needs the extra `peers`. About a quarter of an hour on two cores; every epoch is kept, and the same command goes on
+Needs the extra `peers`. About a quarter of an hour on two cores, but for One-Shot Tuner's network; every epoch is kept, and the same command goes on
 after a kill.
 """
 
