@@ -49,17 +49,31 @@ def unit_rows(graph: Graph) -> Graph:
     return _framed(graph, {node.output for node in graph.nodes if _is_framed(host, node)})
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What a graph is rewritten to, node by node."""
+
+    values: dict[str, Value]
+    constants: dict[str, Array]
+    nodes: list[Node]
+
+    @classmethod
+    def of(cls, graph: Graph) -> _Work:
+        return cls(dict(graph.values), dict(graph.constants), [])
+
+    def add(self, op: str, made: str, inputs: tuple[str, ...], shape: tuple[int, ...], **attrs: Any) -> str:
+        """See `Add`."""
+        self.values[made] = Value(made, shape)
+        self.nodes.append(Node(made, op, inputs, made, attrs))
+        return made
+
+
 def _rewritten(graph: Graph, chosen: Collection[str], sizes: Callable[..., str]) -> Graph:
     """The graph, of whose ``chosen`` layers and products each takes its rows over their ``sizes``."""
     if not chosen:
         return graph
-    values, constants, nodes = dict(graph.values), dict(graph.constants), list[Node]()
-
-    def add(op: str, made: str, inputs: tuple[str, ...], shape: tuple[int, ...], **attrs: Any) -> str:
-        values[made] = Value(made, shape)
-        nodes.append(Node(made, op, inputs, made, attrs))
-        return made
-
+    work = _Work.of(graph)
+    add, values, constants, nodes = work.add, work.values, work.constants, work.nodes
     # Layers that read the same rows share them.
     known = dict[str, tuple[str, str]]()
     for node in graph.nodes:
@@ -196,13 +210,8 @@ def _framed(graph: Graph, chosen: Collection[str]) -> Graph:
     """
     if not chosen:
         return graph
-    values, constants, nodes = dict(graph.values), dict(graph.constants), list[Node]()
-
-    def add(op: str, made: str, inputs: tuple[str, ...], shape: tuple[int, ...], **attrs: Any) -> str:
-        values[made] = Value(made, shape)
-        nodes.append(Node(made, op, inputs, made, attrs))
-        return made
-
+    work = _Work.of(graph)
+    add, values, constants, nodes = work.add, work.values, work.constants, work.nodes
     # Real and imaginary parts share their windows, whatever forms the signal is given for them.
     known, makers = dict[tuple[Any, ...], tuple[str, str]](), graph.producers()
     for node in graph.nodes:
