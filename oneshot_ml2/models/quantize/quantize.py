@@ -8,6 +8,7 @@ VTA can do carries a workload; sums that are no layer's (additions, averages, re
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import numpy as np
 from oneshot_ml2.common.errors import ModelError
 from oneshot_ml2.models import execute, partition, samples
 from oneshot_ml2.models.ir import Graph
-from oneshot_ml2.models.quantize import alone, losses
+from oneshot_ml2.models.quantize import alone, losses, recurrences
 from oneshot_ml2.models.quantize.alone import Hurt
 from oneshot_ml2.models.quantize.channels import channels_of
 from oneshot_ml2.models.quantize.integer import IntegerBuilder
@@ -28,7 +29,7 @@ from oneshot_ml2.models.quantize.qdq import calibrated, strip_qdq
 from oneshot_ml2.models.quantize.sampling import RANDOM_SAMPLES, random_samples
 from oneshot_ml2.models.quantize.steps import ALL_STEPS, Steps
 from oneshot_ml2.models.quantize.unit_rows import unit_rows
-from oneshot_ml2.models.quantize.ways import Tried, Ways, best, jury_of
+from oneshot_ml2.models.quantize.ways import Tried, Ways, best, jury_of, score
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.quantize.sampling import Array, Sample
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 # How rounding treats exact ties: up, by the VTA's shift alone, or to the even neighbour.
 ROUNDINGS = ("shift", "half_even")
+# The error from which recurrent layers are tried in float32.
+_TOO_MUCH = 0.05
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,42 @@ def quantize(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Best:
+    """A float graph quantized in the way that loses least; ``graph``: what was quantized; ``first``: what it computes
+    of the first sample; ``error``: relative, of samples that judge."""
+
+    made: Tried
+    graph: Graph
+    first: dict[str, Array]
+    error: float
+
+
 def _calibrated(
     graph: Graph, given: Sequence[Sample], half_even: bool, tell: Callable[[str], None], steps: Steps
 ) -> tuple[Tried, Comparison]:
-    """Quantize a float graph by what it computes of samples, in the way that loses least of it."""
+    """Quantize a float graph by what it computes of samples."""
+    found = _best(graph, given, half_even, tell, steps)
+    loops = recurrences.steps(graph) if steps.floats and found.error > _TOO_MUCH else frozenset()
+    if loops:
+        tell("quantize: steps of recurrent layers in float32")
+        other = _best(recurrences.in_float(graph, loops), given, half_even, tell, steps)
+        if other.error < found.error / 2:
+            note = (
+                f"{len(loops)} products of recurrent layers are the host's, in float32: in int8, step after step, the"
+                f" outputs would be {found.error:.0%} off, so {other.error:.1%}"
+            )
+            found = dataclasses.replace(
+                other, made=dataclasses.replace(other.made, changes=[*other.made.changes, note])
+            )
+    made = found.made
+    measured = losses.samples_of(made.graph, given)
+    references = _references(found.graph, None, measured, found.first)
+    return made, losses.measure(made.graph, measured, (_rewritten(made, reference) for reference in references))
+
+
+def _best(graph: Graph, given: Sequence[Sample], half_even: bool, tell: Callable[[str], None], steps: Steps) -> _Best:
+    """A float graph in the way that loses least of what it computes of samples."""
     graph = unit_rows(graph) if steps.rows else graph
     quantized = calibrated(graph, defaultdict(int), steps)
     channels = channels_of(graph, quantized)
@@ -133,9 +168,8 @@ def _calibrated(
     tell("quantize: judging ways to do it")
     kind, fine = best(ways, seen, given, jury)
     made = ways.made(kind, seen, fine)
-    measured = losses.samples_of(made.graph, given)
-    references = _references(graph, None, measured, seen.first)
-    return made, losses.measure(made.graph, measured, (_rewritten(made, reference) for reference in references))
+    scores = [score(made.graph, given[place], seen.outputs[place]) for place in sorted(jury.places)]
+    return _Best(made, graph, seen.first, math.exp(sum(scores) / len(scores)))
 
 
 def _rewritten(made: Tried, reference: Reference) -> Reference:
