@@ -25,7 +25,6 @@ from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full.geometry import geometry_of
 from oneshot_ml2.spaces.full.knobs import (
     ALL,
-    BIAS_ADD,
     BIAS_GEMM,
     HEAD_DOUBLING,
     INP_MODE,
@@ -36,6 +35,7 @@ from oneshot_ml2.spaces.full.knobs import (
 )
 from oneshot_ml2.spaces.full.tile_times import (
     LOAD,
+    bias_add,
     bias_time,
     in_chunks,
     input_loads,
@@ -105,7 +105,8 @@ class _Biased(NamedTuple):
 class _Windows(NamedTuple):
     """How long compute is busy while a group may load, at a tile's start and within it: by the queue, by the rings of
     streamed operands, and, where a tile loads a set of its own, by the set before; float64. ``second``: that of a
-    tile's second group, by both. ``single``, ``single_set``: a streamed operand, a set has one buffer."""
+    tile's second group, by both. ``residual``: that of a tile's residual. ``single``, ``single_set``: a streamed
+    operand, a set has one buffer."""
 
     queue_start: float
     queue_within: float
@@ -113,18 +114,21 @@ class _Windows(NamedTuple):
     ring_start: float
     ring_within: float
     refill: float
+    residual: float
     single: bool
     single_set: bool
 
 
 class _Waited(NamedTuple):
-    """Of all groups: cycles of loading; LOADs of inputs, of weights and others; how long compute waits; float64."""
+    """Of all groups: cycles of loading; LOADs of inputs, of weights and others; how long compute waits; how much longer
+    than it tiles are stored, one while the next one is computed; float64."""
 
     loading: float
     inp_insns: float
     wgt_insns: float
     others: float
     waits: float
+    stored: float
 
 
 def waits_of(waits: NDArray[np.float64]) -> NDArray[Any]:
@@ -174,7 +178,7 @@ def _windows(nest, schedule, tile, fetch, inner, read):  # type: ignore[no-untyp
     )
     if single:
         second = queue_within
-        ring_start, ring_within = last + (1.0 - read) * tile.step, (1.0 - read) * tile.step
+        ring_start, ring_within = last - tile.held + (1.0 - read) * tile.step, (1.0 - read) * tile.step
     refill = _EVER
     if inp_mode == SET or (wgt_mode == SET and not pool):
         refill = inner * (tile.chunks * tile.step + last)
@@ -183,8 +187,12 @@ def _windows(nest, schedule, tile, fetch, inner, read):  # type: ignore[no-untyp
     )
     if single_set:
         # A chunk is loaded when that of the tile before has been read.
-        refill = (tile.chunks - 1.0) * tile.step + last
-    return _Windows(queue_start, queue_within, second, ring_start, ring_within, refill, single, single_set)
+        refill = (tile.chunks - 1.0) * tile.step + last - (tile.chunks < 2.0) * tile.held
+    # It takes turns in the buffers of inputs, whatever these do.
+    residual = tile.chunks * tile.step + last
+    if schedule.inp_buffers == 1:
+        residual -= tile.step + tile.held
+    return _Windows(queue_start, queue_within, second, ring_start, ring_within, refill, residual, single, single_set)
 
 
 @part()
@@ -215,27 +223,27 @@ def _group(nest, inputs, weights, loads_inp, loads_wgt, narrow):  # type: ignore
 
 
 @part()
-def _bias_latency(nest, tile, group, other):  # type: ignore[no-untyped-def]
-    """How long the LOADs of a tile's biases wait for their data; ``other``: what compute does before them since the
-    last step, which is when the group may begin.
+def _bias_latency(nest, tile, group, loads, data, other):  # type: ignore[no-untyped-def]
+    """How long the LOADs of a tile's biases wait for their data; ``loads``, ``data``: how many others there are, cycles
+    of the data of one; ``other``: what compute does before the biases since the group may begin.
 
     The first waits as long as what is in flight by then; a further one, as long as there are LOADs left, for the data
     of the next that found the biases' bursts in the queue.
     """
-    alone, each = nest.latency + LOAD, group.data / group.insns
-    before = np.floor((max(other, 0.0) + group.burst + LOAD) / (alone + each))
-    if before >= group.insns:
+    alone = nest.latency + LOAD
+    before = np.floor((max(other, 0.0) + group.burst + LOAD) / (alone + data))
+    if before >= loads:
         return tile.biases * alone
-    left = group.insns - before - 1.0
+    left = loads - before - 1.0
     # While another LOAD has bursts to send, those of biases wait: at most 15 are in the queue when it ends.
     ends = max(np.ceil(tile.bias_bursts / (TAGS - 1.0)), 1.0)
     more = min(ends - 1.0, left)
-    first = (before + 1.0) * (alone + each) - other + more * each
-    if tile.biases * ends <= group.insns:
+    first = (before + 1.0) * (alone + data) - other + more * data
+    if tile.biases * ends <= loads:
         # Where it waits longer than compute is busy, it is LOADs that tiles wait for; unless biases do not keep up.
         first = min(first, max(alone, tile.chunks * tile.step + other))
     behind = min(tile.biases - 1.0, left - more) if tile.bias_bursts > 0.0 and group.is_waiting else 0.0
-    return first + behind * each + (tile.biases - 1.0 - behind) * alone
+    return first + behind * data + (tile.biases - 1.0 - behind) * alone
 
 
 @part()
@@ -250,7 +258,10 @@ def _biased(nest, tile, windows, group, each, refills):  # type: ignore[no-untyp
     linked = tile.biases * np.ceil(tile.bias_bursts / (TAGS - 1.0))
     early, filled = 0.0, False
     if each:
-        early = tile.biases * alone - _bias_latency(nest, tile, group, other)
+        # With two buffers the group may begin when the last step does.
+        since = other - tile.held if windows.single or (refills and windows.single_set) else other + tile.step
+        data = (group.data + one * (tile.residual - tile.residual_insns * alone)) / loads
+        early = tile.biases * alone - _bias_latency(nest, tile, group, loads, data, since)
         room = tile.end_insns + tile.chunks * tile.gemms <= nest.queue
         if one and room and not (windows.single or (refills and windows.single_set) or group.is_dry):
             busy = tile.step + other + (tile.biases - 1.0) * (group.data / group.insns + tile.bias_data)
@@ -269,6 +280,10 @@ def _tile_waits(nest, tile, windows, group, streams, refills, each):  # type: ig
     if biased.filled:
         both = group.data + tile.biases * tile.bias_data + tile.residual
         return both - tile.residual_insns * (nest.latency + LOAD) - tile.step - last
+    if group.insns == 0.0:
+        # Only a residual, which its own buffers and the queue hold up.
+        window = min(windows.residual, windows.queue_start + (tile.chunks - 1.0) * windows.queue_within)
+        return max(0.0, tile.residual - window)
     first = group.cycles + one * tile.residual
     if tile.biases > 0.0 and group.insns > 0.0:
         # One port carries both.
@@ -324,6 +339,14 @@ def _first_waits(nest, schedule, tile, windows, inputs, weights, tapered, always
 
 
 @part()
+def _stored(schedule, tile, waits):  # type: ignore[no-untyped-def]
+    """How much longer a tile is stored than the next one, which ``waits``, is computed, if it has a second buffer."""
+    if schedule.acc_buffers == 1:
+        return 0.0
+    return max(tile.stores - (tile.chunks * tile.step + tile.end + tile.exposed + waits), 0.0)
+
+
+@part()
 def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, parts, co_tiles, sp_tiles):  # type: ignore[no-untyped-def]
     """The `_Waited` of all tiles: of the very first one, of those that load one operand or both, and of others;
     ``whole_inp``, ``whole_wgt``: `Loads` of a chunk of tiles that are not reduced as the head says; ``read``: see
@@ -350,6 +373,7 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
     loading += (inputs.cycles + weights.cycles) * steps + tile.residual
     inp_insns, wgt_insns = inputs.insns * steps, weights.insns * steps
     others += tile.residual_insns
+    stored = 0.0
     for kind in range(4):
         outer_first, inner_first = kind < 2, kind % 2 == 0
         many = float(outer_firsts if outer_first else outer - outer_firsts)
@@ -367,6 +391,7 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
         inputs, weights = smaller(nest, whole_inp, share), smaller(nest, whole_wgt, share)
         group = _group(nest, inputs, weights, loads_inp, loads_wgt, narrow)
         if group.cycles + tile.residual <= 0.0:
+            stored += many * _stored(schedule, tile, 0.0)
             continue
         loading += many * (tile.chunks * group.cycles + tile.residual)
         inp_insns += many * tile.chunks * loads_inp * inputs.insns
@@ -374,27 +399,40 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
         others += many * tile.residual_insns
         windows = _windows(nest, schedule, tile, fetch, inner / inner_firsts, read)
         streams, each = always or outer_first, inner == inner_firsts
-        waits += many * _tile_waits(nest, tile, windows, group, streams, inner_first, each)
-    return _Waited(loading, inp_insns, wgt_insns, others, waits)
+        waited = _tile_waits(nest, tile, windows, group, streams, inner_first, each)
+        waits += many * waited
+        stored += many * _stored(schedule, tile, waited)
+    return _Waited(loading, inp_insns, wgt_insns, others, waits, stored)
 
 
 @part()
 def _opening(nest, schedule, geometry, reduction, tile, fetch, uops, start, more):  # type: ignore[no-untyped-def]
     """Cycles from the first instruction until compute has the first operands; ``start``: of compute before them;
     ``more``: whether there are more instructions than a chunk."""
+    alone = nest.latency + LOAD
     channels = min(schedule.tile_co, nest.co) if nest.depthwise else reduction.first_chunk
     beats = geometry.loaded_first * channels * nest.inp_bytes / nest.bus
     insns = 1.0 if geometry.compact_first else float(channels)
+    uop_beats, added = uops * 4.0 / nest.bus, bias_add(nest, schedule)
+    # What compute loads behind its micro-ops, and whether its bursts are in the memory's queue when a LOAD ends.
+    behind, ends, behind_beats = tile.biases, np.ceil(tile.bias_bursts / (TAGS - 1.0)), tile.bias_beats
+    if added > 0.0:
+        bursts = np.ceil(added / nest.burst)
+        behind, behind_beats = 1.0, added
+        ends = np.ceil(bursts / (TAGS - 1.0)) * is_waiting(added, bursts)
+    linked = behind * ends * (beats / insns >= LOAD)
     # What is fetched meanwhile keeps the memory's queue from running empty.
-    others = (uops * 4.0 + 16.0 * fetch.insns * more) / nest.bus
-    loads = insns * (nest.latency + LOAD) + beats - nest.latency * min(insns, others / (beats / insns + LOAD))
+    others = (uop_beats * nest.bus + 16.0 * fetch.insns * more) / nest.bus
+    spared = min(insns, linked + others / (beats / insns + LOAD))
     weights = 0.0 if nest.pool else float(reduction.part * reduction.first_chunk * nest.kh * nest.kw)
     weights = weights * nest.wgt_bytes / nest.bus
-    loads += nest.latency + LOAD + weights
-    port = nest.latency + LOAD + uops * 4.0 / nest.bus + tile.bias_beats + beats + weights
-    own = nest.latency + LOAD + uops * 4.0 / nest.bus + start + bias_time(nest, tile)
-    if nest.bias and schedule.bias == BIAS_ADD:
-        own += nest.latency + LOAD
+    loads = insns * alone + beats - nest.latency * spared + alone + weights
+    port = alone + uop_beats + behind_beats + beats + weights
+    own = alone + uop_beats + start + bias_time(nest, tile) + added
+    if added > 0.0:
+        own += alone
+    if linked > 0.0:
+        own -= nest.latency * min(behind, 1.0 + spared)
     return max(loads, max(own, port))
 
 
@@ -433,7 +471,7 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     busy = gemm + 8.0 + tile.end * tiles
     exposed = tile.exposed * (tiles - 1)
     beats = loads.inp_beats + loads.wgt_beats + tile.bias_beats * tiles
-    middle = max(busy - before + waited.waits + exposed, max(tiles * tile.stores, beats - opening))
+    middle = max(busy - before + waited.waits + exposed + waited.stored, beats - opening)
     # A program may be shorter than a chunk.
     first = fetch.cycles - fetch.beats * max(1.0 - insns / fetch.insns, 0.0)
     guess = first + opening + middle + store_cycles(nest, drain.last, 1) + 3.0
@@ -455,7 +493,7 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     # Biases that are there earlier are less of compute's time.
     row.computing, row.loading = max(busy + min(waited.waits, 0.0), 0.0), waited.loading
     row.storing, row.fetching = tiles * tile.stores, chunks * fetch.cycles
-    row.opening, row.load_waits, row.store_waits = opening, max(waited.waits, 0.0), exposed
+    row.opening, row.load_waits, row.store_waits = opening, max(waited.waits, 0.0), exposed + waited.stored
 
 
 @njit(cache=True, nogil=True)
