@@ -87,6 +87,15 @@ def is_waiting(beats, bursts):  # type: ignore[no-untyped-def]
 
 
 @part()
+def links(beats, bursts):  # type: ignore[no-untyped-def]
+    """How many LOADs find bursts of this one in the memory's queue: at most 15 are there when one of them ends, and what
+    is left behind a LOAD must last until the next one asks."""
+    if bursts == 0.0 or not is_waiting(beats, bursts):
+        return 0.0
+    return 1.0 + max(np.floor((bursts - 1.0 - (LOAD - 1.0) * bursts / beats) / (TAGS - 1.0)), 0.0)
+
+
+@part()
 def _loads_of_rows(nest, insns, rows, beats):  # type: ignore[no-untyped-def]
     """`Loads` of so many instructions, rows and beats in all."""
     rows = max(rows, insns)

@@ -40,6 +40,7 @@ from oneshot_ml2.spaces.full.tile_times import (
     in_chunks,
     input_loads,
     is_waiting,
+    links,
     singles,
     smaller,
     tile_of,
@@ -254,12 +255,14 @@ def _biased(nest, tile, windows, group, each, refills):  # type: ignore[no-untyp
     alone, one = nest.latency + LOAD, tile.chunks < 2.0
     loads = group.insns + one * tile.residual_insns
     other = tile.end + tile.exposed - bias_time(nest, tile)
-    # While biases wait, as all others come first, 15 of their bursts are in the queue when another LOAD ends.
-    linked = tile.biases * np.ceil(tile.bias_bursts / (TAGS - 1.0))
+    # While biases wait, as all others come first, their bursts are in the queue when another LOAD ends.
+    linked = tile.biases * links(tile.bias_beats / tile.biases, tile.bias_bursts)
     early, filled = 0.0, False
     if each:
         # With two buffers the group may begin when the last step does.
-        since = other - tile.held if windows.single or (refills and windows.single_set) else other + tile.step
+        since = other - tile.held
+        if not (windows.single or (refills and windows.single_set)):
+            since = other + tile.step + tile.biases * tile.bias_data
         data = (group.data + one * (tile.residual - tile.residual_insns * alone)) / loads
         early = tile.biases * alone - _bias_latency(nest, tile, group, loads, data, since)
         room = tile.end_insns + tile.chunks * tile.gemms <= nest.queue
@@ -415,12 +418,11 @@ def _opening(nest, schedule, geometry, reduction, tile, fetch, uops, start, more
     insns = 1.0 if geometry.compact_first else float(channels)
     uop_beats, added = uops * 4.0 / nest.bus, bias_add(nest, schedule)
     # What compute loads behind its micro-ops, and whether its bursts are in the memory's queue when a LOAD ends.
-    behind, ends, behind_beats = tile.biases, np.ceil(tile.bias_bursts / (TAGS - 1.0)), tile.bias_beats
+    behind, behind_beats = tile.biases, tile.bias_beats
+    bursts = tile.bias_bursts
     if added > 0.0:
-        bursts = np.ceil(added / nest.burst)
-        behind, behind_beats = 1.0, added
-        ends = np.ceil(bursts / (TAGS - 1.0)) * is_waiting(added, bursts)
-    linked = behind * ends * (beats / insns >= LOAD)
+        behind, behind_beats, bursts = 1.0, added, np.ceil(added / nest.burst)
+    linked = behind * links(behind_beats / max(behind, 1.0), bursts) * (beats / insns >= LOAD)
     # What is fetched meanwhile keeps the memory's queue from running empty.
     others = (uop_beats * nest.bus + 16.0 * fetch.insns * more) / nest.bus
     spared = min(insns, linked + others / (beats / insns + LOAD))
