@@ -65,18 +65,19 @@ WAITS = (
     "fetch_waits",
 )
 _ROW = np.dtype([(name, np.float64) for name in WAITS])
-# Cycles of a chunk of instructions that comes without a latency.
-_CHUNK = 14.0
 # Longer than all windows.
 _EVER = 1e18
 
 
 class _Fetch(NamedTuple):
-    """Instructions of a chunk, its beats, and cycles from the command until all are there; float64."""
+    """Instructions of a chunk, its beats, and cycles from the command until all are there; ``every``: cycles from one
+    command to the next when no queue is full, ``own`` of these when the memory is busy; float64."""
 
     insns: float
     beats: float
     cycles: float
+    every: float
+    own: float
 
 
 class _Group(NamedTuple):
@@ -142,9 +143,12 @@ def _fetch(nest):  # type: ignore[no-untyped-def]
     """The `_Fetch` of an accelerator."""
     if nest.bus > 8:
         beats = np.ceil(16.0 * nest.burst / nest.bus)
-        return _Fetch(float(nest.burst), beats, nest.latency + 8.0 + beats)
+        # The next one is asked for when all have gone through a pipe of two.
+        own = nest.burst + beats + 8.0
+        return _Fetch(float(nest.burst), beats, nest.latency + 8.0 + beats, nest.latency + own, own)
     insns = float(max(nest.burst // 2, 1))
-    return _Fetch(insns, 2.0 * insns, nest.latency + 6.0 + 2.0 * insns)
+    own = 3.0 * insns + 5.0
+    return _Fetch(insns, 2.0 * insns, nest.latency + 6.0 + 2.0 * insns, nest.latency + own, own)
 
 
 @part()
@@ -439,6 +443,15 @@ def _opening(nest, schedule, geometry, reduction, tile, fetch, uops, start, more
 
 
 @part()
+def _free(nest, fetch, beats, rows):  # type: ignore[no-untyped-def]
+    """Chunks of instructions that come while the ``beats`` of a LOAD do, each behind its bursts that are in the memory's
+    queue: at most 15."""
+    row = max(beats / max(rows, 1.0), 1.0)
+    queued = min((TAGS - 1.0) * row / np.ceil(row / nest.burst), 0.5 * beats)
+    return beats / (fetch.own + queued)
+
+
+@part()
 def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     """Fill in the waits of one schedule, a `_ROW`; ``uops``: its micro-ops."""
     co_tiles, sp_tiles = channel_tiles(nest, schedule), nest.nb * geometry.tiles
@@ -480,14 +493,21 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
 
     # As many instructions as the queues hold are ahead of what is executed.
     room = nest.queue * insns / max(computes, max(loadings, stores))
-    late = max(0.0, fetch.cycles - min(fetch.insns, room) * guess / insns)
-    # While data stream in, chunks come without a latency, until the queues are full.
-    each, most = _CHUNK + fetch.beats, room / fetch.insns
+    # While data stream in, chunks come without a latency, behind the bursts that are in the memory's queue, until the
+    # queues are full.
     groups = max(waited.inp_insns / max(inputs.insns, 1e-9), max(waited.wgt_insns, 1.0))
-    data = waited.inp_insns * inputs.beats + waited.wgt_insns * weights.beats + tiles * tile.bias_beats
-    free = groups * min(data / groups / each, most)
+    free = waited.inp_insns * _free(nest, fetch, inputs.beats, inputs.rows)
+    free += waited.wgt_insns * _free(nest, fetch, weights.beats, weights.rows)
+    if tile.biases > 0.0:
+        rows = tile.bias_beats / max(nest.acc_bytes // nest.bus, 1)
+        if nest.minor:
+            rows /= min(schedule.tile_co, nest.co)
+        free += tiles * tile.biases * _free(nest, fetch, tile.bias_beats / tile.biases, rows / tile.biases)
+    free = min(free, groups * room / fetch.insns)
     chunks = np.ceil(insns / fetch.insns)
-    row.fetch_waits = max(chunks - 1.0 - free, 0.0) * late
+    paid = max(chunks - 1.0 - free, 0.0)
+    late = max(0.0, fetch.every - min(insns / max(paid, 1.0), room) * guess / insns)
+    row.fetch_waits = paid * late
     # Those of one beat empty the memory's queue.
     drained = groups * np.floor(min(free, chunks - 1.0) / groups * singles(nest, fetch.beats) / TAGS)
     row.fetch_waits += drained * max(nest.latency + 2.0 - TAGS, 0.0)
