@@ -163,7 +163,7 @@ def _biases(nest, schedule, area):  # type: ignore[no-untyped-def]
     rows, data = area / insns / (tco if nest.minor else 1), area * beats / insns
     # What the rows take, which may be of one beat and drain the memory's queue, in place of what `totals` counts.
     own, dry = _stream(nest, rows, data)
-    cycles = insns * (nest.latency + 1.0 + own) - area * (beats if nest.minor else max(beats, 2))
+    cycles = insns * (nest.latency + LOAD + own) - 6.0 - area * (beats if nest.minor else max(beats, 2))
     bursts = rows * np.ceil(data / rows / nest.burst)
     if dry > 0.0 or not is_waiting(data, bursts):
         bursts = 0.0
@@ -221,7 +221,7 @@ def bias_add(nest, schedule):  # type: ignore[no-untyped-def]
 @part()
 def bias_time(nest, tile):  # type: ignore[no-untyped-def]
     """Cycles of the LOADs of a tile's biases, each with a latency of its own."""
-    return tile.biases * (nest.latency + 1.0 + tile.bias_data)
+    return tile.biases * (nest.latency + LOAD + tile.bias_data)
 
 
 @part()

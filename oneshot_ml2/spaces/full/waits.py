@@ -236,7 +236,7 @@ def _bias_latency(nest, tile, group, loads, data, other):  # type: ignore[no-unt
     of the next that found the biases' bursts in the queue.
     """
     alone = nest.latency + LOAD
-    before = np.floor((max(other, 0.0) + group.burst + LOAD) / (alone + data))
+    before = np.floor((max(other, 0.0) + group.burst + LOAD - 2.0) / (alone + data))
     if before >= loads:
         return tile.biases * alone
     left = loads - before - 1.0
@@ -281,16 +281,16 @@ def _biased(nest, tile, windows, group, each, refills):  # type: ignore[no-untyp
 def _tile_waits(nest, tile, windows, group, streams, refills, each):  # type: ignore[no-untyped-def]
     """How long compute waits in a tile for a `_Group` for each step; ``streams``: the tiles before it load, too;
     ``refills``: it loads a set of its own, ``each``: as every tile does. Below 0 where biases are there earlier than
-    `Tile` says."""
+    `Tile` says. And whether LOADs and biases keep the memory's queue filled."""
     last, one = tile.end + tile.exposed, tile.chunks < 2.0
     biased = _biased(nest, tile, windows, group, streams or each, refills)
     if biased.filled:
         both = group.data + tile.biases * tile.bias_data + tile.residual
-        return both - tile.residual_insns * (nest.latency + LOAD) - tile.step - last
+        return both - tile.residual_insns * (nest.latency + LOAD) - tile.step - last, True
     if group.insns == 0.0:
         # Only a residual, which its own buffers and the queue hold up.
         window = min(windows.residual, windows.queue_start + (tile.chunks - 1.0) * windows.queue_within)
-        return max(0.0, tile.residual - window)
+        return max(0.0, tile.residual - window), False
     first = group.cycles + one * tile.residual
     if tile.biases > 0.0 and group.insns > 0.0:
         # One port carries both.
@@ -301,19 +301,22 @@ def _tile_waits(nest, tile, windows, group, streams, refills, each):  # type: ig
         start, within = min(start, windows.ring_start), min(within, windows.ring_within)
     if refills:
         start, within = min(start, windows.refill), min(within, windows.refill)
+    if one and tile.residual_insns > 0.0:
+        # A group begins when all that it overwrites has been read.
+        start = min(start, windows.residual)
     rest, slack = tile.chunks - 1.0, first - (start - biased.early)
     waits = max(0.0, slack)
     if one:
-        return waits - biased.early
+        return waits - biased.early, False
     if not streams and group.cycles > 0.0:
-        return max(waits, slack + rest * (group.cycles - tile.step) + tile.residual) - biased.early
+        return max(waits, slack + rest * (group.cycles - tile.step) + tile.residual) - biased.early, False
     # The second group may begin when the tile before has been read, if the first is there.
     second = group.cycles - max(biased.linked - group.insns, 0.0) * nest.latency + (rest == 1.0) * tile.residual
     ahead = max(windows.second - biased.early - tile.step, 0.0) if streams and not windows.single else 0.0
     waits += max(0.0, max(slack, -ahead) + second - waits - (tile.step if ahead > 0.0 else within))
     if rest > 1.0:
         waits += (rest - 2.0) * max(0.0, group.cycles - within) + max(0.0, group.cycles + tile.residual - within)
-    return waits - biased.early
+    return waits - biased.early, False
 
 
 @part()
@@ -346,14 +349,6 @@ def _first_waits(nest, schedule, tile, windows, inputs, weights, tapered, always
 
 
 @part()
-def _stored(schedule, tile, waits):  # type: ignore[no-untyped-def]
-    """How much longer a tile is stored than the next one, which ``waits``, is computed, if it has a second buffer."""
-    if schedule.acc_buffers == 1:
-        return 0.0
-    return max(tile.stores - (tile.chunks * tile.step + tile.end + tile.exposed + waits), 0.0)
-
-
-@part()
 def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, parts, co_tiles, sp_tiles):  # type: ignore[no-untyped-def]
     """The `_Waited` of all tiles: of the very first one, of those that load one operand or both, and of others;
     ``whole_inp``, ``whole_wgt``: `Loads` of a chunk of tiles that are not reduced as the head says; ``read``: see
@@ -380,7 +375,7 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
     loading += (inputs.cycles + weights.cycles) * steps + tile.residual
     inp_insns, wgt_insns = inputs.insns * steps, weights.insns * steps
     others += tile.residual_insns
-    stored = 0.0
+    stored, spent, kept = 0.0, 0.0, tile.stores * (schedule.acc_buffers > 1)
     for kind in range(4):
         outer_first, inner_first = kind < 2, kind % 2 == 0
         many = float(outer_firsts if outer_first else outer - outer_firsts)
@@ -397,8 +392,8 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
         share = whole / tile.chunks
         inputs, weights = smaller(nest, whole_inp, share), smaller(nest, whole_wgt, share)
         group = _group(nest, inputs, weights, loads_inp, loads_wgt, narrow)
+        spent += many * (kept - tile.chunks * tile.step - tile.end - tile.exposed)
         if group.cycles + tile.residual <= 0.0:
-            stored += many * _stored(schedule, tile, 0.0)
             continue
         loading += many * (tile.chunks * group.cycles + tile.residual)
         inp_insns += many * tile.chunks * loads_inp * inputs.insns
@@ -406,16 +401,22 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
         others += many * tile.residual_insns
         windows = _windows(nest, schedule, tile, fetch, inner / inner_firsts, read)
         streams, each = always or outer_first, inner == inner_firsts
-        waited = _tile_waits(nest, tile, windows, group, streams, inner_first, each)
-        waits += many * waited
-        stored += many * _stored(schedule, tile, waited)
+        waited, filled = _tile_waits(nest, tile, windows, group, streams, inner_first, each)
+        # Whatever empties the memory's queue, it is filled anew at the price of a latency.
+        again = (1.0 if not windows.single_set else float(inner_firsts) * many / max(inner - inner_firsts, 1)) * filled
+        waits += many * waited + again * nest.latency
+        spent -= many * waited + again * nest.latency
+        if kind == 1:
+            # What is stored is one tile behind, so that long and short ones take turns.
+            stored, spent = max(spent, 0.0), 0.0
+    stored += max(spent, 0.0)
     return _Waited(loading, inp_insns, wgt_insns, others, waits, stored)
 
 
 @part()
 def _opening(nest, schedule, geometry, reduction, tile, fetch, uops, start, more):  # type: ignore[no-untyped-def]
-    """Cycles from the first instruction until compute has the first operands; ``start``: of compute before them;
-    ``more``: whether there are more instructions than a chunk."""
+    """Cycles from the first instruction until compute has the first operands, and how many more LOADs pay no latency, as
+    biases wait in the memory's queue; ``start``: of compute before them; ``more``: instructions beyond a chunk."""
     alone = nest.latency + LOAD
     channels = min(schedule.tile_co, nest.co) if nest.depthwise else reduction.first_chunk
     beats = geometry.loaded_first * channels * nest.inp_bytes / nest.bus
@@ -427,9 +428,13 @@ def _opening(nest, schedule, geometry, reduction, tile, fetch, uops, start, more
     if added > 0.0:
         behind, behind_beats, bursts = 1.0, added, np.ceil(added / nest.burst)
     linked = behind * links(behind_beats / max(behind, 1.0), bursts) * (beats / insns >= LOAD)
-    # What is fetched meanwhile keeps the memory's queue from running empty.
-    others = (uop_beats * nest.bus + 16.0 * fetch.insns * more) / nest.bus
-    spared = min(insns, linked + others / (beats / insns + LOAD))
+    # What is fetched meanwhile keeps the memory's queue from running empty, also the next chunk of instructions, behind
+    # a first LOAD of few bursts.
+    bursts = np.ceil(beats / insns / nest.burst)
+    chunk = min(16.0 * more / nest.bus, fetch.beats)
+    if more > 0.0 and fetch.insns <= nest.queue and 2.0 * bursts <= min(fetch.insns, 2.0 * TAGS) and chunk >= LOAD - 1.0:
+        linked += 1.0
+    spared = min(insns, linked + (uop_beats + chunk) / (beats / insns + LOAD))
     weights = 0.0 if nest.pool else float(reduction.part * reduction.first_chunk * nest.kh * nest.kw)
     weights = weights * nest.wgt_bytes / nest.bus
     loads = insns * alone + beats - nest.latency * spared + alone + weights
@@ -439,7 +444,7 @@ def _opening(nest, schedule, geometry, reduction, tile, fetch, uops, start, more
         own += alone
     if linked > 0.0:
         own -= nest.latency * min(behind, 1.0 + spared)
-    return max(loads, max(own, port))
+    return max(loads, max(own, port)), max(linked - spared, 0.0)
 
 
 @part()
@@ -482,11 +487,13 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     insns = computes + loadings + stores + 3.0
     if nest.pool:
         insns += geometry.resets * nest.nb * co_tiles - tiles
-    opening = _opening(nest, schedule, geometry, reduction, tile, fetch, uops, ahead, insns > fetch.insns)
+    more = max(insns - fetch.insns, 0.0)
+    opening, spared = _opening(nest, schedule, geometry, reduction, tile, fetch, uops, ahead, more)
+    spared = min(spared, waited.others / tiles) * (tile.chunks < 2.0) * nest.latency
     busy = gemm + 8.0 + tile.end * tiles
     exposed = tile.exposed * (tiles - 1)
     beats = loads.inp_beats + loads.wgt_beats + tile.bias_beats * tiles
-    middle = max(busy - before + waited.waits + exposed + waited.stored, beats - opening)
+    middle = max(busy - before + waited.waits - spared + exposed + waited.stored, beats - opening)
     # A program may be shorter than a chunk.
     first = fetch.cycles - fetch.beats * max(1.0 - insns / fetch.insns, 0.0)
     guess = first + opening + middle + store_cycles(nest, drain.last, 1) + 3.0
