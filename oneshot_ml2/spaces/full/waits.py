@@ -165,10 +165,10 @@ def _windows(nest, schedule, tile, fetch, inner, read):  # type: ignore[no-untyp
         queue_start = waiting * queue / tile.biases
     elif queue <= tile.end_insns:
         queue_start = waiting + (last - waiting) * (queue - tile.biases) / (tile.end_insns - tile.biases)
-    else:
+    elif queue <= tile.end_insns + tile.chunks * tile.gemms:
         queue_start = last + (queue - tile.end_insns) * of_gemm
-        insns = tile.end_insns + tile.chunks * tile.gemms
-        queue_start = max(queue_start, queue / insns * (tile.chunks * tile.step + last))
+    else:
+        queue_start = queue / (tile.end_insns + tile.chunks * tile.gemms) * (tile.chunks * tile.step + last)
     if tile.store_insns > queue and schedule.acc_buffers > 1:
         # Instructions behind the STOREs come with a fetch of their own.
         queue_start = min(queue_start, queue * tile.stores / tile.store_insns - nest.latency - fetch.beats)
@@ -320,10 +320,11 @@ def _tile_waits(nest, tile, windows, group, streams, refills, each):  # type: ig
 
 
 @part()
-def _ends(schedule, ci, tapered):  # type: ignore[no-untyped-def]
-    """Channels of the first and the last chunk of a tile that is reduced as the head says; if all are alike, theirs."""
+def _ends(schedule, ci, tapered, steps):  # type: ignore[no-untyped-def]
+    """Channels of the first and the last chunk of a tile that is reduced as the head says; if all steps are alike,
+    theirs."""
     if schedule.head != HEAD_DOUBLING or tapered < 2:
-        return ci / tapered, ci / tapered
+        return ci / steps, ci / steps
     before, size = 0, 1
     for _ in range(tapered - 1):
         before += size
@@ -334,14 +335,15 @@ def _ends(schedule, ci, tapered):  # type: ignore[no-untyped-def]
 @part()
 def _first_waits(nest, schedule, tile, windows, inputs, weights, tapered, always):  # type: ignore[no-untyped-def]
     """Waits of the very first tile behind its first group, which is the opening's; ``inputs``, ``weights``: the means
-    of its steps; ``always``: operands are streamed.
+    of its chunks and of its steps; ``always``: operands are streamed.
 
     Each step hides the loads of the next one, and the last none.
     """
     after = max(tile.chunks - 1.0, 1.0)
-    first, last = _ends(schedule, nest.ci, tapered)
+    first, last = _ends(schedule, nest.ci, tapered, tile.chunks)
     hidden = tile.chunks * (1.0 - last / nest.ci) / after
-    group = (inputs.cycles + weights.cycles) * (1.0 + (1.0 - first * tile.chunks / nest.ci) / after)
+    # The parts of a first chunk share its inputs.
+    group = (inputs.cycles * (tapered - 1.0) / after + weights.cycles) * (1.0 + (1.0 - first * tile.chunks / nest.ci) / after)
     window = min(windows.queue_within, tile.step * hidden)
     if always:
         window = min(window, windows.ring_within * hidden)
@@ -364,7 +366,7 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
     steps = float(tapered + parts - 1)
     tile = in_chunks(tile, steps)
     windows = _windows(nest, schedule, tile, fetch, inner / inner_firsts, read)
-    inputs, weights = smaller(nest, whole_inp, whole / steps), smaller(nest, whole_wgt, whole / steps)
+    inputs, weights = smaller(nest, whole_inp, whole / float(tapered)), smaller(nest, whole_wgt, whole / steps)
     # The identity and the constants of GEMMs that add are loaded with its last group.
     others = float(nest.residual)
     loading = others * (nest.latency + LOAD + nest.wgt_bytes / nest.bus)
@@ -372,12 +374,15 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
         others += 2.0
         loading += 2.0 * (nest.latency + LOAD) + nest.out_blocks * nest.wgt_bytes / nest.bus
     waits = _first_waits(nest, schedule, tile, windows, inputs, weights, tapered, always) + loading
-    loading += (inputs.cycles + weights.cycles) * steps + tile.residual
-    inp_insns, wgt_insns = inputs.insns * steps, weights.insns * steps
+    loading += inputs.cycles * tapered + weights.cycles * steps + tile.residual
+    inp_insns, wgt_insns = inputs.insns * tapered, weights.insns * steps
     others += tile.residual_insns
     stored, spent, kept = 0.0, 0.0, tile.stores * (schedule.acc_buffers > 1)
     for kind in range(4):
         outer_first, inner_first = kind < 2, kind % 2 == 0
+        if kind == 2:
+            # Within a turn of the outer loop long and short tiles make up for each other.
+            stored, spent = max(spent, 0.0), 0.0
         many = float(outer_firsts if outer_first else outer - outer_firsts)
         many *= inner_firsts if inner_first else inner - inner_firsts
         # Without the very first tile.
@@ -406,9 +411,6 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
         again = (1.0 if not windows.single_set else float(inner_firsts) * many / max(inner - inner_firsts, 1)) * filled
         waits += many * waited + again * nest.latency
         spent -= many * waited + again * nest.latency
-        if kind == 1:
-            # What is stored is one tile behind, so that long and short ones take turns.
-            stored, spent = max(spent, 0.0), 0.0
     stored += max(spent, 0.0)
     return _Waited(loading, inp_insns, wgt_insns, others, waits, stored)
 
