@@ -173,12 +173,13 @@ def _biases(nest, schedule, area):  # type: ignore[no-untyped-def]
 @part()
 def tile_of(nest, schedule, reduction, compute, gemm, tiles, outputs):  # type: ignore[no-untyped-def]
     """The `Tile` of a schedule; ``gemm``: cycles of all its GEMMs."""
-    tco, area, steps = min(schedule.tile_co, nest.co), outputs / float(tiles), float(reduction.steps)
+    tco, area = min(schedule.tile_co, nest.co), outputs / float(tiles)
     stages, stage_cycles = stage_passes(nest)
-    chunks = float(reduction.whole)
+    chunks = float(reduction.steps)
     if tiles > 1:
         first = tapered_chunks(schedule, nest.ci, reduction.whole) + reduction.parts - 1
         chunks = (reduction.steps - first) / float(tiles - 1)
+    steps = chunks * tiles
     # Where every tile waits for its stores, each is cut into pieces.
     pc, ph, pw = tco, schedule.tile_h, schedule.tile_w
     if schedule.acc_buffers == 1:

@@ -186,7 +186,8 @@ def _windows(nest, schedule, tile, fetch, inner, read):  # type: ignore[no-untyp
         ring_start, ring_within = last - tile.held + (1.0 - read) * tile.step, (1.0 - read) * tile.step
     refill = _EVER
     if inp_mode == SET or (wgt_mode == SET and not pool):
-        refill = inner * (tile.chunks * tile.step + last)
+        # The set before it was there with its last step.
+        refill = inner * (tile.chunks * tile.step + last) - (tile.chunks - 1.0) * tile.step
     single_set = (inp_mode == SET and schedule.inp_buffers == 1) or (
         wgt_mode == SET and schedule.wgt_buffers == 1 and not pool
     )
@@ -351,10 +352,10 @@ def _first_waits(nest, schedule, tile, windows, inputs, weights, tapered, always
 
 
 @part()
-def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, parts, co_tiles, sp_tiles):  # type: ignore[no-untyped-def]
+def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, parts, co_tiles, sp_tiles, tail):  # type: ignore[no-untyped-def]
     """The `_Waited` of all tiles: of the very first one, of those that load one operand or both, and of others;
     ``whole_inp``, ``whole_wgt``: `Loads` of a chunk of tiles that are not reduced as the head says; ``read``: see
-    `_windows`."""
+    `_windows`; ``tail``: cycles of the last STORE."""
     inp_mode, wgt_mode, by_co = INP_MODE[schedule.dataflow], WGT_MODE[schedule.dataflow], outer_is_co(schedule.dataflow)
     outer, inner = (co_tiles, sp_tiles) if by_co else (sp_tiles, co_tiles)
     # Groups have inputs of their own.
@@ -411,6 +412,9 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
         again = (1.0 if not windows.single_set else float(inner_firsts) * many / max(inner - inner_firsts, 1)) * filled
         waits += many * waited + again * nest.latency
         spent -= many * waited + again * nest.latency
+    if co_tiles * sp_tiles > 1:
+        # The last tile is stored, too, when all before it have been.
+        spent += max(kept - tail, 0.0)
     stored += max(spent, 0.0)
     return _Waited(loading, inp_insns, wgt_insns, others, waits, stored)
 
@@ -440,7 +444,7 @@ def _opening(nest, schedule, geometry, reduction, tile, fetch, uops, start, more
     weights = 0.0 if nest.pool else float(reduction.part * reduction.first_chunk * nest.kh * nest.kw)
     weights = weights * nest.wgt_bytes / nest.bus
     loads = insns * alone + beats - nest.latency * spared + alone + weights
-    port = alone + uop_beats + behind_beats + beats + weights
+    port = alone + uop_beats + behind_beats + beats + weights + chunk
     own = alone + uop_beats + start + bias_time(nest, tile) + added
     if added > 0.0:
         own += alone
@@ -456,6 +460,24 @@ def _free(nest, fetch, beats, rows):  # type: ignore[no-untyped-def]
     row = max(beats / max(rows, 1.0), 1.0)
     queued = min((TAGS - 1.0) * row / np.ceil(row / nest.burst), 0.5 * beats)
     return beats / (fetch.own + queued)
+
+
+@part()
+def _met(nest, fetch, waited, inputs, weights, chunks, cycles):  # type: ignore[no-untyped-def]
+    """How much longer than so many ``cycles`` LOADs take that follow each other, as chunks of instructions come between
+    them.
+
+    What is asked for behind a LOAD's bursts is there while the next one waits for its latency; behind its last one, it
+    delays the next one.
+    """
+    insns = max(waited.inp_insns + waited.wgt_insns, 1.0)
+    beats = waited.inp_insns * inputs.beats + waited.wgt_insns * weights.beats
+    rows = waited.inp_insns * inputs.rows + waited.wgt_insns * weights.rows
+    burst = min(beats / max(rows, 1.0), float(nest.burst)) + LOAD - 2.0
+    within, behind = max(fetch.beats - nest.latency - LOAD + 1.0, 0.0), max(fetch.beats - 0.5 * burst, 0.0)
+    every = max(nest.latency + LOAD + beats / insns, burst)
+    delay = within + (behind - within) * burst / every
+    return min(max(waited.loading + chunks * delay - cycles, 0.0), chunks * delay)
 
 
 @part()
@@ -477,8 +499,9 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     fetch = _fetch(nest)
     inputs = input_loads(nest, schedule, geometry, loads, reduction.whole, tiles, sp_tiles)
     weights = weight_loads(nest, schedule, loads, reduction.whole, co_tiles, sp_tiles)
+    tail = store_cycles(nest, drain.last, 1)
     waited = _all_waits(
-        nest, schedule, tile, fetch, inputs, weights, read, reduction.whole, reduction.parts, co_tiles, sp_tiles
+        nest, schedule, tile, fetch, inputs, weights, read, reduction.whole, reduction.parts, co_tiles, sp_tiles, tail
     )
 
     ahead = min(float(start), tile.end)
@@ -496,9 +519,11 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     exposed = tile.exposed * (tiles - 1)
     beats = loads.inp_beats + loads.wgt_beats + tile.bias_beats * tiles
     middle = max(busy - before + waited.waits - spared + exposed + waited.stored, beats - opening)
+    chunks = np.ceil(insns / fetch.insns)
+    middle += _met(nest, fetch, waited, inputs, weights, chunks - 1.0, opening + middle)
     # A program may be shorter than a chunk.
     first = fetch.cycles - fetch.beats * max(1.0 - insns / fetch.insns, 0.0)
-    guess = first + opening + middle + store_cycles(nest, drain.last, 1) + 3.0
+    guess = first + opening + middle + tail + 3.0
 
     # As many instructions as the queues hold are ahead of what is executed.
     room = nest.queue * insns / max(computes, max(loadings, stores))
@@ -513,7 +538,6 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
             rows /= min(schedule.tile_co, nest.co)
         free += tiles * tile.biases * _free(nest, fetch, tile.bias_beats / tile.biases, rows / tile.biases)
     free = min(free, groups * room / fetch.insns)
-    chunks = np.ceil(insns / fetch.insns)
     paid = max(chunks - 1.0 - free, 0.0)
     late = max(0.0, fetch.every - min(insns / max(paid, 1.0), room) * guess / insns)
     row.fetch_waits = paid * late
