@@ -82,26 +82,38 @@ class _Fetch(NamedTuple):
 
 class _Group(NamedTuple):
     """LOADs for a step: cycles of all, how many they are, their cycles without latencies, beats of the last burst of
-    the first; ``last``: cycles of the last one's data but its last burst, in the tile of the fewest channels; whether
-    one's bursts are in the memory's queue when another LOAD begins, and whether the queue runs empty while they last;
-    float64 and bool."""
+    the first; ``last``: cycles of the last one's data but its last burst, in the tile of the fewest channels;
+    ``last_corner``: the same at a corner of the image; whether one's bursts are in the memory's queue when another LOAD
+    begins, and whether the queue runs empty while they last; float64 and bool."""
 
     cycles: float
     insns: float
     data: float
     burst: float
     last: float
+    last_corner: float
     is_waiting: bool
     is_dry: bool
 
 
 class _Biased(NamedTuple):
     """What LOADs and those of biases do to each other in a tile: how much less biases wait than `Tile` says; LOADs that
-    pay no latency, as bursts of biases wait in the memory's queue; whether both keep that queue filled; float64."""
+    pay no latency, as bursts of biases wait in the memory's queue; whether both keep that queue filled, and whether
+    they do so at a corner of the image, too; float64 and bool."""
 
     early: float
     linked: float
     filled: bool
+    everywhere: bool
+
+
+class _Corner(NamedTuple):
+    """The tile at a corner of the image: its work and its inputs as shares of others', and the share of tiles that lie
+    at a border; float64."""
+
+    work: float
+    inputs: float
+    border: float
 
 
 class _Windows(NamedTuple):
@@ -210,22 +222,32 @@ def _taken(mode, outer_first, inner_first):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _group(nest, inputs, weights, loads_inp, loads_wgt, narrow):  # type: ignore[no-untyped-def]
+def _corner(nest, schedule, geometry):  # type: ignore[no-untyped-def]
+    """The `_Corner` of a schedule."""
+    tiles = float(geometry.tiles)
+    columns = np.ceil(nest.ow / schedule.tile_w)
+    work = min(geometry.work_first * tiles / max(geometry.work, 1), 1.0)
+    inputs = min(geometry.loaded_first * float(geometry.real) / max(geometry.loaded, 1), 1.0)
+    return _Corner(work, inputs, min(2.0 * min(columns, tiles / columns) / tiles, 1.0))
+
+
+@part()
+def _group(nest, inputs, weights, loads_inp, loads_wgt, narrow, corner):  # type: ignore[no-untyped-def]
     """The `_Group` of one or both operands; ``narrow``: the fewest channels of a tile, as a share of others'."""
     cycles = loads_inp * inputs.cycles + loads_wgt * weights.cycles
     insns = loads_inp * inputs.insns + loads_wgt * weights.insns
     if insns == 0.0:
-        return _Group(0.0, 0.0, 0.0, 0.0, 0.0, False, False)
+        return _Group(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, False, False)
     with_weights = loads_wgt and weights.insns > 0.0
     first = inputs if loads_inp else weights
     second = weights if with_weights and inputs.insns <= 1.5 else first
     burst = min(first.beats / first.rows, float(nest.burst))
-    last = inputs.data - burst
+    last, last_corner = inputs.data - burst, inputs.data * corner.inputs - burst
     if with_weights:
-        last = weights.data * narrow - min(weights.beats * narrow / weights.rows, float(nest.burst))
+        last = last_corner = weights.data * narrow - min(weights.beats * narrow / weights.rows, float(nest.burst))
     waiting = is_waiting(second.beats, second.rows * np.ceil(second.beats / second.rows / nest.burst))
     dry = loads_inp * inputs.dry + loads_wgt * weights.dry > 0.0
-    return _Group(cycles, insns, cycles - insns * (nest.latency + LOAD), burst, last, waiting, dry)
+    return _Group(cycles, insns, cycles - insns * (nest.latency + LOAD), burst, last, last_corner, waiting, dry)
 
 
 @part()
@@ -253,40 +275,47 @@ def _bias_latency(nest, tile, group, loads, data, other):  # type: ignore[no-unt
 
 
 @part()
-def _biased(nest, tile, windows, group, each, refills):  # type: ignore[no-untyped-def]
+def _biased(nest, tile, windows, group, corner, each, refills):  # type: ignore[no-untyped-def]
     """The `_Biased` of a tile; ``each``: every tile loads; ``refills``: it loads a set of its own."""
     if tile.biases == 0.0 or group.insns == 0.0:
-        return _Biased(0.0, 0.0, False)
+        return _Biased(0.0, 0.0, False, False)
     alone, one = nest.latency + LOAD, tile.chunks < 2.0
     loads = group.insns + one * tile.residual_insns
     other = tile.end + tile.exposed - bias_time(nest, tile)
     # While biases wait, as all others come first, their bursts are in the queue when another LOAD ends.
     linked = tile.biases * links(tile.bias_beats / tile.biases, tile.bias_bursts)
-    early, filled = 0.0, False
+    early, filled, everywhere = 0.0, False, False
     if each:
-        # With two buffers the group may begin when the last step does.
+        data = (group.data + one * (tile.residual - tile.residual_insns * alone)) / loads
         since = other - tile.held
         if not (windows.single or (refills and windows.single_set)):
-            since = other + tile.step + tile.biases * tile.bias_data
-        data = (group.data + one * (tile.residual - tile.residual_insns * alone)) / loads
+            # With two buffers the group may begin when the last step does, if it is not two tiles ahead: where the very
+            # first biases are long enough for two groups to be there before that tile is.
+            apart = tile.step + other + _bias_latency(nest, tile, group, loads, data, since)
+            if linked < 2.0 * loads or group.cycles - (loads - 1.0) * nest.latency > apart:
+                since = other + tile.step + tile.biases * tile.bias_data
         early = tile.biases * alone - _bias_latency(nest, tile, group, loads, data, since)
-        room = tile.end_insns + tile.chunks * tile.gemms <= nest.queue
+        # The next LOAD is in its queue while biases are waited for.
+        room = tile.end_insns + tile.chunks * tile.gemms < nest.queue
         if one and room and not (windows.single or (refills and windows.single_set) or group.is_dry):
-            busy = tile.step + other + (tile.biases - 1.0) * (group.data / group.insns + tile.bias_data)
+            busy = other + (tile.biases - 1.0) * (group.data / group.insns + tile.bias_data)
             # Each end of a LOAD has bursts of biases, none are left, and the next are there while the last one lasts.
-            filled = linked == np.rint(loads) and busy <= group.last + LOAD
-    return _Biased(early, min(linked, (loads if one or windows.single else 2.0 * loads) - 1.0), filled)
+            filled = linked == np.rint(loads) and tile.step + busy <= group.last + LOAD
+            everywhere = tile.step * corner.work + busy <= group.last_corner + LOAD
+    linked = min(linked, (loads if one or windows.single else 2.0 * loads) - 1.0)
+    return _Biased(early, linked, filled, everywhere)
 
 
 @part()
-def _tile_waits(nest, tile, windows, group, streams, refills, each):  # type: ignore[no-untyped-def]
+def _tile_waits(nest, tile, windows, group, corner, streams, refills, each):  # type: ignore[no-untyped-def]
     """How long compute waits in a tile for a `_Group` for each step; ``streams``: the tiles before it load, too;
     ``refills``: it loads a set of its own, ``each``: as every tile does. Below 0 where biases are there earlier than
     `Tile` says. And whether LOADs and biases keep the memory's queue filled."""
     last, one = tile.end + tile.exposed, tile.chunks < 2.0
-    biased = _biased(nest, tile, windows, group, streams or each, refills)
+    biased = _biased(nest, tile, windows, group, corner, streams or each, refills)
     if biased.filled:
         both = group.data + tile.biases * tile.bias_data + tile.residual
+        both += nest.latency * corner.border * (not biased.everywhere)
         return both - tile.residual_insns * (nest.latency + LOAD) - tile.step - last, True
     if group.insns == 0.0:
         # Only a residual, which its own buffers and the queue hold up.
@@ -352,10 +381,10 @@ def _first_waits(nest, schedule, tile, windows, inputs, weights, tapered, always
 
 
 @part()
-def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, parts, co_tiles, sp_tiles, tail):  # type: ignore[no-untyped-def]
+def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, parts, co_tiles, sp_tiles, tail, corner):  # type: ignore[no-untyped-def]
     """The `_Waited` of all tiles: of the very first one, of those that load one operand or both, and of others;
     ``whole_inp``, ``whole_wgt``: `Loads` of a chunk of tiles that are not reduced as the head says; ``read``: see
-    `_windows`; ``tail``: cycles of the last STORE."""
+    `_windows`; ``tail``: cycles of the last STORE; ``corner``: the `_Corner`."""
     inp_mode, wgt_mode, by_co = INP_MODE[schedule.dataflow], WGT_MODE[schedule.dataflow], outer_is_co(schedule.dataflow)
     outer, inner = (co_tiles, sp_tiles) if by_co else (sp_tiles, co_tiles)
     # Groups have inputs of their own.
@@ -397,7 +426,7 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
         tile = in_chunks(tile, float(tapered if tapers else whole))
         share = whole / tile.chunks
         inputs, weights = smaller(nest, whole_inp, share), smaller(nest, whole_wgt, share)
-        group = _group(nest, inputs, weights, loads_inp, loads_wgt, narrow)
+        group = _group(nest, inputs, weights, loads_inp, loads_wgt, narrow, corner)
         spent += many * (kept - tile.chunks * tile.step - tile.end - tile.exposed)
         if group.cycles + tile.residual <= 0.0:
             continue
@@ -407,7 +436,7 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
         others += many * tile.residual_insns
         windows = _windows(nest, schedule, tile, fetch, inner / inner_firsts, read)
         streams, each = always or outer_first, inner == inner_firsts
-        waited, filled = _tile_waits(nest, tile, windows, group, streams, inner_first, each)
+        waited, filled = _tile_waits(nest, tile, windows, group, corner, streams, inner_first, each)
         # Whatever empties the memory's queue, it is filled anew at the price of a latency.
         again = (1.0 if not windows.single_set else float(inner_firsts) * many / max(inner - inner_firsts, 1)) * filled
         waits += many * waited + again * nest.latency
@@ -501,8 +530,9 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     weights = weight_loads(nest, schedule, loads, reduction.whole, co_tiles, sp_tiles)
     tail = store_cycles(nest, drain.last, 1)
     waited = _all_waits(
-        nest, schedule, tile, fetch, inputs, weights, read, reduction.whole, reduction.parts, co_tiles, sp_tiles, tail
-    )
+        nest, schedule, tile, fetch, inputs, weights, read, reduction.whole, reduction.parts, co_tiles, sp_tiles, tail,
+        _corner(nest, schedule, geometry),
+    )  # fmt: skip
 
     ahead = min(float(start), tile.end)
     before = min(ahead + bias_time(nest, tile), tile.end)
