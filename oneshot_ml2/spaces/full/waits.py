@@ -108,8 +108,8 @@ class _Biased(NamedTuple):
 
 
 class _Corner(NamedTuple):
-    """The tile at a corner of the image: its work and its inputs as shares of others', and the share of tiles that lie
-    at a border; float64."""
+    """How tiles differ: the most work of one, and the inputs of that at a corner of the image, as shares of the means;
+    and the share of tiles that lie at a border; float64."""
 
     work: float
     inputs: float
@@ -226,8 +226,9 @@ def _corner(nest, schedule, geometry):  # type: ignore[no-untyped-def]
     """The `_Corner` of a schedule."""
     tiles = float(geometry.tiles)
     columns = np.ceil(nest.ow / schedule.tile_w)
-    work = min(geometry.work_first * tiles / max(geometry.work, 1), 1.0)
     inputs = min(geometry.loaded_first * float(geometry.real) / max(geometry.loaded, 1), 1.0)
+    most = schedule.tile_h * schedule.tile_w * nest.kh * nest.kw / float(nest.th * nest.tw)
+    work = max(most * tiles / max(geometry.work, 1), 1.0)
     return _Corner(work, inputs, min(2.0 * min(columns, tiles / columns) / tiles, 1.0))
 
 
