@@ -47,7 +47,7 @@ from oneshot_ml2.spaces.full.tile_times import (
     weight_loads,
 )
 from oneshot_ml2.spaces.full.tiles import channel_tiles, last_channels
-from oneshot_ml2.spaces.full.totals import compute_of, drain_of, loads_of, reduction_of, store_cycles, tapered_chunks
+from oneshot_ml2.spaces.full.totals import compute_of, drain_of, loads_of, reduction_of, stage_passes, store_cycles, tapered_chunks
 from oneshot_ml2.vta.timing.records import TAGS
 
 # Columns of what `waits_into` fills in, cycles: the guess; busy times of compute, of loads with their latencies, and of
@@ -276,7 +276,7 @@ def _bias_latency(nest, tile, group, loads, data, other):  # type: ignore[no-unt
 
 
 @part()
-def _biased(nest, tile, windows, group, corner, each, refills):  # type: ignore[no-untyped-def]
+def _biased(nest, tile, fetch, windows, group, corner, each, refills):  # type: ignore[no-untyped-def]
     """The `_Biased` of a tile; ``each``: every tile loads; ``refills``: it loads a set of its own."""
     if tile.biases == 0.0 or group.insns == 0.0:
         return _Biased(0.0, 0.0, False, False)
@@ -300,6 +300,9 @@ def _biased(nest, tile, windows, group, corner, each, refills):  # type: ignore[
         room = tile.end_insns + tile.chunks * tile.gemms < nest.queue
         if one and room and not (windows.single or (refills and windows.single_set) or group.is_dry):
             busy = other + (tile.biases - 1.0) * (group.data / group.insns + tile.bias_data)
+            # Chunks of instructions come between.
+            insns = tile.end_insns + tile.gemms + tile.store_insns + loads
+            busy += fetch.beats * np.ceil(insns / fetch.insns)
             # Each end of a LOAD has bursts of biases, none are left, and the next are there while the last one lasts.
             filled = linked == np.rint(loads) and tile.step + busy <= group.last + LOAD
             everywhere = tile.step * corner.work + busy <= group.last_corner + LOAD
@@ -308,12 +311,12 @@ def _biased(nest, tile, windows, group, corner, each, refills):  # type: ignore[
 
 
 @part()
-def _tile_waits(nest, tile, windows, group, corner, streams, refills, each):  # type: ignore[no-untyped-def]
+def _tile_waits(nest, tile, fetch, windows, group, corner, streams, refills, each):  # type: ignore[no-untyped-def]
     """How long compute waits in a tile for a `_Group` for each step; ``streams``: the tiles before it load, too;
     ``refills``: it loads a set of its own, ``each``: as every tile does. Below 0 where biases are there earlier than
     `Tile` says. And whether LOADs and biases keep the memory's queue filled."""
     last, one = tile.end + tile.exposed, tile.chunks < 2.0
-    biased = _biased(nest, tile, windows, group, corner, streams or each, refills)
+    biased = _biased(nest, tile, fetch, windows, group, corner, streams or each, refills)
     if biased.filled:
         both = group.data + tile.biases * tile.bias_data + tile.residual
         both += nest.latency * corner.border * (not biased.everywhere)
@@ -437,7 +440,7 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
         others += many * tile.residual_insns
         windows = _windows(nest, schedule, tile, fetch, inner / inner_firsts, read)
         streams, each = always or outer_first, inner == inner_firsts
-        waited, filled = _tile_waits(nest, tile, windows, group, corner, streams, inner_first, each)
+        waited, filled = _tile_waits(nest, tile, fetch, windows, group, corner, streams, inner_first, each)
         # Whatever empties the memory's queue, it is filled anew at the price of a latency.
         again = (1.0 if not windows.single_set else float(inner_firsts) * many / max(inner - inner_firsts, 1)) * filled
         waits += many * waited + again * nest.latency
@@ -549,7 +552,12 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     busy = gemm + 8.0 + tile.end * tiles
     exposed = tile.exposed * (tiles - 1)
     beats = loads.inp_beats + loads.wgt_beats + tile.bias_beats * tiles
-    middle = max(busy - before + waited.waits - spared + exposed + waited.stored, beats - opening)
+    # The last tile is stored from its first piece on.
+    stages, stage_cycles = stage_passes(nest)
+    last = last_channels(nest, schedule) * geometry.last_h * geometry.last_w
+    drained = tile.stores * last * tiles / outputs - tail - 7.0 * stages * (drain.cuts - 1)
+    stored = max(waited.stored, drained - stage_cycles * last * (1.0 - 1.0 / drain.cuts))
+    middle = max(busy - before + waited.waits - spared + exposed + stored, beats - opening)
     chunks = np.ceil(insns / fetch.insns)
     middle += _met(nest, fetch, waited, inputs, weights, chunks - 1.0, opening + middle)
     # A program may be shorter than a chunk.
@@ -579,7 +587,7 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     # Biases that are there earlier are less of compute's time.
     row.computing, row.loading = max(busy + min(waited.waits, 0.0), 0.0), waited.loading
     row.storing, row.fetching = tiles * tile.stores, chunks * fetch.cycles
-    row.opening, row.load_waits, row.store_waits = opening, max(waited.waits, 0.0), exposed + waited.stored
+    row.opening, row.load_waits, row.store_waits = opening, max(waited.waits, 0.0), exposed + stored
 
 
 @njit(cache=True, nogil=True)
