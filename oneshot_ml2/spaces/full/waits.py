@@ -135,7 +135,7 @@ class _Windows(NamedTuple):
 
 class _Waited(NamedTuple):
     """Of all groups: cycles of loading; LOADs of inputs, of weights and others; how long compute waits; how much longer
-    than it tiles are stored, one while the next one is computed; float64."""
+    than it tiles are stored, one while the next one is computed; how long instructions are waited for; float64."""
 
     loading: float
     inp_insns: float
@@ -143,6 +143,7 @@ class _Waited(NamedTuple):
     others: float
     waits: float
     stored: float
+    fetched: float
 
 
 def waits_of(waits: NDArray[np.float64]) -> NDArray[Any]:
@@ -384,6 +385,60 @@ def _first_waits(nest, schedule, tile, windows, inputs, weights, tapered, always
     return (tile.chunks - 1.0) * max(0.0, group - window) + tile.residual
 
 
+class _Count(NamedTuple):
+    """Instructions of a tile, and the most of them that are one module's; float64."""
+
+    insns: float
+    most: float
+
+
+@part()
+def _count(tile, loads):  # type: ignore[no-untyped-def]
+    """The `_Count` of a tile of so many LOADs."""
+    computes = tile.end_insns + tile.chunks * tile.gemms
+    return _Count(computes + tile.store_insns + loads, max(computes, max(tile.store_insns, loads)))
+
+
+@part()
+def _free(nest, fetch, beats, rows):  # type: ignore[no-untyped-def]
+    """Chunks of instructions that come while the ``beats`` of a LOAD do, each behind its bursts that are in the memory's
+    queue: at most 15."""
+    row = max(beats / max(rows, 1.0), 1.0)
+    queued = min((TAGS - 1.0) * row / np.ceil(row / nest.burst), 0.5 * beats)
+    return beats / (fetch.own + queued)
+
+
+@part()
+def _free_chunks(nest, schedule, tile, fetch, count, inputs, weights, inp_insns, wgt_insns):  # type: ignore[no-untyped-def]
+    """Chunks that come while the data of a tile do, until the queues are full, of so many LOADs of inputs and of
+    weights."""
+    most = nest.queue * count.insns / count.most / fetch.insns
+    free = inp_insns * min(_free(nest, fetch, inputs.beats, inputs.rows), most)
+    free += wgt_insns * min(_free(nest, fetch, weights.beats, weights.rows), most)
+    if tile.biases > 0.0:
+        rows = tile.bias_beats / max(nest.acc_bytes // nest.bus, 1)
+        if nest.minor:
+            rows /= min(schedule.tile_co, nest.co)
+        free += tile.biases * min(_free(nest, fetch, tile.bias_beats / tile.biases, rows / tile.biases), most)
+    return min(free, max(most, count.insns / fetch.insns))
+
+
+@part()
+def _fetch_waits(nest, fetch, count, insns, free, cycles):  # type: ignore[no-untyped-def]
+    """How long ``insns`` instructions are waited for, of whose chunks so many come free, while ``cycles`` pass;
+    ``count``: of a tile."""
+    if insns <= 0.0:
+        return 0.0
+    chunks = insns / fetch.insns
+    paid = max(chunks - free, 0.0)
+    # As many instructions as the queues hold are ahead of what is executed.
+    ahead = min(insns / max(paid, 1e-9), nest.queue * count.insns / count.most)
+    waits = paid * max(fetch.every - ahead * cycles / insns, 0.0)
+    # Those of one beat empty the memory's queue.
+    dry = min(free, chunks) * singles(nest, fetch.beats) / TAGS
+    return waits + np.floor(dry) * max(nest.latency + 2.0 - TAGS, 0.0)
+
+
 @part()
 def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, parts, co_tiles, sp_tiles, tail, corner):  # type: ignore[no-untyped-def]
     """The `_Waited` of all tiles: of the very first one, of those that load one operand or both, and of others;
@@ -412,11 +467,17 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
     inp_insns, wgt_insns = inputs.insns * tapered, weights.insns * steps
     others += tile.residual_insns
     stored, spent, kept = 0.0, 0.0, tile.stores * (schedule.acc_buffers > 1)
+    # Of a turn of the outer loop: instructions, chunks that come free, and cycles.
+    count = _count(tile, inp_insns + wgt_insns + others)
+    needed, cycles = max(count.insns - fetch.insns, 0.0), tile.chunks * tile.step + tile.end + waits + nest.latency
+    free, fetched = _free_chunks(nest, schedule, tile, fetch, count, inputs, weights, inp_insns, wgt_insns), 0.0
     for kind in range(4):
         outer_first, inner_first = kind < 2, kind % 2 == 0
         if kind == 2:
             # Within a turn of the outer loop long and short tiles make up for each other.
             stored, spent = max(spent, 0.0), 0.0
+            fetched = _fetch_waits(nest, fetch, count, needed, free, cycles)
+            needed, free, cycles = 0.0, 0.0, 0.0
         many = float(outer_firsts if outer_first else outer - outer_firsts)
         many *= inner_firsts if inner_first else inner - inner_firsts
         # Without the very first tile.
@@ -431,7 +492,12 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
         share = whole / tile.chunks
         inputs, weights = smaller(nest, whole_inp, share), smaller(nest, whole_wgt, share)
         group = _group(nest, inputs, weights, loads_inp, loads_wgt, narrow, corner)
-        spent += many * (kept - tile.chunks * tile.step - tile.end - tile.exposed)
+        lasts = tile.chunks * tile.step + tile.end + tile.exposed
+        spent += many * (kept - lasts)
+        of_inp, of_wgt = tile.chunks * loads_inp * inputs.insns, tile.chunks * loads_wgt * weights.insns
+        count = _count(tile, of_inp + of_wgt + tile.residual_insns)
+        needed, cycles = needed + many * count.insns, cycles + many * lasts
+        free += many * _free_chunks(nest, schedule, tile, fetch, count, inputs, weights, of_inp, of_wgt)
         if group.cycles + tile.residual <= 0.0:
             continue
         loading += many * (tile.chunks * group.cycles + tile.residual)
@@ -445,11 +511,13 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
         again = (1.0 if not windows.single_set else float(inner_firsts) * many / max(inner - inner_firsts, 1)) * filled
         waits += many * waited + again * nest.latency
         spent -= many * waited + again * nest.latency
+        cycles += many * waited + again * nest.latency
     if co_tiles * sp_tiles > 1:
         # The last tile is stored, too, when all before it have been.
         spent += max(kept - tail, 0.0)
     stored += max(spent, 0.0)
-    return _Waited(loading, inp_insns, wgt_insns, others, waits, stored)
+    fetched += _fetch_waits(nest, fetch, count, needed, free, cycles)
+    return _Waited(loading, inp_insns, wgt_insns, others, waits, stored, fetched)
 
 
 @part()
@@ -484,15 +552,6 @@ def _opening(nest, schedule, geometry, reduction, tile, fetch, uops, start, more
     if linked > 0.0:
         own -= nest.latency * min(behind, 1.0 + spared)
     return max(loads, max(own, port)), max(linked - spared, 0.0)
-
-
-@part()
-def _free(nest, fetch, beats, rows):  # type: ignore[no-untyped-def]
-    """Chunks of instructions that come while the ``beats`` of a LOAD do, each behind its bursts that are in the memory's
-    queue: at most 15."""
-    row = max(beats / max(rows, 1.0), 1.0)
-    queued = min((TAGS - 1.0) * row / np.ceil(row / nest.burst), 0.5 * beats)
-    return beats / (fetch.own + queued)
 
 
 @part()
@@ -564,25 +623,7 @@ def _wait(nest, schedule, geometry, uops, row):  # type: ignore[no-untyped-def]
     first = fetch.cycles - fetch.beats * max(1.0 - insns / fetch.insns, 0.0)
     guess = first + opening + middle + tail + 3.0
 
-    # As many instructions as the queues hold are ahead of what is executed.
-    room = nest.queue * insns / max(computes, max(loadings, stores))
-    # While data stream in, chunks come without a latency, behind the bursts that are in the memory's queue, until the
-    # queues are full.
-    groups = max(waited.inp_insns / max(inputs.insns, 1e-9), max(waited.wgt_insns, 1.0))
-    free = waited.inp_insns * _free(nest, fetch, inputs.beats, inputs.rows)
-    free += waited.wgt_insns * _free(nest, fetch, weights.beats, weights.rows)
-    if tile.biases > 0.0:
-        rows = tile.bias_beats / max(nest.acc_bytes // nest.bus, 1)
-        if nest.minor:
-            rows /= min(schedule.tile_co, nest.co)
-        free += tiles * tile.biases * _free(nest, fetch, tile.bias_beats / tile.biases, rows / tile.biases)
-    free = min(free, groups * room / fetch.insns)
-    paid = max(chunks - 1.0 - free, 0.0)
-    late = max(0.0, fetch.every - min(insns / max(paid, 1.0), room) * guess / insns)
-    row.fetch_waits = paid * late
-    # Those of one beat empty the memory's queue.
-    drained = groups * np.floor(min(free, chunks - 1.0) / groups * singles(nest, fetch.beats) / TAGS)
-    row.fetch_waits += drained * max(nest.latency + 2.0 - TAGS, 0.0)
+    row.fetch_waits = waited.fetched
     row.waiting = guess + row.fetch_waits
     # Biases that are there earlier are less of compute's time.
     row.computing, row.loading = max(busy + min(waited.waits, 0.0), 0.0), waited.loading
