@@ -47,7 +47,15 @@ from oneshot_ml2.spaces.full.tile_times import (
     weight_loads,
 )
 from oneshot_ml2.spaces.full.tiles import channel_tiles, last_channels
-from oneshot_ml2.spaces.full.totals import compute_of, drain_of, loads_of, reduction_of, stage_passes, store_cycles, tapered_chunks
+from oneshot_ml2.spaces.full.totals import (
+    compute_of,
+    drain_of,
+    loads_of,
+    reduction_of,
+    stage_passes,
+    store_cycles,
+    tapered_chunks,
+)
 from oneshot_ml2.vta.timing.records import TAGS
 
 # Columns of what `waits_into` fills in, cycles: the guess; busy times of compute, of loads with their latencies, and of
@@ -378,7 +386,9 @@ def _first_waits(nest, schedule, tile, windows, inputs, weights, tapered, always
     first, last = _ends(schedule, nest.ci, tapered, tile.chunks)
     hidden = tile.chunks * (1.0 - last / nest.ci) / after
     # The parts of a first chunk share its inputs.
-    group = (inputs.cycles * (tapered - 1.0) / after + weights.cycles) * (1.0 + (1.0 - first * tile.chunks / nest.ci) / after)
+    group = (inputs.cycles * (tapered - 1.0) / after + weights.cycles) * (
+        1.0 + (1.0 - first * tile.chunks / nest.ci) / after
+    )
     window = min(windows.queue_within, tile.step * hidden)
     if always:
         window = min(window, windows.ring_within * hidden)
@@ -539,7 +549,12 @@ def _opening(nest, schedule, geometry, reduction, tile, fetch, uops, start, more
     # a first LOAD of few bursts.
     bursts = np.ceil(beats / insns / nest.burst)
     chunk = min(16.0 * more / nest.bus, fetch.beats)
-    if more > 0.0 and fetch.insns <= nest.queue and 2.0 * bursts <= min(fetch.insns, 2.0 * TAGS) and chunk >= LOAD - 1.0:
+    if (
+        more > 0.0
+        and fetch.insns <= nest.queue
+        and 2.0 * bursts <= min(fetch.insns, 2.0 * TAGS)
+        and chunk >= LOAD - 1.0
+    ):
         linked += 1.0
     spared = min(insns, linked + (uop_beats + chunk) / (beats / insns + LOAD))
     weights = 0.0 if nest.pool else float(reduction.part * reduction.first_chunk * nest.kh * nest.kw)
