@@ -39,9 +39,10 @@ class Tile(NamedTuple):
 
     ``chunks``: steps; ``step``, ``gemms``: cycles and GEMMs of a step; ``end``, ``end_insns``: the same of what comes
     before and after the steps; ``held``: cycles of these before the last step's operands are free; ``stores``,
-    ``store_insns``: of all its STOREs; ``exposed``: cycles that compute waits for them; ``biases``, ``bias_data``, ``bias_bursts``: LOADs of biases, cycles of the data of one, and its bursts if
-    they are in the memory's queue when another LOAD begins, else 0; ``bias_beats``: beats of all of them; ``residual``,
-    ``residual_insns``: of the LOADs of a residual.
+    ``store_insns``: of all its STOREs; ``exposed``: cycles that compute waits for them; ``biases``, ``bias_data``,
+    ``bias_bursts``: LOADs of biases, cycles of the data of one, and its bursts if they are in the memory's queue when
+    another LOAD begins, else 0; ``bias_beats``: beats of all of them; ``residual``, ``residual_insns``: of the LOADs of
+    a residual.
     """
 
     chunks: float
@@ -88,8 +89,8 @@ def is_waiting(beats, bursts):  # type: ignore[no-untyped-def]
 
 @part()
 def links(beats, bursts):  # type: ignore[no-untyped-def]
-    """How many LOADs find bursts of this one in the memory's queue: at most 15 are there when one of them ends, and what
-    is left behind a LOAD must last until the next one asks."""
+    """How many LOADs find bursts of this one in the memory's queue: at most 15 are there when one of them ends, and
+    what is left behind a LOAD must last until the next one asks."""
     if bursts == 0.0 or not is_waiting(beats, bursts):
         return 0.0
     return 1.0 + max(np.floor((bursts - 1.0 - (LOAD - 1.0) * bursts / beats) / (TAGS - 1.0)), 0.0)
@@ -206,8 +207,8 @@ def tile_of(nest, schedule, reduction, compute, gemm, tiles, outputs):  # type: 
         residual_insns = float(many)
         residual = _loads_of_rows(nest, residual_insns, float(many * rows), area * nest.inp_bytes / nest.bus).cycles
     return Tile(
-        chunks, gemm / steps, reduction.gemms / steps, end, end_insns, held, stores, float(insns * cuts), exposed, biases,
-        bias_data, bias_bursts, bias_beats, residual, residual_insns,
+        chunks, gemm / steps, reduction.gemms / steps, end, end_insns, held, stores, float(insns * cuts), exposed,
+        biases, bias_data, bias_bursts, bias_beats, residual, residual_insns,
     )  # fmt: skip
 
 
@@ -230,7 +231,7 @@ def in_chunks(tile, chunks):  # type: ignore[no-untyped-def]
     """The tile in so many steps."""
     share = tile.chunks / chunks
     return Tile(
-        chunks, tile.step * share, tile.gemms * share, tile.end, tile.end_insns, tile.held, tile.stores, tile.store_insns,
-        tile.exposed, tile.biases, tile.bias_data, tile.bias_bursts, tile.bias_beats, tile.residual,
+        chunks, tile.step * share, tile.gemms * share, tile.end, tile.end_insns, tile.held, tile.stores,
+        tile.store_insns, tile.exposed, tile.biases, tile.bias_data, tile.bias_bursts, tile.bias_beats, tile.residual,
         tile.residual_insns,
     )  # fmt: skip

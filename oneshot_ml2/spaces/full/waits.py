@@ -154,6 +154,24 @@ class _Waited(NamedTuple):
     fetched: float
 
 
+class _Count(NamedTuple):
+    """Instructions of a tile, and the most of them that are one module's; float64."""
+
+    insns: float
+    most: float
+
+
+class _Turn(NamedTuple):
+    """Of the tiles of the first turn of the outer loop, or of all others: cycles, and of storing them while others are
+    computed; instructions, and chunks of these that come without a latency; the `_Count` of a tile; float64."""
+
+    cycles: float
+    stores: float
+    insns: float
+    free: float
+    tile: _Count
+
+
 def waits_of(waits: NDArray[np.float64]) -> NDArray[Any]:
     """Waits (n, len(WAITS)) as records (n,) of these fields: the same memory, which is contiguous."""
     return waits.view(_ROW)[:, 0]
@@ -330,6 +348,8 @@ def _tile_waits(nest, tile, fetch, windows, group, corner, streams, refills, eac
         both = group.data + tile.biases * tile.bias_data + tile.residual
         both += nest.latency * corner.border * (not biased.everywhere)
         return both - tile.residual_insns * (nest.latency + LOAD) - tile.step - last, True
+    if group.insns == 0.0 and tile.residual_insns == 0.0:
+        return 0.0, False
     if group.insns == 0.0:
         # Only a residual, which its own buffers and the queue hold up.
         window = min(windows.residual, windows.queue_start + (tile.chunks - 1.0) * windows.queue_within)
@@ -395,13 +415,6 @@ def _first_waits(nest, schedule, tile, windows, inputs, weights, tapered, always
     return (tile.chunks - 1.0) * max(0.0, group - window) + tile.residual
 
 
-class _Count(NamedTuple):
-    """Instructions of a tile, and the most of them that are one module's; float64."""
-
-    insns: float
-    most: float
-
-
 @part()
 def _count(tile, loads):  # type: ignore[no-untyped-def]
     """The `_Count` of a tile of so many LOADs."""
@@ -411,42 +424,61 @@ def _count(tile, loads):  # type: ignore[no-untyped-def]
 
 @part()
 def _free(nest, fetch, beats, rows):  # type: ignore[no-untyped-def]
-    """Chunks of instructions that come while the ``beats`` of a LOAD do, each behind its bursts that are in the memory's
-    queue: at most 15."""
+    """Chunks of instructions that come while the ``beats`` of a LOAD do, each behind its bursts that are in the
+    memory's queue: at most 15."""
     row = max(beats / max(rows, 1.0), 1.0)
     queued = min((TAGS - 1.0) * row / np.ceil(row / nest.burst), 0.5 * beats)
     return beats / (fetch.own + queued)
 
 
 @part()
-def _free_chunks(nest, schedule, tile, fetch, count, inputs, weights, inp_insns, wgt_insns):  # type: ignore[no-untyped-def]
+def _free_of_biases(nest, schedule, tile, fetch):  # type: ignore[no-untyped-def]
+    """`_free` of a LOAD of biases."""
+    if tile.biases == 0.0:
+        return 0.0
+    rows = tile.bias_beats / max(nest.acc_bytes // nest.bus, 1)
+    if nest.minor:
+        rows /= min(schedule.tile_co, nest.co)
+    return _free(nest, fetch, tile.bias_beats / tile.biases, rows / tile.biases)
+
+
+@part()
+def _free_chunks(nest, tile, fetch, count, inputs, weights, inp_insns, wgt_insns, biased):  # type: ignore[no-untyped-def]
     """Chunks that come while the data of a tile do, until the queues are full, of so many LOADs of inputs and of
-    weights."""
+    weights; ``biased``: while those of a LOAD of biases do."""
     most = nest.queue * count.insns / count.most / fetch.insns
-    free = inp_insns * min(_free(nest, fetch, inputs.beats, inputs.rows), most)
-    free += wgt_insns * min(_free(nest, fetch, weights.beats, weights.rows), most)
-    if tile.biases > 0.0:
-        rows = tile.bias_beats / max(nest.acc_bytes // nest.bus, 1)
-        if nest.minor:
-            rows /= min(schedule.tile_co, nest.co)
-        free += tile.biases * min(_free(nest, fetch, tile.bias_beats / tile.biases, rows / tile.biases), most)
+    free = tile.biases * min(biased, most)
+    if inp_insns > 0.0:
+        free += inp_insns * min(_free(nest, fetch, inputs.beats, inputs.rows), most)
+    if wgt_insns > 0.0:
+        free += wgt_insns * min(_free(nest, fetch, weights.beats, weights.rows), most)
     return min(free, max(most, count.insns / fetch.insns))
 
 
 @part()
-def _fetch_waits(nest, fetch, count, insns, free, cycles):  # type: ignore[no-untyped-def]
-    """How long ``insns`` instructions are waited for, of whose chunks so many come free, while ``cycles`` pass;
-    ``count``: of a tile."""
-    if insns <= 0.0:
+def _fetch_waits(nest, fetch, turn):  # type: ignore[no-untyped-def]
+    """How long the instructions of a `_Turn` are waited for."""
+    if turn.insns <= 0.0:
         return 0.0
-    chunks = insns / fetch.insns
-    paid = max(chunks - free, 0.0)
+    chunks = turn.insns / fetch.insns
+    paid = max(chunks - turn.free, 0.0)
     # As many instructions as the queues hold are ahead of what is executed.
-    ahead = min(insns / max(paid, 1e-9), nest.queue * count.insns / count.most)
-    waits = paid * max(fetch.every - ahead * cycles / insns, 0.0)
+    ahead = min(turn.insns / max(paid, 1e-9), nest.queue * turn.tile.insns / turn.tile.most)
+    waits = paid * max(fetch.every - ahead * turn.cycles / turn.insns, 0.0)
     # Those of one beat empty the memory's queue.
-    dry = min(free, chunks) * singles(nest, fetch.beats) / TAGS
+    dry = min(turn.free, chunks) * singles(nest, fetch.beats) / TAGS
     return waits + np.floor(dry) * max(nest.latency + 2.0 - TAGS, 0.0)
+
+
+@part()
+def _constants(nest, schedule):  # type: ignore[no-untyped-def]
+    """(LOADs, their cycles) of the identity and the constants of GEMMs that add, with the last group of a tile."""
+    insns = float(nest.residual)
+    cycles = insns * (nest.latency + LOAD + nest.wgt_bytes / nest.bus)
+    if nest.bias and schedule.bias == BIAS_GEMM:
+        insns += 2.0
+        cycles += 2.0 * (nest.latency + LOAD) + nest.out_blocks * nest.wgt_bytes / nest.bus
+    return insns, cycles
 
 
 @part()
@@ -462,78 +494,72 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
     always = inp_mode == STREAM or (wgt_mode == STREAM and not nest.pool)
     narrow = last_channels(nest, schedule) / min(schedule.tile_co, nest.co)
     tapered = tapered_chunks(schedule, nest.ci, whole)
-    steps = float(tapered + parts - 1)
-    tile = in_chunks(tile, steps)
+    tile = in_chunks(tile, float(tapered + parts - 1))
     windows = _windows(nest, schedule, tile, fetch, inner / inner_firsts, read)
-    inputs, weights = smaller(nest, whole_inp, whole / float(tapered)), smaller(nest, whole_wgt, whole / steps)
-    # The identity and the constants of GEMMs that add are loaded with its last group.
-    others = float(nest.residual)
-    loading = others * (nest.latency + LOAD + nest.wgt_bytes / nest.bus)
-    if nest.bias and schedule.bias == BIAS_GEMM:
-        others += 2.0
-        loading += 2.0 * (nest.latency + LOAD) + nest.out_blocks * nest.wgt_bytes / nest.bus
+    inputs, weights = smaller(nest, whole_inp, whole / float(tapered)), smaller(nest, whole_wgt, whole / tile.chunks)
+    others, loading = _constants(nest, schedule)
     waits = _first_waits(nest, schedule, tile, windows, inputs, weights, tapered, always) + loading
-    loading += inputs.cycles * tapered + weights.cycles * steps + tile.residual
-    inp_insns, wgt_insns = inputs.insns * tapered, weights.insns * steps
+    loading += inputs.cycles * tapered + weights.cycles * tile.chunks + tile.residual
+    inp_insns, wgt_insns = inputs.insns * tapered, weights.insns * tile.chunks
     others += tile.residual_insns
-    stored, spent, kept = 0.0, 0.0, tile.stores * (schedule.acc_buffers > 1)
-    # Of a turn of the outer loop: instructions, chunks that come free, and cycles.
     count = _count(tile, inp_insns + wgt_insns + others)
-    needed, cycles = max(count.insns - fetch.insns, 0.0), tile.chunks * tile.step + tile.end + waits + nest.latency
-    free, fetched = _free_chunks(nest, schedule, tile, fetch, count, inputs, weights, inp_insns, wgt_insns), 0.0
+    biased = _free_of_biases(nest, schedule, tile, fetch)
+    free = _free_chunks(nest, tile, fetch, count, inputs, weights, inp_insns, wgt_insns, biased)
+    cycles = tile.chunks * tile.step + tile.end + waits + nest.latency
+    turn = _Turn(cycles, cycles, max(count.insns - fetch.insns, 0.0), free, count)
+    stored, fetched, kept = 0.0, 0.0, tile.stores * (schedule.acc_buffers > 1)
     for kind in range(4):
         outer_first, inner_first = kind < 2, kind % 2 == 0
         if kind == 2:
             # Within a turn of the outer loop long and short tiles make up for each other.
-            stored, spent = max(spent, 0.0), 0.0
-            fetched = _fetch_waits(nest, fetch, count, needed, free, cycles)
-            needed, free, cycles = 0.0, 0.0, 0.0
-        many = float(outer_firsts if outer_first else outer - outer_firsts)
-        many *= inner_firsts if inner_first else inner - inner_firsts
+            stored, fetched = max(turn.stores - turn.cycles, 0.0), _fetch_waits(nest, fetch, turn)
+            turn = _Turn(0.0, 0.0, 0.0, 0.0, count)
+        turns = outer_firsts if outer_first else outer - outer_firsts
         # Without the very first tile.
-        many -= kind == 0
+        many = float(turns * (inner_firsts if inner_first else inner - inner_firsts)) - (kind == 0)
         if many <= 0.0:
             continue
         loads_inp, loads_wgt = _taken(inp_mode, outer_first, inner_first), _taken(wgt_mode, outer_first, inner_first)
         # As `tiles.is_tapered` says; of many groups it is the first one alone.
-        first_co = (outer_first if by_co else inner_first) and groups == 1
-        tapers = (nest.minor and inp_mode != STREAM) or (wgt_mode != STREAM and first_co)
+        tapers = wgt_mode != STREAM and (outer_first if by_co else inner_first) and groups == 1
+        tapers = tapers or (nest.minor and inp_mode != STREAM)
         tile = in_chunks(tile, float(tapered if tapers else whole))
-        share = whole / tile.chunks
-        inputs, weights = smaller(nest, whole_inp, share), smaller(nest, whole_wgt, share)
+        inputs, weights = smaller(nest, whole_inp, whole / tile.chunks), smaller(nest, whole_wgt, whole / tile.chunks)
         group = _group(nest, inputs, weights, loads_inp, loads_wgt, narrow, corner)
-        lasts = tile.chunks * tile.step + tile.end + tile.exposed
-        spent += many * (kept - lasts)
         of_inp, of_wgt = tile.chunks * loads_inp * inputs.insns, tile.chunks * loads_wgt * weights.insns
         count = _count(tile, of_inp + of_wgt + tile.residual_insns)
-        needed, cycles = needed + many * count.insns, cycles + many * lasts
-        free += many * _free_chunks(nest, schedule, tile, fetch, count, inputs, weights, of_inp, of_wgt)
-        if group.cycles + tile.residual <= 0.0:
-            continue
-        loading += many * (tile.chunks * group.cycles + tile.residual)
-        inp_insns += many * tile.chunks * loads_inp * inputs.insns
-        wgt_insns += many * tile.chunks * loads_wgt * weights.insns
-        others += many * tile.residual_insns
+        free = _free_chunks(nest, tile, fetch, count, inputs, weights, of_inp, of_wgt, biased)
+        inp_insns, wgt_insns = inp_insns + many * of_inp, wgt_insns + many * of_wgt
+        others, loading = (
+            others + many * tile.residual_insns,
+            loading + many * (tile.chunks * group.cycles + tile.residual),
+        )
         windows = _windows(nest, schedule, tile, fetch, inner / inner_firsts, read)
-        streams, each = always or outer_first, inner == inner_firsts
-        waited, filled = _tile_waits(nest, tile, fetch, windows, group, corner, streams, inner_first, each)
+        waited, filled = _tile_waits(
+            nest, tile, fetch, windows, group, corner, always or outer_first, inner_first, inner == inner_firsts
+        )
         # Whatever empties the memory's queue, it is filled anew at the price of a latency.
         again = (1.0 if not windows.single_set else float(inner_firsts) * many / max(inner - inner_firsts, 1)) * filled
-        waits += many * waited + again * nest.latency
-        spent -= many * waited + again * nest.latency
-        cycles += many * waited + again * nest.latency
-    if co_tiles * sp_tiles > 1:
-        # The last tile is stored, too, when all before it have been.
-        spent += max(kept - tail, 0.0)
-    stored += max(spent, 0.0)
-    fetched += _fetch_waits(nest, fetch, count, needed, free, cycles)
+        waited = many * waited + again * nest.latency
+        waits += waited
+        turn = _Turn(
+            turn.cycles + many * (tile.chunks * tile.step + tile.end + tile.exposed) + waited,
+            turn.stores + many * kept,
+            turn.insns + many * count.insns,
+            turn.free + many * free,
+            count,
+        )
+    # The last tile is stored, too, when all before it have been.
+    kept = max(kept - tail, 0.0) if co_tiles * sp_tiles > 1 else 0.0
+    stored += max(turn.stores + kept - turn.cycles, 0.0)
+    fetched += _fetch_waits(nest, fetch, turn)
     return _Waited(loading, inp_insns, wgt_insns, others, waits, stored, fetched)
 
 
 @part()
 def _opening(nest, schedule, geometry, reduction, tile, fetch, uops, start, more):  # type: ignore[no-untyped-def]
-    """Cycles from the first instruction until compute has the first operands, and how many more LOADs pay no latency, as
-    biases wait in the memory's queue; ``start``: of compute before them; ``more``: instructions beyond a chunk."""
+    """Cycles from the first instruction until compute has the first operands, and how many more LOADs pay no latency,
+    as biases wait in the memory's queue; ``start``: of compute before them; ``more``: instructions beyond a chunk."""
     alone = nest.latency + LOAD
     channels = min(schedule.tile_co, nest.co) if nest.depthwise else reduction.first_chunk
     beats = geometry.loaded_first * channels * nest.inp_bytes / nest.bus
