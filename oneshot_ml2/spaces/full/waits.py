@@ -452,7 +452,7 @@ def _free_chunks(nest, tile, fetch, count, inputs, weights, inp_insns, wgt_insns
         free += inp_insns * min(_free(nest, fetch, inputs.beats, inputs.rows), most)
     if wgt_insns > 0.0:
         free += wgt_insns * min(_free(nest, fetch, weights.beats, weights.rows), most)
-    return min(free, max(most, count.insns / fetch.insns))
+    return min(free, tile.chunks * most)
 
 
 @part()
