@@ -2,8 +2,8 @@
 
     python train/peers.py --corpus corpus/equal --out runs/peers
 
-Needs the extra `peers`. About a quarter of an hour on two cores, but for One-Shot Tuner's network; every epoch is kept, and the same command goes on
-after a kill.
+Needs the extra `peers`. About a quarter of an hour on two cores, but for One-Shot Tuner's network; every epoch is kept,
+and the same command goes on after a kill.
 """
 
 from __future__ import annotations
