@@ -197,13 +197,13 @@ def _handed_over(last: Insns, insns: Insns, sizes: NDArray[np.int64], number: in
         gemms = np.flatnonzero((last["op"] == Opcode.GEMM) & (last["reset"] == 0))
         if len(gemms) and not last["flags"][gemms[-1]] & Flag.PUSH_PREV:
             stores = _on_their_way(last, gemms[-1])
-            # LOADs up to the first token for compute go in any order.
-            group = loads[: int(np.argmax(insns["flags"][loads] & Flag.PUSH_NEXT > 0)) + 1]
-            order = np.argsort(_overlap(insns[group], stores, sizes), kind="stable")
+            waits = _overlap(insns[free], stores, sizes)
+            # LOADs up to the first token for compute go in any order: those that wait go last.
+            count = int(np.argmax(insns["flags"][free] & Flag.PUSH_NEXT > 0)) + 1
+            group, order = free[:count], np.argsort(waits[:count], kind="stable")
             flags = insns["flags"][group]
             words_of(insns)[group] = words_of(insns)[group[order]]
-            insns["flags"][group] = flags
-            waits = _overlap(insns[free], stores, sizes)
+            insns["flags"][group], waits[:count] = flags, waits[order]
             stop = free[np.argmax(waits)] if waits.any() else free[-1]
         last["flags"][-1] |= Flag.PUSH_PREV
         insns["flags"][stop] |= Flag.POP_NEXT

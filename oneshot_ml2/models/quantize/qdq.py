@@ -91,7 +91,7 @@ def only_floats_read(graph: Graph) -> set[str]:
         inner = [
             user
             for user in readers
-            if user.op in inside or (user.op == "add" and not any(name in graph.constants for name in user.inputs))
+            if user.op in inside or (user.op == "add" and graph.constants.keys().isdisjoint(user.inputs))
         ]
         moves = [user for user in inner if user.op in partition.MOVES]
         if len(inner) < len(readers) or any(user.output in computed for user in moves):

@@ -124,12 +124,17 @@ def quantize(
 @dataclass(frozen=True)
 class _Best:
     """A float graph quantized in the way that loses least; ``graph``: what was quantized; ``first``: what it computes
-    of the first sample; ``error``: relative, of samples that judge."""
+    of the first sample; ``outputs``: of the samples that judge, by their places."""
 
     made: Tried
     graph: Graph
     first: dict[str, Array]
-    error: float
+    outputs: Mapping[int, list[Array]]
+
+    def error(self, given: Sequence[Sample]) -> float:
+        """The relative error on the samples that judge, their geometric mean."""
+        scores = [score(self.made.graph, given[place], outputs) for place, outputs in self.outputs.items()]
+        return math.exp(sum(scores) / len(scores))
 
 
 def _calibrated(
@@ -137,14 +142,14 @@ def _calibrated(
 ) -> tuple[Tried, Comparison]:
     """Quantize a float graph by what it computes of samples."""
     found = _best(graph, given, half_even, tell, steps)
-    loops = recurrences.steps(graph) if steps.floats and found.error > _TOO_MUCH else frozenset()
-    if loops:
+    loops = recurrences.steps(graph) if steps.floats else frozenset()
+    if loops and (error := found.error(given)) > _TOO_MUCH:
         tell("quantize: steps of recurrent layers in float32")
         other = _best(recurrences.in_float(graph, loops), given, half_even, tell, steps)
-        if other.error < found.error / 2:
+        if (left := other.error(given)) < error / 2:
             note = (
                 f"{len(loops)} products of recurrent layers are the host's, in float32: in int8, step after step, the"
-                f" outputs would be {found.error:.0%} off, so {other.error:.1%}"
+                f" outputs would be {error:.0%} off, so {left:.1%}"
             )
             found = dataclasses.replace(
                 other, made=dataclasses.replace(other.made, changes=[*other.made.changes, note])
@@ -167,9 +172,7 @@ def _best(graph: Graph, given: Sequence[Sample], half_even: bool, tell: Callable
     ways = Ways(graph, channels, quantized, steps, half_even)
     tell("quantize: judging ways to do it")
     kind, fine = best(ways, seen, given, jury)
-    made = ways.made(kind, seen, fine)
-    scores = [score(made.graph, given[place], seen.outputs[place]) for place in sorted(jury.places)]
-    return _Best(made, graph, seen.first, math.exp(sum(scores) / len(scores)))
+    return _Best(ways.made(kind, seen, fine), graph, seen.first, seen.outputs)
 
 
 def _rewritten(made: Tried, reference: Reference) -> Reference:

@@ -7,9 +7,8 @@ steps of int8 lose all. Which it is, samples say (`quantize`).
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -26,12 +25,14 @@ _ROWS = 8
 
 def steps(graph: Graph) -> frozenset[str]:
     """Outputs of the dense layers of a float graph whose weight some of them reads the product of before."""
+    dense = [node for node in graph.nodes if node.op == "dense" and node.inputs[1] in graph.constants]
+    few = [node for node in dense if math.prod(graph.shape(node.output)[:-1]) <= _ROWS]
+    shapes = Counter(graph.shape(node.inputs[1]) for node in few)
     alike = defaultdict[bytes, list[str]](list)
-    for node in graph.nodes:
-        if node.op == "dense" and node.inputs[1] in graph.constants and _rows(graph, node) <= _ROWS:
-            weight = graph.constants[node.inputs[1]]
-            key = repr(weight.shape).encode() + hashlib.sha256(np.ascontiguousarray(weight).tobytes()).digest()
-            alike[key].append(node.output)
+    for node in few:
+        # Large weights that no other can equal are not read through.
+        if shapes[graph.shape(node.inputs[1])] > 1:
+            alike[graph.fingerprint(node.inputs[1])].append(node.output)
     groups = [members for members in alike.values() if len(members) > 1]
     group_of = {name: number for number, members in enumerate(groups) for name in members}
     behind, again = dict[str, frozenset[int]](), set[int]()
@@ -54,15 +55,13 @@ def in_float(graph: Graph, chosen: Collection[str]) -> Graph:
             continue
         rows, weight, *bias = node.inputs
         made, shape = node.output, graph.shape(node.output)
-        own = np.ascontiguousarray(graph.constants[weight].T)
-        constants[f"{made}.turned"] = turned.setdefault(own.tobytes(), own)
+        key = graph.fingerprint(weight)
+        if key not in turned:
+            turned[key] = np.ascontiguousarray(graph.constants[weight].T)
+        constants[f"{made}.turned"] = turned[key]
         product = f"{made}.product" if bias else made
         values[product] = Value(product, shape)
         nodes.append(dataclasses.replace(node, op="matmul", inputs=(rows, f"{made}.turned"), output=product, attrs={}))
         if bias:
             nodes.append(Node(made, "add", (product, *bias), made, {}))
     return dataclasses.replace(graph, nodes=tuple(nodes), values=values, constants=constants)
-
-
-def _rows(graph: Graph, node: Node) -> int:
-    return math.prod(graph.shape(node.output)[:-1])

@@ -10,7 +10,6 @@ other half.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_ml2.models.ops.registry import op_of
-from oneshot_ml2.models.quantize.scales import HIGH, LOW
+from oneshot_ml2.models.quantize.scales import HIGH, LOW, int8
 
 if TYPE_CHECKING:
     from oneshot_ml2.models.ir import Graph, Node
@@ -94,8 +93,7 @@ def inputs_by_weight(graph: Graph, rows: Mapping[str, Sequence[Rows]], affine: A
         mean = own.reshape(-1, *form).mean((0, 3), keepdims=True, dtype=np.float64)[0].astype(np.float32)
         weight = node.inputs[1]
         if weight not in names:
-            array = graph.constants[weight]
-            names[weight] = repr((node.op, array.shape)).encode() + hashlib.sha256(array.tobytes()).digest()
+            names[weight] = graph.fingerprint(weight)
         halves = found.setdefault(names[weight], [[], []])
         for number, part in enumerate(samples):
             halves[number % 2].append(((part.reshape(-1, *form) - mean) * along).reshape(part.shape))
@@ -108,17 +106,19 @@ def rounded(node: Node, weight: NDArray[np.float32], exponent: int, rows: Halves
     assert op_of(node.op).weight_outputs == 0
     groups, taps = rows[0].shape[1:]
     parts = np.ldexp(weight.astype(np.float32), -exponent).reshape(groups, -1, taps)
-    plain = np.clip(np.rint(parts), LOW, HIGH)
+    nearest = int8(weight, exponent)
+    plain = nearest.reshape(parts.shape).astype(np.float32)
     grams = [_gram(half) for half in rows]
     if not all(np.isfinite(gram).all() for gram in grams):
-        return plain.astype(np.int8).reshape(weight.shape)
+        return nearest
     losses = {0.0: sum(_loss(parts - plain, gram) for gram in grams)}
     for damping in _DAMPINGS:
         made = [_compensated(parts, gram, damping) for gram in grams]
         losses[damping] = sum(_loss(parts - own, gram) for own, gram in zip(made, reversed(grams), strict=True))
     damping = min(losses, key=lambda key: losses[key])
-    best = _compensated(parts, grams[0] + grams[1], damping) if damping else plain
-    return best.astype(np.int8).reshape(weight.shape)
+    if not damping:
+        return nearest
+    return _compensated(parts, grams[0] + grams[1], damping).astype(np.int8).reshape(weight.shape)
 
 
 def _gram(rows: Rows) -> NDArray[np.float32]:

@@ -63,10 +63,10 @@ def train_peers(
 ) -> Iterator[str]:
     """Train those of `peer_kinds` that ``folder`` lacks of these corpora and settings; save each when it is done.
 
+    A network's training goes on from its last epoch; ``seconds`` in its card are those of the last call.
+
     Args:
         only: names; none: all of them.
-
-    A network's training goes on from its last epoch; ``seconds`` in its card are those of the last call.
 
     Yields:
         The name of each that is in the folder now.
