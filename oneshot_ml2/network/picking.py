@@ -247,15 +247,18 @@ def by_both(
     was told; ``other``: their scores by the small one, if they are known.
 
     The gap is that of the large network and another one that votes; without advisers, where the networks know what
-    modules wait for, also how far that closed form is from their mean.
+    modules wait for, also how far that closed form is from their mean. It votes, too, but of a board that the networks
+    were told of, which it does not know.
     """
     one = network.judge(space, legal)
     other, *advice = other_votes(space, network, legal, other)
     waits, gap = bool(network.seen.beside), np.max([one.gap(vote) for vote in (other, *advice)], axis=0)
+    guess = None
     if waits and not advice:
         guess = network.features.waiting(space, legal)
         gap = np.maximum(gap, np.abs(0.5 * (np.log(one.cycles) + np.log(other.cycles)) - np.log(guess)))
-    return Ranking(legal.indices, one.with_both(other, waits, advice), scored, gap, legal=True)
+    votes = guess if network.calibration is None else None
+    return Ranking(legal.indices, one.with_both(other, waits, advice, votes), scored, gap, legal=True)
 
 
 def other_votes(

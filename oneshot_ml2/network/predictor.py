@@ -50,6 +50,8 @@ _CAUTION = 0.5
 # What the log T of the large one of both networks counts for in their mean where they know what modules wait for and
 # rank without caution; elsewhere all count alike. Chosen on fresh tasks (docs/evaluation.md).
 _KNOWING = 0.7
+# And what the closed form of that waiting counts for beside them: each may be far off where the other is not.
+_CLOSED_FORM = 0.3
 # The most that is added to a log T for it.
 _MOST_CAUTION = 50.0
 _ADVICE = "use the weights that came with this version, or train new ones with `oneshot-ml2 train`"
@@ -96,16 +98,26 @@ class Scores:
         """How far the predicted log T of another network is from this one's, float64 (n,)."""
         return np.abs(np.log(self.cycles) - np.log(other.cycles))
 
-    def with_both(self, other: Scores, knowing: bool = False, advice: Sequence[Scores] = ()) -> Scores:
+    def with_both(
+        self,
+        other: Scores,
+        knowing: bool = False,
+        advice: Sequence[Scores] = (),
+        guess: NDArray[np.float64] | None = None,
+    ) -> Scores:
         """Of legal schedules the mean of this network and another one of the same schedules, ranked with caution.
 
         ``knowing``: they know what modules wait for: the large one, this, counts for more, and there is no caution.
-        ``advice``: of further large networks; then all count alike, and there is caution.
+        ``advice``: of further large networks; then all count alike, and there is caution. ``guess``: cycles (n,) by the
+        closed form that knows it, too, if that votes.
         """
         votes = [self, other, *advice]
         alone = knowing and not advice
         shares = [_KNOWING, 1 - _KNOWING] if alone else [1 / len(votes)] * len(votes)
         ratio = sum(np.float32(share) * np.maximum(vote.log_ratio, 0.0) for share, vote in zip(shares, votes))
+        if guess is not None:
+            told = np.maximum(np.log(guess / self.bound), 0.0).astype(np.float32)
+            ratio = np.float32(1 - _CLOSED_FORM) * ratio + np.float32(_CLOSED_FORM) * told
         spread = np.mean([vote.spread for vote in votes], axis=0)
         caution = 0.0 if alone else _CAUTION
         p_valid = np.ones_like(self.p_valid) if self.risk is None else (1.0 - self.risk).astype(np.float32)

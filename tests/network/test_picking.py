@@ -237,7 +237,7 @@ def test_far_outside_schedules_are_chosen_and_judged_by_what_modules_wait_for(mo
     one, other = wide.judge(space, given), wide.judge(space, given, "scan")
     waiting = features.waiting(space, given)
     mean = np.sqrt(one.cycles * other.cycles)
-    votes = one.cycles**0.7 * other.cycles**0.3
+    votes = (one.cycles**0.7 * other.cycles**0.3) ** 0.7 * waiting**0.3
     assert np.allclose(ranking.scores.cycles, votes, rtol=1e-4)
     assert ranking.order[0] == votes.argmin()
     away = np.abs(np.log(mean) - np.log(waiting))

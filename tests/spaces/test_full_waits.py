@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 
 from oneshot_ml2.common.metrics import kendall_tau
 from oneshot_ml2.spaces.full.features import Candidates, Encoder, candidates_at, waiting
-from oneshot_ml2.spaces.full.knobs import BIAS_LOAD, FLOW_SP_INP, FLOW_SP_INP_ALL_WGT, HEAD_DOUBLING, KNOBS
+from oneshot_ml2.spaces.full.knobs import (
+    BIAS_ADD,
+    BIAS_GEMM,
+    BIAS_LOAD,
+    FLOW_SP_INP,
+    FLOW_SP_INP_ALL_WGT,
+    HEAD_DOUBLING,
+    KNOBS,
+)
 from oneshot_ml2.spaces.full.waits import WAITS
 from oneshot_ml2.spaces.space import ScheduleSpace
 from oneshot_ml2.vta.accelerator import Accelerator
@@ -28,6 +36,7 @@ CONV = Conv2d(1, 64, 20, 20, 32, 3, 3, padding=1, epilogue=BIASED)
 # Chips that no network has seen; the second has bursts of two beats on top.
 FAR = Accelerator(0, 4, 13, 13, 18, 14, memory_latency=20_000, instruction_queue=2, name="far")
 SHORT = dataclasses.replace(FAR, burst_len_bits=1, instruction_queue=4)
+STORING = Accelerator(1, 5, 9, 18, 20, 16, memory_latency=4, name="storing")
 NEAR = dataclasses.replace(FAR, memory_latency=300, instruction_queue=512)
 
 
@@ -89,6 +98,38 @@ def test_schedules_are_ordered_as_by_the_timing(
         (BatchMatmul(6, 24, 64, 40, epilogue=BIASED), NEAR, {"dataflow": FLOW_SP_INP}, 0.03),
         (BatchMatmul(6, 24, 64, 40, epilogue=BIASED), NEAR, {"dataflow": FLOW_SP_INP_ALL_WGT}, 0.06),
         (Dense(8, 1024, 64), NEAR, {"head": HEAD_DOUBLING}, 0.02),
+        (
+            Conv2d(1, 32, 12, 12, 64, 1, 1, epilogue=Epilogue(bias=True, shift=8, residual_shift=0)),
+            dataclasses.replace(NEAR, memory_latency=3000),
+            {"dataflow": FLOW_SP_INP_ALL_WGT, "acc_buffers": 1, "bias": BIAS_ADD},
+            0.04,
+        ),
+        (
+            Conv2d(1, 32, 24, 24, 64, 1, 1, epilogue=BIASED),
+            Accelerator(1, 5, 15, 9, 20, 18, bus_bits=128, memory_latency=27, name="held"),
+            {"inp_buffers": 1, "acc_buffers": 2, "bias": BIAS_GEMM},
+            0.08,
+        ),
+        (
+            BatchMatmul(6, 24, 64, 34, epilogue=BIASED),
+            Accelerator(5, 5, 15, 21, 18, 23, memory_latency=224, name="added"),
+            {"bias": BIAS_ADD},
+            0.03,
+        ),
+        (Dense(60, 32, 320, epilogue=BIASED), STORING, {"acc_buffers": 2, "bias": BIAS_GEMM}, 0.05),
+        (Dense(60, 32, 320, epilogue=BIASED), STORING, {"acc_buffers": 2, "drain": 16}, 0.05),
+        (
+            CONV,
+            dataclasses.replace(NEAR, burst_len_bits=1, memory_latency=3000, instruction_queue=64),
+            {},
+            0.1,
+        ),
+        (
+            Conv2d(1, 64, 14, 14, 96, 1, 1, epilogue=Epilogue(shift=8)),
+            dataclasses.replace(SHORT, memory_latency=3000, bus_bits=128, instruction_queue=8),
+            {},
+            0.14,
+        ),
     ],
     ids=[
         "rows of biases of one beat",
@@ -98,6 +139,13 @@ def test_schedules_are_ordered_as_by_the_timing(
         "groups with inputs of their own",
         "groups with inputs of their own and all weights",
         "heads that double",
+        "residuals in buffers of their own",
+        "what is added within the last step holds its operands",
+        "biases that are loaded once",
+        "stores that take longest",
+        "stores of the last tile from its first piece on",
+        "chunks of instructions behind the bursts of a LOAD",
+        "chunks of instructions that come free hide others",
     ],
 )
 def test_what_fills_and_empties_the_memory_s_queue_and_frees_a_buffer(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from oneshot_ml2.common.parts import part
-from oneshot_ml2.spaces.full.knobs import BIAS_LOAD, INP_MODE, STREAM, WGT_MODE, ceil_div
+from oneshot_ml2.spaces.full.knobs import BIAS_ADD, BIAS_GEMM, BIAS_LOAD, INP_MODE, STREAM, WGT_MODE, ceil_div
 from oneshot_ml2.spaces.full.shapes import bias_shape, output_shape
 from oneshot_ml2.spaces.full.tiles import pieces
 from oneshot_ml2.spaces.full.totals import stage_passes, tapered_chunks
@@ -38,10 +38,11 @@ class Tile(NamedTuple):
     """Means over the output tiles; float64.
 
     ``chunks``: steps; ``step``, ``gemms``: cycles and GEMMs of a step; ``end``, ``end_insns``: the same of what comes
-    before and after the steps; ``stores``, ``store_insns``: of all its STOREs; ``exposed``: cycles that compute waits
-    for them; ``biases``, ``bias_data``, ``bias_bursts``: LOADs of biases, cycles of the data of one, and its bursts if
-    they are in the memory's queue when another LOAD begins, else 0; ``bias_beats``: beats of all of them; ``residual``,
-    ``residual_insns``: of the LOADs of a residual.
+    before and after the steps; ``held``: cycles of these before the last step's operands are free; ``stores``,
+    ``store_insns``: of all its STOREs; ``exposed``: cycles that compute waits for them; ``biases``, ``bias_data``,
+    ``bias_bursts``: LOADs of biases, cycles of the data of one, and its bursts if they are in the memory's queue when
+    another LOAD begins, else 0; ``bias_beats``: beats of all of them; ``residual``, ``residual_insns``: of the LOADs of
+    a residual.
     """
 
     chunks: float
@@ -49,6 +50,7 @@ class Tile(NamedTuple):
     gemms: float
     end: float
     end_insns: float
+    held: float
     stores: float
     store_insns: float
     exposed: float
@@ -83,6 +85,15 @@ def is_waiting(beats, bursts):  # type: ignore[no-untyped-def]
     """Whether some of the bursts of a LOAD are in the memory's queue when another LOAD begins, that asked before them:
     not what is short, nor bursts of one beat, beside which nothing is sent."""
     return beats >= 2.0 * bursts and beats * (1.0 - 1.0 / bursts) >= LOAD - 1.0
+
+
+@part()
+def links(beats, bursts):  # type: ignore[no-untyped-def]
+    """How many LOADs find bursts of this one in the memory's queue: at most 15 are there when one of them ends, and
+    what is left behind a LOAD must last until the next one asks."""
+    if bursts == 0.0 or not is_waiting(beats, bursts):
+        return 0.0
+    return 1.0 + max(np.floor((bursts - 1.0 - (LOAD - 1.0) * bursts / beats) / (TAGS - 1.0)), 0.0)
 
 
 @part()
@@ -153,7 +164,7 @@ def _biases(nest, schedule, area):  # type: ignore[no-untyped-def]
     rows, data = area / insns / (tco if nest.minor else 1), area * beats / insns
     # What the rows take, which may be of one beat and drain the memory's queue, in place of what `totals` counts.
     own, dry = _stream(nest, rows, data)
-    cycles = insns * (nest.latency + 1.0 + own) - area * (beats if nest.minor else max(beats, 2))
+    cycles = insns * (nest.latency + LOAD + own) - 6.0 - area * (beats if nest.minor else max(beats, 2))
     bursts = rows * np.ceil(data / rows / nest.burst)
     if dry > 0.0 or not is_waiting(data, bursts):
         bursts = 0.0
@@ -163,12 +174,13 @@ def _biases(nest, schedule, area):  # type: ignore[no-untyped-def]
 @part()
 def tile_of(nest, schedule, reduction, compute, gemm, tiles, outputs):  # type: ignore[no-untyped-def]
     """The `Tile` of a schedule; ``gemm``: cycles of all its GEMMs."""
-    tco, area, steps = min(schedule.tile_co, nest.co), outputs / float(tiles), float(reduction.steps)
+    tco, area = min(schedule.tile_co, nest.co), outputs / float(tiles)
     stages, stage_cycles = stage_passes(nest)
-    chunks = float(reduction.whole)
+    chunks = float(reduction.steps)
     if tiles > 1:
         first = tapered_chunks(schedule, nest.ci, reduction.whole) + reduction.parts - 1
         chunks = (reduction.steps - first) / float(tiles - 1)
+    steps = chunks * tiles
     # Where every tile waits for its stores, each is cut into pieces.
     pc, ph, pw = tco, schedule.tile_h, schedule.tile_w
     if schedule.acc_buffers == 1:
@@ -176,7 +188,7 @@ def tile_of(nest, schedule, reduction, compute, gemm, tiles, outputs):  # type: 
     cuts = ceil_div(tco, pc) * ceil_div(schedule.tile_h, ph) * ceil_div(schedule.tile_w, pw)
     insns, rows, _, _ = output_shape(nest, pc, ph, pw)
     bias, biases, bias_data, bias_bursts, bias_beats = _biases(nest, schedule, area)
-    end = (compute - gemm - 8.0) / tiles + 7.0 * stages * (cuts - 1) + bias
+    end = (compute - gemm - bias_add(nest, schedule) - 8.0) / tiles + 7.0 * stages * (cuts - 1) + bias
     end_insns = 1.0 + stages * cuts + (nest.pre_shift >= 0) + nest.residual + max(biases - 1.0, 0.0)
     end_insns += nest.bias and schedule.bias != BIAS_LOAD
     stores = _store_time(nest, insns * cuts, float(insns * rows * cuts), area)
@@ -185,21 +197,33 @@ def tile_of(nest, schedule, reduction, compute, gemm, tiles, outputs):  # type: 
         exposed = max(stores / cuts, stores - stage_cycles * area * (1.0 - 1.0 / cuts)) + 4.0
     elif insns > nest.queue:
         exposed = (insns - nest.queue) * stores / insns
+    # What is added within the last step, which then is read.
+    adds = (nest.pre_shift >= 0) + nest.residual + (nest.bias and schedule.bias == BIAS_GEMM)
+    twice = nest.bias and schedule.bias == BIAS_ADD and nest.pre_shift >= 0
+    held = (adds + 2.0 * twice) * area + 7.0 * (adds + twice)
     residual, residual_insns = 0.0, 0.0
     if nest.residual:
         many, rows, _, _ = output_shape(nest, tco, schedule.tile_h, schedule.tile_w)
         residual_insns = float(many)
         residual = _loads_of_rows(nest, residual_insns, float(many * rows), area * nest.inp_bytes / nest.bus).cycles
     return Tile(
-        chunks, gemm / steps, reduction.gemms / steps, end, end_insns, stores, float(insns * cuts), exposed, biases,
-        bias_data, bias_bursts, bias_beats, residual, residual_insns,
+        chunks, gemm / steps, reduction.gemms / steps, end, end_insns, held, stores, float(insns * cuts), exposed,
+        biases, bias_data, bias_bursts, bias_beats, residual, residual_insns,
     )  # fmt: skip
+
+
+@part()
+def bias_add(nest, schedule):  # type: ignore[no-untyped-def]
+    """Beats of the one LOAD of all biases that are added from ACC; 0 if there is none."""
+    if nest.bias == 0 or schedule.bias != BIAS_ADD:
+        return 0.0
+    return float(nest.out_blocks * max(nest.acc_bytes // nest.bus, 1))
 
 
 @part()
 def bias_time(nest, tile):  # type: ignore[no-untyped-def]
     """Cycles of the LOADs of a tile's biases, each with a latency of its own."""
-    return tile.biases * (nest.latency + 1.0 + tile.bias_data)
+    return tile.biases * (nest.latency + LOAD + tile.bias_data)
 
 
 @part()
@@ -207,7 +231,7 @@ def in_chunks(tile, chunks):  # type: ignore[no-untyped-def]
     """The tile in so many steps."""
     share = tile.chunks / chunks
     return Tile(
-        chunks, tile.step * share, tile.gemms * share, tile.end, tile.end_insns, tile.stores, tile.store_insns,
-        tile.exposed, tile.biases, tile.bias_data, tile.bias_bursts, tile.bias_beats, tile.residual,
+        chunks, tile.step * share, tile.gemms * share, tile.end, tile.end_insns, tile.held, tile.stores,
+        tile.store_insns, tile.exposed, tile.biases, tile.bias_data, tile.bias_bursts, tile.bias_beats, tile.residual,
         tile.residual_insns,
     )  # fmt: skip
