@@ -23,12 +23,13 @@ LOAD = 7.0
 
 
 class Loads(NamedTuple):
-    """LOADs of a chunk: cycles of all, how many they are, rows, beats and cycles of the data of one, and latencies
-    among these; float64."""
+    """LOADs of a chunk: cycles of all, how many they are, rows, bursts, beats and cycles of the data of one, and
+    latencies among these; float64."""
 
     cycles: float
     insns: float
     rows: float
+    bursts: float
     beats: float
     data: float
     dry: float
@@ -63,9 +64,10 @@ class Tile(NamedTuple):
 
 
 @part()
-def _stream(nest, rows, beats):  # type: ignore[no-untyped-def]
-    """Cycles that the data of a LOAD take, a burst is sent every second cycle; and latencies among them."""
-    share = singles(nest, beats / rows)
+def _stream(nest, rows, beats, apart):  # type: ignore[no-untyped-def]
+    """Cycles that the data of a LOAD take, a burst is sent every second cycle; and latencies among them; ``apart``: see
+    `singles`."""
+    share = singles(nest, beats / rows, apart)
     single = rows * share
     # Each burst of one beat leaves the queue one burst shorter, as nothing is sent beside a last beat.
     dry = np.floor(max(single - 1.0, 0.0) / TAGS) * max(nest.latency + 2.0 - TAGS, 0.0) * min(share, 1.0)
@@ -73,11 +75,26 @@ def _stream(nest, rows, beats):  # type: ignore[no-untyped-def]
 
 
 @part()
-def singles(nest, beats):  # type: ignore[no-untyped-def]
-    """How many bursts of one beat a row of so many beats has, that starts where a burst may."""
-    if nest.burst == 1:
+def singles(nest, beats, apart):  # type: ignore[no-untyped-def]
+    """How many bursts of one beat a row of so many beats has, on the average: none crosses a multiple of a burst's
+    length, and rows start at any multiple of ``apart`` beats."""
+    if nest.burst == 1 or beats <= 1.0:
         return beats
-    return max(0.0, 1.0 - abs(beats % nest.burst - 1.0))
+    last = 2.0 - beats
+    if apart == 1:
+        # Its first burst may be one, and its last.
+        return max(last, 0.0) + (1.0 - max(last, 0.0)) * 2.0 / nest.burst
+    if beats >= 2.0:
+        last = (1.0 - abs(beats % apart - 1.0)) * apart / nest.burst
+    return max(last, 0.0)
+
+
+@part()
+def _apart(nest, offsets):  # type: ignore[no-untyped-def]
+    """Bytes of which rows start at any multiple, at most a burst's; ``offsets``: those that they may start at, as bits
+    of one number."""
+    offsets |= nest.burst * nest.bus
+    return offsets & -offsets
 
 
 @part()
@@ -97,12 +114,18 @@ def links(beats, bursts):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _loads_of_rows(nest, insns, rows, beats):  # type: ignore[no-untyped-def]
-    """`Loads` of so many instructions, rows and beats in all."""
+def _loads_of_rows(nest, insns, rows, beats, apart):  # type: ignore[no-untyped-def]
+    """`Loads` of so many instructions, rows and beats in all, whose rows start at any multiple of ``apart`` bytes."""
     rows = max(rows, insns)
-    beats = max(beats, rows)
-    data, dry = _stream(nest, rows / insns, beats / insns)
-    return Loads(insns * (nest.latency + LOAD + data), insns, rows / insns, beats / insns, data, dry)
+    # Ends of a row may share their beats with others.
+    beats = max(beats + rows * max(1.0 - apart / nest.bus, 0.0), rows)
+    apart = max(apart // nest.bus, 1)
+    data, dry = _stream(nest, rows / insns, beats / insns, apart)
+    bursts = 1.0 + (np.ceil(beats / rows / apart) - 1.0) * apart / nest.burst
+    if apart == nest.burst:
+        bursts = np.ceil(beats / rows / nest.burst)
+    cycles = insns * (nest.latency + LOAD + data)
+    return Loads(cycles, insns, rows / insns, bursts * rows / insns, beats / insns, data, dry)
 
 
 @part()
@@ -111,7 +134,8 @@ def smaller(nest, loads, share):  # type: ignore[no-untyped-def]
     insns = min(loads.insns, max(1.0, loads.insns * share))
     share *= loads.insns / max(insns, 1e-9)
     data = loads.data * share
-    return Loads(insns * (nest.latency + LOAD + data), insns, loads.rows * share, loads.beats * share, data, loads.dry)
+    cycles = insns * (nest.latency + LOAD + data)
+    return Loads(cycles, insns, loads.rows * share, loads.bursts * share, loads.beats * share, data, loads.dry)
 
 
 @part()
@@ -124,21 +148,27 @@ def input_loads(nest, schedule, geometry, loads, whole, tiles, sp_tiles):  # typ
     real = max(geometry.real, 1)
     if nest.minor:
         rows = 1.0 if schedule.tile_ci >= nest.ci else geometry.loaded / real
+        offsets = nest.ci * nest.inp_bytes | schedule.tile_ci * nest.inp_bytes
     else:
+        offsets = nest.iw * nest.inp_bytes
+        if schedule.tile_w < nest.ow:
+            offsets |= schedule.tile_w * nest.sw * nest.inp_bytes | nest.pl * nest.inp_bytes
         apart = geometry.compact - geometry.compact_apart
         rows = ((geometry.spread_rows + geometry.compact_apart) * channels + apart) / real
     beats = loads.inp_elements * nest.inp_bytes / nest.bus / chunks
-    return _loads_of_rows(nest, max(loads.inp_insns / chunks, 1e-9), rows, beats)
+    return _loads_of_rows(nest, max(loads.inp_insns / chunks, 1e-9), rows, beats, _apart(nest, offsets))
 
 
 @part()
 def weight_loads(nest, schedule, loads, whole, co_tiles, sp_tiles):  # type: ignore[no-untyped-def]
     """`Loads` of a chunk of weights; of a pool none."""
     if nest.pool:
-        return Loads(0.0, 0.0, 1.0, 1.0, 0.0, 0.0)
+        return Loads(0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0)
     chunks = float(whole * co_tiles * (sp_tiles if WGT_MODE[schedule.dataflow] == STREAM else 1))
     rows = 1.0 if whole == 1 else float(min(schedule.tile_co, nest.co))
-    return _loads_of_rows(nest, 1.0, rows, loads.wgt_beats / chunks)
+    whole_row = nest.kh * nest.kw * nest.wgt_bytes
+    apart = _apart(nest, nest.ci * whole_row | min(schedule.tile_ci, nest.ci) * whole_row)
+    return _loads_of_rows(nest, 1.0, rows, loads.wgt_beats / chunks, apart)
 
 
 @part()
@@ -163,7 +193,7 @@ def _biases(nest, schedule, area):  # type: ignore[no-untyped-def]
     beats = max(nest.acc_bytes // nest.bus, 1)
     rows, data = area / insns / (tco if nest.minor else 1), area * beats / insns
     # What the rows take, which may be of one beat and drain the memory's queue, in place of what `totals` counts.
-    own, dry = _stream(nest, rows, data)
+    own, dry = _stream(nest, rows, data, nest.burst)
     cycles = insns * (nest.latency + LOAD + own) - 6.0 - area * (beats if nest.minor else max(beats, 2))
     bursts = rows * np.ceil(data / rows / nest.burst)
     if dry > 0.0 or not is_waiting(data, bursts):
@@ -205,7 +235,10 @@ def tile_of(nest, schedule, reduction, compute, gemm, tiles, outputs):  # type: 
     if nest.residual:
         many, rows, _, _ = output_shape(nest, tco, schedule.tile_h, schedule.tile_w)
         residual_insns = float(many)
-        residual = _loads_of_rows(nest, residual_insns, float(many * rows), area * nest.inp_bytes / nest.bus).cycles
+        beats, offsets = area * nest.inp_bytes / nest.bus, nest.ow * nest.inp_bytes
+        if schedule.tile_w < nest.ow:
+            offsets |= schedule.tile_w * nest.inp_bytes
+        residual = _loads_of_rows(nest, residual_insns, float(many * rows), beats, _apart(nest, offsets)).cycles
     return Tile(
         chunks, gemm / steps, reduction.gemms / steps, end, end_insns, held, stores, float(insns * cuts), exposed,
         biases, bias_data, bias_bursts, bias_beats, residual, residual_insns,

@@ -273,7 +273,7 @@ def _group(nest, inputs, weights, loads_inp, loads_wgt, narrow, corner):  # type
     last, last_corner = inputs.data - burst, inputs.data * corner.inputs - burst
     if with_weights:
         last = last_corner = weights.data * narrow - min(weights.beats * narrow / weights.rows, float(nest.burst))
-    waiting = is_waiting(second.beats, second.rows * np.ceil(second.beats / second.rows / nest.burst))
+    waiting = is_waiting(second.beats, second.bursts)
     dry = loads_inp * inputs.dry + loads_wgt * weights.dry > 0.0
     return _Group(cycles, insns, cycles - insns * (nest.latency + LOAD), burst, last, last_corner, waiting, dry)
 
@@ -298,8 +298,10 @@ def _bias_latency(nest, tile, group, loads, data, other):  # type: ignore[no-unt
     if tile.biases * ends <= loads:
         # Where it waits longer than compute is busy, it is LOADs that tiles wait for; unless biases do not keep up.
         first = min(first, max(alone, tile.chunks * tile.step + other))
-    behind = min(tile.biases - 1.0, left - more) if tile.bias_bursts > 0.0 and group.is_waiting else 0.0
-    return first + behind * data + (tile.biases - 1.0 - behind) * alone
+    behind = 0.0
+    if tile.bias_bursts > 0.0 and group.is_waiting:
+        behind = min(tile.biases - 1.0, np.ceil((left - more) / ends))
+    return first + behind * min(ends, left) * data + (tile.biases - 1.0 - behind) * alone
 
 
 @part()
@@ -466,7 +468,7 @@ def _fetch_waits(nest, fetch, turn):  # type: ignore[no-untyped-def]
     ahead = min(turn.insns / max(paid, 1e-9), nest.queue * turn.tile.insns / turn.tile.most)
     waits = paid * max(fetch.every - ahead * turn.cycles / turn.insns, 0.0)
     # Those of one beat empty the memory's queue.
-    dry = min(turn.free, chunks) * singles(nest, fetch.beats) / TAGS
+    dry = min(turn.free, chunks) * singles(nest, fetch.beats, nest.burst) / TAGS
     return waits + np.floor(dry) * max(nest.latency + 2.0 - TAGS, 0.0)
 
 
