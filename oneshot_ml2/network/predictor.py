@@ -48,7 +48,7 @@ _RISK = 2.0
 # Spreads that schedules outside of the trained ranges are taken to be slower by: a quarter to a whole one pick as well.
 _CAUTION = 0.5
 # What the log T of the large one of both networks counts for in their mean where they know what modules wait for and
-# rank without caution; elsewhere all count alike. Chosen on fresh tasks (docs/evaluation.md).
+# have no advisers; elsewhere all count alike. Chosen on fresh tasks (docs/evaluation.md).
 _KNOWING = 0.7
 # And what the closed form of that waiting counts for beside them: each may be far off where the other is not.
 _CLOSED_FORM = 0.3
@@ -107,21 +107,18 @@ class Scores:
     ) -> Scores:
         """Of legal schedules the mean of this network and another one of the same schedules, ranked with caution.
 
-        ``knowing``: they know what modules wait for: the large one, this, counts for more, and there is no caution.
-        ``advice``: of further large networks; then all count alike, and there is caution. ``guess``: cycles (n,) by the
-        closed form that knows it, too, if that votes.
+        ``knowing``: they know what modules wait for: the large one, this, counts for more. ``advice``: of further large
+        networks; then all count alike. ``guess``: cycles (n,) by the closed form that knows it, too, if that votes.
         """
         votes = [self, other, *advice]
-        alone = knowing and not advice
-        shares = [_KNOWING, 1 - _KNOWING] if alone else [1 / len(votes)] * len(votes)
+        shares = [_KNOWING, 1 - _KNOWING] if knowing and not advice else [1 / len(votes)] * len(votes)
         ratio = sum(np.float32(share) * np.maximum(vote.log_ratio, 0.0) for share, vote in zip(shares, votes))
         if guess is not None:
             told = np.maximum(np.log(guess / self.bound), 0.0).astype(np.float32)
             ratio = np.float32(1 - _CLOSED_FORM) * ratio + np.float32(_CLOSED_FORM) * told
         spread = np.mean([vote.spread for vote in votes], axis=0)
-        caution = 0.0 if alone else _CAUTION
         p_valid = np.ones_like(self.p_valid) if self.risk is None else (1.0 - self.risk).astype(np.float32)
-        return Scores(p_valid, ratio, spread, self.bound, self.risk, caution)
+        return Scores(p_valid, ratio, spread, self.bound, self.risk, _CAUTION)
 
 
 @dataclass(frozen=True)

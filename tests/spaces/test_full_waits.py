@@ -130,6 +130,30 @@ def test_schedules_are_ordered_as_by_the_timing(
             {},
             0.14,
         ),
+        (
+            Conv2d(1, 64, 18, 18, 24, 3, 3, padding=1, epilogue=BIASED),
+            Accelerator(0, 3, 13, 13, 15, 15, bus_bits=128, burst_len_bits=1, memory_latency=10_437, name="odd"),
+            {"tile_w": 1},
+            0.05,
+        ),
+        (
+            Conv2d(1, 288, 43, 43, 288, 3, 3, padding=1, groups=288, epilogue=BIASED),
+            Accelerator(
+                1,
+                5,
+                13,
+                19,
+                17,
+                19,
+                bus_bits=512,
+                burst_len_bits=4,
+                memory_latency=20_000,
+                instruction_queue=8,
+                name="many",
+            ),
+            {"tile_co": 9, "inp_buffers": 1, "acc_buffers": 1},
+            0.135,
+        ),
     ],
     ids=[
         "rows of biases of one beat",
@@ -146,6 +170,8 @@ def test_schedules_are_ordered_as_by_the_timing(
         "stores of the last tile from its first piece on",
         "chunks of instructions behind the bursts of a LOAD",
         "chunks of instructions that come free hide others",
+        "rows that start within a burst",
+        "biases of more bursts than a LOAD lets through",
     ],
 )
 def test_what_fills_and_empties_the_memory_s_queue_and_frees_a_buffer(
