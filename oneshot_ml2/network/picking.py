@@ -253,12 +253,12 @@ def by_both(
     one = network.judge(space, legal)
     other, *advice = other_votes(space, network, legal, other)
     waits, gap = bool(network.seen.beside), np.max([one.gap(vote) for vote in (other, *advice)], axis=0)
-    guess = None
+    vote = None
     if waits and not advice:
         guess = network.features.waiting(space, legal)
         gap = np.maximum(gap, np.abs(0.5 * (np.log(one.cycles) + np.log(other.cycles)) - np.log(guess)))
-    votes = guess if network.calibration is None else None
-    return Ranking(legal.indices, one.with_both(other, waits, advice, votes), scored, gap, legal=True)
+        vote = guess if network.calibration is None else None
+    return Ranking(legal.indices, one.with_both(other, waits, advice, vote), scored, gap, legal=True)
 
 
 def other_votes(

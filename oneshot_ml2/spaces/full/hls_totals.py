@@ -11,7 +11,7 @@ import numpy as np
 
 from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full.knobs import BIAS_ADD, BIAS_LOAD, INP_MODE, SET, STREAM, WGT_MODE
-from oneshot_ml2.spaces.full.shapes import output_shape
+from oneshot_ml2.spaces.full.shapes import beats_of_acc, output_shape
 from oneshot_ml2.spaces.full.tiles import last_channels
 from oneshot_ml2.vta.hls_keys import TICKS
 
@@ -140,7 +140,7 @@ def _compute(nest, schedule, geometry, work, cost):  # type: ignore[no-untyped-d
     first operands are there; those of passes over outputs before their stores."""
     outputs, tiles = work.outputs, work.tiles
     operations = nest.nb * geometry.work * nest.ci * nest.out_blocks
-    acc_beats = max(nest.acc_bytes // nest.bus, 1)
+    acc_beats = beats_of_acc(nest)
     # The micro-ops come first.
     uops = cost.compute + cost.read_row + 1.0
     area = min(schedule.tile_co, nest.co) * schedule.tile_h * schedule.tile_w

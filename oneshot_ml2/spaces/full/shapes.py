@@ -73,6 +73,12 @@ def bias_shape(nest, nco, nh, nw):  # type: ignore[no-untyped-def]
 
 
 @part()
+def beats_of_acc(nest):  # type: ignore[no-untyped-def]
+    """Beats of an element of ACC, at least one."""
+    return max(nest.acc_bytes // nest.bus, 1)
+
+
+@part()
 def field_fits(y, x, stride, sram):  # type: ignore[no-untyped-def]
     """Whether a memory instruction's sizes and SRAM index fit its fields of 16 bits."""
     return y <= MAX_SIZE and x <= MAX_SIZE and (y == 1 or stride <= MAX_SIZE) and sram <= MAX_SIZE

@@ -13,7 +13,7 @@ import numpy as np
 
 from oneshot_ml2.common.parts import part
 from oneshot_ml2.spaces.full.knobs import BIAS_ADD, BIAS_GEMM, BIAS_LOAD, INP_MODE, STREAM, WGT_MODE, ceil_div
-from oneshot_ml2.spaces.full.shapes import bias_shape, output_shape
+from oneshot_ml2.spaces.full.shapes import beats_of_acc, bias_shape, output_shape
 from oneshot_ml2.spaces.full.tiles import pieces
 from oneshot_ml2.spaces.full.totals import stage_passes, tapered_chunks
 from oneshot_ml2.vta.timing.records import TAGS
@@ -90,10 +90,10 @@ def singles(nest, beats, apart):  # type: ignore[no-untyped-def]
 
 
 @part()
-def _apart(nest, offsets):  # type: ignore[no-untyped-def]
-    """Bytes of which rows start at any multiple, at most a burst's; ``offsets``: those that they may start at, as bits
-    of one number."""
-    offsets |= nest.burst * nest.bus
+def _apart(nest, places, size):  # type: ignore[no-untyped-def]
+    """Bytes of which rows start at any multiple, at most a burst's; ``places``: those that they may start at, as bits
+    of one number, in elements of ``size`` bytes."""
+    offsets = places * size | nest.burst * nest.bus
     return offsets & -offsets
 
 
@@ -122,8 +122,6 @@ def _loads_of_rows(nest, insns, rows, beats, apart):  # type: ignore[no-untyped-
     apart = max(apart // nest.bus, 1)
     data, dry = _stream(nest, rows / insns, beats / insns, apart)
     bursts = 1.0 + (np.ceil(beats / rows / apart) - 1.0) * apart / nest.burst
-    if apart == nest.burst:
-        bursts = np.ceil(beats / rows / nest.burst)
     cycles = insns * (nest.latency + LOAD + data)
     return Loads(cycles, insns, rows / insns, bursts * rows / insns, beats / insns, data, dry)
 
@@ -148,15 +146,15 @@ def input_loads(nest, schedule, geometry, loads, whole, tiles, sp_tiles):  # typ
     real = max(geometry.real, 1)
     if nest.minor:
         rows = 1.0 if schedule.tile_ci >= nest.ci else geometry.loaded / real
-        offsets = nest.ci * nest.inp_bytes | schedule.tile_ci * nest.inp_bytes
+        places = nest.ci | schedule.tile_ci
     else:
-        offsets = nest.iw * nest.inp_bytes
+        places = nest.iw
         if schedule.tile_w < nest.ow:
-            offsets |= schedule.tile_w * nest.sw * nest.inp_bytes | nest.pl * nest.inp_bytes
+            places |= schedule.tile_w * nest.sw | nest.pl
         apart = geometry.compact - geometry.compact_apart
         rows = ((geometry.spread_rows + geometry.compact_apart) * channels + apart) / real
     beats = loads.inp_elements * nest.inp_bytes / nest.bus / chunks
-    return _loads_of_rows(nest, max(loads.inp_insns / chunks, 1e-9), rows, beats, _apart(nest, offsets))
+    return _loads_of_rows(nest, max(loads.inp_insns / chunks, 1e-9), rows, beats, _apart(nest, places, nest.inp_bytes))
 
 
 @part()
@@ -166,8 +164,7 @@ def weight_loads(nest, schedule, loads, whole, co_tiles, sp_tiles):  # type: ign
         return Loads(0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0)
     chunks = float(whole * co_tiles * (sp_tiles if WGT_MODE[schedule.dataflow] == STREAM else 1))
     rows = 1.0 if whole == 1 else float(min(schedule.tile_co, nest.co))
-    whole_row = nest.kh * nest.kw * nest.wgt_bytes
-    apart = _apart(nest, nest.ci * whole_row | min(schedule.tile_ci, nest.ci) * whole_row)
+    apart = _apart(nest, nest.ci | min(schedule.tile_ci, nest.ci), nest.kh * nest.kw * nest.wgt_bytes)
     return _loads_of_rows(nest, 1.0, rows, loads.wgt_beats / chunks, apart)
 
 
@@ -190,7 +187,7 @@ def _biases(nest, schedule, area):  # type: ignore[no-untyped-def]
         return 0.0, 0.0, 0.0, 0.0, 0.0
     tco = min(schedule.tile_co, nest.co)
     insns = bias_shape(nest, tco, schedule.tile_h, schedule.tile_w)[0]
-    beats = max(nest.acc_bytes // nest.bus, 1)
+    beats = beats_of_acc(nest)
     rows, data = area / insns / (tco if nest.minor else 1), area * beats / insns
     # What the rows take, which may be of one beat and drain the memory's queue, in place of what `totals` counts.
     own, dry = _stream(nest, rows, data, nest.burst)
@@ -235,10 +232,9 @@ def tile_of(nest, schedule, reduction, compute, gemm, tiles, outputs):  # type: 
     if nest.residual:
         many, rows, _, _ = output_shape(nest, tco, schedule.tile_h, schedule.tile_w)
         residual_insns = float(many)
-        beats, offsets = area * nest.inp_bytes / nest.bus, nest.ow * nest.inp_bytes
-        if schedule.tile_w < nest.ow:
-            offsets |= schedule.tile_w * nest.inp_bytes
-        residual = _loads_of_rows(nest, residual_insns, float(many * rows), beats, _apart(nest, offsets)).cycles
+        apart = _apart(nest, nest.ow | min(schedule.tile_w, nest.ow), nest.inp_bytes)
+        beats = area * nest.inp_bytes / nest.bus
+        residual = _loads_of_rows(nest, residual_insns, float(many * rows), beats, apart).cycles
     return Tile(
         chunks, gemm / steps, reduction.gemms / steps, end, end_insns, held, stores, float(insns * cuts), exposed,
         biases, bias_data, bias_bursts, bias_beats, residual, residual_insns,
@@ -250,7 +246,7 @@ def bias_add(nest, schedule):  # type: ignore[no-untyped-def]
     """Beats of the one LOAD of all biases that are added from ACC; 0 if there is none."""
     if nest.bias == 0 or schedule.bias != BIAS_ADD:
         return 0.0
-    return float(nest.out_blocks * max(nest.acc_bytes // nest.bus, 1))
+    return float(nest.out_blocks * beats_of_acc(nest))
 
 
 @part()

@@ -31,6 +31,7 @@ from oneshot_ml2.spaces.full.knobs import (
     ceil_div,
     schedules,
 )
+from oneshot_ml2.spaces.full.shapes import beats_of_acc
 from oneshot_ml2.spaces.full.sram import LAYOUT, holds, lay_out
 from oneshot_ml2.spaces.full.tiles import channel_tiles, head_parts, last_channels, narrowest, pieces
 from oneshot_ml2.spaces.full.uops import all_uops
@@ -255,7 +256,7 @@ def compute_of(nest, schedule, geometry, gemms, tiles, co_tiles, outputs, all_cu
     if nest.pre_shift >= 0:
         extra += outputs + 7 * tiles
     if nest.bias:
-        acc_beats = max(nest.acc_bytes // nest.bus, 1)
+        acc_beats = beats_of_acc(nest)
         if schedule.bias == BIAS_LOAD:
             # A bias that is repeated one by one is a row of its own, and takes two cycles.
             start = outputs * (acc_beats if nest.minor else max(acc_beats, 2)) + 6 * tiles

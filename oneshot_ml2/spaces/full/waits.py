@@ -33,6 +33,7 @@ from oneshot_ml2.spaces.full.knobs import (
     WGT_MODE,
     outer_is_co,
 )
+from oneshot_ml2.spaces.full.shapes import beats_of_acc
 from oneshot_ml2.spaces.full.tile_times import (
     LOAD,
     bias_add,
@@ -438,7 +439,7 @@ def _free_of_biases(nest, schedule, tile, fetch):  # type: ignore[no-untyped-def
     """`_free` of a LOAD of biases."""
     if tile.biases == 0.0:
         return 0.0
-    rows = tile.bias_beats / max(nest.acc_bytes // nest.bus, 1)
+    rows = tile.bias_beats / beats_of_acc(nest)
     if nest.minor:
         rows /= min(schedule.tile_co, nest.co)
     return _free(nest, fetch, tile.bias_beats / tile.biases, rows / tile.biases)
@@ -523,8 +524,9 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
             continue
         loads_inp, loads_wgt = _taken(inp_mode, outer_first, inner_first), _taken(wgt_mode, outer_first, inner_first)
         # As `tiles.is_tapered` says; of many groups it is the first one alone.
-        tapers = wgt_mode != STREAM and (outer_first if by_co else inner_first) and groups == 1
-        tapers = tapers or (nest.minor and inp_mode != STREAM)
+        tapers = (nest.minor and inp_mode != STREAM) or (
+            wgt_mode != STREAM and (outer_first if by_co else inner_first) and groups == 1
+        )
         tile = in_chunks(tile, float(tapered if tapers else whole))
         inputs, weights = smaller(nest, whole_inp, whole / tile.chunks), smaller(nest, whole_wgt, whole / tile.chunks)
         group = _group(nest, inputs, weights, loads_inp, loads_wgt, narrow, corner)
@@ -532,10 +534,8 @@ def _all_waits(nest, schedule, tile, fetch, whole_inp, whole_wgt, read, whole, p
         count = _count(tile, of_inp + of_wgt + tile.residual_insns)
         free = _free_chunks(nest, tile, fetch, count, inputs, weights, of_inp, of_wgt, biased)
         inp_insns, wgt_insns = inp_insns + many * of_inp, wgt_insns + many * of_wgt
-        others, loading = (
-            others + many * tile.residual_insns,
-            loading + many * (tile.chunks * group.cycles + tile.residual),
-        )
+        others += many * tile.residual_insns
+        loading += many * (tile.chunks * group.cycles + tile.residual)
         windows = _windows(nest, schedule, tile, fetch, inner / inner_firsts, read)
         waited, filled = _tile_waits(
             nest, tile, fetch, windows, group, corner, always or outer_first, inner_first, inner == inner_firsts
